@@ -1,0 +1,42 @@
+"""Load a finished run and score it again: `python evaluate.py <run folder> [data=fashion_mnist …]`."""
+
+import argparse
+from pathlib import Path
+
+from hydra import initialize_config_dir
+
+from bantam import config, launch
+
+MAY_CHANGE = ("data", "device", "threads", "precision")
+
+
+def main() -> None:
+    """Exit with 0 where the recorded accuracy is repeated or the data are others, with 1 where not."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder of a finished run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"change {', '.join(MAY_CHANGE)}")
+    arguments = parser.parse_args()
+    config.register()
+    try:
+        cfg, before, choices = launch.saved(arguments.folder)
+        if arguments.overrides:
+            with initialize_config_dir(str(Path(__file__).parent.absolute() / "conf")):
+                changed, keys = launch.changed("config", before, arguments.overrides)
+            refused = [key for key in keys if key.split(".")[0] not in MAY_CHANGE]
+            if refused:
+                raise ValueError(
+                    f"{refused[0]} belongs to the run: only {', '.join(MAY_CHANGE)} can be changed here"
+                )
+            for key in MAY_CHANGE:
+                cfg[key] = changed[key]
+        from bantam import run
+
+        same = run.evaluate(arguments.folder, cfg, dict(choices))
+    except ValueError as error:
+        launch.show_error(error)
+        raise SystemExit(1) from None
+    raise SystemExit(0 if same else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Bantam: experiments and sweeps for neural networks in a weight class."""

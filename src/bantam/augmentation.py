@@ -1,0 +1,101 @@
+"""Augmentation of whole batches, with numbers drawn for every image by itself.
+
+It runs on the device that holds the images. B is the number of images in a batch, H and W their
+height and width in pixels.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Augmentation:
+    """Random changes of brightness, contrast and geometry; zero turns a change off.
+
+    Per image: a brightness factor from 1 ± `brightness` and a contrast factor from 1 ± `contrast`,
+    in random order; then an angle from ± `degrees` (counter-clockwise), a shift from ± `pixels` on
+    either axis, a size factor from 1 ± `scale` and a shear angle from ± `shear_degrees`, about the
+    centre. What comes in from outside is black. The parts are those of torchvision's ColorJitter,
+    RandomRotation and RandomAffine, which draw one set of numbers for a whole batch.
+    """
+
+    def __init__(
+        self,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        degrees: float = 0.0,
+        pixels: float = 0.0,
+        scale: float = 0.0,
+        shear_degrees: float = 0.0,
+        interpolation: str = "bilinear",
+    ) -> None:
+        self.brightness, self.contrast = brightness, contrast
+        self.degrees, self.pixels, self.scale, self.shear_degrees = degrees, pixels, scale, shear_degrees
+        self.interpolation = interpolation
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Augment B×H×W bytes into B×1×H×W floats from 0 to 1."""
+        x = images.unsqueeze(1).float().div_(255)
+        count = len(x)
+
+        def draw(reach: float) -> Tensor:
+            """B numbers, uniform within ± `reach`."""
+            return (torch.rand(count, device=x.device) * 2 - 1) * reach
+
+        if self.brightness or self.contrast:
+            contrast_first = torch.rand(count, device=x.device) < 0.5
+            x = jitter(x, 1 + draw(self.brightness), 1 + draw(self.contrast), contrast_first)
+        if self.degrees or self.pixels or self.scale or self.shear_degrees:
+            angle, shear = draw(self.degrees), draw(self.shear_degrees)
+            right, down = draw(self.pixels), draw(self.pixels)
+            x = warp(x, angle, right, down, 1 + draw(self.scale), shear, self.interpolation)
+        return x
+
+
+def jitter(x: Tensor, brightness: Tensor, contrast: Tensor, contrast_first: Tensor) -> Tensor:
+    """Multiply the brightness and stretch the contrast about the mean of B×1×H×W images, a factor each.
+
+    `contrast_first` says, per image, in which order; between the two and after, values are clipped
+    to 0 … 1.
+    """
+    brightness, contrast = brightness.view(-1, 1, 1, 1), contrast.view(-1, 1, 1, 1)
+    first = contrast_first.view(-1, 1, 1, 1)
+    x = torch.where(first, _stretch(x, contrast), x)
+    x = (x * brightness).clamp_(0, 1)
+    return torch.where(first, x, _stretch(x, contrast))
+
+
+def _stretch(x: Tensor, factor: Tensor) -> Tensor:
+    mean = x.mean(dim=(1, 2, 3), keepdim=True)
+    return (mean + (x - mean) * factor).clamp_(0, 1)
+
+
+def warp(
+    x: Tensor, angle: Tensor, right: Tensor, down: Tensor, scale: Tensor, shear: Tensor, interpolation: str
+) -> Tensor:
+    """Rotate, shear, scale and then shift B×1×H×W images about their centre, each by its own numbers.
+
+    `angle` (counter-clockwise) and `shear` (along x) are B degrees, `right` and `down` B pixels,
+    `scale` B factors; outside is black. The same mapping as torchvision's `affine` with angle
+    `-angle` (its angles run clockwise) and `rotate` with `angle`.
+    """
+    height, width = x.shape[-2:]
+    radians, slant = angle * (math.pi / 180), torch.tan(shear * (math.pi / 180))
+    cos, sin = torch.cos(radians) / scale, torch.sin(radians) / scale
+    # grid_sample asks where each output pixel comes from: first undo the shift, then the rotation
+    # and scale, then the shear. Square pixels are kept when height and width differ.
+    xx, xy = cos + slant * sin, -sin + slant * cos
+    yx, yy = sin, cos
+    dx, dy = -2 * right / width, -2 * down / height
+    ratio = height / width
+    theta = torch.stack(
+        [
+            torch.stack([xx, xy * ratio, xx * dx + xy * ratio * dy], dim=1),
+            torch.stack([yx / ratio, yy, yx / ratio * dx + yy * dy], dim=1),
+        ],
+        dim=1,
+    )
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode=interpolation, padding_mode="zeros", align_corners=False)

@@ -1,0 +1,119 @@
+"""What a network costs, counted on the meta device: no memory, no data, no training."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+IMAGE = (1, 28, 28)
+"""Channels, height and width of one input image."""
+
+
+@dataclass
+class Layer:
+    """One row of the layer table: a convolution, pooling or linear layer and what follows it."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Output, without the batch dimension: channels × height × width, or features."""
+    receptive_field: int
+    """Side of the square of input pixels that one output sees, for layers that run one after another."""
+    parameters: int
+    multiply_adds: int
+    """Of the convolutions and linear layers, for one image."""
+
+
+def layers(model: nn.Module) -> list[Layer]:
+    """List the layers of a network in the order in which they run, shared weights counted once.
+
+    The network must be on the meta device. Raises ValueError where images do not fit through it.
+    """
+    rows: list[Layer] = []
+    counted: set[Tensor] = set()
+    field, jump = 1, 1  # receptive field, and input pixels between neighbouring outputs
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal field, jump
+        parameters = 0
+        for parameter in module.parameters(recurse=False):
+            if parameter not in counted:
+                counted.add(parameter)
+                parameters += parameter.numel()
+        if not rows or isinstance(module, (nn.Conv2d, nn.Linear)) or hasattr(module, "kernel_size"):
+            rows.append(Layer(_describe(module), (), field, 0, 0))
+        elif isinstance(module, nn.AdaptiveAvgPool2d):
+            rows.append(Layer("global average pool", (), field, 0, 0))
+        elif not isinstance(module, (nn.Flatten, nn.Identity)):
+            rows[-1].name += f" → {_describe(module)}"
+        if isinstance(module, nn.AdaptiveAvgPool2d):
+            kernel, stride, dilation = inputs[0].shape[-1], 1, 1
+        else:
+            kernel, stride, dilation = (
+                _side(getattr(module, key, 1)) for key in ("kernel_size", "stride", "dilation")
+            )
+        field += (kernel - 1) * dilation * jump
+        jump *= stride
+        rows[-1].receptive_field = field
+        rows[-1].shape = tuple(output.shape[1:])
+        rows[-1].parameters += parameters
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            rows[-1].multiply_adds += output[0].numel() * module.weight[0].numel()
+
+    handles = [m.register_forward_hook(record) for m in model.modules() if not list(m.children())]
+    try:
+        model.eval()(torch.zeros(2, *IMAGE, device="meta"))
+    except RuntimeError as error:
+        raise ValueError(f"a 1×28×28 image does not fit through this network: {error}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return rows
+
+
+def _side(value: int | tuple[int, ...]) -> int:
+    return value if isinstance(value, int) else value[-1]
+
+
+def _describe(module: nn.Module) -> str:
+    describe: dict[type[nn.Module], Callable[[], str]] = {
+        nn.Conv2d: lambda: "conv {0}×{0}".format(_side(module.kernel_size)),  # type: ignore[arg-type]
+        nn.MaxPool2d: lambda: f"max-pool {_side(module.kernel_size)}",  # type: ignore[arg-type]
+        nn.AvgPool2d: lambda: f"average-pool {_side(module.kernel_size)}",  # type: ignore[arg-type]
+        nn.BatchNorm2d: lambda: "norm",
+        nn.Dropout: lambda: "dropout",
+        nn.Linear: lambda: "linear",
+    }
+    for kind, text in describe.items():
+        if isinstance(module, kind):
+            return text()
+    return type(module).__name__
+
+
+def count(model: nn.Module) -> int:
+    """Number of trainable and frozen parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def table(rows: list[Layer]) -> Table:
+    """The layer table for the terminal."""
+    result = Table(box=None, pad_edge=False, header_style="bold", footer_style="bold", show_footer=True)
+    result.add_column("layer", "total")
+    result.add_column("output", justify="right")
+    for title, total in (
+        ("field", ""),
+        ("parameters", f"{sum(row.parameters for row in rows):,}"),
+        ("multiply-adds", f"{sum(row.multiply_adds for row in rows):,}"),
+    ):
+        result.add_column(title, total, justify="right")
+    for row in rows:
+        shape = "×".join(map(str, row.shape))
+        result.add_row(
+            row.name,
+            shape,
+            f"{row.receptive_field}",
+            f"{row.parameters:,}" if row.parameters else "",
+            f"{row.multiply_adds:,}" if row.multiply_adds else "",
+        )
+    return result

@@ -1,0 +1,266 @@
+"""The typed schema of the configuration: every key, its type, its range and what it means.
+
+The files in `conf/` hold the values and extend these types, so Hydra refuses an unknown key or a
+wrong type while it composes. torch is not imported here: a mistake is answered at once.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+
+
+def ranged(
+    *, above: float | None = None, least: float | None = None, below: float | None = None, most: float | None = None
+) -> Any:
+    """A required key whose number, or every number of its list, lies in a range."""
+    limits = {"above": above, "at least": least, "below": below, "at most": most}
+    return field(default=MISSING, metadata={"limits": {k: v for k, v in limits.items() if v is not None}})
+
+
+@dataclass
+class Component:
+    """Something that is built from its keys: `_target_` is the class, the other keys its arguments."""
+
+    _target_: str = MISSING
+
+
+@dataclass
+class Partial(Component):
+    """A component whose remaining arguments (parameters, optimizer) exist only once the network does."""
+
+    _partial_: bool = True
+
+
+@dataclass
+class Skeleton(Component):
+    width: int = ranged(least=1)
+    """Channels of the first three convolutions."""
+
+
+@dataclass
+class Study(Component):
+    width: int = ranged(least=1)
+    """Channels of every 3×3 convolution."""
+    dropout: float = ranged(least=0, below=1)
+    """Probability of dropping an element."""
+
+
+@dataclass
+class Tapered(Component):
+    early: list[int] = ranged(least=1)
+    """Channels of the 3×3 blocks before the pooling."""
+    transition: int = ranged(least=1)
+    """Channels of the 1×1 block after the pooling."""
+    late: list[int] = ranged(least=1)
+    """Channels of the 3×3 blocks after the pooling."""
+    dropout: float = ranged(least=0, below=1)
+    """Probability of dropping an element."""
+
+
+@dataclass
+class SGD(Partial):
+    lr: float = ranged(above=0)
+    momentum: float = ranged(least=0, below=1)
+    nesterov: bool = MISSING
+    weight_decay: float = ranged(least=0)
+
+
+@dataclass
+class AdamW(Partial):
+    lr: float = ranged(above=0)
+    betas: list[float] = ranged(least=0, below=1)
+    weight_decay: float = ranged(least=0)
+
+
+@dataclass
+class Constant(Partial):
+    factor: float = ranged(above=0, most=1)
+    total_iters: int = ranged(least=0)
+
+
+@dataclass
+class Step(Partial):
+    step_size: int = ranged(least=1)
+    """Epochs between two reductions."""
+    gamma: float = ranged(above=0, most=1)
+    """What the learning rate is multiplied by."""
+
+
+@dataclass
+class MultiStep(Partial):
+    milestones: list[int] = ranged(least=1)
+    """Epochs after which the rate is reduced."""
+    gamma: float = ranged(above=0, most=1)
+    """What the learning rate is multiplied by."""
+
+
+@dataclass
+class Cosine(Partial):
+    T_max: int = ranged(least=1)
+    """Epochs until the rate reaches eta_min."""
+    eta_min: float = ranged(least=0)
+    """Lowest learning rate."""
+
+
+@dataclass
+class OneCycle(Partial):
+    epochs: int = ranged(least=1)
+    warmup: float = ranged(least=0, below=1)
+    """Fraction of the training after which the rate reaches optimizer.lr."""
+    end: float = ranged(above=0, most=1)
+    """Fraction of the training after which the rate has reached its floor."""
+    initial: float = ranged(above=0, most=1)
+    """First rate, as a fraction of optimizer.lr."""
+    floor: float = ranged(least=0, most=1)
+    """Last rate, as a fraction of optimizer.lr."""
+
+
+@dataclass
+class LossDip(Partial):
+    factor: float = ranged(above=0, most=1)
+    """What the learning rate is multiplied by when the loss dips less than before."""
+
+
+@dataclass
+class Augmentation(Component):
+    brightness: float = ranged(least=0, most=1)
+    """Factor from 1 ± this."""
+    contrast: float = ranged(least=0, most=1)
+    """Factor from 1 ± this."""
+    degrees: float = ranged(least=0, most=180)
+    """Rotation by ± this."""
+    pixels: float = ranged(least=0)
+    """Shift by ± this on either axis."""
+    scale: float = ranged(least=0, below=1)
+    """Size factor from 1 ± this."""
+    shear_degrees: float = ranged(least=0, below=90)
+    """Shear by ± this."""
+    interpolation: Literal["nearest", "bilinear"] = MISSING
+
+
+@dataclass
+class Dataset(Component):
+    mean: float = ranged()
+    """Mean of the pixels from 0 to 1, which normalisation subtracts."""
+    std: float = ranged(above=0)
+    """Standard deviation of the pixels, which normalisation divides by."""
+    validation: int = ranged(least=0)
+    """Training images held out and scored instead of the test images; 0 scores the test images."""
+    split_seed: int = ranged(least=0)
+    """Decides which images are held out."""
+
+
+@dataclass
+class Files(Dataset):
+    root: str = MISSING
+    """Folder that holds, or will hold, the downloaded files."""
+
+
+@dataclass
+class TorchvisionDataset(Files):
+    dataset: str = MISSING
+    """Class of torchvision.datasets with MNIST's file format."""
+
+
+@dataclass
+class Budget:
+    parameters: int = ranged(least=1)
+    """A network must have strictly fewer parameters."""
+    epochs: int = ranged(least=1)
+    """A training may take at most so many epochs."""
+
+
+@dataclass
+class Target:
+    accuracy: float = ranged(above=0, most=100)
+    """Percent of the test images to be reached in every one of the last epochs."""
+    last_epochs: int = ranged(least=1)
+    """How many epochs at the end must reach it, and are averaged into the objective."""
+
+
+@dataclass
+class Config:
+    """All keys of a run; the groups come from their folders in `conf/`."""
+
+    model: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    augmentation: Any = MISSING
+    data: Any = MISSING
+    budget: Budget = field(default_factory=Budget)
+    target: Target = field(default_factory=Target)
+    epochs: int = ranged(least=1)
+    batch_size: int = ranged(least=1)
+    seed: int = ranged(least=0, most=2**40)
+    device: Literal["auto", "cpu", "cuda", "mps"] = MISSING
+    precision: Literal["auto", "float32", "bfloat16"] = MISSING
+    """auto: bfloat16 where the device computes it natively, else float32."""
+    threads: int | None = ranged(least=1)
+    """null: all cores, divided among the jobs that run side by side."""
+    compile: bool = MISSING
+    """torch.compile the network: needs a C++ compiler and half a minute."""
+    pictures: bool = MISSING
+    """Draw curves.png, confusion.png and mistakes.png into the run's folder."""
+    dry_run: bool = MISSING
+    """Show what would be trained, and stop."""
+    resume: str | None = MISSING
+    """Folder of an interrupted run to continue in place."""
+
+
+def register() -> None:
+    """Store the schema for Hydra: `schema` for the whole, `schema/<group>/<name>` for the components."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for group, components in {
+        "model": {"skeleton": Skeleton, "study": Study, "tapered": Tapered},
+        "optimizer": {"sgd": SGD, "adamw": AdamW},
+        "scheduler": {
+            "constant": Constant,
+            "step": Step,
+            "multistep": MultiStep,
+            "cosine": Cosine,
+            "one_cycle": OneCycle,
+            "loss_dip": LossDip,
+        },
+        "augmentation": {"augmentation": Augmentation},
+        "data": {"dataset": Dataset, "files": Files, "torchvision": TorchvisionDataset},
+    }.items():
+        for name, node in components.items():
+            store.store(group=f"schema/{group}", name=name, node=node)
+
+
+def validate(cfg: DictConfig) -> None:
+    """Raise ValueError, naming the key, for a missing value or a number out of its range."""
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ValueError(f"{missing[0]} has no value: set it, for example {missing[0]}=…")
+    for key, value, limits in _numbers(cfg):
+        words = " and ".join(f"{word} {limit:,}" for word, limit in limits.items())
+        if not math.isfinite(value):
+            raise ValueError(f"{key} is {value}: it must be a finite number{' ' + words if words else ''}")
+        inside = {
+            "above": lambda limit, value=value: value > limit,
+            "at least": lambda limit, value=value: value >= limit,
+            "below": lambda limit, value=value: value < limit,
+            "at most": lambda limit, value=value: value <= limit,
+        }
+        if not all(inside[word](limit) for word, limit in limits.items()):
+            raise ValueError(f"{key} is {value:,}: it must be {words}")
+
+
+def _numbers(node: Any, key: str = "", limits: dict[str, float] | None = None) -> Iterator[tuple[str, float, dict[str, float]]]:
+    """All numbers below a node with their full key and the limits that the schema sets."""
+    if isinstance(node, DictConfig):
+        kind = OmegaConf.get_type(node)
+        known = {f.name: f.metadata.get("limits", {}) for f in fields(kind)} if hasattr(kind, "__dataclass_fields__") else {}
+        for name, value in node.items():
+            yield from _numbers(value, f"{key}.{name}".lstrip("."), known.get(str(name), {}))
+    elif isinstance(node, ListConfig):
+        for value in node:
+            yield from _numbers(value, key, limits)
+    elif isinstance(node, (int, float)) and not isinstance(node, bool):
+        yield key, node, limits or {}

@@ -1,0 +1,148 @@
+"""The networks: the three of the study and one that is narrow where the maps are large.
+
+Shape suffixes used in comments: B images, C channels, H height, W width. Every network takes
+B×1×28×28 and returns B×10 logits. A new network is one class here and one file in `conf/model/`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+CLASSES = 10
+
+
+class _ZeroSome(torch.autograd.Function):
+    """Scale a tensor by `scale` and set the elements at `dropped` (positions in memory) to zero."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, dropped: Tensor, scale: float) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(dropped)
+        ctx.scale = scale
+        return _ZeroSome.apply_to(x, dropped, scale)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def, override]
+        (dropped,) = ctx.saved_tensors
+        return _ZeroSome.apply_to(grad, dropped, ctx.scale), None, None
+
+    @staticmethod
+    def apply_to(x: Tensor, dropped: Tensor, scale: float) -> Tensor:
+        y = x * scale
+        # One flat view over the memory serves every layout, NCHW and channels_last alike.
+        y.as_strided((y.numel(),), (1,)).index_fill_(0, dropped, 0.0)
+        return y
+
+
+class Dropout(nn.Dropout):
+    """`torch.nn.Dropout` with the same distribution, several times faster on a CPU at small rates.
+
+    PyTorch draws one random number an element on a CPU. Dropped elements are rare here, so the
+    gaps between them are drawn instead: they are geometric with parameter `p`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(x)
+        if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+            x = x.contiguous()
+        return _ZeroSome.apply(x, self.dropped(x.numel()), 1 / (1 - self.p))  # type: ignore[no-any-return, no-untyped-call]
+
+    def dropped(self, count: int) -> Tensor:
+        """Positions below `count` to set to zero, each chosen with probability `p`, in rising order."""
+        expected = count * self.p
+        draws = int(expected + 6 * expected**0.5) + 8
+        positions = torch.empty(draws).geometric_(self.p).to(torch.int64).cumsum(0) - 1
+        while positions[-1] < count:  # six standard deviations short: draw on, so that none is missed
+            more = torch.empty(draws).geometric_(self.p).to(torch.int64).cumsum(0)
+            positions = torch.cat([positions, positions[-1] + more])
+        return positions[: int(torch.searchsorted(positions, count))]
+
+
+class Skeleton(nn.Sequential):
+    """Step 1 of the study: padded convolutions and ReLU only, 8,892 parameters at width 16.
+
+    The last ReLU stands before the pooling, so no logit is ever negative.
+    """
+
+    def __init__(self, width: int = 16) -> None:
+        channels = [1, width, width, width, CLASSES, CLASSES, CLASSES, CLASSES]
+        layers: list[nn.Module] = []
+        for i, (inputs, outputs) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.ReLU()]
+            if i in (2, 4):
+                layers.append(nn.MaxPool2d(2))
+        super().__init__(*layers, nn.AvgPool2d(7), nn.Flatten())
+
+
+def _study_blocks(width: int, dropout: float) -> list[nn.Module]:
+    """The part that steps 2 and 3 share: five blocks and two poolings, B×1×28×28 to B×width×1×1."""
+    layers: list[nn.Module] = []
+    for i in range(5):
+        inputs = 1 if i == 0 else width
+        layers += [
+            nn.Conv2d(inputs, width, 3, bias=False),
+            nn.ReLU(),
+            nn.BatchNorm2d(width),
+            Dropout(dropout),
+        ]
+        if i == 1:
+            layers.append(nn.MaxPool2d(2))
+    return [*layers, nn.AvgPool2d(6)]
+
+
+class V1(nn.Sequential):
+    """Step 2 of the study: batch norm, dropout and two 1×1 convolutions, 9,780 parameters at width 16."""
+
+    def __init__(self, width: int = 16, dropout: float = 0.05) -> None:
+        super().__init__(
+            *_study_blocks(width, dropout),
+            nn.Conv2d(width, CLASSES, 1, bias=False),
+            nn.Conv2d(CLASSES, CLASSES, 1, bias=False),
+            nn.Flatten(),
+        )
+
+
+class V2(nn.Sequential):
+    """Step 3 of the study: V1 without its second 1×1 convolution, 9,680 parameters at width 16."""
+
+    def __init__(self, width: int = 16, dropout: float = 0.05) -> None:
+        super().__init__(
+            *_study_blocks(width, dropout), nn.Conv2d(width, CLASSES, 1, bias=False), nn.Flatten()
+        )
+
+
+class Tapered(nn.Sequential):
+    """Few channels early, where the maps are large, and more late: 9,620 parameters by default.
+
+    Valid 3×3 blocks (convolution → batch norm → ReLU) of `early` channels, a max-pool, a 1×1 block
+    down to `transition` channels, 3×3 blocks of `late` channels, a global average, a linear layer
+    without bias. With 28×28 images there is room for six 3×3 blocks in all, two of them early.
+    """
+
+    def __init__(
+        self,
+        early: Sequence[int] = (8, 16),
+        transition: int = 8,
+        late: Sequence[int] = (14, 20, 24),
+        dropout: float = 0.0,
+    ) -> None:
+        layers: list[nn.Module] = []
+        inputs = 1
+
+        def block(outputs: int, kernel: int) -> None:
+            nonlocal inputs
+            layers.extend([nn.Conv2d(inputs, outputs, kernel, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()])
+            if dropout > 0:
+                layers.append(Dropout(dropout))
+            inputs = outputs
+
+        for channels in early:
+            block(channels, 3)
+        layers.append(nn.MaxPool2d(2))
+        block(transition, 1)
+        for channels in late:
+            block(channels, 3)
+        super().__init__(
+            *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, CLASSES, bias=False)
+        )

@@ -1,0 +1,190 @@
+"""A run is its folder: history, checkpoint, weights and result, each written aside and renamed; and the verdict."""
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from bantam.training import Epoch
+
+HISTORY, RESULT, WEIGHTS, CHECKPOINT = "history.csv", "result.json", "weights.safetensors", "checkpoint.pt"
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a whole file or none: into a file beside it, which is then renamed."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_bytes(content)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_history(folder: Path, history: list[Epoch]) -> None:
+    """Write `history.csv`, a row an epoch; numbers in full precision, empty where nothing was scored."""
+    text = io.StringIO(newline="")
+    rows = csv.DictWriter(text, [f.name for f in fields(Epoch)], lineterminator="\n")
+    rows.writeheader()
+    rows.writerows(asdict(epoch) for epoch in history)
+    write(folder / HISTORY, text.getvalue().encode())
+
+
+def read_history(folder: Path) -> list[Epoch]:
+    """Read `history.csv` back. Raises ValueError where it is missing or not one of ours."""
+    try:
+        with (folder / HISTORY).open(newline="") as stream:
+            return [
+                Epoch(**{k: int(v) if k == "epoch" else float(v) if v else None for k, v in row.items()})  # type: ignore[arg-type]
+                for row in csv.DictReader(stream)
+            ]
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / HISTORY} cannot be read: {error}") from error
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """Write `result.json`."""
+    write(folder / RESULT, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Read `result.json`. Raises ValueError where it is missing or damaged."""
+    try:
+        result = json.loads((folder / RESULT).read_text())
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} holds no {RESULT}: it is no finished run") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / RESULT} cannot be read: {error}") from error
+    if not isinstance(result, dict):
+        raise ValueError(f"{folder / RESULT} cannot be read: it is not the result of a run")
+    return result
+
+
+def write_weights(folder: Path, model: nn.Module) -> None:
+    """Write `weights.safetensors`, from which no code can be executed."""
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    write(folder / WEIGHTS, save(state))
+
+
+def read_weights(folder: Path, model: nn.Module) -> None:
+    """Load `weights.safetensors` into a network. Raises ValueError where they do not belong to it."""
+    file = folder / WEIGHTS
+    try:
+        model.load_state_dict(load_file(file))
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} holds no {WEIGHTS}: it is no finished run") from error
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise ValueError(f"{file} holds the weights of another network: {reason}") from error
+
+
+def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Write what a resumed run needs: tensors, numbers and strings only."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write(folder / CHECKPOINT, buffer.getvalue())
+
+
+def read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
+    """Read the checkpoint without executing code, None where there is none. Raises ValueError if damaged."""
+    file = folder / CHECKPOINT
+    if not file.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises whatever the damaged bytes lead it to
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{file} is damaged ({reason}): delete it to start this run anew") from error
+    return state
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the target is met, with the evidence in one sentence."""
+
+    verdict: str
+    """met, not met, not judged or diverged."""
+    reason: str
+    objective: float | None
+    """Mean accuracy of the last epochs in percent, what a sweep maximises; None without any."""
+    best_accuracy: float | None
+    best_epoch: int | None
+    last_accuracies: list[float]
+    """Percent, of the last `target.last_epochs` epochs."""
+    at_chance: bool
+    """The network never did better than always guessing the most frequent class."""
+
+
+def judge(
+    history: list[Epoch],
+    *,
+    target: float,
+    last_epochs: int,
+    most_epochs: int,
+    not_judged: str,
+    most_frequent: float,
+    scored_images: int,
+) -> Verdict:
+    """Judge a finished run by its last epochs.
+
+    `target` and `most_frequent` (the share of the largest class among the scored images) are in
+    percent. A network counts as at chance when its best epoch is within three standard errors of
+    always guessing that class.
+    """
+    last = history[-last_epochs:]
+    accuracies = [epoch.accuracy for epoch in last]
+    best = max(history, key=lambda epoch: epoch.accuracy)
+    share = most_frequent / 100
+    chance = most_frequent + 300 * math.sqrt(share * (1 - share) / scored_images)
+    at_chance = best.accuracy <= chance
+    missed = [epoch for epoch in last if epoch.accuracy < target]
+    wanted = f"{target:g} % in every one of the last {last_epochs} of at most {most_epochs} epochs"
+    if not_judged:
+        verdict, reason = "not judged", not_judged
+    elif len(history) < last_epochs:
+        verdict = "not judged"
+        reason = f"{len(history)} epochs were trained, and the target is about the last {last_epochs}"
+    elif not missed:
+        verdict, reason = "met", f"{wanted}; the lowest is {min(accuracies):.2f} %"
+    else:
+        verdict = "not met"
+        short = ", ".join(f"epoch {e.epoch} by {target - e.accuracy:.2f}" for e in missed)
+        reason = f"{wanted}: missed in {short} points"
+    if at_chance:
+        reason += (
+            f"; the network never left chance: its best, {best.accuracy:.2f} %, is what always guessing "
+            f"the most frequent class gives ({most_frequent:.2f} %)"
+        )
+    objective = sum(accuracies) / len(accuracies)
+    return Verdict(verdict, reason, objective, best.accuracy, best.epoch, accuracies, at_chance)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide about a run's numbers."""
+    packages = ("bantam", "torch", "torchvision", "hydra-core", "omegaconf", "optuna", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def commit() -> str | None:
+    """The project's git commit, with "-dirty" where tracked files differ; None outside a repository."""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(
+            describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

@@ -1,0 +1,156 @@
+"""Training as a generator: one record an epoch, everything else is up to the caller."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from bantam.augmentation import Augmentation
+from bantam.data import Data
+from bantam.schedulers import LossDip, OneCycle
+
+Scheduler = LRScheduler | OneCycle | LossDip
+
+LOOK_EVERY = 50
+"""Steps between two looks at the loss: each look waits for an accelerator to catch up."""
+
+SCORING_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch brought; a row of `history.csv`."""
+
+    epoch: int
+    """Counted from 1."""
+    lr: float
+    """Learning rate of the epoch's last step."""
+    train_loss: float
+    train_accuracy: float
+    """Percent of the augmented training images, as they were seen while the weights changed."""
+    validation_loss: float | None
+    validation_accuracy: float | None
+    """Percent; None where no validation images are held out."""
+    test_loss: float | None
+    test_accuracy: float | None
+    """Percent; None where validation images are held out: the test images are not scored then."""
+    seconds: float
+    images_per_second: float
+    """Of the training, without the scoring."""
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy on the images that were scored, in percent."""
+        accuracy = self.test_accuracy if self.validation_accuracy is None else self.validation_accuracy
+        assert accuracy is not None
+        return accuracy
+
+
+class Diverged(ArithmeticError):
+    """The training loss stopped being a finite number."""
+
+    def __init__(self, epoch: int, step: int, lr: float, loss: float) -> None:
+        super().__init__(
+            f"the loss became {loss} in epoch {epoch}, step {step}, at a learning rate of {lr:g}: "
+            "lower optimizer.lr or optimizer.momentum"
+        )
+        self.epoch, self.step, self.lr = epoch, step, lr
+
+
+def train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: Scheduler,
+    augmentation: Augmentation,
+    data: Data,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    precision: torch.dtype,
+    first_epoch: int = 1,
+    show: Callable[[int, int, float], None] = lambda epoch, images, loss: None,
+) -> Iterator[Epoch]:
+    """Train `model` in place and yield a record after every epoch, scored on the held-out images.
+
+    Model and data are on the same device. All random numbers of an epoch follow from `seed` and its
+    number, so training can go on at `first_epoch` as if it had never stopped. `show` gets the epoch,
+    the images trained on so far in it and the latest loss, a few times an epoch. Raises Diverged.
+    """
+    device, count = data.train_images.device, len(data.train_labels)
+    steps = -(-count // batch_size)
+    for epoch in range(first_epoch, epochs + 1):
+        torch.manual_seed(1_000_003 * seed + epoch)
+        start = time.perf_counter()
+        model.train()
+        order = torch.randperm(count, device=device)
+        losses = torch.zeros(steps, device=device)
+        correct = torch.zeros((), dtype=torch.int64, device=device)
+        lr = 0.0
+        looked = 0
+        for step in range(steps):
+            if isinstance(scheduler, OneCycle):
+                scheduler.step(epoch - 1 + step / steps)
+            lr = float(optimizer.param_groups[0]["lr"])
+            batch = order[step * batch_size : (step + 1) * batch_size]
+            labels = data.train_labels[batch]
+            x = (augmentation(data.train_images[batch]) - data.mean) / data.std
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                logits = model(x)
+                loss = F.cross_entropy(logits, labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses[step] = loss.detach()
+            correct += (logits.detach().argmax(1) == labels).sum()
+            if (step + 1) % LOOK_EVERY == 0 or step + 1 == steps:
+                seen = losses[looked : step + 1].tolist()
+                for i, value in enumerate(seen, looked + 1):
+                    if not -float("inf") < value < float("inf"):
+                        raise Diverged(epoch, i, lr, value)
+                looked = step + 1
+                show(epoch, min(looked * batch_size, count), seen[-1])
+        train_loss = losses.mean().item()
+        if isinstance(scheduler, LossDip):
+            scheduler.step(train_loss)
+        elif not isinstance(scheduler, OneCycle):
+            scheduler.step()
+        train_seconds = time.perf_counter() - start
+        logits = score(model, data.held_out_images, data, precision)
+        loss_value, accuracy = measure(logits, data.held_out_labels)
+        validating = data.split == "validation"
+        yield Epoch(
+            epoch=epoch,
+            lr=lr,
+            train_loss=train_loss,
+            train_accuracy=100 * correct.item() / count,
+            validation_loss=loss_value if validating else None,
+            validation_accuracy=accuracy if validating else None,
+            test_loss=None if validating else loss_value,
+            test_accuracy=None if validating else accuracy,
+            seconds=time.perf_counter() - start,
+            images_per_second=count / train_seconds,
+        )
+
+
+@torch.no_grad()
+def score(model: nn.Module, images: Tensor, data: Data, precision: torch.dtype) -> Tensor:
+    """Logits of the network for N×H×W images: N×10 floats, in evaluation mode, not augmented."""
+    model.eval()
+    logits = []
+    for batch in images.split(SCORING_BATCH):
+        x = (batch.unsqueeze(1).float() / 255 - data.mean) / data.std
+        with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
+            logits.append(model(x).float())
+    return torch.cat(logits)
+
+
+def measure(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean cross-entropy, and accuracy in percent."""
+    correct = (logits.argmax(1) == labels).sum().item()
+    return F.cross_entropy(logits, labels).item(), 100 * correct / len(labels)

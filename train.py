@@ -1,0 +1,18 @@
+"""Train a network within a budget, or many of them with -m: `python train.py --help`."""
+
+import hydra
+from omegaconf import DictConfig
+
+from bantam import config, launch
+
+config.register()
+
+
+@hydra.main(config_path="conf", config_name="config", execution_whitelist=launch.WHITELIST)
+def main(cfg: DictConfig) -> float:
+    """Train what `cfg` says in the folder that Hydra made; returns the objective in percent."""
+    return launch.job(cfg)
+
+
+if __name__ == "__main__":
+    main()
