@@ -69,7 +69,7 @@ class Skeleton(nn.Sequential):
         channels = [1, width, width, width, CLASSES, CLASSES, CLASSES, CLASSES]
         layers: list[nn.Module] = []
         for i, (inputs, outputs) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.ReLU()]
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.ReLU(inplace=True)]
             if i in (2, 4):
                 layers.append(nn.MaxPool2d(2))
         super().__init__(*layers, nn.AvgPool2d(7), nn.Flatten())
@@ -82,7 +82,7 @@ def _study_blocks(width: int, dropout: float) -> list[nn.Module]:
         inputs = 1 if i == 0 else width
         layers += [
             nn.Conv2d(inputs, width, 3, bias=False),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.BatchNorm2d(width),
             Dropout(dropout),
         ]
@@ -132,7 +132,7 @@ class Tapered(nn.Sequential):
 
         def block(outputs: int, kernel: int) -> None:
             nonlocal inputs
-            layers.extend([nn.Conv2d(inputs, outputs, kernel, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()])
+            layers.extend([nn.Conv2d(inputs, outputs, kernel, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)])
             if dropout > 0:
                 layers.append(Dropout(dropout))
             inputs = outputs
