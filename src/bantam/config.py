@@ -5,8 +5,9 @@ wrong type while it composes. torch is not imported here: a mistake is answered 
 """
 
 import math
+import operator
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from hydra.core.config_store import ConfigStore
@@ -14,7 +15,11 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 
 def ranged(
-    *, above: float | None = None, least: float | None = None, below: float | None = None, most: float | None = None
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
 ) -> Any:
     """A required key whose number, or every number of its list, lies in a range."""
     limits = {"above": above, "at least": least, "below": below, "at most": most}
@@ -201,6 +206,8 @@ class Config:
     """auto: bfloat16 where the device computes it natively, else float32."""
     threads: int | None = ranged(least=1)
     """null: all cores, divided among the jobs that run side by side."""
+    channels_last: bool = MISSING
+    """Memory layout B×H×W×C, the faster one for convolutions; false for B×C×H×W."""
     compile: bool = MISSING
     """torch.compile the network: needs a C++ compiler and half a minute."""
     pictures: bool = MISSING
@@ -215,7 +222,7 @@ def register() -> None:
     """Store the schema for Hydra: `schema` for the whole, `schema/<group>/<name>` for the components."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
-    for group, components in {
+    groups: dict[str, dict[str, Any]] = {
         "model": {"skeleton": Skeleton, "study": Study, "tapered": Tapered},
         "optimizer": {"sgd": SGD, "adamw": AdamW},
         "scheduler": {
@@ -228,7 +235,8 @@ def register() -> None:
         },
         "augmentation": {"augmentation": Augmentation},
         "data": {"dataset": Dataset, "files": Files, "torchvision": TorchvisionDataset},
-    }.items():
+    }
+    for group, components in groups.items():
         for name, node in components.items():
             store.store(group=f"schema/{group}", name=name, node=node)
 
@@ -242,25 +250,25 @@ def validate(cfg: DictConfig) -> None:
         words = " and ".join(f"{word} {limit:,}" for word, limit in limits.items())
         if not math.isfinite(value):
             raise ValueError(f"{key} is {value}: it must be a finite number{' ' + words if words else ''}")
-        inside = {
-            "above": lambda limit, value=value: value > limit,
-            "at least": lambda limit, value=value: value >= limit,
-            "below": lambda limit, value=value: value < limit,
-            "at most": lambda limit, value=value: value <= limit,
-        }
-        if not all(inside[word](limit) for word, limit in limits.items()):
+        if not all(INSIDE[word](value, limit) for word, limit in limits.items()):
             raise ValueError(f"{key} is {value:,}: it must be {words}")
 
 
-def _numbers(node: Any, key: str = "", limits: dict[str, float] | None = None) -> Iterator[tuple[str, float, dict[str, float]]]:
-    """All numbers below a node with their full key and the limits that the schema sets."""
+INSIDE = {"above": operator.gt, "at least": operator.ge, "below": operator.lt, "at most": operator.le}
+
+
+def _numbers(
+    node: Any, key: str = "", limits: dict[str, float] | None = None
+) -> Iterator[tuple[str, float, dict[str, float]]]:
+    """All numbers below a node, each with its full key and the limits that the schema sets."""
     if isinstance(node, DictConfig):
         kind = OmegaConf.get_type(node)
-        known = {f.name: f.metadata.get("limits", {}) for f in fields(kind)} if hasattr(kind, "__dataclass_fields__") else {}
+        schema = fields(kind) if is_dataclass(kind) else ()
+        known = {entry.name: entry.metadata.get("limits") for entry in schema}
         for name, value in node.items():
-            yield from _numbers(value, f"{key}.{name}".lstrip("."), known.get(str(name), {}))
+            yield from _numbers(value, f"{key}.{name!s}".lstrip("."), known.get(str(name)))
     elif isinstance(node, ListConfig):
         for value in node:
             yield from _numbers(value, key, limits)
-    elif isinstance(node, (int, float)) and not isinstance(node, bool):
+    elif isinstance(node, int | float) and not isinstance(node, bool):
         yield key, node, limits or {}

@@ -49,8 +49,13 @@ class Data:
 
     def to(self, device: torch.device) -> "Data":
         """The same data with its tensors on `device`."""
-        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **tensors)
+        return replace(
+            self,
+            train_images=self.train_images.to(device),
+            train_labels=self.train_labels.to(device),
+            held_out_images=self.held_out_images.to(device),
+            held_out_labels=self.held_out_labels.to(device),
+        )
 
 
 def torchvision_dataset(
@@ -153,7 +158,8 @@ def _download(dataset: str, root: str) -> None:
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DownloadFailed(
-            f"{dataset} is not in data.root={root} and could not be downloaded ({reason})"
+            f"{dataset} is not in data.root={root} and could not be downloaded ({reason}); "
+            f"put its four files into {raw}, or name the folder that holds {dataset}/raw as data.root"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

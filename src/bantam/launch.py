@@ -46,7 +46,9 @@ def job(cfg: DictConfig) -> float:
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     single = hydra.mode == RunMode.RUN
-    place = run.Place(folder, dict(hydra.runtime.choices), _side_by_side(hydra), None if single else hydra.job.num)
+    # Launchers that run jobs side by side say how many: -1 stands for one a core.
+    side_by_side = 1 if single else int(hydra.launcher.get("n_jobs", 1))
+    place = run.Place(folder, dict(hydra.runtime.choices), side_by_side, None if single else hydra.job.num)
     try:
         if not single:
             if cfg.resume is not None:
@@ -70,11 +72,6 @@ def job(cfg: DictConfig) -> float:
     if single and objective != objective:
         raise SystemExit(1)
     return objective
-
-
-def _side_by_side(hydra: DictConfig) -> int:
-    """How many jobs the launcher runs at the same time; -1 stands for one a core."""
-    return int(hydra.launcher.get("n_jobs", 1)) if hydra.mode == RunMode.MULTIRUN else 1
 
 
 class Preflight(Callback):
@@ -156,7 +153,9 @@ def _refuse_unwritable(folder: Path, key: str) -> None:
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"{key}={folder} cannot be written ({existing} is no writable folder): choose another one")
+        raise ValueError(
+            f"{key}={folder} cannot be written ({existing} is no writable folder): choose another one"
+        )
 
 
 def saved(folder: Path) -> tuple[DictConfig, list[str], Mapping[str, Any]]:
@@ -202,15 +201,20 @@ def _resume(cfg: DictConfig, hydra: DictConfig, config_name: str) -> int:
     given = [item for item in hydra.overrides.task if not item.startswith("resume=")]
     if given:
         new, keys = changed(config_name, overrides, given)
-        contradictions = [key for key in keys if key not in ("pictures", "dry_run")]
+        contradictions = [key for key in keys if key != "dry_run"]
         if contradictions:
             key = contradictions[0]
             raise ValueError(
                 f"{key} is {OmegaConf.select(new, key)} here, but the run in {folder} has "
-                f"{OmegaConf.select(own, key)}: a run is resumed with its own settings; leave {' '.join(given)} out"
+                f"{OmegaConf.select(own, key)}: "
+                f"a run is resumed with its own settings; leave {' '.join(given)} out"
             )
     from bantam import run
 
     place = run.Place(folder, dict(choices), 1, None)
-    objective = run.run(run.prepare(own, place), place)
+    prepared = run.prepare(own, place)
+    if cfg.dry_run:
+        run.describe(prepared, place)
+        return 0
+    objective = run.run(prepared, place)
     return 0 if objective == objective else 1

@@ -5,6 +5,7 @@ B×1×28×28 and returns B×10 logits. A new network is one class here and one f
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class _ZeroSome(torch.autograd.Function):
         return _ZeroSome.apply_to(x, dropped, scale)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
         (dropped,) = ctx.saved_tensors
         return _ZeroSome.apply_to(grad, dropped, ctx.scale), None, None
 
@@ -46,7 +47,7 @@ class Dropout(nn.Dropout):
             return super().forward(x)
         if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
             x = x.contiguous()
-        return _ZeroSome.apply(x, self.dropped(x.numel()), 1 / (1 - self.p))  # type: ignore[no-any-return, no-untyped-call]
+        return _ZeroSome.apply(x, self.dropped(x.numel()), 1 / (1 - self.p))  # type: ignore[no-any-return]
 
     def dropped(self, count: int) -> Tensor:
         """Positions below `count` to set to zero, each chosen with probability `p`, in rising order."""
@@ -68,7 +69,7 @@ class Skeleton(nn.Sequential):
     def __init__(self, width: int = 16) -> None:
         channels = [1, width, width, width, CLASSES, CLASSES, CLASSES, CLASSES]
         layers: list[nn.Module] = []
-        for i, (inputs, outputs) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+        for i, (inputs, outputs) in enumerate(pairwise(channels)):
             layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.ReLU(inplace=True)]
             if i in (2, 4):
                 layers.append(nn.MaxPool2d(2))
@@ -107,9 +108,7 @@ class V2(nn.Sequential):
     """Step 3 of the study: V1 without its second 1×1 convolution, 9,680 parameters at width 16."""
 
     def __init__(self, width: int = 16, dropout: float = 0.05) -> None:
-        super().__init__(
-            *_study_blocks(width, dropout), nn.Conv2d(width, CLASSES, 1, bias=False), nn.Flatten()
-        )
+        super().__init__(*_study_blocks(width, dropout), nn.Conv2d(width, CLASSES, 1, bias=False), nn.Flatten())
 
 
 class Tapered(nn.Sequential):
@@ -132,7 +131,13 @@ class Tapered(nn.Sequential):
 
         def block(outputs: int, kernel: int) -> None:
             nonlocal inputs
-            layers.extend([nn.Conv2d(inputs, outputs, kernel, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)])
+            layers.extend(
+                [
+                    nn.Conv2d(inputs, outputs, kernel, bias=False),
+                    nn.BatchNorm2d(outputs),
+                    nn.ReLU(inplace=True),
+                ]
+            )
             if dropout > 0:
                 layers.append(Dropout(dropout))
             inputs = outputs
@@ -143,6 +148,4 @@ class Tapered(nn.Sequential):
         block(transition, 1)
         for channels in late:
             block(channels, 3)
-        super().__init__(
-            *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, CLASSES, bias=False)
-        )
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, CLASSES, bias=False))

@@ -78,7 +78,12 @@ def confusion(title: str, guesses: Tensor, labels: Tensor, data: Data) -> Figure
     matrix = np.zeros((count, count), dtype=int)
     np.add.at(matrix, (labels.numpy(), guesses.numpy()), 1)
     display = ConfusionMatrixDisplay(matrix, display_labels=data.classes)
-    display.plot(ax=axes, colorbar=False, values_format="d", xticks_rotation=45 if count > 9 and len(data.classes[0]) > 2 else 0)
+    display.plot(
+        ax=axes,
+        colorbar=False,
+        values_format="d",
+        xticks_rotation=45 if count > 9 and len(data.classes[0]) > 2 else 0,
+    )
     wrong = matrix - np.diag(np.diag(matrix))
     display.im_.set_data(wrong)
     display.im_.set_cmap("Blues")

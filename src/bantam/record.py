@@ -1,4 +1,4 @@
-"""A run is its folder: history, checkpoint, weights and result, each written aside and renamed; and the verdict."""
+"""A run is its folder: history, checkpoint, weights, result and verdict, each file written aside and renamed."""
 
 import csv
 import io

@@ -1,7 +1,8 @@
-"""From a composed configuration to a finished folder. Below this module nothing knows of Hydra or OmegaConf."""
+"""From a composed configuration to a finished folder; nothing below this module knows of Hydra."""
 
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,7 +25,8 @@ from torch.optim import Optimizer
 
 from bantam import budget, config, data, record
 from bantam.augmentation import Augmentation
-from bantam.training import Diverged, Epoch, Scheduler, measure, score, train
+from bantam.schedulers import OneCycle
+from bantam.training import Diverged, Epoch, Scheduler, advance, measure, score, train
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ class Place:
     def name(self) -> str:
         """The experiment, or the model where there is none."""
         return str(self.choices.get("experiment") or self.choices.get("model"))
+
+    @property
+    def shown(self) -> str:
+        """The folder as a person would type it."""
+        folder = self.folder.absolute()
+        return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
 
 
 class OverBudget(ValueError):
@@ -85,20 +93,21 @@ def prepare(cfg: DictConfig, place: Place) -> Prepared:
     _rehearse(cfg, place)
     augmentation = _build(cfg, "augmentation", place)
     device = _device(cfg.device)
-    if cfg.device == "auto" or device.type == "cpu":
-        precision = _precision(cfg.precision, device)
-    else:
-        precision = _precision(cfg.precision, device)
+    precision = _precision(cfg.precision, device)
+    if cfg.compile and device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise ValueError("compile is true, but this machine has no C++ compiler (g++): leave compile=true out")
     threads = cfg.threads or max(1, cpu_count() // effective_n_jobs(place.side_by_side))
     torch.set_num_threads(threads)
     images: data.Data = _build(cfg, "data", place)
     if cfg.batch_size > len(images.train_labels):
         raise ValueError(
-            f"batch_size is {cfg.batch_size:,}: {images.name} has only {len(images.train_labels):,} images to train on; lower it"
+            f"batch_size is {cfg.batch_size:,}, but "
+            f"{images.name} has {len(images.train_labels):,} images to train on: lower batch_size"
         )
     torch.manual_seed(cfg.seed)
     model: nn.Module = _build(cfg, "model", place)
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
+    model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
     optimizer, scheduler = _optimizer_and_scheduler(cfg, place, model)
     return Prepared(
         cfg,
@@ -171,11 +180,10 @@ def _rehearse(cfg: DictConfig, place: Place) -> list[float]:
     rates = []
     for epoch in range(cfg.epochs):
         optimizer.step()  # without gradients: torch wants it before the schedule moves
-        if hasattr(scheduler, "peaks"):
+        if isinstance(scheduler, OneCycle):
             scheduler.step(epoch + 0.5)
         rates.append(float(optimizer.param_groups[0]["lr"]))
-        if not hasattr(scheduler, "peaks"):
-            scheduler.step(1.0) if hasattr(scheduler, "losses") else scheduler.step()  # type: ignore[call-arg]
+        advance(scheduler, train_loss=1.0)
     for epoch, rate in enumerate(rates, 1):
         if not 0 <= rate < float("inf"):
             raise ValueError(
@@ -213,8 +221,7 @@ def describe(prepared: Prepared, place: Place) -> None:
     if images.not_judged and images.split == "test":
         console.print(
             Panel(
-                f"These are not the real test images, so the target is not judged.\n{escape(images.not_judged)}.\n"
-                f"Put MNIST under {escape(str(cfg.data.get('root', 'data.root')))} or connect this machine, and run again.",
+                f"These are not the real test images, so the target is not judged.\n{escape(images.not_judged)}.",
                 title=f"Training on {images.name}: {len(images.train_labels):,} images only",
                 border_style="bold yellow",
             )
@@ -238,7 +245,7 @@ def describe(prepared: Prepared, place: Place) -> None:
         "machine": f"{prepared.device.type}, {prepared.threads} thread{'s' * (prepared.threads > 1)}, "
         f"{str(prepared.precision).removeprefix('torch.')}{', compiled' * cfg.compile}",
         "seed": str(cfg.seed),
-        "folder": "none: dry_run" if cfg.dry_run else str(place.folder),
+        "folder": "none: dry_run" if cfg.dry_run else place.shown,
     }.items():
         settings.add_row(key, escape(text))
     console.print("", settings, "")
@@ -248,12 +255,12 @@ def _arguments(cfg: DictConfig, key: str, place: Place) -> str:
     values = OmegaConf.to_container(cfg[key], resolve=True)
     assert isinstance(values, dict)
     return f"{place.choices.get(key)}: " + ", ".join(
-        f"{name} {value}" for name, value in values.items() if not str(name).startswith("_")
+        f"{name!s} {value}" for name, value in values.items() if not str(name).startswith("_")
     )
 
 
 def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True)
+    return Console(highlight=False)
 
 
 def run(prepared: Prepared, place: Place) -> float:
@@ -308,18 +315,19 @@ def run(prepared: Prepared, place: Place) -> float:
                 history.append(epoch)
                 record.write_checkpoint(folder, _state(prepared, history))
                 record.write_history(folder, history)
-                console.print(_line(title, epoch, cfg.epochs))
+                console.print(_line(title, epoch, cfg.epochs), soft_wrap=True)
     except KeyboardInterrupt:
         console.print(
             f"\nInterrupted in epoch {len(history) + 1} of {cfg.epochs}. Continue with:\n"
-            f"python train.py resume={escape(str(folder))}"
+            f"python train.py resume={escape(place.shown)}",
+            soft_wrap=True,
         )
         raise SystemExit(130) from None
     except Diverged as error:
         verdict = record.Verdict("diverged", str(error), None, *_best(history), [], False)
         record.write_result(folder, _result(prepared, place, verdict, history, started))
         (folder / record.CHECKPOINT).unlink(missing_ok=True)
-        console.print(f"[bold red]{title} diverged:[/] {escape(str(error))}")
+        console.print(f"[bold red]{title} diverged:[/] {escape(str(error))}", soft_wrap=True)
         return float("nan")
 
     logits = score(model, images.held_out_images, images, prepared.precision)
@@ -344,7 +352,8 @@ def run(prepared: Prepared, place: Place) -> float:
     console.print(
         f"[bold {colour}]{title}: {verdict.verdict}[/]: {escape(verdict.reason)}. "
         f"Best {verdict.best_accuracy:.2f} % in epoch {verdict.best_epoch}, "
-        f"mean of the last {len(verdict.last_accuracies)} {verdict.objective:.2f} %. {escape(str(folder))}"
+        f"mean of the last {len(verdict.last_accuracies)} {verdict.objective:.2f} %. {escape(place.shown)}",
+        soft_wrap=True,
     )
     assert verdict.objective is not None
     return verdict.objective
@@ -354,7 +363,8 @@ def _line(title: str, epoch: Epoch, epochs: int) -> str:
     split = "test" if epoch.validation_accuracy is None else "validation"
     return (
         f"{title} epoch {epoch.epoch:>2}/{epochs}   lr {epoch.lr:<8.3g} train {epoch.train_accuracy:5.2f} %   "
-        f"{split} [bold]{epoch.accuracy:5.2f}[/] %   {epoch.seconds:5.1f} s   {epoch.images_per_second:,.0f} images/s"
+        f"{split} [bold]{epoch.accuracy:5.2f}[/] %   {epoch.seconds:5.1f} s   "
+        f"{epoch.images_per_second:,.0f} images/s"
     )
 
 
@@ -389,11 +399,13 @@ def _restore(prepared: Prepared, place: Place) -> list[Epoch]:
     if state is None:
         return []
     if state["checksum"] != prepared.data.checksum:
-        raise ValueError(f"{folder} was begun with other data than {prepared.data.name} as it is now: restore data.root")
+        raise ValueError(
+            f"{folder} was begun with other data than {prepared.data.name} as it is now: restore data.root"
+        )
     if state["precision"] != str(prepared.precision):
         raise ValueError(
-            f"{folder} was begun in {state['precision'].removeprefix('torch.')}, which precision=auto does not choose "
-            "on this machine: a run is resumed where it was begun"
+            f"{folder} was begun in {state['precision'].removeprefix('torch.')}, which precision=auto does not "
+            "choose on this machine: a run is resumed where it was begun"
         )
     prepared.model.load_state_dict(state["model"])
     prepared.optimizer.load_state_dict(state["optimizer"])
@@ -438,7 +450,11 @@ def _result(
 
 
 def _identity(cfg: DictConfig, place: Place) -> dict[str, Any]:
-    return {"experiment": place.choices.get("experiment"), "model": place.choices.get("model"), "seed": cfg.get("seed")}
+    return {
+        "experiment": place.choices.get("experiment"),
+        "model": place.choices.get("model"),
+        "seed": cfg.get("seed"),
+    }
 
 
 def _processor(device: torch.device) -> str:
@@ -449,7 +465,7 @@ def _processor(device: torch.device) -> str:
 
 def refuse(error: ValueError, cfg: DictConfig, place: Place) -> None:
     """Record in a job's folder that it was refused, and why; the other jobs go on."""
-    _console().print(f"[bold red]job {place.job}, {place.name}: refused[/]: {escape(str(error))}")
+    _console().print(f"[bold red]job {place.job}, {place.name}: refused[/]: {escape(str(error))}", soft_wrap=True)
     rows = getattr(error, "rows", None)
     if rows:
         _console().print(budget.table(rows))
@@ -460,17 +476,23 @@ def refuse(error: ValueError, cfg: DictConfig, place: Place) -> None:
 def fail(error: Exception, trace: str, cfg: DictConfig, place: Place) -> None:
     """Record in a job's folder that it broke, with the traceback in error.txt; the other jobs go on."""
     reason = f"{type(error).__name__}: {error}"
-    _console().print(f"[bold red]job {place.job}, {place.name}: failed[/]: {escape(reason)} ({escape(str(place.folder))}/error.txt)")
+    trace_file = escape(f"{place.shown}/error.txt")
+    line = f"[bold red]job {place.job}, {place.name}: failed[/]: {escape(reason)} ({trace_file})"
+    _console().print(line, soft_wrap=True)
     record.write(place.folder / "error.txt", trace.encode())
     record.write_result(place.folder, {"verdict": "failed", "reason": reason, **_identity(cfg, place)})
 
 
 def summarize(sweep: Path) -> bool:
-    """Print a table of the jobs in a multirun's folder; returns whether every one ended with an objective."""
+    """Print a table of the jobs in a multirun's folder; returns whether every one ended with an objective.
+
+    Accuracies are percent, the last one the mean of the last epochs.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
-    columns = ("folder", "network", "seed", "parameters", "best %", "epoch", "mean of last %", "verdict")
+    columns = ("folder", "network", "seed", "parameters", "best", "in epoch", "last", "verdict")
     for column in columns:
-        table.add_column(column, justify="left" if column in ("folder", "network", "verdict") else "right")
+        text = column in ("folder", "network", "verdict")
+        table.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     good = True
     folders = [path for path in sweep.iterdir() if (path / ".hydra").is_dir()]
     for folder in sorted(folders, key=lambda path: (len(path.name), path.name)):
@@ -484,7 +506,7 @@ def summarize(sweep: Path) -> bool:
             return "" if result.get(key) is None else style(result[key])
 
         table.add_row(
-            str(folder),
+            Place(folder, {}, 1, None).shown,
             str(result.get("experiment") or result.get("model") or ""),
             cell("seed", str),
             cell("parameters", "{:,}".format),
@@ -516,9 +538,10 @@ def evaluate(folder: Path, cfg: DictConfig, choices: dict[str, Any]) -> bool:
     if images.checksum != result["data_checksum"] or images.split != result["split"]:
         _console().print(
             f"{what}. The run itself was scored on {result['scored_images']:,} {result['split']} images of "
-            f"{result['data']} ({recorded:.2f} %): the two are not comparable."
+            f"{result['data']} ({recorded:.2f} %): the two are not comparable.",
+            soft_wrap=True,
         )
         return True
     same = accuracy == recorded
-    _console().print(f"{what}, {'exactly as' if same else 'but'} recorded{'' if same else f' were {recorded:.2f} %'}.")
+    _console().print(f"{what}, {'exactly as recorded' if same else f'but recorded were {recorded:.2f} %'}.")
     return same

@@ -116,10 +116,7 @@ def train(
                 looked = step + 1
                 show(epoch, min(looked * batch_size, count), seen[-1])
         train_loss = losses.mean().item()
-        if isinstance(scheduler, LossDip):
-            scheduler.step(train_loss)
-        elif not isinstance(scheduler, OneCycle):
-            scheduler.step()
+        advance(scheduler, train_loss)
         train_seconds = time.perf_counter() - start
         logits = score(model, data.held_out_images, data, precision)
         loss_value, accuracy = measure(logits, data.held_out_labels)
@@ -138,12 +135,20 @@ def train(
         )
 
 
+def advance(scheduler: Scheduler, train_loss: float) -> None:
+    """Move a schedule on at the end of an epoch; OneCycle has moved at every step already."""
+    if isinstance(scheduler, LossDip):
+        scheduler.step(train_loss)
+    elif not isinstance(scheduler, OneCycle):
+        scheduler.step()
+
+
 @torch.no_grad()
 def score(model: nn.Module, images: Tensor, data: Data, precision: torch.dtype) -> Tensor:
     """Logits of the network for N×H×W images: N×10 floats, in evaluation mode, not augmented."""
     model.eval()
     logits = []
-    for batch in images.split(SCORING_BATCH):
+    for batch in torch.split(images, SCORING_BATCH):
         x = (batch.unsqueeze(1).float() / 255 - data.mean) / data.std
         with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
             logits.append(model(x).float())
