@@ -8,6 +8,7 @@ import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from hydra.core.config_store import ConfigStore
@@ -242,7 +243,15 @@ def register() -> None:
 
 
 def validate(cfg: DictConfig) -> None:
-    """Raise ValueError, naming the key, for a missing value or a number out of its range."""
+    """Raise ValueError, naming the key, for an added unknown key, a missing value or one out of its range."""
+    for node, name in ((cfg, ""), (cfg.budget, "budget."), (cfg.target, "target.")):
+        kind = OmegaConf.get_type(node)
+        known = [entry.name for entry in fields(kind)] if is_dataclass(kind) else list(node)
+        for key in node:
+            if key not in known:
+                close = get_close_matches(str(key), known, 1)
+                hint = f"did you mean {name}{close[0]}?" if close else "see python train.py --help"
+                raise ValueError(f"{name}{key!s} is no key of Bantam: {hint}")
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ValueError(f"{missing[0]} has no value: set it, for example {missing[0]}=…")

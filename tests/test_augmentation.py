@@ -1,0 +1,146 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as tv
+
+from bantam import augmentation
+from bantam.augmentation import Augmentation, jitter, warp
+
+NEAREST, BILINEAR = InterpolationMode.NEAREST, InterpolationMode.BILINEAR
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """16 smooth images from 0 to 1 that look different from every side."""
+    torch.manual_seed(0)
+    return tv.gaussian_blur(torch.rand(16, 1, 28, 28), [5, 5]).clamp(0, 1)
+
+
+def numbers(count: int, reach: float) -> Tensor:
+    return (torch.rand(count) * 2 - 1) * reach
+
+
+@pytest.mark.parametrize(("name", "mode"), [("nearest", NEAREST), ("bilinear", BILINEAR)])
+def test_rotation_is_torchvisions_image_by_image(images: Tensor, name: str, mode: InterpolationMode) -> None:
+    angle, zero, one = numbers(16, 180), torch.zeros(16), torch.ones(16)
+    rotated = warp(images, angle, zero, zero, one, zero, name)
+    expected = torch.stack(
+        [tv.rotate(x, float(a), interpolation=mode) for x, a in zip(images, angle, strict=True)]
+    )
+    # A pixel whose source lies exactly between two may fall to either side.
+    assert ((rotated - expected).abs() > 1e-3).float().mean() < 1e-3
+
+
+def test_a_positive_angle_turns_counter_clockwise() -> None:
+    image = torch.zeros(1, 1, 28, 28)
+    image[..., 13:15, 20:] = 1  # a bar to the right
+    zero, one = torch.zeros(1), torch.ones(1)
+    turned = warp(image, torch.tensor([90.0]), zero, zero, one, zero, "nearest")
+    assert turned[0, 0, :8, 13:15].mean() == 1  # points up
+    assert turned.sum() == image.sum()
+
+
+def test_affine_is_torchvisions_image_by_image(images: Tensor) -> None:
+    angle, shear, scale = numbers(16, 30), numbers(16, 20), 1 + numbers(16, 0.3)
+    right, down = numbers(16, 4).round(), numbers(16, 4).round()
+    warped = warp(images, angle, right, down, scale, shear, "bilinear")
+    expected = torch.stack(
+        [
+            # torchvision's affine counts angles clockwise and wants whole pixels.
+            tv.affine(
+                images[i],
+                -float(angle[i]),
+                [int(right[i]), int(down[i])],
+                float(scale[i]),
+                [float(shear[i]), 0.0],
+                interpolation=BILINEAR,
+            )
+            for i in range(16)
+        ]
+    )
+    torch.testing.assert_close(warped, expected, atol=1e-3, rtol=0)
+
+
+def test_a_shift_moves_right_and_down_and_fills_with_black(images: Tensor) -> None:
+    zero, one = torch.zeros(16), torch.ones(16)
+    moved = warp(images, zero, zero + 3, zero + 2, one, zero, "bilinear")
+    torch.testing.assert_close(moved[:, :, 2:, 3:], images[:, :, :-2, :-3], atol=1e-4, rtol=0)
+    assert moved[:, :, :2].abs().max() < 1e-4
+    assert moved[:, :, :, :3].abs().max() < 1e-4
+
+
+def test_jitter_is_torchvisions_in_either_order(images: Tensor) -> None:
+    brightness, contrast = 1 + numbers(16, 0.5), 1 + numbers(16, 0.5)
+    contrast_first = torch.arange(16) % 2 == 0
+    result = jitter(images, brightness, contrast, contrast_first)
+    for i in range(16):
+        steps = [
+            lambda x, i=i: tv.adjust_brightness(x, float(brightness[i])),
+            lambda x, i=i: tv.adjust_contrast(x, float(contrast[i])),
+        ]
+        expected = images[i]
+        for step in reversed(steps) if contrast_first[i] else steps:
+            expected = step(expected)
+        torch.testing.assert_close(result[i], expected, atol=1e-5, rtol=0)
+
+
+def test_no_augmentation_changes_nothing() -> None:
+    images = torch.randint(0, 256, (4, 28, 28), dtype=torch.uint8)
+    assert torch.equal(Augmentation()(images), images.unsqueeze(1) / 255)
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, augment: Augmentation, count: int) -> dict[str, Tensor]:
+    """The numbers that an augmentation draws for `count` images."""
+    caught: dict[str, Tensor] = {}
+
+    def catch_warp(x: Tensor, angle: Tensor, right: Tensor, down: Tensor, scale: Tensor, shear: Tensor, _: Any) -> Tensor:
+        caught.update(angle=angle, right=right, down=down, scale=scale - 1, shear=shear)
+        return x
+
+    def catch_jitter(x: Tensor, brightness: Tensor, contrast: Tensor, first: Tensor) -> Tensor:
+        caught.update(brightness=brightness - 1, contrast=contrast - 1, first=first.float() - 0.5)
+        return x
+
+    monkeypatch.setattr(augmentation, "warp", catch_warp)
+    monkeypatch.setattr(augmentation, "jitter", catch_jitter)
+    augment(torch.zeros(count, 2, 2, dtype=torch.uint8))
+    return caught
+
+
+def test_every_image_gets_its_own_uniform_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    reach = {"brightness": 0.1, "contrast": 0.2, "angle": 7, "right": 2, "down": 2, "scale": 0.3, "shear": 5}
+    augment = Augmentation(0.1, 0.2, degrees=7, pixels=2, scale=0.3, shear_degrees=5)
+    count = 20_000
+    caught = drawn(monkeypatch, augment, count)
+    for name, limit in reach.items():
+        values = caught[name].double() / limit
+        assert values.abs().max() <= 1 + 1e-4, name
+        assert len(values.unique()) > 0.9 * count or name in ("brightness", "contrast"), name
+        # Uniform on ±1: mean 0, variance 1/3, and a quarter of the images in every quarter.
+        assert abs(values.mean()) < 5 * (1 / 3 / count) ** 0.5, name
+        assert abs(values.var() - 1 / 3) < 0.02, name
+        quarters = torch.histc(values.float(), 4, -1, 1) / count
+        assert (quarters - 0.25).abs().max() < 0.02, name
+    assert abs(caught["first"].mean()) < 0.02
+    pairs = torch.corrcoef(torch.stack([caught[name] for name in reach]))
+    assert (pairs - torch.eye(len(reach))).abs().max() < 0.05
+
+
+def test_what_is_turned_off_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not drawn(monkeypatch, Augmentation(), 5)
+    assert set(drawn(monkeypatch, Augmentation(brightness=0.1), 5)) == {"brightness", "contrast", "first"}
+
+
+def test_the_same_seed_draws_the_same_images() -> None:
+    images = torch.randint(0, 256, (32, 28, 28), dtype=torch.uint8)
+    augment = Augmentation(0.1, 0.1, 7, interpolation="nearest")
+    torch.manual_seed(3)
+    first = augment(images)
+    second = augment(images)
+    torch.manual_seed(3)
+    assert torch.equal(first, augment(images))
+    assert not torch.equal(first, second)

@@ -1,0 +1,75 @@
+import pytest
+import torch
+from torch import nn
+
+from bantam import models
+from bantam.budget import count
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    [
+        (models.Skeleton(), 8892),
+        (models.V1(), 9780),
+        (models.V2(), 9680),
+        (models.Tapered(), 9620),
+        (models.V2(width=17), 10897),
+    ],
+)
+def test_networks_have_exactly_the_parameters_of_the_study(model: nn.Module, parameters: int) -> None:
+    assert count(model) == parameters
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("network", [models.Skeleton, models.V1, models.V2])
+def test_width_changes_every_network(network: type[nn.Module]) -> None:
+    assert count(network(width=4)) < count(network(width=8)) < count(network())
+
+
+def test_the_skeletons_logits_are_never_negative() -> None:
+    torch.manual_seed(0)
+    assert (models.Skeleton()(torch.randn(16, 1, 28, 28)) >= 0).all()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("p", [0.05, 0.5])
+def test_dropout_has_the_distribution_of_torchs_own(p: float, layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(64, 16, 12, 12).contiguous(memory_format=layout)
+    y = models.Dropout(p)(x)
+    assert y.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(y.unique(), torch.tensor([0.0, 1 / (1 - p)]))
+    dropped = (y == 0).double()
+    deviation = (p * (1 - p)) ** 0.5
+    # The share of dropped elements, in all and at every place of the map, within five standard errors.
+    assert abs(dropped.mean() - p) < 5 * deviation / dropped.numel() ** 0.5
+    assert ((dropped.mean(dim=(0, 1)) - p).abs() < 5 * deviation / (64 * 16) ** 0.5).all()
+    # Neighbours in memory are independent: both are dropped with probability p².
+    flat = dropped.as_strided((dropped.numel(),), (1,)) if layout == torch.contiguous_format else dropped.flatten()
+    for lag in (1, 2, 16):
+        both = (flat[:-lag] * flat[lag:]).mean()
+        assert abs(both - p**2) < 5 * (p**2 * (1 - p**2) / flat.numel()) ** 0.5 + 1e-3
+
+
+def test_dropout_gives_the_gradient_of_its_own_mask() -> None:
+    x = torch.randn(8, 4, 5, 5, requires_grad=True)
+    y = models.Dropout(0.3)(x)
+    y.sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, torch.where(y == 0, 0.0, 1 / 0.7))
+
+
+def test_dropout_draws_every_element_however_few_were_expected() -> None:
+    dropout = models.Dropout(0.01)
+    torch.manual_seed(0)
+    for count_ in (1, 7, 100, 10_000):
+        positions = torch.cat([dropout.dropped(count_) for _ in range(50)])
+        assert (positions < count_).all()
+        assert (positions >= 0).all()
+    assert abs(sum(len(dropout.dropped(10_000)) for _ in range(100)) / 100 - 100) < 5
+
+
+@pytest.mark.parametrize("p", [0.0, 0.05])
+def test_dropout_leaves_evaluation_alone(p: float) -> None:
+    x = torch.randn(2, 3, 4, 4)
+    assert models.Dropout(p).eval()(x) is x
