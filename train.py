@@ -8,7 +8,7 @@ from bantam import config, launch
 config.register()
 
 
-@hydra.main(config_path="conf", config_name="config", execution_whitelist=launch.WHITELIST)
+@hydra.main(config_path="conf", config_name="config", execution_whitelist=config.WHITELIST)
 def main(cfg: DictConfig) -> float:
     """Train what `cfg` says in the folder that Hydra made; returns the objective in percent."""
     return launch.job(cfg)

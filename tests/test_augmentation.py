@@ -96,7 +96,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch, augment: Augmentation, count: int) ->
     """The numbers that an augmentation draws for `count` images."""
     caught: dict[str, Tensor] = {}
 
-    def catch_warp(x: Tensor, angle: Tensor, right: Tensor, down: Tensor, scale: Tensor, shear: Tensor, _: Any) -> Tensor:
+    def catch_warp(
+        x: Tensor, angle: Tensor, right: Tensor, down: Tensor, scale: Tensor, shear: Tensor, _: Any
+    ) -> Tensor:
         caught.update(angle=angle, right=right, down=down, scale=scale - 1, shear=shear)
         return x
 

@@ -47,7 +47,9 @@ def test_shared_weights_count_once_and_work_twice() -> None:
 
 def test_dilation_and_global_pooling_in_the_receptive_field() -> None:
     with torch.device("meta"):
-        model = nn.Sequential(nn.Conv2d(1, 2, 3, dilation=2), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        model = nn.Sequential(
+            nn.Conv2d(1, 2, 3, dilation=2), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
     assert [row.receptive_field for row in budget.layers(model)] == [5, 6, 28]
 
 

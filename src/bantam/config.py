@@ -14,6 +14,16 @@ from typing import Any, Literal
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
+WHITELIST = (
+    "bantam.augmentation.*",
+    "bantam.data.*",
+    "bantam.launch.Preflight",
+    "bantam.models.*",
+    "bantam.schedulers.*",
+    "torch.optim.*",
+)
+"""The only `_target_`s that a configuration may name: a security boundary, so keep it short."""
+
 
 def ranged(
     *,

@@ -21,16 +21,6 @@ from rich.console import Console
 
 from bantam import config as schema
 
-WHITELIST = (
-    "bantam.augmentation.*",
-    "bantam.data.*",
-    "bantam.launch.Preflight",
-    "bantam.models.*",
-    "bantam.schedulers.*",
-    "torch.optim.*",
-)
-"""The only `_target_`s that a configuration may name: a security boundary, so keep it short."""
-
 FAILED = float("nan")
 """What a job returns that has no objective: refused, diverged or failed."""
 

@@ -111,7 +111,7 @@ def mistakes(title: str, logits: Tensor, labels: Tensor, data: Data) -> Figure:
     for cell in axes.flat:
         cell.axis("off")
     for cell, i in zip(axes.flat, worst.tolist(), strict=False):
-        cell.imshow(data.held_out_images[i].cpu(), cmap="gray_r")
+        cell.imshow(data.held_out_images[i].cpu().numpy(), cmap="gray_r")
         truth, guess = data.classes[int(labels[i])], data.classes[int(guesses[i])]
         cell.set_title(f"is {truth}, says {guess}\n{100 * confidence[i]:.0f} % sure", fontsize=8)
     shown = f"the {len(worst)} most confident of" if len(worst) < len(wrong) else "all"

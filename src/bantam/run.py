@@ -127,7 +127,7 @@ def prepare(cfg: DictConfig, place: Place) -> Prepared:
 def _build(cfg: DictConfig, key: str, place: Place) -> Any:
     """Instantiate a group; what its constructor refuses becomes a ValueError that names the group."""
     try:
-        return instantiate(cfg[key])
+        return instantiate(cfg[key], _execution_whitelist_=config.WHITELIST)
     except InstantiationException as error:
         cause = error.__cause__
         if key == "data" and isinstance(cause, ValueError):
@@ -144,8 +144,9 @@ def _optimizer_and_scheduler(cfg: DictConfig, place: Place, model: nn.Module) ->
         optimizer = optimizer(model.parameters())
         key = "scheduler"
         return optimizer, scheduler(optimizer)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{key}={place.choices.get(key)} cannot be built: {error}") from error
+    except Exception as error:  # a constructor that refuses its arguments may raise anything
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{key}={place.choices.get(key)} cannot be built: {reason}") from error
 
 
 def _weigh(cfg: DictConfig, place: Place) -> tuple[list[budget.Layer], int]:
@@ -178,13 +179,19 @@ def _rehearse(cfg: DictConfig, place: Place) -> list[float]:
     """The learning rate of every epoch, at a constant loss; refuses a schedule that leaves the sensible."""
     optimizer, scheduler = _optimizer_and_scheduler(cfg, place, nn.Linear(1, 1))
     rates = []
-    for epoch in range(cfg.epochs):
+    for epoch in range(1, cfg.epochs + 1):
         optimizer.step()  # without gradients: torch wants it before the schedule moves
         if isinstance(scheduler, OneCycle):
-            scheduler.step(epoch + 0.5)
-        rates.append(float(optimizer.param_groups[0]["lr"]))
-        advance(scheduler, train_loss=1.0)
-    for epoch, rate in enumerate(rates, 1):
+            scheduler.step(epoch - 0.5)
+        rate = float(optimizer.param_groups[0]["lr"])
+        rates.append(rate)
+        try:
+            advance(scheduler, train_loss=1.0)
+        except ArithmeticError as error:
+            raise ValueError(
+                f"scheduler={place.choices.get('scheduler')} fails after epoch {epoch} ({error}): "
+                "change scheduler.*"
+            ) from error
         if not 0 <= rate < float("inf"):
             raise ValueError(
                 f"scheduler={place.choices.get('scheduler')} sets the learning rate of epoch {epoch} to {rate}: "

@@ -1,0 +1,260 @@
+import functools
+import gzip
+import hashlib
+import http.server
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.datasets
+from torch import Tensor
+
+from bantam import data
+
+MEAN_STD = (0.1307, 0.3081)
+FILES = tuple(data.MNIST_SHA256)
+
+
+def idx(array: np.ndarray) -> bytes:
+    """An array of bytes in the file format of MNIST."""
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+def little_dataset() -> dict[str, bytes]:
+    """Four files of 40 training and 20 test images."""
+    random = np.random.default_rng(0)
+    return {
+        "train-images-idx3-ubyte": idx(random.integers(0, 256, (40, 28, 28))),
+        "train-labels-idx1-ubyte": idx(np.arange(40) % 10),
+        "t10k-images-idx3-ubyte": idx(random.integers(0, 256, (20, 28, 28))),
+        "t10k-labels-idx1-ubyte": idx(np.arange(20) % 10),
+    }
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache() -> None:
+    data._read.cache_clear()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A server of a little Fashion-MNIST on this machine; yields the folder that it serves."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    resources = []
+    for name, content in little_dataset().items():
+        packed = gzip.compress(content)
+        (folder / f"{name}.gz").write_bytes(packed)
+        resources.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(
+            torchvision.datasets.FashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"]
+        )
+        monkeypatch.setattr(torchvision.datasets.FashionMNIST, "resources", resources)
+        yield folder
+        server.shutdown()
+
+
+def fashion(root: Path, validation: int = 0) -> data.Data:
+    return data.torchvision_dataset("FashionMNIST", str(root), validation, 1, *MEAN_STD)
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
+
+
+def test_the_real_mnist(mnist_root: str) -> None:
+    images = data.torchvision_dataset("MNIST", mnist_root, 0, 1, *MEAN_STD)
+    assert images.train_images.shape == (60_000, 28, 28)
+    assert images.train_images.dtype == torch.uint8
+    assert images.held_out_images.shape == (10_000, 28, 28)
+    assert images.split == "test"
+    assert not images.not_judged
+    assert images.classes == tuple("0123456789")
+    pixels = images.train_images.float() / 255
+    assert pixels.mean() == pytest.approx(0.1307, abs=1e-4)
+    assert pixels.std() == pytest.approx(0.3081, abs=1e-4)
+
+
+def test_mnist5k_is_stratified_and_its_split_does_not_depend_on_the_seed() -> None:
+    images = data.mnist5k(0, 1, *MEAN_STD)
+    assert images.train_images.shape == (4000, 28, 28)
+    assert images.held_out_images.shape == (1000, 28, 28)
+    assert images.train_labels.bincount().tolist() == [400] * 10
+    assert images.held_out_labels.bincount().tolist() == [100] * 10
+    assert "mnist5k" in images.not_judged
+    assert same(images.held_out_images, data.mnist5k(0, 2, *MEAN_STD).held_out_images)
+
+
+def test_mnist5k_is_part_of_mnists_training_images(mnist_root: str) -> None:
+    whole = data.torchvision_dataset("MNIST", mnist_root, 0, 1, *MEAN_STD)
+    known = {
+        image.numpy().tobytes(): int(label)
+        for image, label in zip(whole.train_images, whole.train_labels, strict=True)
+    }
+    few = data.mnist5k(0, 1, *MEAN_STD)
+    assert all(
+        known[image.numpy().tobytes()] == int(label)
+        for image, label in zip(few.held_out_images, few.held_out_labels, strict=True)
+    )
+
+
+def test_validation_images_leave_training_and_replace_the_test_images() -> None:
+    whole = data.mnist5k(0, 1, *MEAN_STD)
+    images = data.mnist5k(500, 1, *MEAN_STD)
+    assert images.split == "validation"
+    assert len(images.train_labels) == 3500
+    assert images.held_out_labels.bincount().tolist() == [50] * 10
+    rows = {image.numpy().tobytes() for image in whole.train_images}
+    kept = [image.numpy().tobytes() for image in images.train_images]
+    held_out = [image.numpy().tobytes() for image in images.held_out_images]
+    assert set(kept) | set(held_out) == rows
+    assert not set(kept) & set(held_out)
+
+
+def test_the_seed_decides_which_images_are_held_out() -> None:
+    first, again, other = (data.mnist5k(500, seed, *MEAN_STD).held_out_images for seed in (1, 1, 2))
+    assert same(first, again)
+    assert not same(first, other)
+
+
+@pytest.mark.parametrize("validation", [5, 3995, 5000])
+def test_a_validation_set_that_cannot_be_is_refused(validation: int) -> None:
+    with pytest.raises(ValueError, match="data.validation is .* from 10 to 3,990"):
+        data.mnist5k(validation, 1, *MEAN_STD)
+
+
+def test_download_verify_and_read_again_without_the_server(server: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    images = fashion(root)
+    assert images.name == "FashionMNIST"
+    assert images.classes[0] == "T-shirt/top"
+    assert len(images.train_labels) == 40
+    assert len(images.held_out_labels) == 20
+    assert sorted(file.name for file in (root / "FashionMNIST" / "raw").iterdir()) == [
+        "SHA256SUMS",
+        *sorted(FILES),
+    ]
+    assert [path.name for path in (root / "FashionMNIST").iterdir()] == ["raw"]  # nothing left aside
+    shutil.rmtree(server)
+    data._read.cache_clear()
+    assert fashion(root).checksum == images.checksum
+
+
+def test_a_damaged_download_is_not_kept(server: Path, tmp_path: Path) -> None:
+    (server / f"{FILES[2]}.gz").write_bytes(b"not what was promised")
+    with pytest.raises(data.DownloadFailed, match="FashionMNIST is not in data.root="):
+        fashion(tmp_path / "root")
+    assert not list((tmp_path / "root" / "FashionMNIST").iterdir())
+
+
+def truncate(raw: Path) -> str:
+    file = raw / FILES[0]
+    file.write_bytes(file.read_bytes()[:-1])
+    return f"{FILES[0]} is truncated or altered"
+
+
+def alter(raw: Path) -> str:
+    file = raw / FILES[1]
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    return f"{FILES[1]} is truncated or altered"
+
+
+def swap(raw: Path) -> str:
+    (raw / FILES[1]).rename(raw / "aside")
+    (raw / FILES[3]).rename(raw / FILES[1])
+    (raw / "aside").rename(raw / FILES[3])
+    return f"{FILES[1]} is truncated or altered"
+
+
+def remove(raw: Path) -> str:
+    (raw / FILES[2]).unlink()
+    return f"{FILES[2]} is missing"
+
+
+DAMAGES = pytest.mark.parametrize("damage", [truncate, alter, swap, remove])
+
+
+@DAMAGES
+def test_damaged_files_are_named(server: Path, tmp_path: Path, damage: Callable[[Path], str]) -> None:
+    fashion(tmp_path)
+    message = damage(tmp_path / "FashionMNIST" / "raw")
+    data._read.cache_clear()
+    with pytest.raises(ValueError, match=message):
+        fashion(tmp_path)
+
+
+@DAMAGES
+def test_damaged_mnist_is_named_and_not_replaced_by_auto(
+    mnist_root: str, tmp_path: Path, damage: Callable[[Path], str]
+) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in FILES:
+        shutil.copyfile(Path(mnist_root) / "MNIST" / "raw" / name, raw / name)
+    message = damage(raw)
+    with pytest.raises(ValueError, match=message):
+        data.auto(str(tmp_path), 0, 1, *MEAN_STD)
+
+
+@pytest.mark.parametrize("damage", [truncate, swap])
+def test_files_without_checksums_must_at_least_fit_together(
+    server: Path, tmp_path: Path, damage: Callable[[Path], str]
+) -> None:
+    fashion(tmp_path)
+    raw = tmp_path / "FashionMNIST" / "raw"
+    (raw / "SHA256SUMS").unlink()
+    data._read.cache_clear()
+    assert len(fashion(tmp_path).train_labels) == 40
+    damage(raw)
+    data._read.cache_clear()
+    with pytest.raises(ValueError, match="the files in|the files are swapped"):
+        fashion(tmp_path)
+
+
+def test_auto_falls_back_when_the_connection_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(
+            torchvision.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{closed.getsockname()[1]}/"]
+        )
+        with pytest.raises(data.DownloadFailed):
+            data.torchvision_dataset("MNIST", str(tmp_path), 0, 1, *MEAN_STD)
+        images = data.auto(str(tmp_path), 5000, 1, *MEAN_STD)
+    assert images.name == "mnist5k"
+    assert len(images.held_out_labels) == 1000
+    assert "could not be downloaded" in images.not_judged
+
+
+def test_a_silent_server_costs_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "DOWNLOAD_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts and never answers
+        monkeypatch.setattr(
+            torchvision.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{silent.getsockname()[1]}/"]
+        )
+        start = time.monotonic()
+        with pytest.raises(data.DownloadFailed):
+            data.torchvision_dataset("MNIST", str(tmp_path), 0, 1, *MEAN_STD)
+    assert time.monotonic() - start < 30
+    assert socket.getdefaulttimeout() is None
+
+
+def test_a_root_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"data\.root=.*file cannot be written"):
+        data.torchvision_dataset("MNIST", str(tmp_path / "file"), 0, 1, *MEAN_STD)

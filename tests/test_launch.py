@@ -1,0 +1,247 @@
+"""The command line: what people type and what they get, in real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT, SMALL
+from test_run import history
+
+Bantam = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def only_run(tmp_path: Path) -> Path:
+    """The folder of the only single run."""
+    (folder,) = tmp_path.glob("outputs/*/*")
+    return folder
+
+
+def test_a_typo_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    for override, message in (
+        ("optimizer.lrr=1", "Key 'lrr' not in 'SGD'. Did you mean: 'lr'?"),
+        ("optimizer.lr=nan", "Error: optimizer.lr is nan: it must be a finite number above 0"),
+    ):
+        command = [sys.executable, "-X", "importtime", str(PROJECT / "train.py"), override]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == 1
+        imported = [line.split("|")[-1].strip() for line in result.stderr.splitlines() if "import time:" in line]
+        assert "hydra" in imported
+        assert not {"torch", "optuna", "numpy", "sklearn", "matplotlib"} & set(imported)
+        said = "\n".join(line for line in result.stderr.splitlines() if "import time:" not in line)
+        assert message in said
+        assert "Traceback" not in said
+        assert not list(tmp_path.iterdir())
+
+
+def test_over_budget_is_one_sentence_above_the_table_and_no_folder(bantam: Bantam, tmp_path: Path) -> None:
+    result = bantam("train.py", "model=v2", "model.width=17")
+    assert result.returncode == 1
+    lines = result.stderr.strip().splitlines()
+    assert lines[0] == (
+        "Error: model=v2 has 10,897 parameters, 898 over the 9,999 that budget.parameters=10,000 allows: "
+        "lower model.width to 16 or raise budget.parameters"
+    )
+    assert lines[2].split() == ["layer", "output", "field", "parameters", "multiply-adds"]
+    assert lines[-1].split() == ["total", "10,897", "2,121,974"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["hydra.run.dir=file/run"], "hydra.run.dir=file/run cannot be written"),
+        (["resume=nowhere"], "nowhere is no run folder: it does not exist"),
+        (["resume=empty"], "empty is no run folder"),
+        (["data=mnist", "data.root=damaged"], "train-images-idx3-ubyte is truncated or altered"),
+        (["model._target_=os.system", "+model.command=touch proof"], "whitelist"),
+        (["-m", "hydra.sweep.dir=file/runs"], "hydra.sweep.dir=file/runs cannot be written"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_error_and_nothing_is_written(
+    bantam: Bantam, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    raw = tmp_path / "damaged" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images", "train-labels", "t10k-images", "t10k-labels"):
+        kind = "idx3" if "images" in name else "idx1"
+        (raw / f"{name}-{kind}-ubyte").write_bytes(b"\x00" * 16)
+    before = sorted(tmp_path.rglob("*"))
+    result = bantam("train.py", *overrides)
+    assert result.returncode == 1
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_dry_run_shows_everything_and_trains_nothing(bantam: Bantam, tmp_path: Path) -> None:
+    result = bantam("train.py", "data=mnist5k", "dry_run=true")
+    assert result.returncode == 0
+    assert not list(tmp_path.iterdir())
+    words = " ".join(result.stdout.split())
+    for text in (
+        "9,680 parameters of fewer than 10,000; 15 epochs of at most 15",
+        "32 an epoch, 480 in all, 128 images each",
+        "sgd: lr 0.025, momentum 0.8",
+        "0.025 0.025 0.025 0.025 0.025 0.025 0.0025",
+        "total 9,680 1,885,408",
+    ):
+        assert text in words
+
+
+def test_help_names_groups_options_and_ten_commands(bantam: Bantam) -> None:
+    result = bantam("train.py", "--help")
+    assert result.returncode == 0
+    commands = [line for line in result.stdout.splitlines() if line.strip().startswith("python ")]
+    assert len(commands) == 10
+    for text in ("model: skeleton, tapered, v1, v2", "scheduler: constant, cosine", "target:", "batch_size: 128"):
+        assert text in result.stdout
+    assert "schema" not in result.stdout
+
+
+def test_shell_completion_knows_groups_and_keys(bantam: Bantam) -> None:
+    def complete(line: str) -> str:
+        return bantam("train.py", "-sc", "query=bash", COMP_LINE=f"python train.py {line}", COMP_POINT="99").stdout
+
+    assert "model=skeleton" in complete("model=")
+    assert "optimizer.lr=" in complete("optimizer.")
+
+
+def test_a_multirun_goes_on_after_a_refused_a_diverged_and_a_broken_job(bantam: Bantam, tmp_path: Path) -> None:
+    result = bantam("train.py", "-m", *SMALL, "model.width=17,4", "optimizer.lr=0.02,1e30", "hydra.sweep.dir=runs")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    verdicts = {}
+    for number in range(4):
+        verdicts[number] = json.loads((tmp_path / "runs" / str(number) / "result.json").read_text())
+    assert [verdicts[i]["verdict"] for i in range(4)] == ["refused", "refused", "not judged", "diverged"]
+    assert "10,897 parameters, 898 over" in verdicts[0]["reason"]
+    assert not (tmp_path / "runs" / "0" / "weights.safetensors").exists()
+    assert (tmp_path / "runs" / "2" / "weights.safetensors").exists()
+    table = result.stdout.strip().splitlines()[-4:]
+    assert [line.split()[0] for line in table] == ["runs/0", "runs/1", "runs/2", "runs/3"]
+
+
+def test_jobs_side_by_side_divide_the_threads(bantam: Bantam, tmp_path: Path) -> None:
+    result = bantam(
+        "train.py",
+        "-m",
+        *SMALL,
+        "hydra/launcher=joblib",
+        "seed=1,2",
+        "hydra.sweep.dir=runs",
+        "hydra.launcher.n_jobs=2",
+    )
+    assert result.returncode == 0, result.stderr
+    results = [json.loads((tmp_path / "runs" / str(i) / "result.json").read_text()) for i in range(2)]
+    assert [r["seed"] for r in results] == [1, 2]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    assert all(r["threads"] <= max(1, cores // 2) for r in results)
+    assert results[0]["objective"] != results[1]["objective"]
+
+
+def test_a_used_folder_is_not_overwritten(bantam: Bantam, tmp_path: Path) -> None:
+    arguments = [*SMALL, "hydra.run.dir=run"]
+    assert bantam("train.py", *arguments).returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    result = bantam("train.py", *arguments, "seed=2")
+    assert result.returncode == 1
+    assert "Error: run already holds a run (result.json)" in result.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    result = bantam("train.py", "resume=run")
+    assert result.returncode == 1
+    assert "Error: run is finished (not judged): there is nothing to resume" in result.stderr
+
+
+def interrupt(tmp_path: Path, arguments: list[str], after: int, sign: signal.Signals) -> tuple[int, str]:
+    """Start a run in `tmp_path`/run, send it a signal when some epochs are done; its exit code and output."""
+    command = [sys.executable, str(PROJECT / "train.py"), *arguments, "hydra.run.dir=run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    history_file = tmp_path / "run" / "history.csv"
+    deadline = time.monotonic() + 120
+    while not (history_file.exists() and len(history_file.read_text().splitlines()) > after):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(sign)
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
+def test_an_interrupted_run_resumes_in_place_and_ends_bitwise_the_same(
+    bantam: Bantam, tmp_path: Path, sign: signal.Signals
+) -> None:
+    arguments = [*SMALL, "epochs=8", "threads=1", "scheduler=one_cycle", "model.width=6"]
+    code, output = interrupt(tmp_path, arguments, 3, sign)
+    if sign == signal.SIGINT:
+        assert code == 130
+        assert "python train.py resume=run" in output
+        assert "Traceback" not in output
+    assert not (tmp_path / "run" / "result.json").exists()
+    configuration = (tmp_path / "run" / ".hydra" / "config.yaml").read_bytes()
+
+    result = bantam("train.py", "resume=run", "optimizer.lr=0.5")
+    assert result.returncode == 1
+    assert "Error: optimizer.lr is 0.5 here, but the run in run has 0.025" in result.stderr
+    result = bantam("train.py", "resume=run", "model=v1")
+    assert "Error: model._target_ is bantam.models.V1 here" in result.stderr
+
+    result = bantam("train.py", "resume=run", "optimizer.lr=0.025")  # the run's own value contradicts nothing
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / ".hydra" / "config.yaml").read_bytes() == configuration
+    assert bantam("train.py", *arguments, "hydra.run.dir=whole").returncode == 0
+    assert history(tmp_path / "run") == history(tmp_path / "whole")
+    run, whole = (tmp_path / name / "weights.safetensors" for name in ("run", "whole"))
+    assert run.read_bytes() == whole.read_bytes()
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_evaluate_a_finished_run(bantam: Bantam, tmp_path: Path, mnist_root: str) -> None:
+    assert bantam("train.py", *SMALL).returncode == 0
+    folder = str(only_run(tmp_path))
+    result = bantam("evaluate.py", folder)
+    assert result.returncode == 0, result.stderr
+    assert "of 1,000 test images of mnist5k, exactly as recorded" in result.stdout
+    result = bantam("evaluate.py", folder, "data=mnist", BANTAM_DATA=mnist_root)
+    assert result.returncode == 0, result.stderr
+    assert (
+        "of 10,000 test images of MNIST. The run itself was scored on 1,000 test images of mnist5k"
+        in result.stdout
+    )
+    for arguments, message in (
+        ((str(tmp_path),), "is no run folder"),
+        ((folder, "optimizer.lr=1"), "optimizer.lr belongs to the run"),
+        ((folder, "data=nope"), "Could not find 'data/nope'"),
+    ):
+        result = bantam("evaluate.py", *arguments)
+        assert result.returncode == 1
+        assert result.stderr.startswith("Error: ")
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_a_fallback_to_mnist5k_cannot_be_overlooked(bantam: Bantam, tmp_path: Path) -> None:
+    # No proxy answers at this address, so nothing can be downloaded, wherever the test runs.
+    refused = "http://127.0.0.1:9"
+    result = bantam(
+        "train.py", "model.width=4", "epochs=1", "pictures=false", BANTAM_DATA=str(tmp_path / "none"),
+        http_proxy=refused, https_proxy=refused, HTTP_PROXY=refused, HTTPS_PROXY=refused,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "Training on mnist5k: 4,000 images only" in result.stdout
+    recorded = json.loads((only_run(tmp_path) / "result.json").read_text())
+    assert recorded["data"] == "mnist5k"
+    assert recorded["verdict"] == "not judged"
+    assert "could not be downloaded" in recorded["reason"]

@@ -1,0 +1,134 @@
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from bantam import data
+from bantam.augmentation import Augmentation
+from bantam.models import V2
+from bantam.schedulers import LossDip, OneCycle
+from bantam.training import Diverged, Epoch, Scheduler, measure, score, train
+
+STUDY = Augmentation(0.1, 0.1, 7, interpolation="nearest")
+
+
+def images(validation: int = 0) -> data.Data:
+    whole = data.mnist5k(validation, 1, 0.1307, 0.3081)
+    return dataclasses.replace(whole, train_images=whole.train_images[:512], train_labels=whole.train_labels[:512])
+
+
+def start(
+    *,
+    seed: int = 1,
+    epochs: int = 2,
+    lr: float = 0.05,
+    validation: int = 0,
+    schedule: type[OneCycle] | type[LossDip] | None = None,
+    precision: torch.dtype = torch.float32,
+) -> tuple[nn.Module, Iterator[Epoch]]:
+    torch.manual_seed(seed)
+    model = V2(width=4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    scheduler: Scheduler
+    if schedule is OneCycle:
+        scheduler = OneCycle(optimizer, epochs)
+    elif schedule is LossDip:
+        scheduler = LossDip(optimizer)
+    else:
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    records = train(
+        model,
+        optimizer,
+        scheduler,
+        STUDY,
+        images(validation),
+        epochs=epochs,
+        batch_size=100,
+        seed=seed,
+        precision=precision,
+    )
+    return model, records
+
+
+def numbers(epoch: Epoch) -> dict[str, float]:
+    """A record without its timings."""
+    return {k: v for k, v in dataclasses.asdict(epoch).items() if k not in ("seconds", "images_per_second")}
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_same_seed_gives_bitwise_identical_weights_and_records(precision: torch.dtype) -> None:
+    results = []
+    for _ in range(2):
+        model, records = start(precision=precision)
+        results.append(([numbers(record) for record in records], model.state_dict()))
+    (first, weights), (second, again) = results
+    assert first == second
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def test_two_seeds_differ() -> None:
+    first, second = (numbers(next(start(seed=seed)[1])) for seed in (1, 2))
+    assert first["train_loss"] != second["train_loss"]
+
+
+def test_it_learns_and_the_schedule_steps() -> None:
+    _, records = start(epochs=6)
+    history = list(records)
+    assert [record.epoch for record in history] == [1, 2, 3, 4, 5, 6]
+    assert [record.lr for record in history] == [0.05 * 0.5**i for i in range(6)]
+    assert history[-1].train_accuracy > 30
+    assert history[-1].train_loss < history[0].train_loss
+
+
+def test_one_cycle_moves_within_an_epoch() -> None:
+    _, records = start(epochs=2, schedule=OneCycle)
+    rates = [record.lr for record in records]
+    # Six steps an epoch; the record holds the rate of the last one.
+    cycle = OneCycle(torch.optim.SGD(V2(width=4).parameters(), lr=0.05), epochs=2)
+    assert rates == [0.05 * cycle.factor((5 / 6) / 2), 0.05 * cycle.factor((1 + 5 / 6) / 2)]
+
+
+def test_loss_dip_sees_the_training_loss_of_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr(LossDip, "step", lambda self, loss: seen.append(loss))
+    _, records = start(epochs=3, schedule=LossDip)
+    assert [record.train_loss for record in records] == seen
+
+
+def test_an_epoch_is_a_generator_step() -> None:
+    model, records = start()
+    before = [p.clone() for p in model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))  # nothing yet
+    next(records)
+    assert not all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_held_out_validation_images_are_scored_instead_of_the_test_images() -> None:
+    record = next(start(validation=500)[1])
+    assert record.test_accuracy is None
+    assert record.test_loss is None
+    assert record.validation_accuracy == record.accuracy
+    record = next(start()[1])
+    assert record.validation_accuracy is None
+    assert record.test_accuracy == record.accuracy
+
+
+def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_rate() -> None:
+    _, records = start(lr=1e30)
+    with pytest.raises(Diverged, match=r"in epoch 1, step [2-6], at a learning rate of 1e\+30") as caught:
+        list(records)
+    assert caught.value.epoch == 1
+    assert caught.value.lr == 1e30
+
+
+def test_scoring_does_not_depend_on_dropout_or_batches() -> None:
+    model, records = start()
+    record = next(records)
+    held_out = images()
+    logits = score(model, held_out.held_out_images, held_out, torch.float32)
+    one_by_one = torch.cat([score(model, x[None], held_out, torch.float32) for x in held_out.held_out_images[:20]])
+    torch.testing.assert_close(logits[:20], one_by_one)
+    assert measure(logits, held_out.held_out_labels) == (record.test_loss, record.test_accuracy)
+    assert 0 <= record.accuracy <= 100
