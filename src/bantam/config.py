@@ -249,7 +249,7 @@ def register() -> None:
     }
     for group, components in groups.items():
         for name, node in components.items():
-            store.store(group=f"schema/{group}", name=name, node=node)
+            store.store(group=f"hydra/schema/{group}", name=name, node=node)
 
 
 def validate(cfg: DictConfig) -> None:

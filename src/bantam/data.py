@@ -66,8 +66,11 @@ def torchvision_dataset(
     `dataset` is a class of `torchvision.datasets`: MNIST, FashionMNIST or KMNIST. Raises ValueError
     for damaged files, a failed download, or more `validation` images than there are.
     """
-    if not _present(dataset, root):
-        _download(dataset, root)
+    if not _present(dataset, root) and (reason := _download(dataset, root)):
+        raise DownloadFailed(
+            f"{dataset} is not in data.root={root} and could not be downloaded ({reason}); "
+            f"put its four files into {_raw(dataset, root)}, or name the folder that holds {dataset}/raw as data.root"
+        )
     train_images, train_labels, test_images, test_labels, classes, checksum = _read(dataset, root)
     data = Data(
         name=dataset,
@@ -133,8 +136,12 @@ def _present(dataset: str, root: str) -> bool:
     return any((_raw(dataset, root) / name).exists() for name in MNIST_SHA256)
 
 
-def _download(dataset: str, root: str) -> None:
-    """Download beside the final place, unpack, note the checksums, and only then move everything there."""
+@functools.cache
+def _download(dataset: str, root: str) -> str:
+    """Download beside the final place, unpack, note the checksums, and only then move everything there.
+
+    Returns why it failed, "" where it did not; cached, so that a process waits for a dead server once.
+    """
     import torchvision.datasets
 
     raw = _raw(dataset, root)
@@ -155,12 +162,9 @@ def _download(dataset: str, root: str) -> None:
         raw.mkdir(exist_ok=True)
         for file in [*files, sums]:
             os.replace(file, raw / file.name)
+        return ""
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DownloadFailed(
-            f"{dataset} is not in data.root={root} and could not be downloaded ({reason}); "
-            f"put its four files into {raw}, or name the folder that holds {dataset}/raw as data.root"
-        ) from error
+        return " ".join(str(error).split()) or type(error).__name__
     finally:
         socket.setdefaulttimeout(timeout)
         shutil.rmtree(aside, ignore_errors=True)
