@@ -1,6 +1,7 @@
 """The command line: what people type and what they get, in real processes."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -11,7 +12,13 @@ from pathlib import Path
 
 import pytest
 from conftest import PROJECT, SMALL
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import open_dict, read_write
 from test_run import history
+
+from bantam import launch, run
 
 Bantam = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -132,6 +139,29 @@ def test_a_multirun_goes_on_after_refused_and_diverged_jobs(bantam: Bantam, tmp_
     assert [line.split()[0] for line in table.splitlines() if line.startswith("runs/")] == [
         f"runs/{number}" for number in range(4)
     ]
+
+
+def test_a_broken_job_is_recorded_with_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with initialize_config_dir(str(PROJECT / "conf")):
+        config = compose("config", list(SMALL), return_hydra_config=True)
+    with read_write(config), open_dict(config):
+        config.hydra.mode = RunMode.MULTIRUN
+        config.hydra.job.num = 3
+        config.hydra.runtime.output_dir = str(tmp_path)
+        HydraConfig.instance().set_config(config)
+        del config["hydra"]
+
+    def broken(*arguments: object) -> float:
+        raise RuntimeError("the roof fell in")
+
+    monkeypatch.setattr(run, "run", broken)
+    try:
+        assert math.isnan(launch.job(config))
+    finally:
+        HydraConfig.instance().cfg = None
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["verdict"], result["reason"]) == ("failed", "RuntimeError: the roof fell in")
+    assert "in broken" in (tmp_path / "error.txt").read_text()
 
 
 def test_jobs_side_by_side_divide_the_threads(bantam: Bantam, tmp_path: Path) -> None:

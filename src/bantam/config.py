@@ -178,7 +178,7 @@ class Files(Dataset):
 
 @dataclass
 class TorchvisionDataset(Files):
-    dataset: str = MISSING
+    dataset: Literal["MNIST", "FashionMNIST", "KMNIST"] = MISSING
     """Class of torchvision.datasets with MNIST's file format."""
 
 

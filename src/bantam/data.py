@@ -63,13 +63,13 @@ def torchvision_dataset(
 ) -> Data:
     """Load one of torchvision's MNIST-like datasets, downloaded to `root` where it is missing.
 
-    `dataset` is a class of `torchvision.datasets`: MNIST, FashionMNIST or KMNIST. Raises ValueError
-    for damaged files, a failed download, or more `validation` images than there are.
+    `dataset` is a class of `torchvision.datasets` with MNIST's file format. Raises ValueError for
+    damaged files, a failed download, or more `validation` images than there are.
     """
     if not _present(dataset, root) and (reason := _download(dataset, root)):
         raise DownloadFailed(
             f"{dataset} is not in data.root={root} and could not be downloaded ({reason}); "
-            f"put its four files into {_raw(dataset, root)}, or name the folder that holds {dataset}/raw as data.root"
+            f"put its four files into {_raw(dataset, root)}, or set data.root to the folder above {dataset}/raw"
         )
     train_images, train_labels, test_images, test_labels, classes, checksum = _read(dataset, root)
     data = Data(

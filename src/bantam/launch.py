@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from rich.markup import escape
 
 from bantam import config as schema
 
@@ -77,7 +78,7 @@ class Preflight(Callback):
             if cfg.resume is not None:
                 code = _resume(cfg, hydra, kwargs["config_name"])
                 raise SystemExit(code)
-            folder = Path(_select(config, "hydra.run.dir"))
+            folder = Path(config.hydra.run.dir)
             _refuse_used(folder)
             _refuse_unwritable(folder, "hydra.run.dir")
             from bantam import run
@@ -112,21 +113,11 @@ class Preflight(Callback):
 def show_error(error: Exception) -> None:
     """Print what is wrong in one sentence, above the layer table where the error carries one."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"[bold red]Error:[/] {_escape(str(error))}")
+    console.print(f"[bold red]Error:[/] {escape(str(error))}")
     if getattr(error, "rows", None):
         from bantam import budget
 
         Console(stderr=True, highlight=False).print("", budget.table(error.rows))  # type: ignore[attr-defined]
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
-def _select(config: DictConfig, key: str) -> str:
-    return str(OmegaConf.select(config, key))
 
 
 def _refuse_used(folder: Path) -> None:

@@ -114,6 +114,8 @@ def mistakes(title: str, logits: Tensor, labels: Tensor, data: Data) -> Figure:
         cell.imshow(data.held_out_images[i].cpu().numpy(), cmap="gray_r")
         truth, guess = data.classes[int(labels[i])], data.classes[int(guesses[i])]
         cell.set_title(f"is {truth}, says {guess}\n{100 * confidence[i]:.0f} % sure", fontsize=8)
-    shown = f"the {len(worst)} most confident of" if len(worst) < len(wrong) else "all"
+    shown = (
+        f"the {len(worst)} most confident of" if len(worst) < len(wrong) else "all" if len(wrong) else "there are"
+    )
     figure.suptitle(f"{title}: {shown} {len(wrong)} mistakes on {len(labels):,} {data.split} images")
     return figure

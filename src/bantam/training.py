@@ -118,7 +118,8 @@ def train(
         train_loss = losses.mean().item()
         advance(scheduler, train_loss)
         train_seconds = time.perf_counter() - start
-        logits = score(model, data.held_out_images, data, precision)
+        # A compiled network is scored by its plain original, so that a later scoring gives the same numbers.
+        logits = score(getattr(model, "_orig_mod", model), data.held_out_images, data, precision)
         loss_value, accuracy = measure(logits, data.held_out_labels)
         validating = data.split == "validation"
         yield Epoch(

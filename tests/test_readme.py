@@ -1,0 +1,118 @@
+"""Every command of the README is run, shortened where it is long."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT, SMALL
+from test_data import idx
+
+from bantam import data
+
+README = (PROJECT / "README.md").read_text()
+BLOCKS = re.findall(r"^ *```\n(.*?)^ *```$", README, flags=re.MULTILINE | re.DOTALL)
+COMMANDS = [line.strip() for block in BLOCKS for line in block.splitlines()]
+INSTALLS = ["pip install -e . && python train.py model=v2 optimizer.lr=0.025", "pip install -e '.[dev]' && pytest"]
+
+Bantam = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def little_root(root: Path) -> Path:
+    """A data folder with a little Fashion-MNIST, made of digits: nothing in the code knows the difference."""
+    images = data.mnist5k(0, 1, 0.1307, 0.3081)
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, pixels, labels in (
+        ("train", images.train_images[:300], images.train_labels[:300]),
+        ("t10k", images.held_out_images[:100], images.held_out_labels[:100]),
+    ):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(pixels.numpy()))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels.numpy()))
+    return root
+
+
+def shortened(words: list[str]) -> list[str]:
+    """A training command with overrides that make it a matter of seconds."""
+    words = [re.sub(r"range\((\d+),\d+\)", r"range(\1,2)", word) for word in words]
+    if "--help" in words or any(word.startswith("resume=") for word in words):
+        return words
+    return [
+        *words,
+        *(item for item in ("epochs=1", "pictures=false") if not any(item in word for word in words)),
+    ] + ([] if any(word.startswith("data=") for word in words) else ["data=mnist5k"])
+
+
+def test_the_readme_has_its_commands() -> None:
+    assert COMMANDS[:2] == INSTALLS
+    for command in (
+        "python train.py model=v2 optimizer.lr=0.025",
+        "python train.py -m model=skeleton,v1,v2",
+        "python train.py -m experiment=champion 'seed=range(0,10)'",
+    ):
+        assert command in COMMANDS
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in INSTALLS])
+def test_command(bantam: Bantam, tmp_path: Path, command: str) -> None:
+    root = little_root(tmp_path / "root")
+    python, script, *words = shlex.split(command)
+    assert python == "python"
+    if "<date>/<time>" in command:
+        folder = tmp_path / "outputs" / "date" / "time"
+        assert bantam("train.py", *SMALL, f"hydra.run.dir={folder}").returncode == 0
+        words = [word.replace("<date>/<time>", "date/time") for word in words]
+        if words[0].startswith("resume="):  # as if it had been killed in its first epoch
+            for file in folder.iterdir():
+                if file.is_file():
+                    file.unlink()
+    if script == "train.py":
+        words = shortened(words)
+    result = bantam(script, *words, BANTAM_DATA=str(root))
+    refused = "model.width=17" in words
+    assert result.returncode == (1 if refused else 0), result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    if refused:
+        (promised,) = (line.strip() for line in README.splitlines() if line.strip().startswith("Error: "))
+        assert result.stderr.splitlines()[0] == promised
+        assert not (tmp_path / "outputs").exists()
+
+
+def test_adding_a_network_takes_the_class_and_the_file_of_the_readme(bantam: Bantam, tmp_path: Path) -> None:
+    (class_,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    (file,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    package = shutil.copytree(PROJECT / "src" / "bantam", tmp_path / "src" / "bantam")
+    shutil.copytree(PROJECT / "conf", tmp_path / "conf")
+    shutil.copy(PROJECT / "train.py", tmp_path)
+    with (package / "models.py").open("a") as stream:
+        stream.write("\n\n" + class_)
+    (tmp_path / "conf" / "model" / "tiny.yaml").write_text(file)
+    arguments = ["model=tiny", "model.width=12", "data=mnist5k", "epochs=1", "pictures=false"]
+    result = bantam(str(tmp_path / "train.py"), *arguments, PYTHONPATH=str(tmp_path / "src"))
+    assert result.returncode == 0, result.stderr
+    assert "conv 5×5 → ReLU" in result.stdout
+    result = bantam(str(tmp_path / "train.py"), *arguments, "model.width=60", PYTHONPATH=str(tmp_path / "src"))
+    assert result.returncode == 1
+    assert "model=tiny has 11,110 parameters, 1,111 over the 9,999" in result.stderr
+
+
+def test_every_file_is_in_the_table_of_files() -> None:
+    for file in (PROJECT / "src" / "bantam").glob("*.py"):
+        assert file.name == "__init__.py" or f"| `src/bantam/{file.name}` |" in README
+    for file in PROJECT.glob("*.py"):
+        assert f"| `{file.name}` |" in README
+
+
+def test_every_option_is_in_the_table_of_groups() -> None:
+    for group in ("model", "optimizer", "scheduler", "augmentation", "data", "experiment"):
+        (row,) = (line for line in README.splitlines() if line.startswith(f"| `{group}` |"))
+        for file in (PROJECT / "conf" / group).glob("*.yaml"):
+            assert f"`{file.stem}`" in row
+
+
+def test_every_link_leads_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (PROJECT / target).exists(), target
