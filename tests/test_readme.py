@@ -14,8 +14,8 @@ from test_data import idx
 from bantam import data
 
 README = (PROJECT / "README.md").read_text()
-BLOCKS = re.findall(r"^ *```\n(.*?)^ *```$", README, flags=re.MULTILINE | re.DOTALL)
-COMMANDS = [line.strip() for block in BLOCKS for line in block.splitlines()]
+FENCED = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", README, flags=re.MULTILINE | re.DOTALL)
+COMMANDS = [line.strip() for language, block in FENCED if not language for line in block.splitlines()]
 INSTALLS = ["pip install -e . && python train.py model=v2 optimizer.lr=0.025", "pip install -e '.[dev]' && pytest"]
 
 Bantam = Callable[..., subprocess.CompletedProcess[str]]
@@ -38,6 +38,7 @@ def little_root(root: Path) -> Path:
 def shortened(words: list[str]) -> list[str]:
     """A training command with overrides that make it a matter of seconds."""
     words = [re.sub(r"range\((\d+),\d+\)", r"range(\1,2)", word) for word in words]
+    words = ["data.validation=500" if word == "data.validation=5000" else word for word in words]  # of 4,000
     if "--help" in words or any(word.startswith("resume=") for word in words):
         return words
     return [
@@ -82,8 +83,8 @@ def test_command(bantam: Bantam, tmp_path: Path, command: str) -> None:
 
 
 def test_adding_a_network_takes_the_class_and_the_file_of_the_readme(bantam: Bantam, tmp_path: Path) -> None:
-    (class_,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    (file,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    (class_,) = (block for language, block in FENCED if language == "python")
+    (file,) = (block for language, block in FENCED if language == "yaml")
     package = shutil.copytree(PROJECT / "src" / "bantam", tmp_path / "src" / "bantam")
     shutil.copytree(PROJECT / "conf", tmp_path / "conf")
     shutil.copy(PROJECT / "train.py", tmp_path)
