@@ -288,7 +288,7 @@ def run(prepared: Prepared, place: Place) -> float:
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[speed]:>6,.0f} images/s   loss {task.fields[loss]:.4f}   left"),
+        TextColumn("{task.fields[now]}"),
         TimeRemainingColumn(),
         console=console,
         transient=True,
@@ -301,11 +301,12 @@ def run(prepared: Prepared, place: Place) -> float:
     def show(epoch: int, seen: int, loss: float) -> None:
         done = (epoch - 1) * count + seen
         speed = (done - before) / (time.perf_counter() - start)
-        bar.update(task, completed=done, loss=loss, speed=speed, description=f"{title} epoch {epoch}/{cfg.epochs}")
+        now = f"{speed:,.0f} images/s   loss {loss:.4f}   left"
+        bar.update(task, completed=done, now=now, description=f"{title} epoch {epoch:>2}/{cfg.epochs}")
 
     try:
         with bar:
-            task = bar.add_task(title, total=cfg.epochs * count, completed=before, loss=float("nan"), speed=0.0)
+            task = bar.add_task(title, total=cfg.epochs * count, completed=before, now="starting")
             for epoch in train(
                 compiled,
                 prepared.optimizer,
