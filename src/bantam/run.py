@@ -295,18 +295,15 @@ def run(prepared: Prepared, place: Place) -> float:
         disable=not console.is_terminal or place.side_by_side != 1,
     )
     count = len(images.train_labels)
-    start = time.perf_counter()
-    before = len(history) * count
 
     def show(epoch: int, seen: int, loss: float) -> None:
-        done = (epoch - 1) * count + seen
-        speed = (done - before) / (time.perf_counter() - start)
-        now = f"{speed:,.0f} images/s   loss {loss:.4f}   left"
-        bar.update(task, completed=done, now=now, description=f"{title} epoch {epoch:>2}/{cfg.epochs}")
+        bar.update(task, completed=(epoch - 1) * count + seen)
+        now = f"{bar.tasks[task].speed or 0:,.0f} images/s   loss {loss:.4f}   left"
+        bar.update(task, now=now, description=f"{title} epoch {epoch:>2}/{cfg.epochs}")
 
     try:
         with bar:
-            task = bar.add_task(title, total=cfg.epochs * count, completed=before, now="starting")
+            task = bar.add_task(title, total=cfg.epochs * count, completed=len(history) * count, now="starting")
             for epoch in train(
                 compiled,
                 prepared.optimizer,
