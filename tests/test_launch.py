@@ -169,6 +169,7 @@ def test_jobs_side_by_side_divide_the_threads(bantam: Bantam, tmp_path: Path) ->
         "train.py",
         "-m",
         *SMALL,
+        "threads=null",
         "hydra/launcher=joblib",
         "seed=1,2",
         "hydra.sweep.dir=runs",
@@ -214,7 +215,7 @@ def interrupt(tmp_path: Path, arguments: list[str], after: int, sign: signal.Sig
 def test_an_interrupted_run_resumes_in_place_and_ends_bitwise_the_same(
     bantam: Bantam, tmp_path: Path, sign: signal.Signals
 ) -> None:
-    arguments = [*SMALL, "epochs=8", "threads=1", "scheduler=one_cycle", "model.width=6"]
+    arguments = [*SMALL, "epochs=8", "scheduler=one_cycle", "model.width=6"]
     code, output = interrupt(tmp_path, arguments, 3, sign)
     if sign == signal.SIGINT:
         assert code == 130

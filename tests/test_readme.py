@@ -43,7 +43,7 @@ def shortened(words: list[str]) -> list[str]:
         return words
     return [
         *words,
-        *(item for item in ("epochs=1", "pictures=false") if not any(item in word for word in words)),
+        *(item for item in ("epochs=1", "pictures=false", "threads=1") if not any(item in word for word in words)),
     ] + ([] if any(word.startswith("data=") for word in words) else ["data=mnist5k"])
 
 
