@@ -464,20 +464,40 @@ def train(search: Search, study: Study, interrupt: Interrupt, trial: Trial) -> f
         # Two workers saw that one trial was missing, and both began it: the later one steps back.
         trial.set_user_attr("surplus", True)
         raise RuntimeError("surplus")
-    settings = {key: _suggest(trial, key, values) for key, values in search.space.items()}
-    fits = _weigh(search, settings, trial)
-    if not fits:
-        built = getattr(study.sampler, "sampler", study.sampler)
-        if isinstance(built, GPSampler | NSGAIISampler | NSGAIIISampler):
-            return NEVER_TRAINED
-        raise TrialPruned
+    try:
+        with warnings.catch_warnings():
+            # The Gaussian process takes NEVER_TRAINED for the worst accuracy so far, as it should.
+            warnings.filterwarnings("ignore", "Clip non-finite values")
+            settings = {key: _suggest(trial, key, values) for key, values in search.space.items()}
+        if not _weigh(search, settings, trial):
+            built = getattr(study.sampler, "sampler", study.sampler)
+            if isinstance(built, GPSampler | NSGAIISampler | NSGAIIISampler):
+                return NEVER_TRAINED
+            raise TrialPruned
+        _launch(search, study, settings, interrupt, trial)
+        result = record.read_result(search.folder / str(trial.number))
+        if result["verdict"] == "pruned":
+            trial.set_user_attr("reason", result["reason"])
+            raise TrialPruned
+        if result.get("objective") is None:
+            trial.set_user_attr("reason", f"{result['verdict']}: {result['reason']}")
+            return math.nan
+        return float(result["objective"])
+    except TrialPruned:
+        raise
+    except Exception as error:
+        trial.set_user_attr("reason", f"{type(error).__name__}: {error}")
+        raise
+
+
+def _launch(search: Search, study: Study, settings: dict[str, Any], interrupt: Interrupt, trial: Trial) -> None:
+    """Run a trial's job; where that is interrupted, the trial is put back into the queue."""
     overrides = [*search.fixed, *(f"{key}={value}" for key, value in settings.items())]
     try:
         interrupt.training = True
         if interrupt.asked:
             raise KeyboardInterrupt
         search.launcher.launch([overrides], initial_job_idx=trial.number)
-        interrupt.training = False
     except (KeyboardInterrupt, SystemExit):
         interrupt.training = False
         again = study.get_trials(deepcopy=False)[trial.number]
@@ -485,23 +505,8 @@ def train(search: Search, study: Study, interrupt: Interrupt, trial: Trial) -> f
             warnings.simplefilter("ignore", ExperimentalWarning)
             RetryHeartbeatStaleTrialCallback()(study, again)
         raise KeyboardInterrupt from None
-    except Exception as error:
-        trial.set_user_attr("reason", f"{type(error).__name__}: {error}")
-        raise
     finally:
         interrupt.training = False
-    try:
-        result = record.read_result(search.folder / str(trial.number))
-    except ValueError as error:
-        trial.set_user_attr("reason", f"its job left no result: {error}")
-        raise
-    if result["verdict"] == "pruned":
-        trial.set_user_attr("reason", result["reason"])
-        raise TrialPruned
-    if result.get("objective") is None:
-        trial.set_user_attr("reason", f"{result['verdict']}: {result['reason']}")
-        return math.nan
-    return float(result["objective"])
 
 
 def _suggest(trial: Trial, key: str, values: BaseDistribution) -> Any:
