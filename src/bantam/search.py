@@ -50,7 +50,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bantam import config as schema
-from bantam import launch, record, run, trials
+from bantam import confirm, record, run, trials
 
 WORKER = "BANTAM_WORKER_UNTIL"
 """Environment variable that makes a process a worker: the Unix time after which it begins no trial."""
@@ -731,26 +731,13 @@ def finish(search: Search, study: Study, console: Console) -> None:
     console.print(f"\n{study.study_name}: {counted}. {escape(str(search.folder))}/trials.csv", soft_wrap=True)
     if best is None:
         raise ValueError(f"no trial of the study {study.study_name} was trained to its end: see trials.csv")
-    write_best(search.folder, best.number)
+    confirm.write_experiment(search.folder / str(best.number), search.folder / "experiment" / "best.yaml")
     console.print(
         f"Best: trial {best.number}, {best.value:.3f} % of the validation images in the last epochs, "
         f"{best.user_attrs.get('parameters', 0):,} parameters: {escape(_settings(best))}\n"
         f"Run it with:\npython {sys.argv[0]} --config-dir {escape(str(search.folder))} experiment=best",
         soft_wrap=True,
     )
-
-
-def write_best(study_folder: Path, number: int) -> None:
-    """Write `experiment/best.yaml`: all that a trial had, so that a single run repeats its objective."""
-    folder = study_folder / str(number)
-    cfg, _, choices = launch.saved(folder)
-    result = record.read_result(folder)
-    values = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(values, dict)
-    # Results depend on these to the last digit, and a search chose them by the machine and its workers.
-    values |= {key: result[key] for key in ("device", "precision", "threads")}
-    groups = [{f"override /{group}": option} for group, option in choices.items() if group in values]
-    text = f"# @package _global_\n# Trial {number}, {result['objective']!r} % of the validation images.\n"
-    text += OmegaConf.to_yaml(OmegaConf.create({"defaults": groups, **values}))
-    (study_folder / "experiment").mkdir(exist_ok=True)
-    record.write(study_folder / "experiment" / "best.yaml", text.encode())
+    if search.settings.confirm.top:
+        top, seeds = search.settings.confirm.top, search.settings.confirm.seeds
+        confirm.confirm(search.folder, top, seeds, Path(sys.argv[0]))

@@ -107,9 +107,11 @@ def reporter(hydra: Any) -> Callable[[int, float], bool]:
     def give_up(epoch: int, accuracy: float) -> bool:
         try:
             storage.set_trial_intermediate_value(trial_id, epoch, accuracy)
+            return judge.prune(study, storage.get_trial(trial_id))
         except UpdateFinishedTrialError:
             return True  # it was taken for dead, and runs again elsewhere
-        return judge.prune(study, storage.get_trial(trial_id))
+        finally:
+            storage.remove_session()  # Ctrl-C within a transaction would leave the storage locked
 
     return give_up
 
