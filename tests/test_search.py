@@ -4,9 +4,12 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -228,10 +231,10 @@ def test_an_interrupted_trial_is_run_again(searching: Callable[..., search.Searc
             raise KeyboardInterrupt
         return rate(number, settings)
 
-    stopped = work(searching("hydra.sweeper.n_trials=3", result=result, space=SPACE[:1]))
+    stopped = work(searching("hydra.sweeper.n_trials=2", result=result, space=SPACE[:1]))
     assert trials.states(stopped) == ["complete", "stopped", "waiting"]
-    listed = work(searching("hydra.sweeper.n_trials=3", result=result, space=SPACE[:1]))
-    assert trials.states(listed) == ["complete", "stopped", "complete", "complete"]
+    listed = work(searching("hydra.sweeper.n_trials=2", result=result, space=SPACE[:1]))
+    assert trials.states(listed) == ["complete", "stopped", "complete"]
     assert listed[2].params == listed[1].params
 
 
@@ -416,7 +419,7 @@ LINE = (
     "epochs=2",
     "model.width=range(3,6)",
     "hydra.sweeper.sampler.seed=1",
-    "hydra.sweeper.heartbeat=1",
+    "hydra.sweeper.heartbeat=3",
 )
 
 
@@ -452,9 +455,10 @@ def workers(process: subprocess.Popen[str]) -> list[int]:
     return [int(line) for line in answer.stdout.split()]
 
 
-def study(folder: Path) -> optuna.Study:
-    """The study in a folder, read as optuna-dashboard would."""
-    return optuna.load_study(study_name="optuna", storage=f"sqlite:///{folder}/multirun/optuna/study.db")
+def study(folder: Path, storage: str = "") -> optuna.Study:
+    """The study in a folder or at an address, read as optuna-dashboard would."""
+    address = storage or f"sqlite:///{folder}/multirun/optuna/study.db"
+    return optuna.load_study(study_name="optuna", storage=address)
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 240) -> None:
@@ -470,9 +474,9 @@ def wait_for(condition: Callable[[], Any], seconds: float = 240) -> None:
     raise TimeoutError
 
 
-def reports(folder: Path) -> bool:
+def reports(folder: Path, storage: str = "") -> bool:
     """Whether a trial that runs has reported an epoch."""
-    return any(t.state == TrialState.RUNNING and t.last_step is not None for t in study(folder).trials)
+    return any(t.state == TrialState.RUNNING and t.last_step is not None for t in study(folder, storage).trials)
 
 
 def test_the_best_trial_is_repeated_exactly_by_the_line_that_the_search_prints(
@@ -619,3 +623,72 @@ def test_a_search_needs_m_and_a_fitting_schedule(bantam: Callable[..., subproces
         assert refused.stderr.startswith("Error: ")
         assert sentence in refused.stderr
         assert refused.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    """Debian's PostgreSQL on loopback, empty and for this test alone; its address."""
+    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    if not binaries:
+        pytest.skip("PostgreSQL is not on this machine: apt-get install postgresql")
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install -e '.[postgresql]'")
+    programs = binaries[-1].parent
+    user = "postgres" if os.getuid() == 0 else None  # the server refuses to run as root
+    folder = Path(tempfile.mkdtemp(prefix="bantam-postgresql-"))
+    if user:
+        shutil.chown(folder, user)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    data, log = str(folder / "data"), (folder / "log").open("wb")
+    quiet: dict[str, Any] = {"user": user, "stdout": log, "stderr": log, "cwd": folder}
+    subprocess.run([programs / "initdb", "-D", data, "-A", "trust", "-U", "bantam"], check=True, **quiet)
+    listen = ["-h", "127.0.0.1", "-p", port, "-k", str(folder), "-c", "fsync=off"]
+    server = subprocess.Popen([programs / "postgres", "-D", data, *listen], **quiet)
+    ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", port]
+    wait_for(lambda: subprocess.run(ready).returncode == 0, 60)
+    yield f"postgresql+psycopg://bantam@127.0.0.1:{port}/postgres"
+    server.send_signal(signal.SIGINT)  # what PostgreSQL calls a fast shutdown
+    server.wait(60)
+    log.close()
+    shutil.rmtree(folder)
+
+
+def test_four_workers_on_postgresql_lose_nothing_when_two_are_killed(
+    started: Callable[..., subprocess.Popen[str]], postgresql: str, tmp_path: Path
+) -> None:
+    process = started(f"hydra.sweeper.storage={postgresql}", "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=4")
+    wait_for(lambda: len(workers(process)) == 4 and reports(tmp_path, postgresql))
+    running = [trial.number for trial in study(tmp_path, postgresql).trials if trial.state == TrialState.RUNNING]
+    assert len(running) >= 2
+    killed = workers(process)[:2]
+    for worker in killed:
+        os.kill(worker, signal.SIGKILL)
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output
+    listed = study(tmp_path, postgresql).trials
+    words = trials.states(listed)
+    counts = trials.count(listed)
+    assert (counts["complete"], counts["running"], counts["waiting"]) == (6, 0, 0)
+    assert counts["stopped"] <= 2
+    finished = [trial for trial, word in zip(listed, words, strict=True) if word == "complete"]
+    for trial, word in zip(listed, words, strict=True):
+        if word == "stopped":  # it was run again, once
+            assert [other.params for other in finished].count(trial.params) == 1
+    assert len({tuple(trial.params.values()) for trial in finished}) == 6
+    for trial in finished:
+        assert record.read_result(tmp_path / "multirun" / "optuna" / str(trial.number))["objective"] == trial.value
+
+
+def test_trials_run_where_submitit_puts_them(
+    bantam: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    pytest.importorskip("submitit", reason="submitit is not installed: pip install -e '.[submitit]'")
+    done = bantam(
+        "train.py", *LINE, "hydra/launcher=submitit_local", "hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (trial,) = study(tmp_path).trials
+    assert trial.state == TrialState.COMPLETE
+    assert list(trial.intermediate_values) == [1, 2]  # reported from submitit's process
+    assert record.read_result(tmp_path / "multirun" / "optuna" / "0")["objective"] == trial.value

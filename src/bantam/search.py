@@ -58,7 +58,7 @@ WORKER = "BANTAM_WORKER_UNTIL"
 MOST_OVER_BUDGET = 50
 """Networks over the budget in a row after which the space counts as one that holds no others."""
 
-DISMISS_SECONDS = 30
+DISMISS_SECONDS = 60
 """How long a worker may take to put its trial back before it is killed."""
 
 MOST_CRASHES = 3
@@ -459,8 +459,8 @@ def work(search: Search, until: float) -> None:
 
 def train(search: Search, study: Study, interrupt: Interrupt, trial: Trial) -> float:
     """Optuna's objective: one trial, weighed before a job is launched for it. Returns percent."""
-    earlier = study.get_trials(deepcopy=False)[: trial.number]
-    if missing(search, trials.count(earlier)) <= 0:
+    earlier = trials.states(study.get_trials(deepcopy=False))[: trial.number]
+    if missing(search, Counter(earlier)) <= 0:
         # Two workers saw that one trial was missing, and both began it: the later one steps back.
         trial.set_user_attr("surplus", True)
         raise RuntimeError("surplus")
