@@ -22,7 +22,7 @@ from rich.markup import escape
 
 from bantam import config as schema
 
-SEARCH = "bantam.sweeper.Search"
+SWEEPER = "bantam.sweeper.BantamSweeper"
 """The `_target_` of our sweeper, which is imported where a command line is read, not in every job."""
 
 FAILED = float("nan")
@@ -40,7 +40,7 @@ def job(cfg: DictConfig) -> float:
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     single = hydra.mode == RunMode.RUN
-    searching = not single and hydra.sweeper._target_ == SEARCH
+    searching = not single and hydra.sweeper._target_ == SWEEPER
     # What runs jobs side by side, launchers or a search, says how many: -1 stands for one a core.
     side_by_side = (hydra.sweeper.n_jobs or -1) if searching else int(hydra.launcher.get("n_jobs", 1))
     side_by_side = 1 if single else side_by_side
@@ -117,7 +117,7 @@ class Preflight(Callback):
         """Show every job's verdict; exit code 1 where one was refused, diverged or failed."""
         if config.dry_run or not Path(config.hydra.sweep.dir).is_dir():
             return
-        if config.hydra.sweeper._target_ == SEARCH:  # it has its own summary
+        if config.hydra.sweeper._target_ == SWEEPER:  # it has its own summary
             return
         from bantam import run
 

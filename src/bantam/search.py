@@ -41,7 +41,7 @@ from optuna.distributions import (
 )
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, TrialPruned
 from optuna.samplers import BaseSampler, GPSampler, GridSampler, NSGAIIISampler, NSGAIISampler, QMCSampler
-from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from rich.console import Console, Group
@@ -308,7 +308,7 @@ def open_study(search: Search) -> Study:
     try:
         # Creating fails for all but one of the processes that start together: that one fills the queue.
         created = optuna.create_study(study_name=name, storage=storage, direction="maximize")
-        _begin(search, created)
+        _begin(search, created, storage)
     except DuplicatedStudyError:
         pass
     study = load()
@@ -316,11 +316,11 @@ def open_study(search: Search) -> Study:
     return study
 
 
-def _begin(search: Search, study: Study) -> None:
+def _begin(search: Search, study: Study, storage: RDBStorage) -> None:
     """Note what a new study is about, and queue the known settings that lie in its space."""
     used = sorted(path.name for path in search.folder.glob("[0-9]*") if (path / ".hydra").is_dir())
     if used:
-        optuna.delete_study(study_name=study.study_name, storage=study._storage)
+        optuna.delete_study(study_name=study.study_name, storage=storage)
         raise ValueError(
             f"{search.folder} holds trials of a study that {trials.shown(trials.address(search.hydra))} does not "
             "know: restore hydra.sweeper.storage, or begin another study with hydra.sweeper.study_name=…"
@@ -500,10 +500,7 @@ def _launch(search: Search, study: Study, settings: dict[str, Any], interrupt: I
         search.launcher.launch([overrides], initial_job_idx=trial.number)
     except (KeyboardInterrupt, SystemExit):
         interrupt.training = False
-        again = study.get_trials(deepcopy=False)[trial.number]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            RetryHeartbeatStaleTrialCallback()(study, again)
+        trials.put_back(study, study.get_trials(deepcopy=False)[trial.number])
         raise KeyboardInterrupt from None
     finally:
         interrupt.training = False
@@ -594,9 +591,7 @@ def _looks(
     idle_since = math.inf
     crashes = 0
     while True:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            fail_stale_trials(study)
+        trials.put_back_dead(study, silence)
         listed = study.get_trials(deepcopy=False)
         counts = trials.count(listed)
         yield listed
@@ -716,6 +711,9 @@ def finish(search: Search, study: Study, console: Console) -> None:
     best, counts = trials.best(listed), trials.count(listed)
     summary = {
         "study": study.study_name,
+        "began": min((t.datetime_start for t in listed if t.datetime_start), default=None),
+        "ended": max((t.datetime_complete for t in listed if t.datetime_complete), default=None),
+        "training_seconds": sum(trials.seconds(trial) or 0.0 for trial in listed),
         "trials": {state: counts[state] for state in (*trials.FINISHED, "over budget", "stopped")},
         "best": best
         and {
@@ -726,7 +724,7 @@ def finish(search: Search, study: Study, console: Console) -> None:
             "folder": str(search.folder / str(best.number)),
         },
     }
-    record.write(search.folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    record.write(search.folder / "summary.json", (json.dumps(summary, indent=2, default=str) + "\n").encode())
     counted = ", ".join(f"{counts[state]} {state}" for state in (*trials.FINISHED, "over budget"))
     console.print(f"\n{study.study_name}: {counted}. {escape(str(search.folder))}/trials.csv", soft_wrap=True)
     if best is None:

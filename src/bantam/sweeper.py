@@ -81,7 +81,7 @@ class Confirm:
 class SearchConf(OptunaSweeperConf):
     """The keys of hydra-optuna-sweeper, and those that it lacks."""
 
-    _target_: str = launch.SEARCH
+    _target_: str = launch.SWEEPER
     defaults: list[Any] = field(default_factory=lambda: [{"sampler": "multivariate_tpe"}, {"pruner": "median"}])
     direction: Any = Direction.maximize
     """The objective is an accuracy, so there is no other."""
@@ -116,10 +116,10 @@ def register() -> None:
         "hyperband": HyperbandPruner,
     }.items():
         store.store(group="hydra/sweeper/pruner", name=name, node=node)
-    Plugins.instance().register(Search)
+    Plugins.instance().register(BantamSweeper)
 
 
-class Search(Sweeper):
+class BantamSweeper(Sweeper):
     """Searches with Optuna, one launched job a trial; `hydra/sweeper=bantam`."""
 
     def __init__(self, **settings: Any) -> None:

@@ -6,13 +6,15 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
 from hydra.utils import instantiate
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
@@ -114,6 +116,27 @@ def reporter(hydra: Any) -> Callable[[int, float], bool]:
             storage.remove_session()  # Ctrl-C within a transaction would leave the storage locked
 
     return give_up
+
+
+def put_back(study: optuna.Study, trial: FrozenTrial, most: int | None = None) -> None:
+    """Queue a trial's settings again, under another number, at most `most` times."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        RetryHeartbeatStaleTrialCallback(most)(study, trial)
+
+
+def put_back_dead(study: optuna.Study, silence: float) -> None:
+    """Fail the trials whose process has been silent for `silence` seconds, and queue them again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        fail_stale_trials(study)
+    # Optuna overlooks a trial whose process died before its first sign of life, and so its settings.
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        age = (datetime.now() - (trial.datetime_start or datetime.now())).total_seconds()
+        if not trial.params and age > silence:
+            with suppress(ValueError):  # another process was faster
+                study.tell(trial.number, state=TrialState.FAIL)
+                put_back(study, trial, MOST_RETRIES)
 
 
 def over_budget(trial: FrozenTrial) -> bool:
