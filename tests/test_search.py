@@ -1,6 +1,7 @@
 """Searches: with jobs that only pretend to train where that is enough, with real command lines where not."""
 
 import csv
+import functools
 import json
 import os
 import re
@@ -470,7 +471,13 @@ def workers(process: subprocess.Popen[str]) -> list[int]:
 def study(folder: Path, storage: str = "") -> optuna.Study:
     """The study in a folder or at an address, read as optuna-dashboard would."""
     address = storage or f"sqlite:///{folder}/multirun/optuna/study.db"
-    return optuna.load_study(study_name="optuna", storage=address)
+    return optuna.load_study(study_name="optuna", storage=opened(address))
+
+
+@functools.cache
+def opened(address: str) -> optuna.storages.RDBStorage:
+    """A storage, opened once however often a test looks into it."""
+    return optuna.storages.RDBStorage(address)
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 600) -> None:
