@@ -39,7 +39,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, TrialPruned
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError, TrialPruned
 from optuna.samplers import BaseSampler, GPSampler, GridSampler, NSGAIIISampler, NSGAIISampler, QMCSampler
 from optuna.storages import RDBStorage
 from optuna.study import Study
@@ -48,6 +48,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from sqlalchemy.exc import SQLAlchemyError
 
 from bantam import config as schema
 from bantam import confirm, record, run, trials
@@ -109,11 +110,18 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, argumen
     """Search, or continue a search, as the command line says. Raises ValueError for what cannot work."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     search = Search(config, context, launcher, *space(config.hydra.sweeper, arguments))
-    if WORKER in os.environ:
-        work(search, float(os.environ[WORKER]))
-    else:
-        check(search)
-        watch(search)
+    try:
+        if WORKER in os.environ:
+            work(search, float(os.environ[WORKER]))
+        else:
+            check(search)
+            watch(search)
+    except (SQLAlchemyError, StorageInternalError) as error:
+        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ValueError(
+            f"hydra.sweeper.storage={trials.shown(trials.address(search.hydra))} failed ({cause}): "
+            "the same command line continues the search"
+        ) from error
 
 
 def space(settings: DictConfig, arguments: list[str]) -> tuple[dict[str, BaseDistribution], list[str]]:
@@ -554,10 +562,8 @@ def watch(search: Search) -> None:
         signal.signal(number, signal.default_int_handler)
     started = time.time()
     told = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
-    if (
-        missing(search, trials.count(study.get_trials(deepcopy=False))) <= 0
-        and study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) == []
-    ):
+    counts = trials.count(study.get_trials(deepcopy=False))
+    if missing(search, counts) <= 0 and not counts["running"]:
         console.print(
             f"The study {study.study_name} has its {search.settings.n_trials} trials: "
             "raise hydra.sweeper.n_trials to go on, or begin another one with hydra.sweeper.study_name=…"
@@ -577,7 +583,8 @@ def watch(search: Search) -> None:
         raise SystemExit(130) from None
     except BaseException:
         _dismiss(crew)
-        trials.write(search.folder, study.get_trials(deepcopy=False))
+        with suppress(SQLAlchemyError, StorageInternalError):
+            trials.write(search.folder, study.get_trials(deepcopy=False))
         raise
     finish(search, study, console)
 
