@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hydra import initialize_config_dir
 
-from bantam import config, launch
+from bantam import config, launch, sweeper
 
 MAY_CHANGE = ("data", "device", "threads", "precision")
 
@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"change {', '.join(MAY_CHANGE)}")
     arguments = parser.parse_args()
     config.register()
+    sweeper.register()
     try:
         cfg, before, choices = launch.saved(arguments.folder)
         if arguments.overrides:

@@ -3,9 +3,10 @@
 import hydra
 from omegaconf import DictConfig
 
-from bantam import config, launch
+from bantam import config, launch, sweeper
 
 config.register()
+sweeper.register()
 
 
 @hydra.main(config_path="conf", config_name="config", execution_whitelist=config.WHITELIST)

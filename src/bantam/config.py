@@ -26,15 +26,16 @@ WHITELIST = (
 
 
 def ranged(
+    default: Any = MISSING,
     *,
     above: float | None = None,
     least: float | None = None,
     below: float | None = None,
     most: float | None = None,
 ) -> Any:
-    """A required key whose number, or every number of its list, lies in a range."""
+    """A key, required unless it has a default, whose number or numbers lie in a range."""
     limits = {"above": above, "at least": least, "below": below, "at most": most}
-    return field(default=MISSING, metadata={"limits": {k: v for k, v in limits.items() if v is not None}})
+    return field(default=default, metadata={"limits": {k: v for k, v in limits.items() if v is not None}})
 
 
 @dataclass
@@ -265,7 +266,12 @@ def validate(cfg: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ValueError(f"{missing[0]} has no value: set it, for example {missing[0]}=…")
-    for key, value, limits in _numbers(cfg):
+    validate_ranges(cfg)
+
+
+def validate_ranges(node: DictConfig, place: str = "") -> None:
+    """Raise ValueError for a number out of its range below a node that stands at the key `place`."""
+    for key, value, limits in _numbers(node, place):
         words = " and ".join(f"{word} {limit:,}" for word, limit in limits.items())
         if not math.isfinite(value):
             raise ValueError(f"{key} is {value}: it must be a finite number{' ' + words if words else ''}")

@@ -22,6 +22,9 @@ from rich.markup import escape
 
 from bantam import config as schema
 
+SWEEPER = "bantam.sweeper.BantamSweeper"
+"""The `_target_` of our sweeper, which is imported where a command line is read, not in every job."""
+
 FAILED = float("nan")
 """What a job returns that has no objective: refused, diverged or failed."""
 
@@ -37,8 +40,10 @@ def job(cfg: DictConfig) -> float:
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     single = hydra.mode == RunMode.RUN
-    # Launchers that run jobs side by side say how many: -1 stands for one a core.
-    side_by_side = 1 if single else int(hydra.launcher.get("n_jobs", 1))
+    searching = not single and hydra.sweeper._target_ == SWEEPER
+    # What runs jobs side by side, launchers or a search, says how many: -1 stands for one a core.
+    side_by_side = (hydra.sweeper.n_jobs or -1) if searching else int(hydra.launcher.get("n_jobs", 1))
+    side_by_side = 1 if single else side_by_side
     place = run.Place(folder, dict(hydra.runtime.choices), side_by_side, None if single else hydra.job.num)
     try:
         if not single:
@@ -49,7 +54,12 @@ def job(cfg: DictConfig) -> float:
         if cfg.dry_run:
             run.describe(prepared, place)
             return FAILED
-        objective = run.run(prepared, place)
+        if searching:
+            from bantam import trials
+
+            objective = run.run(prepared, place, trials.reporter(hydra))
+        else:
+            objective = run.run(prepared, place)
     except ValueError as error:
         if single:
             raise
@@ -74,6 +84,9 @@ class Preflight(Callback):
         with read_write(cfg), open_dict(cfg):
             hydra = cfg.pop("hydra")
         try:
+            searches = hydra.runtime.choices.get("hparams_search")
+            if searches not in (None, "null"):
+                raise ValueError(f"hparams_search={searches} searches only with -m: python train.py -m …")
             schema.validate(cfg)
             if cfg.resume is not None:
                 code = _resume(cfg, hydra, kwargs["config_name"])
@@ -103,6 +116,8 @@ class Preflight(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Show every job's verdict; exit code 1 where one was refused, diverged or failed."""
         if config.dry_run or not Path(config.hydra.sweep.dir).is_dir():
+            return
+        if config.hydra.sweeper._target_ == SWEEPER:  # it has its own summary
             return
         from bantam import run
 

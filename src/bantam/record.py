@@ -116,7 +116,7 @@ class Verdict:
     """Whether the target is met, with the evidence in one sentence."""
 
     verdict: str
-    """met, not met, not judged or diverged."""
+    """met, not met, not judged, diverged or pruned."""
     reason: str
     objective: float | None
     """Mean accuracy of the last epochs in percent, what a sweep maximises; None without any."""

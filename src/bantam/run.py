@@ -89,7 +89,7 @@ def prepare(cfg: DictConfig, place: Place) -> Prepared:
             f"epochs is {cfg.epochs}, {cfg.epochs - cfg.budget.epochs} over budget.epochs={cfg.budget.epochs}: "
             "lower epochs or raise budget.epochs"
         )
-    rows, parameters = _weigh(cfg, place)
+    rows, parameters = weigh(cfg, place)
     _rehearse(cfg, place)
     augmentation = _build(cfg, "augmentation", place)
     device = _device(cfg.device)
@@ -149,14 +149,14 @@ def _optimizer_and_scheduler(cfg: DictConfig, place: Place, model: nn.Module) ->
         raise ValueError(f"{key}={place.choices.get(key)} cannot be built: {reason}") from error
 
 
-def _weigh(cfg: DictConfig, place: Place) -> tuple[list[budget.Layer], int]:
-    """Count the network on the meta device and refuse it where it is over the budget."""
+def weigh(cfg: DictConfig, place: Place) -> tuple[list[budget.Layer], int]:
+    """Count the network on the meta device; returns its layers and its parameters. Raises OverBudget."""
 
-    def weigh(cfg: DictConfig) -> nn.Module:
+    def build(cfg: DictConfig) -> nn.Module:
         with torch.device("meta"):
             return _build(cfg, "model", place)  # type: ignore[no-any-return]
 
-    model = weigh(cfg)
+    model = build(cfg)
     parameters, limit = budget.count(model), cfg.budget.parameters
     rows = budget.layers(model)
     if parameters < limit:
@@ -165,7 +165,7 @@ def _weigh(cfg: DictConfig, place: Place) -> tuple[list[budget.Layer], int]:
     remedy = f"lower {' or '.join(keys)}" if keys else "choose a smaller network"
     if "width" in cfg.model:
         for width in range(cfg.model.width - 1, 0, -1):
-            if budget.count(weigh(OmegaConf.merge(cfg, {"model": {"width": width}}))) < limit:  # type: ignore[arg-type]
+            if budget.count(build(OmegaConf.merge(cfg, {"model": {"width": width}}))) < limit:  # type: ignore[arg-type]
                 remedy = f"lower model.width to {width}"
                 break
     raise OverBudget(
@@ -270,10 +270,13 @@ def _console() -> Console:
     return Console(highlight=False)
 
 
-def run(prepared: Prepared, place: Place) -> float:
+def run(
+    prepared: Prepared, place: Place, give_up: Callable[[int, float], bool] = lambda epoch, accuracy: False
+) -> float:
     """Train, or continue where the folder's checkpoint ends, and write the folder; returns the objective.
 
-    The objective is the mean accuracy of the last epochs in percent; nan where the training diverged.
+    The objective is the mean accuracy of the last epochs in percent; nan where the training diverged
+    or was given up. `give_up` is told every epoch's accuracy and decides whether it was the last.
     """
     started = time.time()
     cfg, model, images, folder = prepared.cfg, prepared.model, prepared.data, place.folder
@@ -321,6 +324,10 @@ def run(prepared: Prepared, place: Place) -> float:
                 record.write_checkpoint(folder, _state(prepared, history))
                 record.write_history(folder, history)
                 console.print(_line(title, epoch, cfg.epochs), soft_wrap=True)
+                if give_up(epoch.epoch, epoch.accuracy) and epoch.epoch < cfg.epochs:
+                    reason = f"given up after epoch {epoch.epoch} of {cfg.epochs}, at {epoch.accuracy:.2f} %"
+                    verdict = record.Verdict("pruned", reason, None, *_best(history), [], False)
+                    return _end_early(prepared, place, verdict, history, started)
     except KeyboardInterrupt:
         console.print(
             f"\nInterrupted in epoch {len(history) + 1} of {cfg.epochs}. Continue with:\n"
@@ -330,10 +337,7 @@ def run(prepared: Prepared, place: Place) -> float:
         raise SystemExit(130) from None
     except Diverged as error:
         verdict = record.Verdict("diverged", str(error), None, *_best(history), [], False)
-        record.write_result(folder, _result(prepared, place, verdict, history, started))
-        (folder / record.CHECKPOINT).unlink(missing_ok=True)
-        console.print(f"[bold red]{title} diverged:[/] {escape(str(error))}", soft_wrap=True)
-        return float("nan")
+        return _end_early(prepared, place, verdict, history, started)
 
     logits = score(model, images.held_out_images, images, prepared.precision)
     verdict = record.judge(
@@ -362,6 +366,18 @@ def run(prepared: Prepared, place: Place) -> float:
     )
     assert verdict.objective is not None
     return verdict.objective
+
+
+def _end_early(
+    prepared: Prepared, place: Place, verdict: record.Verdict, history: list[Epoch], started: float
+) -> float:
+    """Write the folder of a training that has no objective; returns nan."""
+    record.write_result(place.folder, _result(prepared, place, verdict, history, started))
+    (place.folder / record.CHECKPOINT).unlink(missing_ok=True)
+    title = place.name if place.job is None else f"job {place.job}, {place.name}"
+    colour = "red" if verdict.verdict == "diverged" else "yellow"
+    _console().print(f"[bold {colour}]{title} {verdict.verdict}:[/] {escape(verdict.reason)}", soft_wrap=True)
+    return float("nan")
 
 
 def _line(title: str, epoch: Epoch, epochs: int) -> str:

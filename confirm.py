@@ -1,0 +1,29 @@
+"""Train a study's best trials again on fresh seeds: `python confirm.py multirun/<study> [--top 3] [--seeds 5]`."""
+
+import argparse
+from pathlib import Path
+
+from bantam import config, confirm, launch, sweeper
+
+
+def main() -> None:
+    """Exit with 0 where the winner meets the target on every seed or is not judged, else with 1."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study", type=Path, help="folder of a study")
+    parser.add_argument("--top", type=int, default=confirm.TOP, help="how many trials, 3 by default")
+    parser.add_argument("--seeds", type=int, default=confirm.SEEDS, help="how many fresh seeds each, 5 by default")
+    arguments = parser.parse_args()
+    config.register()
+    sweeper.register()
+    try:
+        for key, least in (("top", 1), ("seeds", 2)):
+            if getattr(arguments, key) < least:
+                raise ValueError(f"--{key} is {getattr(arguments, key)}: it must be at least {least}")
+        confirm.confirm(arguments.study, arguments.top, arguments.seeds, Path(__file__).with_name("train.py"))
+    except ValueError as error:
+        launch.show_error(error)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""One seed lies: the best trials of a study again, on fresh seeds, and the winner alone on the test images."""
+
+import csv
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from joblib import cpu_count
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bantam import launch, record
+
+TOP, SEEDS = 3, 5
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trial and what it reached on fresh seeds, in percent of the validation images."""
+
+    number: int
+    searched: float
+    """What it reached in the search."""
+    objectives: list[float]
+    """One a seed that was trained to its end."""
+    missing: int
+    """Seeds that diverged or failed."""
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds; below everything where a seed did not come to its end."""
+        return statistics.fmean(self.objectives) if self.objectives and not self.missing else float("-inf")
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of a single seed."""
+        return statistics.stdev(self.objectives) if len(self.objectives) > 1 else 0.0
+
+
+def confirm(study: Path, top: int, seeds: int, script: Path) -> None:
+    """Train a study's best trials again and judge the best of them; writes `confirm/confirm.json`.
+
+    `top` trials are trained on `seeds` fresh seeds, to their end and scored on the study's validation
+    images. The one with the highest mean is then trained on all training images with the same
+    seeds and scored on the test images. What is finished already is not trained again. `script` is
+    train.py. Raises ValueError for a folder that is no study or has no completed trial.
+    """
+    console = Console(highlight=False)
+    best = _best(study, top)
+    cfg, _, _ = launch.saved(study / str(best[0][0]))
+    fresh = list(range(cfg.seed + 1, cfg.seed + 1 + seeds))
+    folder = study / "confirm"
+    names = {number: f"trial_{number}" for number, _ in best}
+    for number, name in names.items():
+        write_experiment(study / str(number), folder / "experiment" / f"{name}.yaml")
+
+    split = f"data.split_seed={cfg.data.split_seed}"
+    _train(script, folder, "validation", list(names.values()), fresh, [split], console)
+    candidates = []
+    for number, searched in best:
+        results = [record.read_result(_run(folder, names[number], "validation", seed)) for seed in fresh]
+        objectives = [result["objective"] for result in results if result.get("objective") is not None]
+        candidates.append(Candidate(number, searched, objectives, len(results) - len(objectives)))
+    candidates.sort(key=lambda candidate: candidate.mean, reverse=True)
+    winner = candidates[0]
+    console.print(_table(candidates, seeds))
+    if winner.missing:
+        raise ValueError(f"none of the best {len(best)} trials of {study} came to its end on every fresh seed")
+
+    _train(script, folder, "test", [names[winner.number]], fresh, ["data.validation=0"], console)
+    tested = [record.read_result(_run(folder, names[winner.number], "test", seed)) for seed in fresh]
+    verdict = _judge(tested)
+    ranking = [
+        {**asdict(candidate), "mean": candidate.mean, "deviation": candidate.deviation} for candidate in candidates
+    ]
+    for row in ranking:
+        row["mean"] = None if row["missing"] else row["mean"]
+    summary = {"ranking": ranking, "winner": winner.number, "seeds": fresh, "test": verdict}
+    record.write(folder / "confirm.json", (json.dumps(summary, indent=2) + "\n").encode())
+    first, target = tested[0], cfg.target
+    colour = {"met": "green", "not met": "red"}.get(verdict["verdict"], "yellow")
+    sentences = [
+        f"Trial {winner.number}, {first['parameters']:,} parameters, trained on {first['train_images']:,} images "
+        f"and scored on {first['scored_images']:,} {first['split']} images: "
+        f"[bold {colour}]{verdict['verdict']}[/]",
+        f"{verdict['met']} of {seeds} seeds hold {target.accuracy:g} % in every one of the last "
+        f"{target.last_epochs} epochs",
+    ]
+    if verdict["mean"] is not None:
+        sentences.append(
+            f"Mean of the last epochs {verdict['mean']:.3f} ± {verdict['deviation']:.3f} %, "
+            f"lowest of them {verdict['lowest']:.2f} %"
+        )
+    console.print(". ".join([*sentences, f"{escape(str(folder))}/confirm.json"]), soft_wrap=True)
+
+
+def _judge(tested: list[dict[str, Any]]) -> dict[str, Any]:
+    """The verdict over seeds; accuracies in percent. The target is met where every seed meets it."""
+    verdicts = [result["verdict"] for result in tested]
+    ended = [result for result in tested if result.get("objective") is not None]
+    objectives = [result["objective"] for result in ended]
+    met = verdicts.count("met")
+    return {
+        "verdict": "not judged" if "not judged" in verdicts else "met" if met == len(tested) else "not met",
+        "met": met,
+        "objectives": [result.get("objective") for result in tested],
+        "mean": statistics.fmean(objectives) if objectives else None,
+        "deviation": statistics.stdev(objectives) if len(objectives) > 1 else 0.0,
+        "lowest": min((accuracy for result in ended for accuracy in result["last_accuracies"]), default=None),
+    }
+
+
+def _best(study: Path, top: int) -> list[tuple[int, float]]:
+    """Number and objective of a study's best completed trials."""
+    try:
+        with (study / "trials.csv").open(newline="") as stream:
+            done = [
+                (int(r["number"]), float(r["objective"]))
+                for r in csv.DictReader(stream)
+                if r["state"] == "complete"
+            ]
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{study} is no study's folder: its trials.csv cannot be read ({error})") from error
+    if not done:
+        raise ValueError(f"{study} has no completed trial to confirm")
+    return sorted(done, key=lambda trial: -trial[1])[:top]
+
+
+def write_experiment(trial: Path, path: Path) -> None:
+    """Write an experiment that repeats a trial exactly: all it had, with the machine's choices pinned."""
+    cfg, _, choices = launch.saved(trial)
+    result = record.read_result(trial)
+    values = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(values, dict)
+    values |= {key: result[key] for key in ("device", "precision", "threads")}
+    groups = [{f"override /{group}": option} for group, option in choices.items() if group in values]
+    text = f"# @package _global_\n# Trial {trial.name}: {result['objective']!r} % of the validation images.\n"
+    text += OmegaConf.to_yaml(OmegaConf.create({"defaults": groups, **values}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record.write(path, text.encode())
+
+
+def _run(folder: Path, name: str, split: str, seed: int) -> Path:
+    """The folder of one training."""
+    return folder / f"{name}-{split}-{seed}"
+
+
+def _train(
+    script: Path,
+    folder: Path,
+    split: str,
+    names: list[str],
+    seeds: list[int],
+    overrides: list[str],
+    console: Console,
+) -> None:
+    """Train every experiment with every seed in one multirun a set of seeds that is missing."""
+    missing: dict[tuple[int, ...], list[str]] = {}
+    for name in names:
+        runs = {seed: _run(folder, name, split, seed) for seed in seeds}
+        for run in runs.values():
+            if run.exists() and not (run / record.RESULT).exists():
+                shutil.rmtree(run)  # it was interrupted: its seed is trained anew
+        wanted = tuple(seed for seed, run in runs.items() if not run.exists())
+        if wanted:
+            missing.setdefault(wanted, []).append(name)
+    total = sum(len(wanted) * len(group) for wanted, group in missing.items())
+    for wanted, group in missing.items():
+        cfg: Any = OmegaConf.load(folder / "experiment" / f"{group[0]}.yaml")
+        side_by_side = max(1, cpu_count() // cfg.threads) if cfg.device == "cpu" else 1
+        command = [
+            *(sys.executable, str(script), "-m", "--config-dir", str(folder)),
+            f"experiment={','.join(group)}",
+            f"seed={','.join(map(str, wanted))}",
+            *overrides,
+            "hydra/launcher=joblib",
+            f"hydra.launcher.n_jobs={side_by_side}",
+            f"hydra.sweep.dir={folder}",
+            f"hydra.sweep.subdir=${{hydra.runtime.choices.experiment}}-{split}-${{seed}}",
+        ]
+        log = folder / "confirm.log"
+        with log.open("ab") as stream, console.status("") as status:
+            process = subprocess.Popen(command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL)
+            try:
+                while process.poll() is None:
+                    done = sum((_run(folder, n, split, s) / record.RESULT).exists() for n in names for s in seeds)
+                    left = total - (done - (len(names) * len(seeds) - total))
+                    status.update(f"{split} images: {left} of {total} trainings left, {side_by_side} side by side")
+                    time.sleep(0.5)
+            except KeyboardInterrupt:
+                process.wait()
+                console.print("Interrupted. The same command line continues.")
+                raise SystemExit(130) from None
+        for name in group:
+            for seed in wanted:
+                if not (_run(folder, name, split, seed) / record.RESULT).exists():
+                    raise ValueError(f"{_run(folder, name, split, seed)} was not trained: see {log}")
+
+
+def _table(candidates: list[Candidate], seeds: int) -> Table:
+    """The ranking for the terminal, percent of the validation images."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("trial", "in the search", f"mean of {seeds} seeds", "±", "each"):
+        table.add_column(column, justify="left" if column == "each" else "right")
+    for candidate in candidates:
+        table.add_row(
+            str(candidate.number),
+            f"{candidate.searched:.3f}",
+            "did not end" if candidate.missing else f"{candidate.mean:.3f}",
+            f"{candidate.deviation:.3f}",
+            " ".join(f"{value:.2f}" for value in candidate.objectives),
+        )
+    return table

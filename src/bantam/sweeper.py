@@ -1,0 +1,147 @@
+"""Hydra's side of a search: its typed configuration, `hydra.sweeper.*`, and the plugin that starts it.
+
+Optuna and torch are imported only when a search begins.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.hydra_optuna_sweeper.config import Direction, OptunaSweeperConf, TPESamplerConfig
+from omegaconf import II, MISSING, DictConfig
+
+from bantam import launch
+from bantam.config import ranged
+
+
+@dataclass
+class MultivariateTPE(TPESamplerConfig):
+    """TPE that models keys jointly and keeps away from what other workers are trying."""
+
+    multivariate: bool = True
+    constant_liar: bool = True
+
+
+@dataclass
+class Pruner:
+    """Decides after an epoch whether a trial is given up; `_target_` is one of Optuna's."""
+
+    _target_: str = MISSING
+
+
+@dataclass
+class NoPruner(Pruner):
+    _target_: str = "optuna.pruners.NopPruner"
+
+
+@dataclass
+class MedianPruner(Pruner):
+    _target_: str = "optuna.pruners.MedianPruner"
+    n_startup_trials: int = ranged(5, least=0)
+    """Trials that are completed before any is given up."""
+    n_warmup_steps: int = ranged(5, least=0)
+    """Epochs that every trial gets: before its first step down a high rate looks worse than it ends."""
+    interval_steps: int = ranged(1, least=1)
+    n_min_trials: int = ranged(1, least=1)
+
+
+@dataclass
+class SuccessiveHalvingPruner(Pruner):
+    _target_: str = "optuna.pruners.SuccessiveHalvingPruner"
+    min_resource: int = ranged(5, least=1)
+    """Epochs of the first rung."""
+    reduction_factor: int = ranged(2, least=2)
+    """One in so many trials passes a rung, which is so many times as long as the one before."""
+    min_early_stopping_rate: int = ranged(0, least=0)
+    bootstrap_count: int = ranged(0, least=0)
+
+
+@dataclass
+class HyperbandPruner(Pruner):
+    _target_: str = "optuna.pruners.HyperbandPruner"
+    min_resource: int = ranged(3, least=1)
+    """Epochs of the shortest bracket's first rung."""
+    max_resource: int = II("epochs")
+    reduction_factor: int = ranged(2, least=2)
+    bootstrap_count: int = ranged(0, least=0)
+
+
+@dataclass
+class Confirm:
+    top: int = ranged(0, least=0)
+    """How many of the best trials are trained again when the search ends; 0 for none."""
+    seeds: int = ranged(5, least=2)
+    """Fresh seeds for each of them."""
+
+
+@dataclass
+class SearchConf(OptunaSweeperConf):
+    """The keys of hydra-optuna-sweeper, and those that it lacks."""
+
+    _target_: str = launch.SWEEPER
+    defaults: list[Any] = field(default_factory=lambda: [{"sampler": "multivariate_tpe"}, {"pruner": "median"}])
+    direction: Any = Direction.maximize
+    """The objective is an accuracy, so there is no other."""
+    study_name: str = "search"
+    storage: str | None = None
+    """Address of a database; null: SQLite in the study's folder."""
+    n_trials: int = ranged(30, least=1)
+    """Finished trainings in all, over every continuation; networks over the budget are none."""
+    n_jobs: int | None = ranged(None, least=1)  # type: ignore[assignment]
+    """Worker processes; null: one a core on a CPU, else one."""
+    max_failure_rate: float = ranged(0.3, least=0, most=1)
+    """The search stops when more than this fraction of n_trials has failed."""
+    timeout: float | None = ranged(None, above=0)
+    """Seconds after which no trial is begun."""
+    heartbeat: int = ranged(15, least=1)
+    """Seconds between two signs of life; a trial that is silent for four times as long is run again."""
+    pruner: Pruner = MISSING
+    enqueue: list[dict[str, Any]] = field(default_factory=list)
+    """Known settings to try first; keys that the search does not vary are left out."""
+    confirm: Confirm = field(default_factory=Confirm)
+
+
+def register() -> None:
+    """Make `hydra/sweeper=bantam` known to Hydra, with its pruners and its sampler."""
+    store = ConfigStore.instance()
+    store.store(group="hydra/sweeper", name="bantam", node=SearchConf)
+    store.store(group="hydra/sweeper/sampler", name="multivariate_tpe", node=MultivariateTPE)
+    for name, node in {
+        "none": NoPruner,
+        "median": MedianPruner,
+        "successive_halving": SuccessiveHalvingPruner,
+        "hyperband": HyperbandPruner,
+    }.items():
+        store.store(group="hydra/sweeper/pruner", name=name, node=node)
+    Plugins.instance().register(BantamSweeper)
+
+
+class BantamSweeper(Sweeper):
+    """Searches with Optuna, one launched job a trial; `hydra/sweeper=bantam`."""
+
+    def __init__(self, **settings: Any) -> None:
+        """Take the keys of `SearchConf`, which `setup` gets again with the rest of the configuration."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what a search needs."""
+        self.config = config
+        self.hydra_context = hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            config=config, hydra_context=hydra_context, task_function=task_function
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Search as the command line says; refuses with one sentence and exit code 1."""
+        assert self.config is not None
+        assert self.hydra_context is not None
+        assert self.launcher is not None
+        try:
+            from bantam import search
+
+            search.sweep(self.config, self.hydra_context, self.launcher, arguments)
+        except ValueError as error:
+            launch.show_error(error)
+            raise SystemExit(1) from None

@@ -1,0 +1,210 @@
+"""Confirmation: with a script that pretends to train where that is enough, with the real one once."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PROJECT
+from omegaconf import OmegaConf
+
+from bantam import confirm, record
+
+PRETENDER = """
+import json, pathlib, sys
+given = dict(item.split("=", 1) for item in sys.argv[1:] if "=" in item)
+folder = pathlib.Path(given["hydra.sweep.dir"])
+split = "test" if given.get("data.validation") == "0" else "validation"
+with (folder / "commands").open("a") as log:
+    print(" ".join(sys.argv[1:]), file=log)
+for name in given["experiment"].split(","):
+    for seed in given["seed"].split(","):
+        run = folder / f"{name}-{split}-{seed}"
+        run.mkdir()
+        value = VALUES[name, split] + int(seed) / 1000
+        result = {"objective": value, "verdict": VERDICT(int(seed)) if split == "test" else "not judged",
+                  "reason": "", "last_accuracies": [value - 0.01, value + 0.01], "parameters": 9680,
+                  "train_images": 60000, "scored_images": 10000, "split": split}
+        (run / "result.json").write_text(json.dumps(result))
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A study of four completed trials; 3 was the best by a single seed."""
+    folder = tmp_path / "study"
+    rows = ["number,state,reason,objective"]
+    for number, objective in enumerate((99.1, 99.3, 99.2, 99.5)):
+        trial = folder / str(number)
+        (trial / ".hydra").mkdir(parents=True)
+        cfg = {
+            "seed": 1,
+            "model": {"width": 16},
+            "data": {"validation": 5000, "split_seed": "${seed}"},
+            "device": "auto",
+            "threads": None,
+            "precision": "auto",
+            "target": {"accuracy": 99.4, "last_epochs": 5},
+        }
+        OmegaConf.save(OmegaConf.create(cfg), trial / ".hydra" / "config.yaml")
+        OmegaConf.save(OmegaConf.create([]), trial / ".hydra" / "overrides.yaml")
+        choices = {"hydra": {"runtime": {"choices": {"model": "v2", "data": "mnist", "experiment": None}}}}
+        OmegaConf.save(OmegaConf.create(choices), trial / ".hydra" / "hydra.yaml")
+        record.write_result(
+            trial, {"objective": objective, "device": "cpu", "threads": 1, "precision": "float32", "verdict": ""}
+        )
+        rows.append(f"{number},complete,,{objective}")
+    rows.append("4,pruned,given up,")
+    (folder / "trials.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def pretender(folder: Path, verdict: str = '"met"') -> Path:
+    """A script in place of train.py: trial 1 is the best over several seeds."""
+    values = {("trial_1", "validation"): 99.4, ("trial_2", "validation"): 99.2, ("trial_3", "validation"): 99.3}
+    values |= {("trial_1", "test"): 99.45}
+    script = folder / "pretender.py"
+    script.write_text(f"VALUES = {values!r}\nVERDICT = lambda seed: {verdict}\n{PRETENDER}")
+    return script
+
+
+def commands(study: Path) -> list[dict[str, str]]:
+    lines = (study / "confirm" / "commands").read_text().splitlines()
+    return [dict(item.split("=", 1) for item in line.split() if "=" in item) for line in lines]
+
+
+def summary(study: Path) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads((study / "confirm" / "confirm.json").read_text())
+    return answer
+
+
+def test_the_best_three_are_ranked_by_their_mean_over_fresh_seeds(study: Path, tmp_path: Path) -> None:
+    confirm.confirm(study, 3, 5, pretender(tmp_path))
+    first, second = commands(study)
+    assert first["experiment"] == "trial_3,trial_1,trial_2"  # 0 was fourth
+    assert first["seed"] == second["seed"] == "2,3,4,5,6"  # the search had seed 1
+    assert first["data.split_seed"] == "1"  # the validation images stay the study's
+    assert "data.validation" not in first
+    assert [row["number"] for row in summary(study)["ranking"]] == [1, 3, 2]
+    assert summary(study)["ranking"][0]["mean"] == pytest.approx(99.404)
+    assert summary(study)["ranking"][0]["deviation"] == pytest.approx(0.00158, abs=1e-5)
+
+
+def test_the_winner_alone_sees_the_test_images_and_once(study: Path, tmp_path: Path) -> None:
+    script = pretender(tmp_path)
+    confirm.confirm(study, 3, 5, script)
+    tests = [command for command in commands(study) if command.get("data.validation") == "0"]
+    assert [command["experiment"] for command in tests] == ["trial_1"]
+    confirm.confirm(study, 3, 5, script)
+    assert len(commands(study)) == 2  # nothing is trained or scored again
+
+
+@pytest.mark.parametrize(
+    ("verdict", "expected", "met"),
+    [
+        ('"met"', "met", 5),
+        ('"met" if seed > 2 else "not met"', "not met", 4),
+        ('"not judged"', "not judged", 0),
+    ],
+)
+def test_the_verdict_is_over_the_seeds(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verdict: str, expected: str, met: int
+) -> None:
+    confirm.confirm(study, 3, 5, pretender(tmp_path, verdict))
+    test = summary(study)["test"]
+    assert (test["verdict"], test["met"]) == (expected, met)
+    assert test["lowest"] == pytest.approx(99.442)
+    shown = capsys.readouterr().out
+    assert f"{met} of 5 seeds hold 99.4 % in every one of the last 5 epochs" in shown
+    assert "Mean of the last epochs 99.454 ± 0.002 %" in shown
+
+
+def test_an_interrupted_confirmation_trains_only_what_is_missing(study: Path, tmp_path: Path) -> None:
+    script = pretender(tmp_path)
+    confirm.confirm(study, 3, 5, script)
+    (study / "confirm" / "trial_2-validation-4" / "result.json").unlink()
+    confirm.confirm(study, 3, 5, script)
+    last = commands(study)[-1]
+    assert (last["experiment"], last["seed"]) == ("trial_2", "4")
+
+
+def test_a_trial_that_diverges_on_a_seed_does_not_win(study: Path, tmp_path: Path) -> None:
+    script = pretender(tmp_path)
+    confirm.confirm(study, 3, 5, script)
+    run = study / "confirm" / "trial_1-validation-4"
+    record.write_result(run, {"verdict": "diverged", "reason": "nan", "objective": None})
+    script.write_text(script.read_text().replace("'trial_1', 'test'", "'trial_3', 'test'"))
+    confirm.confirm(study, 3, 5, script)
+    assert summary(study)["winner"] == 3
+    assert summary(study)["ranking"][-1]["missing"] == 1
+
+
+def test_an_experiment_of_a_trial_is_complete(study: Path) -> None:
+    confirm.write_experiment(study / "3", study / "experiment" / "best.yaml")
+    text = (study / "experiment" / "best.yaml").read_text()
+    assert text.startswith("# @package _global_\n")
+    values = OmegaConf.create(text)
+    assert values.defaults == [{"override /model": "v2"}, {"override /data": "mnist"}]
+    assert (values.device, values.threads, values.precision) == ("cpu", 1, "float32")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "is no study's folder"),
+        ("nonsense\n1\n", "is no study's folder"),
+        ("number,state,objective\n1,pruned,\n", "has no completed trial to confirm"),
+    ],
+)
+def test_what_is_no_study_is_one_sentence(tmp_path: Path, content: str | None, sentence: str) -> None:
+    if content is not None:
+        (tmp_path / "trials.csv").write_text(content)
+    with pytest.raises(ValueError, match=sentence):
+        confirm.confirm(tmp_path, 3, 5, PROJECT / "train.py")
+
+
+def test_the_command_line_refuses_nonsense_in_one_sentence(
+    bantam: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    for arguments, sentence in (
+        (("nowhere",), "Error: nowhere is no study's folder"),
+        (("nowhere", "--top", "0"), "Error: --top is 0: it must be at least 1"),
+        (("nowhere", "--seeds", "1"), "Error: --seeds is 1: it must be at least 2"),
+    ):
+        refused = bantam("confirm.py", *arguments)
+        assert refused.returncode == 1
+        assert refused.stderr.startswith(sentence)
+
+
+def test_a_search_that_is_confirmed_at_its_end(
+    bantam: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """The whole way with real trainings, a minute of them."""
+    done = bantam(
+        "train.py",
+        "-m",
+        "hparams_search=optuna",
+        "data=mnist5k",
+        "data.validation=2000",
+        "epochs=1",
+        "threads=1",
+        "model.width=range(3,5)",
+        "hydra.sweeper.n_trials=1",
+        "hydra.sweeper.n_jobs=1",
+        "hydra.sweeper.confirm.top=3",
+        "hydra.sweeper.confirm.seeds=2",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "multirun" / "optuna"
+    answer = summary(folder)
+    assert (answer["winner"], answer["seeds"]) == (0, [2, 3])
+    assert answer["test"]["verdict"] == "not judged"  # mnist5k has no test images worth the name
+    splits = {path.name: record.read_result(path)["split"] for path in (folder / "confirm").glob("trial_*")}
+    assert splits == {
+        "trial_0-validation-2": "validation",
+        "trial_0-validation-3": "validation",
+        "trial_0-test-2": "test",
+        "trial_0-test-3": "test",
+    }
