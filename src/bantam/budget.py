@@ -102,7 +102,7 @@ def table(rows: list[Layer]) -> Table:
     result.add_column("layer", "total")
     result.add_column("output", justify="right")
     for title, total in (
-        ("field", ""),
+        ("receptive\nfield", ""),
         ("parameters", f"{sum(row.parameters for row in rows):,}"),
         ("multiply-adds", f"{sum(row.multiply_adds for row in rows):,}"),
     ):
