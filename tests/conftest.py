@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from bantam import config
+from bantam import config, sweeper
 from bantam.run import Place
 
 PROJECT = Path(__file__).parent.parent
@@ -18,6 +18,7 @@ SMALL = ("data=mnist5k", "model.width=4", "epochs=1", "pictures=false", "threads
 """Overrides that make a run a matter of seconds, on a busy machine too: one thread waits for no other."""
 
 config.register()
+sweeper.register()
 
 
 @pytest.fixture

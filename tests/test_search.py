@@ -28,9 +28,7 @@ from hydra.types import HydraContext, RunMode
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from bantam import record, search, sweeper, trials
-
-sweeper.register()
+from bantam import record, search, trials
 
 
 class Jobs:

@@ -10,9 +10,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from bantam import sweeper, trials
-
-sweeper.register()
+from bantam import trials
 
 
 def hydra(*overrides: str) -> DictConfig:
