@@ -421,6 +421,8 @@ def test_the_list_of_trials_tells_what_became_of_each(
 
 
 # From here on real command lines, with a network of a few hundred parameters and 2,000 images.
+pytestmark = pytest.mark.slow
+
 LINE = (
     "-m",
     "hparams_search=optuna",
@@ -496,7 +498,6 @@ def reports(folder: Path, storage: str = "") -> bool:
     return any(t.state == TrialState.RUNNING and t.last_step is not None for t in study(folder, storage).trials)
 
 
-@pytest.mark.slow
 def test_the_best_trial_is_repeated_exactly_by_the_line_that_the_search_prints(
     bantam: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -521,7 +522,6 @@ def test_the_best_trial_is_repeated_exactly_by_the_line_that_the_search_prints(
     assert study(tmp_path).trials == before
 
 
-@pytest.mark.slow
 def test_bad_trials_are_given_up_and_good_ones_are_not(
     bantam: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -550,7 +550,6 @@ def test_bad_trials_are_given_up_and_good_ones_are_not(
     assert sorted(path.name for path in folder.iterdir()) == [".hydra", "history.csv", "result.json"]
 
 
-@pytest.mark.slow
 def test_a_killed_search_goes_on_where_it_was(
     started: Callable[..., subprocess.Popen[str]],
     bantam: Callable[..., subprocess.CompletedProcess[str]],
@@ -570,7 +569,6 @@ def test_a_killed_search_goes_on_where_it_was(
     assert listed[2].params == listed[1].params or listed[3].params == listed[1].params
 
 
-@pytest.mark.slow
 def test_ctrl_c_puts_the_trials_back(
     started: Callable[..., subprocess.Popen[str]],
     bantam: Callable[..., subprocess.CompletedProcess[str]],
@@ -589,7 +587,6 @@ def test_ctrl_c_puts_the_trials_back(
     assert trials.states(study(tmp_path).trials) == ["stopped", "stopped", "complete", "complete"]
 
 
-@pytest.mark.slow
 def test_a_killed_worker_is_replaced(started: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     process = started("hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2")
     wait_for(lambda: reports(tmp_path))
@@ -600,7 +597,6 @@ def test_a_killed_worker_is_replaced(started: Callable[..., subprocess.Popen[str
     assert (counts["complete"], counts["stopped"], counts["running"]) == (3, 1, 0)
 
 
-@pytest.mark.slow
 def test_the_same_command_line_in_a_second_terminal_joins_the_search(
     started: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -622,7 +618,6 @@ def test_the_same_command_line_in_a_second_terminal_joins_the_search(
     assert len(folders) == 4
 
 
-@pytest.mark.slow
 def test_timeout_lets_running_trials_end(
     bantam: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -678,7 +673,6 @@ def postgresql() -> Iterator[str]:
     shutil.rmtree(folder)
 
 
-@pytest.mark.slow
 def test_four_workers_on_postgresql_lose_nothing_when_two_are_killed(
     started: Callable[..., subprocess.Popen[str]], postgresql: str, tmp_path: Path
 ) -> None:
@@ -704,7 +698,6 @@ def test_four_workers_on_postgresql_lose_nothing_when_two_are_killed(
         assert record.read_result(tmp_path / "multirun" / "optuna" / str(trial.number))["objective"] == trial.value
 
 
-@pytest.mark.slow
 def test_trials_run_where_submitit_puts_them(
     bantam: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
