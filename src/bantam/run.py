@@ -47,6 +47,11 @@ class Place:
         return str(self.choices.get("experiment") or self.choices.get("model"))
 
     @property
+    def title(self) -> str:
+        """What its lines in the terminal begin with."""
+        return self.name if self.job is None else f"job {self.job}, {self.name}"
+
+    @property
     def shown(self) -> str:
         """The folder as a person would type it."""
         folder = self.folder.absolute()
@@ -281,7 +286,6 @@ def run(
     started = time.time()
     cfg, model, images, folder = prepared.cfg, prepared.model, prepared.data, place.folder
     console = _console()
-    title = place.name if place.job is None else f"job {place.job}, {place.name}"
     history = _restore(prepared, place)
     if len(history) < cfg.epochs or not (folder / record.RESULT).exists():
         describe(prepared, place)
@@ -302,11 +306,13 @@ def run(
     def show(epoch: int, seen: int, loss: float) -> None:
         bar.update(task, completed=(epoch - 1) * count + seen)
         now = f"{bar.tasks[task].speed or 0:,.0f} images/s   loss {loss:.4f}   left"
-        bar.update(task, now=now, description=f"{title} epoch {epoch:>2}/{cfg.epochs}")
+        bar.update(task, now=now, description=f"{place.title} epoch {epoch:>2}/{cfg.epochs}")
 
     try:
         with bar:
-            task = bar.add_task(title, total=cfg.epochs * count, completed=len(history) * count, now="starting")
+            task = bar.add_task(
+                place.title, total=cfg.epochs * count, completed=len(history) * count, now="starting"
+            )
             for epoch in train(
                 compiled,
                 prepared.optimizer,
@@ -323,7 +329,7 @@ def run(
                 history.append(epoch)
                 record.write_checkpoint(folder, _state(prepared, history))
                 record.write_history(folder, history)
-                console.print(_line(title, epoch, cfg.epochs), soft_wrap=True)
+                console.print(_line(place.title, epoch, cfg.epochs), soft_wrap=True)
                 if give_up(epoch.epoch, epoch.accuracy) and epoch.epoch < cfg.epochs:
                     reason = f"given up after epoch {epoch.epoch} of {cfg.epochs}, at {epoch.accuracy:.2f} %"
                     verdict = record.Verdict("pruned", reason, None, *_best(history), [], False)
@@ -359,7 +365,7 @@ def run(
     (folder / record.CHECKPOINT).unlink(missing_ok=True)
     colour = {"met": "green", "not met": "red"}.get(verdict.verdict, "yellow")
     console.print(
-        f"[bold {colour}]{title}: {verdict.verdict}[/]: {escape(verdict.reason)}. "
+        f"[bold {colour}]{place.title}: {verdict.verdict}[/]: {escape(verdict.reason)}. "
         f"Best {verdict.best_accuracy:.2f} % in epoch {verdict.best_epoch}, "
         f"mean of the last {len(verdict.last_accuracies)} {verdict.objective:.2f} %. {escape(place.shown)}",
         soft_wrap=True,
@@ -374,9 +380,10 @@ def _end_early(
     """Write the folder of a training that has no objective; returns nan."""
     record.write_result(place.folder, _result(prepared, place, verdict, history, started))
     (place.folder / record.CHECKPOINT).unlink(missing_ok=True)
-    title = place.name if place.job is None else f"job {place.job}, {place.name}"
     colour = "red" if verdict.verdict == "diverged" else "yellow"
-    _console().print(f"[bold {colour}]{title} {verdict.verdict}:[/] {escape(verdict.reason)}", soft_wrap=True)
+    _console().print(
+        f"[bold {colour}]{place.title} {verdict.verdict}:[/] {escape(verdict.reason)}", soft_wrap=True
+    )
     return float("nan")
 
 
