@@ -44,8 +44,11 @@ def candidates(epochs: int) -> dict[str, BasePruner]:
         by_name[f"median n_warmup_steps={warmup}"] = MedianPruner(5, warmup)
     for warmup in (3, 5):
         by_name[f"percentile=75 n_warmup_steps={warmup}"] = PercentilePruner(75, 5, warmup)
-    for resource in (1, 3, 5):
+    for resource in (1, 3, 4, 5, 6, 7):
         by_name[f"successive_halving min_resource={resource}"] = SuccessiveHalvingPruner(resource, 2)
+    for resource in (4, 5):
+        pruner = SuccessiveHalvingPruner(resource, 3)
+        by_name[f"successive_halving min_resource={resource} reduction_factor=3"] = pruner
     for resource in (1, 3):
         by_name[f"hyperband min_resource={resource}"] = HyperbandPruner(resource, epochs, 2)
     return by_name
@@ -82,9 +85,10 @@ def main() -> None:
     if len(whole) < 2:
         parser.error(f"{arguments.folder[0]} has no two trials that were trained to their end")
     count, epochs = min(arguments.trials, len(whole)), len(whole[0])
-    table = Table(title=f"{count} of {len(whole)} curves of {epochs} epochs, {arguments.orders} orders")
-    for column in ("pruner", "epochs trained, %", "best given up, %", "points lost, mean", "points lost, most"):
-        table.add_column(column, justify="left" if column == "pruner" else "right")
+    table = Table(box=None, title=f"{count} of {len(whole)} curves of {epochs} epochs, {arguments.orders} orders")
+    table.add_column("pruner", no_wrap=True)
+    for column in ("epochs\ntrained, %", "best\ngiven up, %", "points lost,\nmean", "\nmost"):
+        table.add_column(column, justify="right", no_wrap=True)
     console = Console()
     for name, pruner in track(candidates(epochs).items(), "replaying", console=console, transient=True):
         random = np.random.default_rng(0)

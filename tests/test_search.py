@@ -533,6 +533,7 @@ def test_bad_trials_are_given_up_and_good_ones_are_not(
         "optimizer.lr=choice(0.000001,0.1)",
         "hydra.sweeper.n_trials=4",
         "hydra.sweeper.n_jobs=1",
+        "hydra/sweeper/pruner=median",
         "hydra.sweeper.pruner.n_startup_trials=2",
         "hydra.sweeper.pruner.n_warmup_steps=2",
         "hydra.sweeper.enqueue=["

@@ -43,7 +43,7 @@ class MedianPruner(Pruner):
     n_startup_trials: int = ranged(5, least=0)
     """Trials that are completed before any is given up."""
     n_warmup_steps: int = ranged(5, least=0)
-    """Epochs that every trial gets: before its first step down a high rate looks worse than it ends."""
+    """Epochs that every trial gets."""
     interval_steps: int = ranged(1, least=1)
     n_min_trials: int = ranged(1, least=1)
 
@@ -52,9 +52,9 @@ class MedianPruner(Pruner):
 class SuccessiveHalvingPruner(Pruner):
     _target_: str = "optuna.pruners.SuccessiveHalvingPruner"
     min_resource: int = ranged(5, least=1)
-    """Epochs of the first rung."""
+    """Epochs of the first rung: before its first step down a high rate looks worse than it ends."""
     reduction_factor: int = ranged(2, least=2)
-    """One in so many trials passes a rung, which is so many times as long as the one before."""
+    """One in so many trials passes a rung; the next rung is at so many times its epochs."""
     min_early_stopping_rate: int = ranged(0, least=0)
     bootstrap_count: int = ranged(0, least=0)
 
@@ -82,7 +82,7 @@ class SearchConf(OptunaSweeperConf):
     """The keys of hydra-optuna-sweeper, and those that it lacks."""
 
     _target_: str = launch.SWEEPER
-    defaults: list[Any] = field(default_factory=lambda: [{"sampler": "multivariate_tpe"}, {"pruner": "median"}])
+    defaults: list[Any] = field(default_factory=lambda: [{"sampler": "multivariate_tpe"}, {"pruner": "successive_halving"}])
     direction: Any = Direction.maximize
     """The objective is an accuracy, so there is no other."""
     study_name: str = "search"
