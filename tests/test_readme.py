@@ -1,4 +1,4 @@
-"""Every command of the README is run, shortened where it is long."""
+"""Every command of the README is run, shortened where it is long, except those for a cluster (```sh)."""
 
 import re
 import shlex
@@ -15,7 +15,12 @@ from bantam import data
 
 README = (PROJECT / "README.md").read_text()
 FENCED = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", README, flags=re.MULTILINE | re.DOTALL)
-COMMANDS = [line.strip() for language, block in FENCED if not language for line in block.splitlines()]
+COMMANDS = [
+    line.strip()
+    for language, block in FENCED
+    if not language
+    for line in re.sub(r"\\\n *", "", block).splitlines()
+]
 INSTALLS = ["pip install -e . && python train.py model=v2 optimizer.lr=0.025", "pip install -e '.[dev]' && pytest"]
 
 Bantam = Callable[..., subprocess.CompletedProcess[str]]
@@ -39,7 +44,7 @@ def shortened(words: list[str]) -> list[str]:
     """A training command with overrides that make it a matter of seconds."""
     words = [re.sub(r"range\((\d+),\d+\)", r"range(\1,2)", word) for word in words]
     words = ["data.validation=500" if word == "data.validation=5000" else word for word in words]  # of 4,000
-    if "hparams_search=optuna" in words:
+    if "hparams_search=optuna" in words or "hydra/sweeper=bantam" in words:
         words += ["hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1", "data.validation=500"]
     if "--help" in words or any(word.startswith("resume=") for word in words):
         return words
@@ -74,6 +79,10 @@ def test_command(bantam: Bantam, tmp_path: Path, command: str) -> None:
                     file.unlink()
     if script == "train.py":
         words = shortened(words)
+    if script == "confirm.py":
+        searched = bantam("train.py", *shortened(["-m", "hparams_search=optuna"]))
+        assert searched.returncode == 0, searched.stdout + searched.stderr
+        words += ["--top", "1", "--seeds", "2"]
     result = bantam(script, *words, BANTAM_DATA=str(root))
     refused = "model.width=17" in words
     assert result.returncode == (1 if refused else 0), result.stdout + result.stderr

@@ -1,0 +1,170 @@
+"""How close to the processor's limit is a training step, and where does its time go?
+
+    python benchmarks/limit.py
+    python benchmarks/limit.py model=tapered augmentation=affine
+
+The limit is the rate at which PyTorch multiplies two 1024×1024 matrices here, on as many threads. The
+step's operations are those of the convolutions and linear layers, forward and backward (no
+gradient with respect to the images). The parts come from PyTorch's profiler over whole steps of
+training, as shares of the time that the same steps take without it; what is left is Python and
+whatever waits between operations.
+"""
+
+import argparse
+import statistics
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from bantam import config
+from bantam.augmentation import Augmentation
+from bantam.run import Place, Prepared, prepare
+from bantam.training import train
+
+PARTS = {
+    "augmentation": ("augmentation",),
+    "optimizer": ("Optimizer.",),
+    "dropout": ("_ZeroSome", "aten::dropout", "aten::native_dropout", "aten::bernoulli_", "aten::geometric_"),
+    "convolution, linear": (
+        "aten::conv",
+        "aten::mkldnn_conv",
+        "ConvolutionBackward",
+        "aten::linear",
+        "aten::addmm",
+    ),
+    "normalisation": ("aten::batch_norm", "aten::native_batch_norm", "NativeBatchNormBackward"),
+    "activation": ("aten::relu", "ReluBackward", "aten::threshold_backward"),
+    "pooling": (
+        "aten::max_pool",
+        "aten::avg_pool",
+        "MaxPool",
+        "AvgPool",
+        "aten::adaptive",
+        "AdaptiveAvg",
+        "MeanBackward",
+    ),
+    "loss": ("aten::cross_entropy", "NllLoss", "LogSoftmax"),
+}
+"""Names of operations, or of what calls them, as the profiler spells them."""
+
+
+class Marked(Augmentation):
+    """An augmentation that the profiler sees as one thing."""
+
+    def __init__(self, inner: Augmentation) -> None:
+        self.inner = inner
+
+    def __call__(self, images: Tensor) -> Tensor:
+        with record_function("augmentation"):
+            return self.inner(images)
+
+
+def product_rate(dtype: torch.dtype, size: int = 1024) -> float:
+    """FLOP a second of a product of two square matrices, the median of thirty."""
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    seconds = []
+    for _ in range(35):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(seconds[5:])
+
+
+def steps(prepared: Prepared, count: int) -> float:
+    """Train `count` steps; returns their seconds, without the scoring."""
+    images = count * prepared.cfg.batch_size
+    data = prepared.data
+    few = replace(
+        data,
+        train_images=data.train_images[:images],
+        train_labels=data.train_labels[:images],
+        held_out_images=data.held_out_images[:1],
+        held_out_labels=data.held_out_labels[:1],
+    )
+    (epoch,) = train(
+        prepared.model,
+        prepared.optimizer,
+        prepared.scheduler,
+        Marked(prepared.augmentation),
+        few,
+        epochs=1,
+        batch_size=prepared.cfg.batch_size,
+        seed=1,
+        precision=prepared.precision,
+    )
+    return images / epoch.images_per_second
+
+
+def part(event: FunctionEvent | None) -> str:
+    """The part of the step that an event belongs to: the outermost that its callers name."""
+    found = "other operations"
+    while event is not None:
+        for name, beginnings in PARTS.items():
+            if any(beginning in event.name for beginning in beginnings):
+                found = name
+        event = event.cpu_parent
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=60, help="steps in a measurement")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements")
+    parser.add_argument("--threads", type=int, default=1, help="threads")
+    parser.add_argument("overrides", nargs="*", help="overrides of the configuration, such as precision=float32")
+    arguments = parser.parse_args()
+    config.register()
+    with initialize_config_dir(str(Path(__file__).resolve().parent.parent / "conf")):
+        cfg = compose("config", [f"threads={arguments.threads}", "scheduler=constant", *arguments.overrides])
+    groups = ("model", "optimizer", "scheduler", "augmentation", "data")
+    prepared = prepare(cfg, Place(Path("none"), dict.fromkeys(groups, "that"), 1, None))
+    console = Console()
+    with console.status("measuring"):
+        rates: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+        seconds = []
+        steps(prepared, 20)
+        for _ in range(arguments.repeats):
+            seconds.append(steps(prepared, arguments.steps) / arguments.steps)
+            for dtype, measured in rates.items():
+                measured.append(product_rate(dtype))
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            steps(prepared, arguments.steps)
+    spent: Counter[str] = Counter()
+    for event in profiled.events() or ():
+        spent[part(event)] += event.self_cpu_time_total / 1e6 / arguments.steps
+    step = statistics.median(seconds)
+    macs = [row.multiply_adds for row in prepared.rows if row.multiply_adds]
+    flops = 2 * (3 * sum(macs) - macs[0]) * cfg.batch_size
+    limit = {dtype: statistics.median(measured) for dtype, measured in rates.items()}
+    console.print(
+        f"{type(prepared.model).__name__}, {str(prepared.precision).removeprefix('torch.')}, "
+        f"{arguments.threads} thread(s): {1000 * step:.1f} ms a step, {cfg.batch_size / step:,.0f} images/s, "
+        f"{flops / step / 1e9:.1f} GFLOP/s"
+    )
+    for dtype, rate in limit.items():
+        share = flops / step / rate
+        console.print(
+            f"matrix product {str(dtype).removeprefix('torch.')}: {rate / 1e9:.1f} GFLOP/s; the step {share:.0%} of it"
+        )
+    table = Table(box=None)
+    table.add_column("part")
+    table.add_column("ms a step", justify="right")
+    table.add_column("share, %", justify="right")
+    for name, value in spent.most_common():
+        table.add_row(name, f"{1000 * value:.2f}", f"{100 * value / step:.1f}")
+    rest = step - sum(spent.values())
+    table.add_row("Python and the rest", f"{1000 * rest:.2f}", f"{100 * rest / step:.1f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
