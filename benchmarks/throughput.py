@@ -106,9 +106,8 @@ def bantam(images: int, overrides: list[str], wait: Any) -> float:
             held_out_images=data.held_out_images[:1],
             held_out_labels=data.held_out_labels[:1],
         )
-        model = torch.compile(prepared.model) if cfg.compile else prepared.model
         (record,) = train(
-            model,  # type: ignore[arg-type]
+            prepared.model,
             prepared.optimizer,
             prepared.scheduler,
             prepared.augmentation,
@@ -117,6 +116,7 @@ def bantam(images: int, overrides: list[str], wait: Any) -> float:
             batch_size=BATCH,
             seed=1,
             precision=prepared.precision,
+            forward=prepared.forward,
         )
         return count / record.images_per_second
 

@@ -150,7 +150,7 @@ LAYERS = [
     ("run",),
     ("pictures",),
     ("record",),
-    ("training",),
+    ("training", "native"),
     ("data", "models", "schedulers", "augmentation", "budget", "config"),
 ]
 

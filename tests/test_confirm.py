@@ -53,7 +53,8 @@ def study(tmp_path: Path) -> Path:
         choices = {"hydra": {"runtime": {"choices": {"model": "v2", "data": "mnist", "experiment": None}}}}
         OmegaConf.save(OmegaConf.create(choices), trial / ".hydra" / "hydra.yaml")
         record.write_result(
-            trial, {"objective": objective, "device": "cpu", "threads": 1, "precision": "float32", "verdict": ""}
+            trial,
+            {"objective": objective, "device": "cpu", "threads": 1, "precision": "float32", "kernels": "torch"},
         )
         rows.append(f"{number},complete,,{objective}")
     rows.append("4,pruned,given up,")

@@ -113,7 +113,7 @@ def test_adding_a_network_takes_the_class_and_the_file_of_the_readme(bantam: Ban
 
 def test_every_file_is_in_the_table_of_files() -> None:
     for file in (PROJECT / "src" / "bantam").glob("*.py"):
-        assert file.name == "__init__.py" or f"| `src/bantam/{file.name}` |" in README
+        assert file.name == "__init__.py" or f"| `src/bantam/{file.name}`" in README
     for file in PROJECT.glob("*.py"):
         assert f"| `{file.name}` |" in README
 

@@ -155,7 +155,9 @@ def test_a_space_without_a_network_in_the_budget_ends_with_one_error(
     listed = work(wanted)
     assert len(listed) == search.MOST_OVER_BUDGET
     assert wanted.launcher.launched == []
-    assert "10 networks in a row were over the budget, the smallest with 10,897 parameters" in search.stuck(wanted, listed)
+    assert "10 networks in a row were over the budget, the smallest with 10,897 parameters" in search.stuck(
+        wanted, listed
+    )
 
 
 def test_n_trials_counts_every_finished_training_over_all_continuations(

@@ -220,6 +220,9 @@ class Config:
     """null: all cores, divided among the jobs that run side by side."""
     channels_last: bool = MISSING
     """Memory layout B×H×W×C, the faster one for convolutions; false for B×C×H×W."""
+    kernels: Literal["auto", "native", "torch"] = MISSING
+    """What computes the blocks of a network in training: C compiled for this processor, or PyTorch; auto: C on a
+    CPU in float32 where there is a compiler."""
     compile: bool = MISSING
     """torch.compile the network: needs a C++ compiler and half a minute."""
     pictures: bool = MISSING

@@ -140,7 +140,7 @@ def write_experiment(trial: Path, path: Path) -> None:
     result = record.read_result(trial)
     values = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(values, dict)
-    values |= {key: result[key] for key in ("device", "precision", "threads")}
+    values |= {key: result[key] for key in ("device", "precision", "threads", "kernels")}
     groups = [{f"override /{group}": option} for group, option in choices.items() if group in values]
     text = f"# @package _global_\n# Trial {trial.name}: {result['objective']!r} % of the validation images.\n"
     text += OmegaConf.to_yaml(OmegaConf.create({"defaults": groups, **values}))

@@ -4,6 +4,7 @@ Shape suffixes used in comments: B images, C channels, H height, W width. Every 
 B×1×28×28 and returns B×10 logits. A new network is one class here and one file in `conf/model/`.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -20,11 +21,15 @@ class _ZeroSome(torch.autograd.Function):
     def forward(ctx, x: Tensor, dropped: Tensor, scale: float) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(dropped)
         ctx.scale = scale
+        ctx.channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
         return _ZeroSome.apply_to(x, dropped, scale)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
         (dropped,) = ctx.saved_tensors
+        # Positions in memory mean the same only where the gradient lies in memory as the tensor did.
+        layout = torch.channels_last if ctx.channels_last else torch.contiguous_format
+        grad = grad.contiguous(memory_format=layout)
         return _ZeroSome.apply_to(grad, dropped, ctx.scale), None, None
 
     @staticmethod
@@ -53,11 +58,14 @@ class Dropout(nn.Dropout):
         """Positions below `count` to set to zero, each chosen with probability `p`, in rising order."""
         expected = count * self.p
         draws = int(expected + 6 * expected**0.5) + 8
-        positions = torch.empty(draws).geometric_(self.p).to(torch.int64).cumsum(0) - 1
+        positions = self._gaps(draws).cumsum(0) - 1
         while positions[-1] < count:  # six standard deviations short: draw on, so that none is missed
-            more = torch.empty(draws).geometric_(self.p).to(torch.int64).cumsum(0)
-            positions = torch.cat([positions, positions[-1] + more])
+            positions = torch.cat([positions, positions[-1] + self._gaps(draws).cumsum(0)])
         return positions[: int(torch.searchsorted(positions, count))]
+
+    def _gaps(self, draws: int) -> Tensor:
+        """So many geometric numbers: the logarithm of a uniform one, faster than `Tensor.geometric_`."""
+        return (torch.rand(draws).neg_().log1p_() / math.log1p(-self.p)).to(torch.int64) + 1
 
 
 class Skeleton(nn.Sequential):

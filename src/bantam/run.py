@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import nn
 from torch.optim import Optimizer
 
-from bantam import budget, config, data, record
+from bantam import budget, config, data, native, record
 from bantam.augmentation import Augmentation
 from bantam.schedulers import OneCycle
 from bantam.training import Diverged, Epoch, Scheduler, advance, measure, score, train
@@ -81,6 +81,9 @@ class Prepared:
     device: torch.device
     precision: torch.dtype
     threads: int
+    forward: nn.Module
+    """What computes the logits in training: the model, or a faster twin with the same parameters."""
+    kernels: str
 
 
 def prepare(cfg: DictConfig, place: Place) -> Prepared:
@@ -114,6 +117,7 @@ def prepare(cfg: DictConfig, place: Place) -> Prepared:
     layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
     optimizer, scheduler = _optimizer_and_scheduler(cfg, place, model)
+    forward, kernels = _forward(cfg, model, device, precision)
     return Prepared(
         cfg,
         rows,
@@ -126,7 +130,35 @@ def prepare(cfg: DictConfig, place: Place) -> Prepared:
         device,
         precision,
         threads,
+        forward,
+        kernels,
     )
+
+
+def _forward(
+    cfg: DictConfig, model: nn.Module, device: torch.device, precision: torch.dtype
+) -> tuple[nn.Module, str]:
+    """What computes the logits in training, and which kernels it has: those in C where they can be had."""
+    if cfg.compile:
+        if cfg.kernels == "native":
+            raise ValueError("kernels is native, but compile is true: choose one of the two")
+        return torch.compile(model), "torch"  # type: ignore[return-value]
+    fits = device.type == "cpu" and precision == torch.float32 and cfg.channels_last
+    if cfg.kernels == "native" and not fits:
+        raise ValueError(
+            f"kernels is native, which computes on a CPU, in float32 and channels_last; device is {device.type}, "
+            f"precision {str(precision).removeprefix('torch.')}, channels_last {cfg.channels_last}: "
+            "use kernels=auto"
+        )
+    if cfg.kernels == "torch" or not fits:
+        return model, "torch"
+    try:
+        fused = native.fuse(model, budget.IMAGE)
+    except native.Unavailable as error:
+        if cfg.kernels == "native":
+            raise ValueError(f"kernels is native, but {error}; or use kernels=auto") from error
+        return model, "torch"
+    return (fused, "native") if fused is not None else (model, "torch")
 
 
 def _build(cfg: DictConfig, key: str, place: Place) -> Any:
@@ -255,7 +287,9 @@ def describe(prepared: Prepared, place: Place) -> None:
         "rates": " ".join(f"{rate:.2g}" for rate in rates)
         + (" (falls with the training loss)" if "loss_dip" in str(place.choices.get("scheduler")) else ""),
         "machine": f"{prepared.device.type}, {prepared.threads} thread{'s' * (prepared.threads > 1)}, "
-        f"{str(prepared.precision).removeprefix('torch.')}{', compiled' * cfg.compile}",
+        f"{str(prepared.precision).removeprefix('torch.')}, {prepared.kernels} kernels"
+        + ", compiled"
+        * cfg.compile,
         "seed": str(cfg.seed),
         "folder": "none: dry_run" if cfg.dry_run else place.shown,
     }.items():
@@ -289,7 +323,6 @@ def run(
     history = _restore(prepared, place)
     if len(history) < cfg.epochs or not (folder / record.RESULT).exists():
         describe(prepared, place)
-    compiled: nn.Module = torch.compile(model) if cfg.compile else model  # type: ignore[assignment]
 
     # Bars of jobs side by side would overwrite each other: there every epoch's line has to do.
     bar = Progress(
@@ -314,7 +347,7 @@ def run(
                 place.title, total=cfg.epochs * count, completed=len(history) * count, now="starting"
             )
             for epoch in train(
-                compiled,
+                model,
                 prepared.optimizer,
                 prepared.scheduler,
                 prepared.augmentation,
@@ -324,6 +357,7 @@ def run(
                 seed=cfg.seed,
                 precision=prepared.precision,
                 first_epoch=len(history) + 1,
+                forward=prepared.forward,
                 show=show,
             ):
                 history.append(epoch)
@@ -411,6 +445,7 @@ def _state(prepared: Prepared, history: list[Epoch]) -> dict[str, Any]:
         "checksum": prepared.data.checksum,
         "threads": prepared.threads,
         "precision": str(prepared.precision),
+        "kernels": prepared.kernels,
     }
 
 
@@ -433,6 +468,11 @@ def _restore(prepared: Prepared, place: Place) -> list[Epoch]:
     if state["precision"] != str(prepared.precision):
         raise ValueError(
             f"{folder} was begun in {state['precision'].removeprefix('torch.')}, which precision=auto does not "
+            "choose on this machine: a run is resumed where it was begun"
+        )
+    if state["kernels"] != prepared.kernels:
+        raise ValueError(
+            f"{folder} was begun with {state['kernels']} kernels, which kernels={prepared.cfg.kernels} does not "
             "choose on this machine: a run is resumed where it was begun"
         )
     prepared.model.load_state_dict(state["model"])
@@ -467,6 +507,7 @@ def _result(
         "processor": _processor(prepared.device),
         "threads": prepared.threads,
         "precision": str(prepared.precision).removeprefix("torch."),
+        "kernels": prepared.kernels,
         "compile": cfg.compile,
         "training_seconds": sum(epoch.seconds for epoch in history),
         "total_seconds": time.time() - started,

@@ -82,7 +82,9 @@ class SearchConf(OptunaSweeperConf):
     """The keys of hydra-optuna-sweeper, and those that it lacks."""
 
     _target_: str = launch.SWEEPER
-    defaults: list[Any] = field(default_factory=lambda: [{"sampler": "multivariate_tpe"}, {"pruner": "successive_halving"}])
+    defaults: list[Any] = field(
+        default_factory=lambda: [{"sampler": "multivariate_tpe"}, {"pruner": "successive_halving"}]
+    )
     direction: Any = Direction.maximize
     """The objective is an accuracy, so there is no other."""
     study_name: str = "search"

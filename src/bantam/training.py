@@ -74,20 +74,26 @@ def train(
     seed: int,
     precision: torch.dtype,
     first_epoch: int = 1,
+    forward: Callable[[Tensor], Tensor] | None = None,
     show: Callable[[int, int, float], None] = lambda epoch, images, loss: None,
 ) -> Iterator[Epoch]:
     """Train `model` in place and yield a record after every epoch, scored on the held-out images.
 
     Model and data are on the same device. All random numbers of an epoch follow from `seed` and its
-    number, so training can go on at `first_epoch` as if it had never stopped. `show` gets the epoch,
+    number, so training can go on at `first_epoch` as if it had never stopped. `forward` is what
+    computes the logits in training where that is not `model` itself: a faster twin with the same
+    parameters; scored is always `model`, so that a later scoring gives the same numbers. `show` gets the epoch,
     the images trained on so far in it and the latest loss, a few times an epoch. Raises Diverged.
     """
+    forward = forward or model
     device, count = data.train_images.device, len(data.train_labels)
     steps = -(-count // batch_size)
     for epoch in range(first_epoch, epochs + 1):
         torch.manual_seed(1_000_003 * seed + epoch)
         start = time.perf_counter()
-        model.train()
+        for network in (model, forward):
+            if isinstance(network, nn.Module):
+                network.train()
         order = torch.randperm(count, device=device)
         losses = torch.zeros(steps, device=device)
         correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -101,7 +107,7 @@ def train(
             labels = data.train_labels[batch]
             x = (augmentation(data.train_images[batch]) - data.mean) / data.std
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                logits = model(x)
+                logits = forward(x)
                 loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -118,8 +124,7 @@ def train(
         train_loss = losses.mean().item()
         advance(scheduler, train_loss)
         train_seconds = time.perf_counter() - start
-        # A compiled network is scored by its plain original, so that a later scoring gives the same numbers.
-        logits = score(getattr(model, "_orig_mod", model), data.held_out_images, data, precision)
+        logits = score(model, data.held_out_images, data, precision)
         loss_value, accuracy = measure(logits, data.held_out_labels)
         validating = data.split == "validation"
         yield Epoch(

@@ -1,0 +1,218 @@
+/* One block of a network, forward and backward, in as few passes over memory as its sums allow: valid
+ * convolution → batch norm and ReLU in either order → dropout. Images are N×H×W×C floats.
+ *
+ * `native.py` compiles this file for every shape, with the sizes as constants, so that the compiler
+ * keeps a whole tile of results in registers: SIDE and CI, side and channels of the input; CO,
+ * channels of the output; KERNEL, side of the kernel; RELU_FIRST, 1 for ReLU before batch norm, 0 for
+ * after it.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__AVX512F__)
+#define LANES 16
+#define REGISTERS 28
+#elif defined(__AVX__)
+#define LANES 8
+#define REGISTERS 12
+#else
+#define LANES 4
+#define REGISTERS 24
+#endif
+typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
+#define VECTORS(channels) (((channels) + LANES - 1) / LANES)
+#define PADDED(channels) (VECTORS(channels) * LANES)
+/* NaN must stay NaN, so that a training that diverges is seen to. */
+#define RELU(x) ((x) < 0 ? 0 : (x))
+/* The channels of one pixel at once: left alone, compilers would rather take many pixels and gather. */
+#define EACH_CHANNEL(c) _Pragma("omp simd") for (int c = 0; c < CO; c++)
+
+#define OUT (SIDE - KERNEL + 1)
+#define AREA (OUT * OUT)
+
+/* Convolve IN channels to OUTPUTS: results of a row, TILE neighbours at a time, stay in registers. The last
+ * tile of a row overlaps the one before where the row is no multiple of it. `w`: kernel × kernel ×
+ * IN × PADDED(OUTPUTS). */
+#define DEFINE_CONVOLUTION(NAME, IN, OUTPUTS, WIDTH, RESULTS)                                                 \
+    enum { NAME##_most = REGISTERS / VECTORS(OUTPUTS) < 14 ? REGISTERS / VECTORS(OUTPUTS) : 14 };              \
+    enum { NAME##_tiles = (RESULTS + NAME##_most - 1) / NAME##_most };                                         \
+    enum { NAME##_tile = (RESULTS + NAME##_tiles - 1) / NAME##_tiles };                                        \
+    static inline void NAME(const float *restrict x, const float *restrict w, float *restrict y)               \
+    {                                                                                                          \
+        for (int part = 0; part < NAME##_tiles; part++) {                                                      \
+            int at = part * NAME##_tile;                                                                       \
+            if (at > RESULTS - NAME##_tile)                                                                    \
+                at = RESULTS - NAME##_tile;                                                                    \
+            vector sum[NAME##_tile][VECTORS(OUTPUTS)];                                                         \
+            for (int u = 0; u < NAME##_tile; u++)                                                              \
+                for (int v = 0; v < VECTORS(OUTPUTS); v++)                                                     \
+                    sum[u][v] = (vector){0};                                                                   \
+            for (int kh = 0; kh < KERNEL; kh++)                                                                \
+                for (int kw = 0; kw < KERNEL; kw++) {                                                          \
+                    const float *from = x + ((int64_t)kh * (WIDTH) + kw + at) * (IN);                          \
+                    const float *row = w + (kh * KERNEL + kw) * (IN) * PADDED(OUTPUTS);                        \
+                    for (int c = 0; c < (IN); c++)                                                             \
+                        for (int v = 0; v < VECTORS(OUTPUTS); v++) {                                           \
+                            vector weight = *(const vector *)(row + c * PADDED(OUTPUTS) + v * LANES);          \
+                            _Pragma("GCC unroll 16") for (int u = 0; u < NAME##_tile; u++)                     \
+                                sum[u][v] += from[u * (IN) + c] * weight;                                      \
+                        }                                                                                      \
+                }                                                                                              \
+            for (int u = 0; u < NAME##_tile; u++)                                                              \
+                for (int v = 0; v < VECTORS(OUTPUTS); v++)                                                     \
+                    memcpy(y + (at + u) * (OUTPUTS) + v * LANES, &sum[u][v],                                   \
+                           4 * ((OUTPUTS) - v * LANES < LANES ? (OUTPUTS) - v * LANES : LANES));               \
+        }                                                                                                      \
+    }
+
+DEFINE_CONVOLUTION(forward_row, CI, CO, SIDE, OUT)
+DEFINE_CONVOLUTION(backward_row, CO, CI, OUT + 2 * (KERNEL - 1), SIDE)
+
+/* The first of `count` rising positions that is not below `from`. */
+static int64_t first(const int64_t *restrict positions, int64_t count, int64_t from)
+{
+    int64_t low = 0, high = count;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (positions[middle] < from)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* y: the block's output; z: what the backward pass needs of it, the convolution's output, after ReLU where
+ * that comes first. `saved` gets mean and 1/deviation of each channel. `dropped`: rising positions in y that
+ * become zero; the others are multiplied by `scale`. */
+void forward(const float *restrict x, const float *restrict w, const float *restrict gamma,
+             const float *restrict beta, float *restrict mean, float *restrict variance, float momentum,
+             float epsilon, float *restrict z, float *restrict y, float *restrict saved,
+             const int64_t *restrict dropped, int64_t count, float scale, int images, int threads)
+{
+    double total[2 * CO] = {0};
+    double *part = calloc((size_t)threads * 2 * CO, sizeof(double));
+#pragma omp parallel for num_threads(threads) schedule(static, (images + threads - 1) / threads)
+    for (int i = 0; i < images; i++) {
+        double *mine = part + (size_t)(i / ((images + threads - 1) / threads)) * 2 * CO;
+        for (int row = 0; row < OUT; row++) {
+            float *to = z + (int64_t)i * AREA * CO + row * OUT * CO;
+            forward_row(x + (int64_t)i * SIDE * SIDE * CI + row * SIDE * CI, w, to);
+            float first[CO] = {0}, second[CO] = {0};
+            for (int u = 0; u < OUT; u++)
+                EACH_CHANNEL(c) {
+                    float value = to[u * CO + c];
+                    if (RELU_FIRST)
+                        to[u * CO + c] = value = RELU(value);
+                    first[c] += value;
+                    second[c] += value * value;
+                }
+            for (int c = 0; c < CO; c++) {
+                mine[c] += first[c];
+                mine[CO + c] += second[c];
+            }
+        }
+    }
+    for (int t = 0; t < threads; t++)
+        for (int c = 0; c < 2 * CO; c++)
+            total[c] += part[(size_t)t * 2 * CO + c];
+    free(part);
+    float factor[CO], offset[CO];
+    double n = (double)images * AREA;
+    for (int c = 0; c < CO; c++) {
+        double m = total[c] / n, v = total[CO + c] / n - m * m;
+        v = v < 0 ? 0 : v;
+        saved[c] = (float)m;
+        saved[CO + c] = (float)(1 / sqrt(v + epsilon));
+        mean[c] += momentum * ((float)m - mean[c]);
+        variance[c] += momentum * ((float)(v * n / (n - 1)) - variance[c]);
+        factor[c] = gamma[c] * saved[CO + c] * scale;
+        offset[c] = beta[c] * scale - (float)m * factor[c];
+    }
+#pragma omp parallel for num_threads(threads) schedule(static, (images + threads - 1) / threads)
+    for (int i = 0; i < images; i++) {
+        int64_t start = (int64_t)i * AREA * CO;
+        for (int u = 0; u < AREA; u++)
+            EACH_CHANNEL(c) {
+                float value = z[start + u * CO + c] * factor[c] + offset[c];
+                y[start + u * CO + c] = RELU_FIRST ? value : RELU(value);
+            }
+        for (int64_t d = first(dropped, count, start); d < count && dropped[d] < start + AREA * CO; d++)
+            y[dropped[d]] = 0;
+    }
+}
+
+/* From `gy`, the gradient of y, to `gz`, that of the convolution's own output, and to `gx`, that of its input
+ * (none where that is null), `ggamma` and `gbeta`. `w`: kernel × kernel × CO × PADDED(CI), turned by 180°. */
+void backward(const float *restrict gy, const float *restrict z, const float *restrict gamma,
+              const float *restrict beta, const float *restrict saved, const float *restrict w,
+              float *restrict gz, float *restrict gx, float *restrict ggamma, float *restrict gbeta,
+              const int64_t *restrict dropped, int64_t count, float scale, int images, int threads)
+{
+    const float *m = saved, *inverse = saved + CO;
+    float factor[CO], offset[CO];
+    double total[2 * CO] = {0};
+    double *part = calloc((size_t)threads * 2 * CO, sizeof(double));
+    for (int c = 0; c < CO; c++) {
+        factor[c] = gamma[c] * inverse[c];
+        offset[c] = beta[c] - m[c] * factor[c];
+    }
+#pragma omp parallel for num_threads(threads) schedule(static, (images + threads - 1) / threads)
+    for (int i = 0; i < images; i++) {
+        double *mine = part + (size_t)(i / ((images + threads - 1) / threads)) * 2 * CO;
+        int64_t start = (int64_t)i * AREA * CO;
+        for (int u = 0; u < AREA * CO; u++)
+            gz[start + u] = gy[start + u] * scale;
+        for (int64_t d = first(dropped, count, start); d < count && dropped[d] < start + AREA * CO; d++)
+            gz[dropped[d]] = 0;
+        for (int row = 0; row < OUT; row++) {
+            float first[CO] = {0}, second[CO] = {0};
+            for (int u = row * OUT; u < (row + 1) * OUT; u++)
+                EACH_CHANNEL(c) {
+                    float value = z[start + u * CO + c], g = gz[start + u * CO + c];
+                    if (!RELU_FIRST)
+                        gz[start + u * CO + c] = g = value * factor[c] + offset[c] > 0 ? g : 0;
+                    first[c] += g;
+                    second[c] += g * (value - m[c]);
+                }
+            for (int c = 0; c < CO; c++) {
+                mine[c] += first[c];
+                mine[CO + c] += second[c];
+            }
+        }
+    }
+    for (int t = 0; t < threads; t++)
+        for (int c = 0; c < 2 * CO; c++)
+            total[c] += part[(size_t)t * 2 * CO + c];
+    free(part);
+    float by_z[CO], constant[CO];
+    double n = (double)images * AREA;
+    for (int c = 0; c < CO; c++) {
+        gbeta[c] = (float)total[c];
+        ggamma[c] = (float)(total[CO + c] * inverse[c]);
+        by_z[c] = (float)(-factor[c] * inverse[c] * inverse[c] * total[CO + c] / n);
+        constant[c] = (float)(-factor[c] * total[c] / n) - by_z[c] * m[c];
+    }
+#pragma omp parallel for num_threads(threads) schedule(static, (images + threads - 1) / threads)
+    for (int i = 0; i < images; i++) {
+        enum { BORDER = KERNEL - 1, WIDE = OUT + 2 * BORDER };
+        float framed[WIDE * WIDE * CO];
+        int64_t start = (int64_t)i * AREA * CO;
+        memset(framed, 0, sizeof framed);
+        for (int row = 0; row < OUT; row++) {
+            float *here = gz + start + row * OUT * CO;
+            const float *values = z + start + row * OUT * CO;
+            for (int u = 0; u < OUT; u++)
+                EACH_CHANNEL(c) {
+                    float value = values[u * CO + c];
+                    float g = factor[c] * here[u * CO + c] + by_z[c] * value + constant[c];
+                    here[u * CO + c] = RELU_FIRST && !(value > 0) ? 0 : g;
+                }
+            memcpy(framed + ((row + BORDER) * WIDE + BORDER) * CO, here, sizeof(float) * OUT * CO);
+        }
+        if (gx)
+            for (int row = 0; row < SIDE; row++)
+                backward_row(framed + row * WIDE * CO, w, gx + (int64_t)i * SIDE * SIDE * CI + row * SIDE * CI);
+    }
+}

@@ -1,0 +1,251 @@
+"""Blocks of a network in C, compiled for this processor, for training on a CPU in float32.
+
+A network is built of PyTorch's layers, and those remain what is counted, saved and scored. Of it `fuse`
+makes a second network with the same parameters, in which every run of convolution, batch norm,
+ReLU and dropout is one function of `native.c`: these small networks spend more time on moving their
+activations through memory than on computing them.
+"""
+
+import copy
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bantam.models import Dropout
+
+SOURCE = Path(__file__).with_name("native.c")
+
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=gnu11")
+
+Shape = tuple[int, int, int, int, bool]
+"""Side and channels of the input, channels of the output, side of the kernel, whether ReLU comes first."""
+
+
+class Unavailable(ValueError):
+    """This machine cannot compile the blocks."""
+
+
+def cache() -> Path:
+    """Where compiled blocks are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bantam"
+
+
+@functools.cache
+def functions(shape: Shape) -> tuple[Any, Any]:
+    """The forward and the backward function of a shape, compiled or found compiled. Raises Unavailable."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        raise Unavailable("there is no C compiler (cc): install one, for example gcc")
+    values = dict(zip(("SIDE", "CI", "CO", "KERNEL", "RELU_FIRST"), map(int, shape), strict=True))
+    source = "".join(f"#define {name} {value}\n" for name, value in values.items()) + SOURCE.read_text()
+    # The processor and the compiler belong to the key: a home folder may be shared by unlike machines.
+    key = "".join((source, *FLAGS, compiler, _processor()))
+    path = cache() / f"block-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                (Path(folder) / "block.c").write_text(source)
+                _compile(compiler, Path(folder))
+                os.replace(Path(folder) / "block.so", path)
+        # RTLD_NOW: what is missing shows here, not in the middle of a training.
+        library = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
+    except OSError as error:
+        raise Unavailable(f"compiled blocks cannot be kept in {path.parent} or loaded: {error}") from error
+    pointer, floats, count, whole = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64, ctypes.c_int
+    forward, backward = library.forward, library.backward
+    forward.argtypes = [*[pointer] * 6, floats, floats, *[pointer] * 4, count, floats, whole, whole]
+    backward.argtypes = [*[pointer] * 11, count, floats, whole, whole]
+    forward.restype = backward.restype = None
+    return forward, backward
+
+
+def _compile(compiler: str, folder: Path) -> None:
+    # Linked without OpenMP: PyTorch's own, which is loaded already, serves. Two of them, each with
+    # its threads spinning for work, would take the processor from one another.
+    for command in (
+        [compiler, *FLAGS, "-fopenmp", "-fPIC", "-c", "block.c", "-o", "block.o"],
+        [compiler, "-shared", "block.o", "-o", "block.so", "-lm"],
+    ):
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[0]
+            raise Unavailable(f"{compiler} cannot compile the blocks: {reason}")
+
+
+@functools.cache
+def _processor() -> str:
+    """What distinguishes this processor from others for the compiler."""
+    if sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    return f"{sys.platform} {os.uname().machine}"
+
+
+class Block(nn.Module):
+    """A valid convolution, batch norm, ReLU and perhaps dropout, as one function in training."""
+
+    def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d, relu_first: bool, dropout: float) -> None:
+        super().__init__()
+        self.convolution, self.norm = convolution, norm
+        self.relu_first, self.dropout = relu_first, Dropout(dropout)
+        self.z, self.y, self.gz, self.gx = (torch.empty(0) for _ in range(4))
+        """Memory that every step uses again: what is fresh would have to be mapped first, page by page."""
+        self.busy = False
+        """Between forward and backward, while that memory is in use."""
+
+    def functions(self, side: int) -> tuple[Any, Any]:
+        """Its compiled functions for images of `side` × `side` pixels. Raises Unavailable."""
+        convolution = self.convolution
+        return functions(
+            (side, convolution.in_channels, convolution.out_channels, convolution.kernel_size[0], self.relu_first)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B×C×H×W in, B×C×H×W out, channels last."""
+        norm = self.norm
+        if not self.training:
+            self.functions(x.shape[-1])
+            z = self.convolution(x)
+            result: Tensor = norm(F.relu(z)) if self.relu_first else F.relu(norm(z))
+            return result
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.add_(1)
+        return _Fused.apply(x, self.convolution.weight, norm.weight, norm.bias, self)  # type: ignore[no-any-return]
+
+    def buffer(self, name: str, size: tuple[int, ...], fresh: bool) -> Tensor:
+        """Memory for a B×C×H×W tensor, channels last, in its place of the last step unless it must be fresh."""
+        images, channels, height, width = size
+        count = images * channels * height * width
+        memory = torch.empty(0) if fresh else getattr(self, name)
+        if memory.numel() < count:
+            memory = torch.empty(count)
+            if not fresh:
+                setattr(self, name, memory)
+        result: Tensor = memory[:count].view(images, height, width, channels).permute(0, 3, 1, 2)
+        return result
+
+
+def _padded(weight: Tensor) -> Tensor:
+    """Kernel × kernel × inputs × outputs, with so many zeros at the end that rows of 16 can be read."""
+    height, width, inputs, outputs = weight.shape
+    result = torch.zeros(height, width, inputs, -(-outputs // 16) * 16)
+    result[..., :outputs] = weight
+    return result
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, block: Block) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        images, _, side, _ = x.shape
+        channels, _, kernel, _ = weight.shape
+        out = side - kernel + 1
+        size = (images, channels, out, out)
+        # A block that runs twice before its backward pass must not overwrite its first results.
+        ctx.fresh, block.busy = block.busy, True
+        z, y = block.buffer("z", size, ctx.fresh), block.buffer("y", size, ctx.fresh)
+        saved = torch.empty(2, channels)
+        dropped = block.dropout.dropped(y.numel()) if block.dropout.p else torch.empty(0, dtype=torch.int64)
+        norm = block.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        ctx.scale = 1 / (1 - block.dropout.p)
+        packed = _padded(weight.permute(2, 3, 1, 0))
+        block.functions(side)[0](
+            *(t.data_ptr() for t in (x, packed, gamma, beta, norm.running_mean, norm.running_var)),
+            *(norm.momentum, norm.eps),
+            *(t.data_ptr() for t in (z, y, saved, dropped)),
+            *(dropped.numel(), ctx.scale, images, torch.get_num_threads()),
+        )
+        ctx.save_for_backward(x, weight, gamma, beta, saved, dropped)
+        ctx.block, ctx.z = block, z
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None]:
+        x, weight, gamma, beta, saved, dropped = ctx.saved_tensors
+        block, z = ctx.block, ctx.z
+        gy = gy.contiguous(memory_format=torch.channels_last)
+        gz = block.buffer("gz", z.shape, ctx.fresh)
+        gx = block.buffer("gx", x.shape, ctx.fresh) if ctx.needs_input_grad[0] else None
+        block.busy = block.busy and ctx.fresh
+        ggamma, gbeta = torch.empty_like(gamma), torch.empty_like(beta)
+        packed = _padded(weight.flip(2, 3).permute(2, 3, 0, 1))
+        block.functions(x.shape[-1])[1](
+            *(t.data_ptr() for t in (gy, z, gamma, beta, saved, packed, gz)),
+            *(None if gx is None else gx.data_ptr(), ggamma.data_ptr(), gbeta.data_ptr(), dropped.data_ptr()),
+            *(dropped.numel(), ctx.scale, len(gy), torch.get_num_threads()),
+        )
+        # PyTorch's own is fast here, and this gradient is small.
+        _, gweight, _ = torch.ops.aten.convolution_backward(
+            gz, x, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False]
+        )
+        return gx, gweight, ggamma, gbeta, None
+
+
+def fuse(model: nn.Module, image: tuple[int, int, int]) -> nn.Module | None:
+    """A network for training with the parameters of `model` and its blocks compiled; None where it has none.
+
+    `image` is channels, height and width of the input. Raises Unavailable where nothing can be compiled.
+    """
+    fused = _replaced(model)
+    if not any(isinstance(module, Block) for module in fused.modules()):
+        return None
+    training = model.training
+    with torch.no_grad():
+        fused.eval()(torch.zeros(1, *image))  # compiles whatever is not compiled yet
+    fused.train(training)
+    return fused
+
+
+def _replaced(module: nn.Module) -> nn.Module:
+    """A copy that shares all parameters, its runs of fitting layers replaced by blocks."""
+    children = {name: child and _replaced(child) for name, child in module._modules.items()}
+    if isinstance(module, nn.Sequential):
+        return nn.Sequential(*_blocks([child for child in children.values() if child is not None]))
+    twin = copy.copy(module)
+    twin._modules = children
+    return twin
+
+
+def _blocks(layers: Sequence[nn.Module]) -> Iterator[nn.Module]:
+    """Layers that run one after another, with blocks for those that fit."""
+    at = 0
+    while at < len(layers):
+        convolution, rest = layers[at], layers[at + 1 : at + 4]
+        kinds = [type(layer) for layer in rest]
+        at += 1
+        if _fits(convolution) and kinds[:2] in ([nn.ReLU, nn.BatchNorm2d], [nn.BatchNorm2d, nn.ReLU]):
+            norm = next(layer for layer in rest if isinstance(layer, nn.BatchNorm2d))
+            if norm.affine and norm.track_running_stats and norm.momentum is not None:
+                dropout = rest[2] if len(rest) == 3 and isinstance(rest[2], Dropout) else None
+                assert isinstance(convolution, nn.Conv2d)
+                yield Block(convolution, norm, kinds[0] is nn.ReLU, dropout.p if dropout else 0.0)
+                at += 2 + (dropout is not None)
+                continue
+        yield convolution
+
+
+def _fits(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution that `native.c` computes."""
+    return (
+        type(layer) is nn.Conv2d
+        and layer.kernel_size[0] == layer.kernel_size[1]
+        and layer.stride == layer.dilation == (1, 1)
+        and layer.padding == (0, 0)
+        and layer.groups == 1
+        and layer.bias is None
+    )

@@ -1,0 +1,170 @@
+import copy
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bantam import models, native
+
+IMAGE = (1, 28, 28)
+
+
+@pytest.fixture(autouse=True)
+def compiler() -> None:
+    """Skip where nothing can be compiled: there the networks run on PyTorch alone."""
+    try:
+        native.functions((4, 1, 1, 3, False))
+    except native.Unavailable as error:
+        pytest.skip(str(error))
+
+
+def gradients(forward: nn.Module, model: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Logits and the gradients of all parameters, in double precision."""
+    torch.manual_seed(0)
+    model.zero_grad()
+    logits = forward(x)
+    F.cross_entropy(logits, labels).backward()
+    return logits.detach().double(), [p.grad.double() for p in model.parameters() if p.grad is not None]
+
+
+NETWORKS: list[Any] = [
+    lambda: models.V1(dropout=0.0),
+    lambda: models.V2(dropout=0.0),
+    lambda: models.V2(width=5, dropout=0.0),
+    lambda: models.Tapered(),
+    lambda: models.Tapered(early=(3, 17), transition=9, late=(33, 2)),
+]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_logits_gradients_and_statistics_are_those_of_the_layers(network: Any, threads: int) -> None:
+    torch.set_num_threads(threads)
+    torch.manual_seed(1)
+    model = network().to(memory_format=torch.channels_last).train()
+    exact = copy.deepcopy(model).double()
+    fused = native.fuse(model, IMAGE)
+    assert fused is not None
+    for count in (7, 32, 5):  # the memory of a larger batch serves a smaller one, and the other way round
+        x, labels = torch.randn(count, *IMAGE), torch.randint(10, (count,))
+        logits, ours = gradients(fused, model, x, labels)
+        wanted, theirs = gradients(exact, exact, x.double(), labels)
+        torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-4)
+        assert len(ours) == len(theirs)
+        for our, their in zip(ours, theirs, strict=True):
+            assert (our - their).abs().max() <= 1e-4 * their.abs().max()
+    for (name, ours_), theirs_ in zip(model.named_buffers(), exact.buffers(), strict=True):
+        torch.testing.assert_close(ours_.double(), theirs_.double(), rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("relu_first", [True, False])
+def test_dropout_zeroes_and_scales_forward_and_backward(relu_first: bool) -> None:
+    """The same positions as bantam's own dropout layer, which follow from the seed."""
+    torch.manual_seed(2)
+    middle = [nn.ReLU(), nn.BatchNorm2d(6)] if relu_first else [nn.BatchNorm2d(6), nn.ReLU()]
+    plain = nn.Sequential(nn.Conv2d(2, 6, 3, bias=False), *middle, models.Dropout(0.3))
+    plain = plain.to(memory_format=torch.channels_last).train()
+    exact, x = copy.deepcopy(plain).double(), torch.randn(9, 2, 12, 12)
+    fused = native.fuse(plain, (2, 12, 12))
+    assert fused is not None
+    weight = torch.randn(9, 6, 10, 10)  # contiguous as NCHW, unlike what comes out of the block
+    results = []
+    for network, inputs, factors in ((fused, x, weight), (exact, x.double(), weight.double())):
+        inputs = inputs.to(memory_format=torch.channels_last).requires_grad_()
+        torch.manual_seed(3)
+        y = network(inputs)
+        (y * factors).sum().backward()
+        results.append((y.detach().double(), inputs.grad.double()))  # type: ignore[union-attr]
+    (ours, ours_gradient), (wanted, wanted_gradient) = results
+    assert 0.2 < (ours == 0).double().mean() < 0.75
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours_gradient, wanted_gradient, rtol=0, atol=1e-4)
+
+
+def test_a_block_that_runs_twice_before_its_backward_pass_keeps_both_results() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layers = (nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3), nn.ReLU())
+            self.block = nn.Sequential(*layers)
+
+        def forward(self, x: Tensor) -> Tensor:
+            once = self.block(x)
+            return torch.cat([once, self.block(once)], 1).mean(dim=(2, 3))
+
+    torch.manual_seed(4)
+    model = Twice().to(memory_format=torch.channels_last).train()
+    exact = copy.deepcopy(model).double()
+    fused = native.fuse(model, (3, 6, 6))
+    assert fused is not None
+    for _ in range(2):
+        x, labels = torch.randn(8, 3, 6, 6), torch.randint(6, (8,))
+        _, ours = gradients(fused, model, x, labels)
+        _, theirs = gradients(exact, exact, x.double(), labels)
+        for our, their in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(our, their, rtol=0, atol=1e-4)
+
+
+def test_the_fused_network_shares_everything_and_evaluates_alike() -> None:
+    model = models.V2().to(memory_format=torch.channels_last)
+    fused = native.fuse(model, IMAGE)
+    assert fused is not None
+    assert {id(p) for p in fused.parameters()} == {id(p) for p in model.parameters()}
+    assert {id(b) for b in fused.buffers()} == {id(b) for b in model.buffers()}
+    x = torch.randn(4, *IMAGE)
+    model.eval()
+    assert torch.equal(fused.eval()(x), model(x))
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        nn.Conv2d(1, 4, 3, padding=1, bias=False),
+        nn.Conv2d(1, 4, 3, stride=2, bias=False),
+        nn.Conv2d(1, 4, 3, dilation=2, bias=False),
+        nn.Conv2d(1, 4, (3, 1), bias=False),
+        nn.Conv2d(1, 4, 3),
+    ],
+)
+def test_what_the_c_code_does_not_compute_stays_as_it_is(convolution: nn.Conv2d) -> None:
+    assert native.fuse(nn.Sequential(convolution, nn.ReLU(), nn.BatchNorm2d(4)), IMAGE) is None
+    assert native.fuse(models.Skeleton(), IMAGE) is None  # no batch norm
+    odd = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.BatchNorm2d(4, momentum=None))
+    assert native.fuse(odd, IMAGE) is None
+
+
+def test_nan_stays_nan() -> None:
+    fused = native.fuse(models.V2(dropout=0.0).to(memory_format=torch.channels_last), IMAGE)
+    assert fused is not None
+    assert fused.train()(torch.full((2, *IMAGE), float("nan"))).isnan().all()
+
+
+def test_compiled_blocks_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.functions.cache_clear()
+    native.functions((5, 1, 2, 3, True))
+    (kept,) = (tmp_path / "bantam").iterdir()
+    native.functions.cache_clear()
+    monkeypatch.setattr(subprocess, "run", None)
+    native.functions((5, 1, 2, 3, True))
+    assert list((tmp_path / "bantam").iterdir()) == [kept]
+    native.functions.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [("no-such-compiler", "there is no C compiler"), ("false", "cannot compile the blocks: exit code 1")],
+)
+def test_a_machine_that_cannot_compile_says_so(
+    compiler: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", compiler)
+    native.functions.cache_clear()
+    with pytest.raises(native.Unavailable, match=reason):
+        native.fuse(models.V2(), IMAGE)
+    native.functions.cache_clear()
