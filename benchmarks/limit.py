@@ -155,9 +155,8 @@ def main() -> None:
     )
     for dtype, rate in limit.items():
         share = flops / step / rate
-        console.print(
-            f"matrix product {str(dtype).removeprefix('torch.')}: {rate / 1e9:.1f} GFLOP/s; the step {share:.0%} of it"
-        )
+        name = str(dtype).removeprefix("torch.")
+        console.print(f"matrix product {name}: {rate / 1e9:.1f} GFLOP/s; the step {share:.0%} of it")
     table = Table(box=None)
     table.add_column("part")
     table.add_column("ms a step", justify="right")

@@ -17,7 +17,7 @@ IMAGE = (1, 28, 28)
 def compiler() -> None:
     """Skip where nothing can be compiled: there the networks run on PyTorch alone."""
     try:
-        native.functions((4, 1, 1, 3, False))
+        native.functions((4, 1, 1, 3, False, 1))
     except native.Unavailable as error:
         pytest.skip(str(error))
 
@@ -37,6 +37,9 @@ NETWORKS: list[Any] = [
     lambda: models.V2(width=5, dropout=0.0),
     lambda: models.Tapered(),
     lambda: models.Tapered(early=(3, 17), transition=9, late=(33, 2)),
+    lambda: nn.Sequential(
+        nn.Conv2d(1, 5, 3, bias=False), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(3), nn.Flatten()
+    ),
 ]
 
 
@@ -146,11 +149,11 @@ def test_nan_stays_nan() -> None:
 def test_compiled_blocks_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     native.functions.cache_clear()
-    native.functions((5, 1, 2, 3, True))
+    native.functions((5, 1, 2, 3, True, 1))
     (kept,) = (tmp_path / "bantam").iterdir()
     native.functions.cache_clear()
     monkeypatch.setattr(subprocess, "run", None)
-    native.functions((5, 1, 2, 3, True))
+    native.functions((5, 1, 2, 3, True, 1))
     assert list((tmp_path / "bantam").iterdir()) == [kept]
     native.functions.cache_clear()
 

@@ -61,15 +61,15 @@ def jitter(x: Tensor, brightness: Tensor, contrast: Tensor, contrast_first: Tens
     to 0 … 1.
     """
     brightness, contrast = brightness.view(-1, 1, 1, 1), contrast.view(-1, 1, 1, 1)
-    first = contrast_first.view(-1, 1, 1, 1)
-    x = torch.where(first, _stretch(x, contrast), x)
-    x = (x * brightness).clamp_(0, 1)
-    return torch.where(first, x, _stretch(x, contrast))
+    first, one = contrast_first.view(-1, 1, 1, 1), torch.ones_like(contrast)
+    x = _stretch(x, torch.where(first, contrast, one))
+    x = x.mul_(brightness).clamp_(0, 1)
+    return _stretch(x, torch.where(first, one, contrast))
 
 
 def _stretch(x: Tensor, factor: Tensor) -> Tensor:
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
-    return (mean + (x - mean) * factor).clamp_(0, 1)
+    return (x - mean).mul_(factor).add_(mean).clamp_(0, 1)
 
 
 def warp(

@@ -1,10 +1,10 @@
 /* One block of a network, forward and backward, in as few passes over memory as its sums allow: valid
- * convolution → batch norm and ReLU in either order → dropout. Images are N×H×W×C floats.
+ * convolution → batch norm and ReLU in either order → dropout → max-pool. Images are N×H×W×C floats.
  *
  * `native.py` compiles this file for every shape, with the sizes as constants, so that the compiler
  * keeps a whole tile of results in registers: SIDE and CI, side and channels of the input; CO,
  * channels of the output; KERNEL, side of the kernel; RELU_FIRST, 1 for ReLU before batch norm, 0 for
- * after it.
+ * after it; POOL, side of the max-pool's squares, 1 for none.
  */
 #include <math.h>
 #include <stdint.h>
@@ -30,6 +30,7 @@ typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
 
 #define OUT (SIDE - KERNEL + 1)
 #define AREA (OUT * OUT)
+#define POOLED (OUT / POOL)
 
 /* Convolve IN channels to OUTPUTS: results of a row, TILE neighbours at a time, stay in registers. The last
  * tile of a row overlaps the one before where the row is no multiple of it. `w`: kernel × kernel ×
@@ -83,13 +84,49 @@ static int64_t first(const int64_t *restrict positions, int64_t count, int64_t f
     return low;
 }
 
+/* The greatest of each square of `x`, and in `at` its place within the square; the first of equals. */
+static inline void pool(const float *restrict x, float *restrict y, uint8_t *restrict at)
+{
+    for (int row = 0; row < POOLED; row++)
+        for (int u = 0; u < POOLED; u++) {
+            float greatest[CO];
+            uint8_t place[CO] = {0};
+            memcpy(greatest, x + (row * OUT + u) * POOL * CO, sizeof greatest);
+            for (int p = 1; p < POOL * POOL; p++) {
+                const float *here = x + ((row * POOL + p / POOL) * OUT + u * POOL + p % POOL) * CO;
+                EACH_CHANNEL(c) {
+                    int better = here[c] > greatest[c] || here[c] != here[c];
+                    greatest[c] = better ? here[c] : greatest[c];
+                    place[c] = better ? p : place[c];
+                }
+            }
+            memcpy(y + (row * POOLED + u) * CO, greatest, sizeof greatest);
+            memcpy(at + (row * POOLED + u) * CO, place, sizeof place);
+        }
+}
+
+/* Its backward pass: every gradient to the place that its value came from, times `scale`. */
+static inline void spread(const float *restrict gy, const uint8_t *restrict at, float scale, float *restrict gx)
+{
+    if (OUT % POOL)
+        memset(gx, 0, sizeof(float) * AREA * CO);
+    for (int row = 0; row < POOLED; row++)
+        for (int u = 0; u < POOLED; u++)
+            for (int p = 0; p < POOL * POOL; p++) {
+                const int from = (row * POOLED + u) * CO;
+                float *here = gx + ((row * POOL + p / POOL) * OUT + u * POOL + p % POOL) * CO;
+                EACH_CHANNEL(c) here[c] = at[from + c] == p ? gy[from + c] * scale : 0;
+            }
+}
+
 /* y: the block's output; z: what the backward pass needs of it, the convolution's output, after ReLU where
- * that comes first. `saved` gets mean and 1/deviation of each channel. `dropped`: rising positions in y that
- * become zero; the others are multiplied by `scale`. */
+ * that comes first. `saved` gets mean and 1/deviation of each channel. `dropped`: rising positions before the
+ * pooling that become zero; the others are multiplied by `scale`. `at`: what `pool` notes, unused without. */
 void forward(const float *restrict x, const float *restrict w, const float *restrict gamma,
              const float *restrict beta, float *restrict mean, float *restrict variance, float momentum,
              float epsilon, float *restrict z, float *restrict y, float *restrict saved,
-             const int64_t *restrict dropped, int64_t count, float scale, int images, int threads)
+             uint8_t *restrict at, const int64_t *restrict dropped, int64_t count, float scale, int images,
+             int threads)
 {
     double total[2 * CO] = {0};
     double *part = calloc((size_t)threads * 2 * CO, sizeof(double));
@@ -132,14 +169,18 @@ void forward(const float *restrict x, const float *restrict w, const float *rest
     }
 #pragma omp parallel for num_threads(threads) schedule(static, (images + threads - 1) / threads)
     for (int i = 0; i < images; i++) {
-        int64_t start = (int64_t)i * AREA * CO;
+        float whole[POOL > 1 ? AREA * CO : 1];
+        int64_t start = (int64_t)i * AREA * CO, pooled = (int64_t)i * POOLED * POOLED * CO;
+        float *to = POOL > 1 ? whole : y + start;
         for (int u = 0; u < AREA; u++)
             EACH_CHANNEL(c) {
                 float value = z[start + u * CO + c] * factor[c] + offset[c];
-                y[start + u * CO + c] = RELU_FIRST ? value : RELU(value);
+                to[u * CO + c] = RELU_FIRST ? value : RELU(value);
             }
         for (int64_t d = first(dropped, count, start); d < count && dropped[d] < start + AREA * CO; d++)
-            y[dropped[d]] = 0;
+            to[dropped[d] - start] = 0;
+        if (POOL > 1)
+            pool(whole, y + pooled, at + pooled);
     }
 }
 
@@ -148,7 +189,8 @@ void forward(const float *restrict x, const float *restrict w, const float *rest
 void backward(const float *restrict gy, const float *restrict z, const float *restrict gamma,
               const float *restrict beta, const float *restrict saved, const float *restrict w,
               float *restrict gz, float *restrict gx, float *restrict ggamma, float *restrict gbeta,
-              const int64_t *restrict dropped, int64_t count, float scale, int images, int threads)
+              const uint8_t *restrict at, const int64_t *restrict dropped, int64_t count, float scale,
+              int images, int threads)
 {
     const float *m = saved, *inverse = saved + CO;
     float factor[CO], offset[CO];
@@ -162,8 +204,12 @@ void backward(const float *restrict gy, const float *restrict z, const float *re
     for (int i = 0; i < images; i++) {
         double *mine = part + (size_t)(i / ((images + threads - 1) / threads)) * 2 * CO;
         int64_t start = (int64_t)i * AREA * CO;
-        for (int u = 0; u < AREA * CO; u++)
-            gz[start + u] = gy[start + u] * scale;
+        int64_t pooled = (int64_t)i * POOLED * POOLED * CO;
+        if (POOL > 1)
+            spread(gy + pooled, at + pooled, scale, gz + start);
+        else
+            for (int u = 0; u < AREA * CO; u++)
+                gz[start + u] = gy[start + u] * scale;
         for (int64_t d = first(dropped, count, start); d < count && dropped[d] < start + AREA * CO; d++)
             gz[dropped[d]] = 0;
         for (int row = 0; row < OUT; row++) {

@@ -2,7 +2,7 @@
 
 A network is built of PyTorch's layers, and those remain what is counted, saved and scored. Of it `fuse`
 makes a second network with the same parameters, in which every run of convolution, batch norm,
-ReLU and dropout is one function of `native.c`: these small networks spend more time on moving their
+ReLU, dropout and max-pool is one function of `native.c`: these small networks spend more time on moving their
 activations through memory than on computing them.
 """
 
@@ -29,8 +29,9 @@ SOURCE = Path(__file__).with_name("native.c")
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=gnu11")
 
-Shape = tuple[int, int, int, int, bool]
-"""Side and channels of the input, channels of the output, side of the kernel, whether ReLU comes first."""
+Shape = tuple[int, int, int, int, bool, int]
+"""Side and channels of the input, channels of the output, side of the kernel, whether ReLU comes first, side of
+the max-pool's squares."""
 
 
 class Unavailable(ValueError):
@@ -48,7 +49,7 @@ def functions(shape: Shape) -> tuple[Any, Any]:
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         raise Unavailable("there is no C compiler (cc): install one, for example gcc")
-    values = dict(zip(("SIDE", "CI", "CO", "KERNEL", "RELU_FIRST"), map(int, shape), strict=True))
+    values = dict(zip(("SIDE", "CI", "CO", "KERNEL", "RELU_FIRST", "POOL"), map(int, shape), strict=True))
     source = "".join(f"#define {name} {value}\n" for name, value in values.items()) + SOURCE.read_text()
     # The processor and the compiler belong to the key: a home folder may be shared by unlike machines.
     key = "".join((source, *FLAGS, compiler, _processor()))
@@ -66,8 +67,8 @@ def functions(shape: Shape) -> tuple[Any, Any]:
         raise Unavailable(f"compiled blocks cannot be kept in {path.parent} or loaded: {error}") from error
     pointer, floats, count, whole = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64, ctypes.c_int
     forward, backward = library.forward, library.backward
-    forward.argtypes = [*[pointer] * 6, floats, floats, *[pointer] * 4, count, floats, whole, whole]
-    backward.argtypes = [*[pointer] * 11, count, floats, whole, whole]
+    forward.argtypes = [*[pointer] * 6, floats, floats, *[pointer] * 5, count, floats, whole, whole]
+    backward.argtypes = [*[pointer] * 12, count, floats, whole, whole]
     forward.restype = backward.restype = None
     return forward, backward
 
@@ -95,12 +96,14 @@ def _processor() -> str:
 
 
 class Block(nn.Module):
-    """A valid convolution, batch norm, ReLU and perhaps dropout, as one function in training."""
+    """A valid convolution, batch norm, ReLU, perhaps dropout and a max-pool, as one function in training."""
 
-    def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d, relu_first: bool, dropout: float) -> None:
+    def __init__(
+        self, convolution: nn.Conv2d, norm: nn.BatchNorm2d, relu_first: bool, dropout: float, pool: int
+    ) -> None:
         super().__init__()
         self.convolution, self.norm = convolution, norm
-        self.relu_first, self.dropout = relu_first, Dropout(dropout)
+        self.relu_first, self.dropout, self.pool = relu_first, Dropout(dropout), pool
         self.z, self.y, self.gz, self.gx = (torch.empty(0) for _ in range(4))
         """Memory that every step uses again: what is fresh would have to be mapped first, page by page."""
         self.busy = False
@@ -108,10 +111,8 @@ class Block(nn.Module):
 
     def functions(self, side: int) -> tuple[Any, Any]:
         """Its compiled functions for images of `side` × `side` pixels. Raises Unavailable."""
-        convolution = self.convolution
-        return functions(
-            (side, convolution.in_channels, convolution.out_channels, convolution.kernel_size[0], self.relu_first)
-        )
+        inputs, outputs = self.convolution.in_channels, self.convolution.out_channels
+        return functions((side, inputs, outputs, self.convolution.kernel_size[0], self.relu_first, self.pool))
 
     def forward(self, x: Tensor) -> Tensor:
         """B×C×H×W in, B×C×H×W out, channels last."""
@@ -119,8 +120,7 @@ class Block(nn.Module):
         if not self.training:
             self.functions(x.shape[-1])
             z = self.convolution(x)
-            result: Tensor = norm(F.relu(z)) if self.relu_first else F.relu(norm(z))
-            return result
+            return F.max_pool2d(norm(F.relu(z)) if self.relu_first else F.relu(norm(z)), self.pool)
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
         return _Fused.apply(x, self.convolution.weight, norm.weight, norm.bias, self)  # type: ignore[no-any-return]
@@ -153,12 +153,13 @@ class _Fused(torch.autograd.Function):
         images, _, side, _ = x.shape
         channels, _, kernel, _ = weight.shape
         out = side - kernel + 1
-        size = (images, channels, out, out)
+        size, pooled = (images, channels, out, out), (images, channels, out // block.pool, out // block.pool)
         # A block that runs twice before its backward pass must not overwrite its first results.
         ctx.fresh, block.busy = block.busy, True
-        z, y = block.buffer("z", size, ctx.fresh), block.buffer("y", size, ctx.fresh)
+        z, y = block.buffer("z", size, ctx.fresh), block.buffer("y", pooled, ctx.fresh)
+        at = torch.empty(y.numel() if block.pool > 1 else 0, dtype=torch.uint8)
         saved = torch.empty(2, channels)
-        dropped = block.dropout.dropped(y.numel()) if block.dropout.p else torch.empty(0, dtype=torch.int64)
+        dropped = block.dropout.dropped(z.numel()) if block.dropout.p else torch.empty(0, dtype=torch.int64)
         norm = block.norm
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -167,16 +168,16 @@ class _Fused(torch.autograd.Function):
         block.functions(side)[0](
             *(t.data_ptr() for t in (x, packed, gamma, beta, norm.running_mean, norm.running_var)),
             *(norm.momentum, norm.eps),
-            *(t.data_ptr() for t in (z, y, saved, dropped)),
+            *(t.data_ptr() for t in (z, y, saved, at, dropped)),
             *(dropped.numel(), ctx.scale, images, torch.get_num_threads()),
         )
-        ctx.save_for_backward(x, weight, gamma, beta, saved, dropped)
+        ctx.save_for_backward(x, weight, gamma, beta, saved, at, dropped)
         ctx.block, ctx.z = block, z
         return y
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None]:
-        x, weight, gamma, beta, saved, dropped = ctx.saved_tensors
+        x, weight, gamma, beta, saved, at, dropped = ctx.saved_tensors
         block, z = ctx.block, ctx.z
         gy = gy.contiguous(memory_format=torch.channels_last)
         gz = block.buffer("gz", z.shape, ctx.fresh)
@@ -186,7 +187,7 @@ class _Fused(torch.autograd.Function):
         packed = _padded(weight.flip(2, 3).permute(2, 3, 0, 1))
         block.functions(x.shape[-1])[1](
             *(t.data_ptr() for t in (gy, z, gamma, beta, saved, packed, gz)),
-            *(None if gx is None else gx.data_ptr(), ggamma.data_ptr(), gbeta.data_ptr(), dropped.data_ptr()),
+            *(None if gx is None else gx.data_ptr(), *(t.data_ptr() for t in (ggamma, gbeta, at, dropped))),
             *(dropped.numel(), ctx.scale, len(gy), torch.get_num_threads()),
         )
         # PyTorch's own is fast here, and this gradient is small.
@@ -225,16 +226,20 @@ def _blocks(layers: Sequence[nn.Module]) -> Iterator[nn.Module]:
     """Layers that run one after another, with blocks for those that fit."""
     at = 0
     while at < len(layers):
-        convolution, rest = layers[at], layers[at + 1 : at + 4]
+        convolution, rest = layers[at], layers[at + 1 : at + 5]
         kinds = [type(layer) for layer in rest]
         at += 1
         if _fits(convolution) and kinds[:2] in ([nn.ReLU, nn.BatchNorm2d], [nn.BatchNorm2d, nn.ReLU]):
             norm = next(layer for layer in rest if isinstance(layer, nn.BatchNorm2d))
             if norm.affine and norm.track_running_stats and norm.momentum is not None:
-                dropout = rest[2] if len(rest) == 3 and isinstance(rest[2], Dropout) else None
+                p, pool, last = 0.0, 1, 2
+                if last < len(rest) and isinstance(dropout := rest[last], Dropout):
+                    p, last = dropout.p, last + 1
+                if last < len(rest) and (squares := _pool(rest[last])):
+                    pool, last = squares, last + 1
                 assert isinstance(convolution, nn.Conv2d)
-                yield Block(convolution, norm, kinds[0] is nn.ReLU, dropout.p if dropout else 0.0)
-                at += 2 + (dropout is not None)
+                yield Block(convolution, norm, kinds[0] is nn.ReLU, p, pool)
+                at += last
                 continue
         yield convolution
 
@@ -249,3 +254,12 @@ def _fits(layer: nn.Module) -> bool:
         and layer.groups == 1
         and layer.bias is None
     )
+
+
+def _pool(layer: nn.Module) -> int:
+    """The side of a max-pool's squares, which lie side by side; 0 for any other layer."""
+    if type(layer) is not nn.MaxPool2d or layer.return_indices or layer.ceil_mode:
+        return 0
+    pool = layer.kernel_size
+    plain = isinstance(pool, int) and layer.stride == pool and layer.padding == 0 and layer.dilation == 1
+    return pool if isinstance(pool, int) and plain and 2 <= pool <= 15 else 0
