@@ -12,6 +12,7 @@ turns, and the medians are compared.
 
 import argparse
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -125,8 +126,8 @@ def bantam(images: int, overrides: list[str], wait: Any) -> float:
     return epoch(images)
 
 
-def measure(way: str, processes: int, threads: int, images: int, extra: list[str]) -> float:
-    """Images per second of so many processes together, from the first that begins to the last that ends."""
+def measure(way: str, processes: int, threads: int, images: int, extra: list[str]) -> tuple[float, float]:
+    """Images per second of so many processes together, and the most memory that one of them took, in GiB."""
     command = [sys.executable, __file__, "--one", way, "--threads", str(threads), "--images", str(images), *extra]
     crew = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -141,12 +142,15 @@ def measure(way: str, processes: int, threads: int, images: int, extra: list[str
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    seconds = []
+    seconds, memory = [], []
     for process in crew:
         assert process.stdout is not None
-        seconds.append(float(process.stdout.readline()))
+        took, kibibytes = process.stdout.readline().split()
+        seconds.append(float(took))
+        memory.append(float(kibibytes) / 2**20)
         process.wait()
-    return processes * images / (time.perf_counter() - start if processes > 1 else seconds[0])
+    # Side by side it takes as long as the slowest, from the first that begins to the last that ends.
+    return processes * images / (time.perf_counter() - start if processes > 1 else seconds[0]), max(memory)
 
 
 def main() -> None:
@@ -169,20 +173,21 @@ def main() -> None:
             sys.stdin.readline()
 
         if arguments.one == "study":
-            print(study(arguments.images, arguments.loader_workers, wait))
+            seconds = study(arguments.images, arguments.loader_workers, wait)
         else:
-            print(bantam(arguments.images, arguments.overrides, wait))
+            seconds = bantam(arguments.images, arguments.overrides, wait)
+        print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         return
 
     cores, console = cpu_count(), Console()
     table = Table(box=None, title=f"V2, {arguments.images:,} images, medians of {arguments.repeats}")
-    for column in ("", "study, images/s", "Bantam, images/s", "ratio"):
+    for column in ("", "study, images/s", "Bantam, images/s", "ratio", "GiB a process of Bantam"):
         table.add_column(column, justify="left" if not column else "right")
     for title, processes, threads in (("one run, all cores", 1, cores), (f"sweep, {cores} processes", cores, 1)):
         few = min(arguments.images, 12_800)
         with console.status(f"{title}: how many loader workers?"):
             by_workers = {
-                workers: measure("study", processes, threads, few, ["--loader-workers", str(workers)])
+                workers: measure("study", processes, threads, few, ["--loader-workers", str(workers)])[0]
                 for workers in range(cores + 1)
             }
         best = max(by_workers, key=lambda workers: by_workers[workers])
@@ -192,11 +197,12 @@ def main() -> None:
         for repeat in range(arguments.repeats):
             with console.status(f"{title}: turn {repeat + 1} of {arguments.repeats}"):
                 studies.append(
-                    measure("study", processes, threads, arguments.images, ["--loader-workers", str(best)])
+                    measure("study", processes, threads, arguments.images, ["--loader-workers", str(best)])[0]
                 )
                 bantams.append(measure("bantam", processes, threads, arguments.images, arguments.overrides))
-        ours, theirs = statistics.median(bantams), statistics.median(studies)
-        table.add_row(title, f"{theirs:,.0f}", f"{ours:,.0f}", f"{ours / theirs:.2f}")
+        ours, theirs = statistics.median(rate for rate, _ in bantams), statistics.median(studies)
+        most = max(memory for _, memory in bantams)
+        table.add_row(title, f"{theirs:,.0f}", f"{ours:,.0f}", f"{ours / theirs:.2f}", f"{most:.2f}")
     console.print(table)
 
 
