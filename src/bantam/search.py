@@ -68,7 +68,7 @@ MOST_CRASHES = 3
 NEVER_TRAINED = float("-inf")
 """The value of a network over the budget for a sampler that learns from completed trials only."""
 
-FREE = ("data.root", "pictures", "dry_run", "resume")
+FREE = ("data.root", "pictures", "report", "dry_run", "resume")
 """Keys that may differ between the continuations of a study, since no result depends on them."""
 
 
@@ -573,7 +573,10 @@ def watch(search: Search) -> None:
     try:
         with Live(console=console, transient=True, refresh_per_second=2) as live:
             for listed in _looks(search, study, crew, started):
+                before = len(told)
                 _tell(listed, told, console)
+                if len(told) > before:
+                    trials.write(search.folder, listed)  # for whoever looks before the end
                 live.update(_status(search, listed, started))
     except KeyboardInterrupt:
         _dismiss(crew)
