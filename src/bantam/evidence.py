@@ -402,10 +402,18 @@ def difference(before: Group, after: Group, comparisons: int = 1) -> Difference 
 
 
 def compare(groups: Sequence[Group]) -> list[Difference]:
-    """Every group against the first one that has a result: a reference that no result has chosen."""
+    """Every group against the one with the highest mean, as far as they were scored on the same images.
+
+    That one was chosen by the same results. So the intervals are as wide as if every pair were
+    compared: then they hold whichever is chosen.
+    """
     judged = [g for g in groups if g.mean is not None]
-    others = [g for g in judged[1:] if _same_images(judged[0].ended[0], g.ended[0])]
-    found = [difference(judged[0], other, len(others)) for other in others]
+    if not judged:
+        return []
+    best = max(judged, key=lambda g: g.mean or 0.0)
+    others = [g for g in judged if g is not best and _same_images(best.ended[0], g.ended[0])]
+    pairs = math.comb(len(others) + 1, 2)
+    found = [difference(best, other, pairs) for other in others]
     return [each for each in found if each is not None]
 
 
@@ -419,7 +427,7 @@ class Change:
 
 
 def changes(before: Run, after: Run) -> list[Change]:
-    """What differs in the composed configurations, machine and seed aside; another class is one change."""
+    """What differs in the composed configurations, machine and seed aside, a row a group of keys."""
     found = []
     old, new = before.settings, after.settings
     for part in dict.fromkeys(key.partition(".")[0] for key in (*old, *new)):
@@ -427,17 +435,21 @@ def changes(before: Run, after: Run) -> list[Change]:
         differing = [k for k in keys if old.get(k) != new.get(k)]
         if f"{part}._target_" in differing:
             found.append(Change(part, component(before, part), component(after, part)))
+        elif len(differing) > 1:
+            found.append(Change(part, *(component(r, part, differing) for r in (before, after))))
         else:
             found += [Change(k, _text(old.get(k)), _text(new.get(k))) for k in differing]
     return found
 
 
-def component(r: Run, part: str) -> str:
-    """A group's class and its arguments, as in `StepLR: step_size 6, gamma 0.1`."""
+def component(r: Run, part: str, only: Sequence[str] = ()) -> str:
+    """A group's class and its arguments, as in `StepLR: step_size 6, gamma 0.1`; or only some arguments."""
     values = {k.partition(".")[2]: v for k, v in r.settings.items() if k.partition(".")[0] == part}
-    name = str(values.get("_target_", "")).rpartition(".")[2]
+    name = "" if only else str(values.get("_target_", "")).rpartition(".")[2]
     arguments = ", ".join(
-        f"{k} {_text(v)}" for k, v in values.items() if not k.startswith("_") and f"{part}.{k}" not in MACHINE
+        f"{k} {_text(v)}"
+        for k, v in values.items()
+        if not k.startswith("_") and f"{part}.{k}" not in MACHINE and (not only or f"{part}.{k}" in only)
     )
     return f"{name}: {arguments}" if name and arguments else name or arguments
 

@@ -67,7 +67,7 @@ def _target_line(target: float, axis: str = "y") -> dict[str, Any]:
         return {}
     other = "x" if axis == "y" else "y"
     line = {axis + "0": target, axis + "1": target, axis + "ref": axis, other + "0": 0, other + "1": 1}
-    name = {"x": 0, "xanchor": "left"} if axis == "y" else {"y": 1, "yanchor": "bottom"}
+    name: dict[str, Any] = {"x": 0, "xanchor": "left"} if axis == "y" else {"y": 1}
     return {
         "shapes": [
             {
@@ -91,6 +91,12 @@ def _target_line(target: float, axis: str = "y") -> dict[str, Any]:
             }
         ],
     }
+
+
+def _accuracies(title: str, low: float, high: float) -> dict[str, Any]:
+    """An axis of accuracies, all of its labels with as many decimals."""
+    decimals = 0 if high - low > 5 else 1 if high - low > 0.7 else 2
+    return {"title": {"text": title}, "range": [low, high], "tickformat": f".{decimals}f"}
 
 
 def _target(groups: Sequence[Group]) -> float:
@@ -163,7 +169,7 @@ def curves(groups: Sequence[Group]) -> Figure | None:
         see += f"; {_listed(below)} {'is' if len(below) == 1 else 'are'} below the scale: double-click to see all"
     layout = {
         "xaxis": EPOCHS,
-        "yaxis": {"title": {"text": f"{split} accuracy, %"}, "range": [low, high]},
+        "yaxis": _accuracies(f"{split} accuracy, %", low, high),
         **_target_line(target),
     }
     return Figure("Learning curves", f"{see}.", data, layout)
@@ -192,7 +198,7 @@ def rates(groups: Sequence[Group]) -> Figure | None:
     if kept:
         said.append(f"{_listed(kept)} {'keeps it' if len(kept) == 1 else 'keep theirs'}")
     logarithmic = min(values) > 0 and max(values) / min(values) > 5
-    axis = {"title": {"text": "learning rate"}, "tickformat": "~g"}
+    axis: dict[str, Any] = {"title": {"text": "learning rate"}, "tickformat": "~g"}
     if logarithmic:
         axis |= {"type": "log", "dtick": 1}
     return Figure(
@@ -214,8 +220,13 @@ def last_epochs(groups: Sequence[Group], title: str = "The last epochs") -> Figu
     names = [text(g.label) for g in drawn]
     for number, g in enumerate(drawn):
         points = [
-            # Epochs of a seed lie side by side: the seeds above one another.
-            (value, _spread(i, len(g.ended)), r.seed, r.history[j - len(r.last)].epoch if r.history else j + 1)
+            # Each seed has a line of its own; of a single one each epoch has, or equal ones would hide.
+            (
+                value,
+                _spread(i, len(g.ended)) if len(g.ended) > 1 else _spread(j, len(r.last)),
+                r.seed,
+                r.history[j - len(r.last)].epoch if r.history else j + 1,
+            )
             for i, r in enumerate(g.ended)
             for j, value in enumerate(r.last)
         ]
@@ -254,7 +265,7 @@ def last_epochs(groups: Sequence[Group], title: str = "The last epochs") -> Figu
     if off:
         see += f"; {_listed(off)} {'has' if len(off) == 1 else 'have'} points left of the scale"
     layout = {
-        "xaxis": {"title": {"text": f"{_split(drawn)} accuracy, %"}, "range": [low, high]},
+        "xaxis": _accuracies(f"{_split(drawn)} accuracy, %", low, high),
         "yaxis": {
             "tickvals": [len(drawn) - 1 - i for i in range(len(drawn))],
             "ticktext": [_short(name) for name in names],
@@ -400,10 +411,12 @@ def step(g: Group) -> Figure | None:
     low, high = scale([*late, *(row[1] for row in g.by_epoch("train_accuracy")[len(rows) // 3 :])], target)
     gap = g.by_epoch("train_accuracy")[-1][1] - rows[-1][1]
     see = f"In the last epoch training is {abs(gap):.2f} points {'above' if gap > 0 else 'below'} {split}"
+    if target > high:
+        see += f"; the target, {target:g} %, is above the scale"
     layout = {
         "xaxis": EPOCHS,
-        "yaxis": {"title": {"text": "accuracy, %"}, "range": [low, high]},
-        "height": 300,
+        "yaxis": _accuracies("accuracy, %", low, high),
+        "height": 370,
         **_target_line(target),
     }
     return Figure("Training and " + split, f"{see}.", data, layout)
@@ -442,15 +455,25 @@ def differences(found: Sequence[Difference]) -> Figure | None:
                     "%{customdata[1]:+.2f}<extra></extra>",
                 }
             )
-    told = sum(each.told for each in drawn)
-    see = f"The interval of {told} of {len(drawn)} differences to {drawn[0].reference} leaves zero out for sure"
+    far = [each.label for each in drawn if each.points < -2 * NEAR]
+    near = [each for each in drawn if each.label not in far] or drawn
+    ends = [0.0, *(end for each in near for end in (each.low or 0.0, each.high or 0.0))]
+    pad = 0.08 * (max(ends) - min(ends))
+    clear = sum(each.told for each in drawn)
+    see = f"The interval of {clear} of {len(drawn)} differences to {drawn[0].reference} leaves zero out"
     if not any(each.seeds for each in drawn):
         see = (
             f"With one seed each the intervals are about the choice of images alone: none says what another seed "
             f"of {drawn[0].reference} or of the others gives"
         )
+    if len(near) < len(drawn):
+        see += f"; {_listed(far)} {'is' if len(far) == 1 else 'are'} left of the scale"
     layout = {
-        "xaxis": {"title": {"text": "difference, points"}, "zeroline": True},
+        "xaxis": {
+            "title": {"text": "difference, points"},
+            "zeroline": True,
+            "range": [min(ends) - pad, max(ends) + pad],
+        },
         "yaxis": {
             "tickvals": list(range(len(drawn))),
             "ticktext": [_short(text(each.label)) for each in reversed(drawn)],
@@ -462,7 +485,7 @@ def differences(found: Sequence[Difference]) -> Figure | None:
         "height": 140 + 40 * len(drawn),
         "hovermode": "closest",
     }
-    return Figure(f"Difference to {drawn[0].reference}", f"{see}.", data, layout)
+    return Figure(f"Difference to the best, {drawn[0].reference}", f"{see}.", data, layout)
 
 
 def history(study: Study) -> Figure | None:
@@ -508,7 +531,7 @@ def history(study: Study) -> Figure | None:
     see += f"; {len(under)} completed below the scale" if under else ""
     layout = {
         "xaxis": {"title": {"text": "trial"}, "tickformat": "d", "rangemode": "nonnegative"},
-        "yaxis": {"title": {"text": "validation accuracy, %"}, "range": [low - 0.06 * (high - low), high]},
+        "yaxis": _accuracies("validation accuracy, %", low - 0.06 * (high - low), high),
         "hovermode": "closest",
     }
     return Figure("History", f"{see}.", data, layout)
@@ -617,11 +640,12 @@ def parallel(study: Study) -> Figure | None:
         for i, axis in enumerate(axes)
         for place, label in axis.ticks
     ]
-    ranges = [
-        f"{key} {_brief(min(values))} to {_brief(max(values))}"
-        for key in keys
-        if all(isinstance(v, int | float) for v in (values := [t.settings.get(key) for t in best]))
-    ]
+    ranges = []
+    for key in keys:
+        values: list[float] = [t.settings[key] for t in best if isinstance(t.settings.get(key), int | float)]
+        if len(values) == len(best):
+            ends = dict.fromkeys((_brief(min(values)), _brief(max(values))))
+            ranges.append(f"{key} {' to '.join(ends)}")
     see = "The best tenth of the trials" + (f" have {', '.join(ranges)}" if ranges else " are drawn in colour")
     layout = {
         "xaxis": {
@@ -731,7 +755,7 @@ def intermediate(study: Study) -> Figure | None:
     )
     layout = {
         "xaxis": EPOCHS,
-        "yaxis": {"title": {"text": "validation accuracy, %"}, "range": [low, high]},
+        "yaxis": _accuracies("validation accuracy, %", low, high),
         "hovermode": "closest",
     }
     return Figure("Epoch by epoch", f"{see}; double-click to see the whole scale.", data, layout)
@@ -766,7 +790,8 @@ def sizes(study: Study) -> Figure | None:
                     "mode": "markers",
                     "name": f"{state} ({len(chosen)})",
                     "marker": {"color": f"var(--{colour})", "symbol": symbol, "size": 8, "line": {"width": 1.5}},
-                    "hovertemplate": "trial %{customdata[0]}, %{x:,} parameters<br>%{customdata[1]}<extra></extra>",
+                    "hovertemplate": "trial %{customdata[0]}, %{x:,} parameters<br>%{customdata[1]}"
+                    "<extra></extra>",
                 }
             )
     smallest, best = front[0], front[-1]
@@ -776,7 +801,7 @@ def sizes(study: Study) -> Figure | None:
         see += f"; on the front {knee.parameters:,} parameters reach {knee.objective:.3f} %"
     layout: dict[str, Any] = {
         "xaxis": {"title": {"text": "parameters"}, "tickformat": ",d"},
-        "yaxis": {"title": {"text": "validation accuracy, %"}, "range": [low - 0.06 * (high - low), high]},
+        "yaxis": _accuracies("validation accuracy, %", low - 0.06 * (high - low), high),
         "hovermode": "closest",
     }
     if study.limit:
