@@ -268,12 +268,22 @@ class Group:
         return [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*known, strict=True)]
 
     def by_epoch(self, key: str) -> list[tuple[int, float, float, float]]:
-        """Epoch, mean, lowest and highest of a number of `Epoch` over the seeds that got so far."""
+        """Epoch, centre, lowest and highest of a number of `Epoch` over the seeds that got so far.
+
+        The centre is the mean; the median where the seeds part.
+        """
         values: dict[int, list[float]] = {}
         for r in self.runs:
             for epoch in r.history:
                 values.setdefault(epoch.epoch, []).append(float(getattr(epoch, key)))
-        return [(e, statistics.fmean(v), min(v), max(v)) for e, v in sorted(values.items())]
+        centre = statistics.median if self.parted else statistics.fmean
+        return [(e, centre(v), min(v), max(v)) for e, v in sorted(values.items())]
+
+    @cached_property
+    def parted(self) -> bool:
+        """Whether some seeds end far from others, so that a mean would show what no seed did."""
+        ends = [r.history[-1].accuracy for r in self.runs if r.history]
+        return bool(ends) and max(ends) - min(ends) > COLLAPSE
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
@@ -340,6 +350,11 @@ class Difference:
     sentence: str
 
 
+def signed(points: float) -> str:
+    """A difference with its sign."""
+    return f"{points:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
 def welch(before: Sequence[float], after: Sequence[float], confidence: float) -> tuple[float, float] | None:
     """Interval of the difference of two means (after - before), the variances not taken for equal.
 
@@ -377,7 +392,7 @@ def difference(before: Group, after: Group, comparisons: int = 1) -> Difference 
         low, high = interval
         told = low > 0 or high < 0
         verdict = "more than seeds explain" if told else "cannot be told from noise"
-        sentence = f"{said} ({low:+.2f} to {high:+.2f}, {counts}): {verdict}"
+        sentence = f"{said} ({signed(low)} to {signed(high)}, {counts}): {verdict}"
         if any(r.result.get("at_chance") for r in (*before.ended, *after.ended)):
             sentence += ". Some seeds never left chance, so the means say little"
         return Difference(after.label, before.label, points, low, high, confidence, True, told, sentence)
@@ -495,13 +510,10 @@ def _seeds(g: Group) -> Iterator[Finding]:
     if len(g.runs) == 1:
         if lost or chance:
             yield Finding("Outcome", g.first.reason or g.first.state)
-        elif _best(g.first) - (g.first.objective or 0.0) > COLLAPSE:
-            r = g.first
-            yield Finding(
-                "Outcome",
-                f"it falls from {_best(r):.2f} % in epoch {r.result.get('best_epoch')} "
-                f"to {r.objective:.2f} % at the end",
-            )
+        elif fallen(g.first):
+            best = max(g.first.history, key=lambda epoch: epoch.accuracy)
+            end = g.first.history[-1].accuracy
+            yield Finding("Outcome", f"it falls from {best.accuracy:.2f} % in epoch {best.epoch} to {end:.2f} %")
         return
     if g.deviation is not None and g.mean is not None:
         yield Finding(
@@ -511,20 +523,21 @@ def _seeds(g: Group) -> Iterator[Finding]:
         )
     if chance:
         yield Finding("Collapse", f"{len(chance)} of {len(g.ended)} seeds never left chance: {_named(chance)}")
-    fallen = [r for r in g.ended if r not in chance and _best(r) - (r.objective or 0.0) > COLLAPSE]
-    if fallen:
-        said = ", ".join(f"seed {r.seed} from {_best(r):.2f} to {r.objective:.2f} %" for r in fallen)
-        yield Finding(
-            "Collapse", f"{len(fallen)} of {len(g.ended)} seeds fell back after their best epoch: {said}"
-        )
+    fell = [r for r in g.ended if r not in chance and fallen(r)]
+    if fell:
+        ends = [(r.seed, max(e.accuracy for e in r.history), r.history[-1].accuracy) for r in fell]
+        said = ", ".join(f"seed {seed} from {best:.2f} to {end:.2f} %" for seed, best, end in ends)
+        yield Finding("Collapse", f"{len(fell)} of {len(g.ended)} seeds fell back after their best epoch: {said}")
     if lost:
         yield Finding(
             "Lost", f"{len(lost)} of {len(g.runs)} have no result and are in no mean: {_named(lost, states=True)}"
         )
 
 
-def _best(r: Run) -> float:
-    return float(r.result.get("best_accuracy") or 0.0)
+def fallen(r: Run) -> bool:
+    """Whether a run ended far below its best epoch."""
+    accuracies = [epoch.accuracy for epoch in r.history]
+    return bool(accuracies) and max(accuracies) - accuracies[-1] > COLLAPSE
 
 
 def _named(runs: Sequence[Run], states: bool = False) -> str:
@@ -642,7 +655,7 @@ def _rate(g: Group) -> Iterator[Finding]:
             yield Finding(
                 "Rate",
                 f"from epoch {rates[i - 1][0]} to {rates[i][0]} the rate falls from {before:.3g} to {now:.3g}, "
-                f"and accuracy goes from {accuracies[i - 1][1]:.2f} to {accuracies[i][1]:.2f} % ({step:+.2f})",
+                f"and accuracy goes from {accuracies[i - 1][1]:.2f} to {accuracies[i][1]:.2f} % ({signed(step)})",
             )
             return
 

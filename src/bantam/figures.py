@@ -19,10 +19,13 @@ SERIES = 7
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "5px 2px")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
 
-NEAR = 2.5
-"""Points below the best within which an accuracy decides about the scale."""
+NEAR = 4.0
+"""An accuracy with up to so many times the errors of the best decides about the scale."""
 
-TRIALS = {"complete": ("c0", "circle"), "pruned": ("c4", "x"), "over budget": ("c1", "triangle-up-open")}
+FAR = 5.0
+"""A group so many points below the best would squeeze the differences of the others."""
+
+TRIALS = {"complete": ("c0", "circle"), "pruned": ("c4", "x-thin"), "over budget": ("c1", "triangle-up-open")}
 """Colour and symbol of a trial by its state; other states have no number to draw."""
 
 
@@ -52,13 +55,22 @@ def _band(number: int) -> str:
 
 
 def scale(values: Sequence[float], target: float) -> tuple[float, float]:
-    """The interesting part of an accuracy axis: the target, and what comes near the best value."""
+    """The interesting part of an accuracy axis: the best, what comes near it, and the target if it does."""
     top = max(values)
-    near = [value for value in values if value >= top - NEAR]
-    aims = [target] if not math.isnan(target) and abs(target - top) < 2 * NEAR else []
+    error = 100 - top + 0.1
+    near = [value for value in values if 100 - value <= NEAR * error]
+    aims = [target] if 100 - target >= error / NEAR and target - top < FAR else []
     low, high = min([*near, *aims]), max([*near, *aims])
-    pad = max(0.12, 0.35 * (high - low))
-    return max(0.0, low - pad), min(100.02, high + 0.5 * pad)
+    pad = max(0.12, 0.3 * (high - low))
+    return max(0.0, low - pad), min(100.0 + 0.02 * (100 - low), high + 0.5 * pad)
+
+
+def _trials_scale(values: Sequence[float]) -> tuple[float, float]:
+    """The scale for the better two thirds of many accuracies."""
+    ordered = sorted(values)
+    low, high = ordered[len(ordered) // 3], ordered[-1]
+    pad = max(0.1, 0.08 * (high - low))
+    return max(0.0, low - pad), min(100.0, high + pad)
 
 
 def _target_line(target: float, axis: str = "y") -> dict[str, Any]:
@@ -111,24 +123,26 @@ def _split(groups: Sequence[Group]) -> str:
 
 
 def _lines(g: Group, key: str, number: int, name: str, hover: str, **line: Any) -> list[dict[str, Any]]:
-    """The mean over the seeds as a line, and where there are several, the range as a band behind it."""
+    """A line; over several seeds their mean before a band, their range.
+
+    Where seeds part, as those of a network that sometimes collapses, each is a thin line and the thick
+    one their median: a band over everything would hide what happens.
+    """
     rows = g.by_epoch(key)
     epochs = [row[0] for row in rows]
+    behind = {"hoverinfo": "skip", "showlegend": False, "legendgroup": name, "mode": "lines"}
     traces: list[dict[str, Any]] = []
-    if len(g.runs) > 1:
-        traces.append(
-            {
-                "x": epochs + epochs[::-1],
-                "y": [row[3] for row in rows] + [row[2] for row in rows][::-1],
-                "fill": "toself",
-                "fillcolor": _band(number),
-                "line": {"width": 0},
-                "mode": "lines",
-                "hoverinfo": "skip",
-                "showlegend": False,
-                "legendgroup": name,
-            }
-        )
+    if len(g.runs) > 1 and g.parted:
+        x: list[int | None] = []
+        y: list[float | None] = []
+        for r in g.runs:
+            x += [*(epoch.epoch for epoch in r.history), None]
+            y += [*(getattr(epoch, key) for epoch in r.history), None]
+        traces.append({"x": x, "y": y, "line": {"color": _colour(number), "width": 1}, "opacity": 0.55, **behind})
+    elif len(g.runs) > 1:
+        ends = [row[3] for row in rows] + [row[2] for row in rows][::-1]
+        band = {"fill": "toself", "fillcolor": _band(number), "line": {"width": 0}}
+        traces.append({"x": epochs + epochs[::-1], "y": ends, **band, **behind})
     between = "<br>seeds %{customdata[0]:.4~f} to %{customdata[1]:.4~f}" if len(g.runs) > 1 else ""
     traces.append(
         {
@@ -146,7 +160,10 @@ def _lines(g: Group, key: str, number: int, name: str, hover: str, **line: Any) 
     return traces
 
 
-EPOCHS = {"title": {"text": "epoch"}, "tick0": 1, "dtick": None, "nticks": 15, "tickformat": "d"}
+def _epochs(most: int) -> dict[str, Any]:
+    """An axis of epochs, labelled at whole ones and at the last of 15."""
+    every = 1 if most <= 8 else 2 if most <= 20 else 5 * math.ceil(most / 50)
+    return {"title": {"text": "epoch"}, "tick0": 1 if every < 5 else 0, "dtick": every, "tickformat": "d"}
 
 
 def curves(groups: Sequence[Group]) -> Figure | None:
@@ -158,17 +175,21 @@ def curves(groups: Sequence[Group]) -> Figure | None:
     for number, g in enumerate(drawn):
         data += _lines(g, "accuracy", number, text(g.label), "epoch %{x}: %{y:.2f} %", dash=DASHES[number % 7])
     target, split = _target(drawn), _split(drawn)
-    late = [row[1] for g in drawn for row in g.by_epoch("accuracy")[-5:]]
+    late = [epoch.accuracy for g in drawn for r in g.runs for epoch in r.history[-5:]]
     low, high = scale(late, target)
     best = max(drawn, key=lambda g: max(row[1] for row in g.by_epoch("accuracy")))
     row = max(best.by_epoch("accuracy"), key=lambda row: row[1])
     below = [g.label for g in drawn if max(row[1] for row in g.by_epoch("accuracy")) < low]
     see = f"{best.label} has the highest epoch, {row[1]:.2f} % in epoch {row[0]}"
-    see += " (mean of its seeds); a band is the range of the seeds" if len(best.runs) > 1 else ""
+    see += f" ({'median' if best.parted else 'mean'} of its seeds)" if len(best.runs) > 1 else ""
+    if any(len(g.runs) > 1 and not g.parted for g in drawn):
+        see += "; a band is the range of the seeds"
+    if any(g.parted for g in drawn):
+        see += "; where seeds part, each is a thin line"
     if below:
         see += f"; {_listed(below)} {'is' if len(below) == 1 else 'are'} below the scale: double-click to see all"
     layout = {
-        "xaxis": EPOCHS,
+        "xaxis": _epochs(max(row[0] for g in drawn for row in g.by_epoch("lr"))),
         "yaxis": _accuracies(f"{split} accuracy, %", low, high),
         **_target_line(target),
     }
@@ -200,12 +221,12 @@ def rates(groups: Sequence[Group]) -> Figure | None:
     logarithmic = min(values) > 0 and max(values) / min(values) > 5
     axis: dict[str, Any] = {"title": {"text": "learning rate"}, "tickformat": "~g"}
     if logarithmic:
-        axis |= {"type": "log", "dtick": 1}
+        axis |= {"type": "log", "dtick": 1 if max(values) / min(values) > 100 else "D2"}
     return Figure(
         "Learning rate",
         f"The rate of each epoch's last step: {'; '.join(said)}.",
         data,
-        {"xaxis": EPOCHS, "yaxis": axis},
+        {"xaxis": _epochs(max(row[0] for g in drawn for row in g.by_epoch("lr"))), "yaxis": axis},
     )
 
 
@@ -407,14 +428,14 @@ def step(g: Group) -> Figure | None:
         *_lines(g, "accuracy", 0, split, "epoch %{x}: %{y:.2f} %"),
     ]
     target = g.first.target
-    late = [row[1] for row in rows[len(rows) // 3 :]]
-    low, high = scale([*late, *(row[1] for row in g.by_epoch("train_accuracy")[len(rows) // 3 :])], target)
+    late = [epoch for r in g.runs for epoch in r.history[len(r.history) // 3 :]]
+    low, high = scale([value for epoch in late for value in (epoch.accuracy, epoch.train_accuracy)], target)
     gap = g.by_epoch("train_accuracy")[-1][1] - rows[-1][1]
     see = f"In the last epoch training is {abs(gap):.2f} points {'above' if gap > 0 else 'below'} {split}"
     if target > high:
         see += f"; the target, {target:g} %, is above the scale"
     layout = {
-        "xaxis": EPOCHS,
+        "xaxis": _epochs(rows[-1][0]),
         "yaxis": _accuracies("accuracy, %", low, high),
         "height": 370,
         **_target_line(target),
@@ -455,7 +476,7 @@ def differences(found: Sequence[Difference]) -> Figure | None:
                     "%{customdata[1]:+.2f}<extra></extra>",
                 }
             )
-    far = [each.label for each in drawn if each.points < -2 * NEAR]
+    far = [each.label for each in drawn if each.points < -FAR]
     near = [each for each in drawn if each.label not in far] or drawn
     ends = [0.0, *(end for each in near for end in (each.low or 0.0, each.high or 0.0))]
     pad = 0.08 * (max(ends) - min(ends))
@@ -493,10 +514,10 @@ def history(study: Study) -> Figure | None:
     done = study.completed
     if not done:
         return None
-    low, high = scale(_upper([t.objective or 0.0 for t in done]), math.nan)
+    low, high = _trials_scale([t.objective or 0.0 for t in done])
     best: list[float] = []
     for t in done:
-        best.append(max(t.objective or 0.0, *best[-1:]))
+        best.append(max([t.objective or 0.0, *best[-1:]]))
     data: list[dict[str, Any]] = [
         {
             "x": [t.number for t in done],
@@ -519,7 +540,7 @@ def history(study: Study) -> Figure | None:
                 "customdata": [[_said(t)] for t in chosen],
                 "mode": "markers",
                 "name": f"{state} ({len(chosen)})",
-                "marker": {"color": f"var(--{colour})", "symbol": symbol, "size": 8, "line": {"width": 1.5}},
+                "marker": _marker(colour, symbol),
                 "hovertemplate": "trial %{x}<br>%{customdata[0]}<extra></extra>",
             }
         )
@@ -537,9 +558,10 @@ def history(study: Study) -> Figure | None:
     return Figure("History", f"{see}.", data, layout)
 
 
-def _upper(values: Sequence[float]) -> list[float]:
-    """The better half."""
-    return sorted(values)[len(values) // 2 :]
+def _marker(colour: str, symbol: str) -> dict[str, Any]:
+    """A trial's mark; thin and open symbols consist of their line."""
+    line = {"width": 0 if symbol == "circle" else 1.8, "color": f"var(--{colour})"}
+    return {"color": f"var(--{colour})", "symbol": symbol, "size": 8, "line": line}
 
 
 def _drawn(t: Trial, low: float) -> float:
@@ -601,7 +623,7 @@ def parallel(study: Study) -> Figure | None:
     best = done[-max(1, round(len(done) / 10)) :]
     parts = (
         ("others", done[: len(done) - len(best)], "var(--others)", 1.0),
-        (f"best tenth ({len(best)})", best, "var(--c0)", 2.0),
+        (f"best tenth ({len(best)})" if len(best) > 1 else "best", best, "var(--c0)", 2.0),
     )
     data = []
     for name, chosen, colour, width in parts:
@@ -642,11 +664,12 @@ def parallel(study: Study) -> Figure | None:
     ]
     ranges = []
     for key in keys:
-        values: list[float] = [t.settings[key] for t in best if isinstance(t.settings.get(key), int | float)]
-        if len(values) == len(best):
-            ends = dict.fromkeys((_brief(min(values)), _brief(max(values))))
+        theirs: list[float] = [t.settings[key] for t in best if isinstance(t.settings.get(key), int | float)]
+        if len(theirs) == len(best):
+            ends = dict.fromkeys((_brief(min(theirs)), _brief(max(theirs))))
             ranges.append(f"{key} {' to '.join(ends)}")
-    see = "The best tenth of the trials" + (f" have {', '.join(ranges)}" if ranges else " are drawn in colour")
+    who = "The best trial has" if len(best) == 1 else "The best tenth of the trials have"
+    see = f"{who} {', '.join(ranges)}" if ranges else "The best tenth of the trials are drawn in colour"
     layout = {
         "xaxis": {
             "tickvals": list(range(len(axes))),
@@ -658,6 +681,7 @@ def parallel(study: Study) -> Figure | None:
             "fixedrange": True,
         },
         "yaxis": {"visible": False, "range": [-0.04, 1.04], "fixedrange": True},
+        "legend": {"y": -0.04},
         "annotations": annotations,
         "height": 420,
         "hovermode": "closest",
@@ -690,10 +714,10 @@ class Axis:
         """Places and labels."""
         if self.values:
             return [(self.place(value) or 0.0, text(value)) for value in self.values]
-        parts = [0, 0.25, 0.5, 0.75, 1]
+        parts = [0, 0.5, 1]
         numbers = [self.low + part * (self.high - self.low) for part in parts]
         return [
-            (part, f"{math.exp(number) if self.logarithmic else number:.4g}")
+            (part, f"{math.exp(number) if self.logarithmic else number:.3g}")
             for part, number in zip(parts, numbers, strict=True)
         ]
 
@@ -746,7 +770,7 @@ def intermediate(study: Study) -> Figure | None:
                 "hovertemplate": "trial %{customdata}, epoch %{x}: %{y:.2f} %<extra></extra>",
             }
         )
-    low, high = scale(_upper([accuracy for t in drawn for _, accuracy in t.epochs]), math.nan)
+    low, high = _trials_scale([t.epochs[-1][1] for t in drawn])
     pruned = [t.epochs[-1][0] for t in drawn if t.state == "pruned"]
     see = (
         f"{len(pruned)} trials were given up, after {statistics.mean(pruned):.1f} epochs on average"
@@ -754,7 +778,7 @@ def intermediate(study: Study) -> Figure | None:
         else "No trial was given up"
     )
     layout = {
-        "xaxis": EPOCHS,
+        "xaxis": _epochs(max(t.epochs[-1][0] for t in drawn)),
         "yaxis": _accuracies("validation accuracy, %", low, high),
         "hovermode": "closest",
     }
@@ -767,7 +791,7 @@ def sizes(study: Study) -> Figure | None:
     if not done or len({t.parameters for t in study.trials if t.parameters is not None}) < 2:
         return None
     front = study.front
-    low, high = scale(_upper([t.objective or 0.0 for t in done]), math.nan)
+    low, high = _trials_scale([t.objective or 0.0 for t in done])
     low = min([low, *(t.objective or 0.0 for t in front if (t.objective or 0.0) > high - 4 * (high - low))])
     data: list[dict[str, Any]] = [
         {
@@ -789,7 +813,7 @@ def sizes(study: Study) -> Figure | None:
                     "customdata": [[t.number, _said(t)] for t in chosen],
                     "mode": "markers",
                     "name": f"{state} ({len(chosen)})",
-                    "marker": {"color": f"var(--{colour})", "symbol": symbol, "size": 8, "line": {"width": 1.5}},
+                    "marker": _marker(colour, symbol),
                     "hovertemplate": "trial %{customdata[0]}, %{x:,} parameters<br>%{customdata[1]}"
                     "<extra></extra>",
                 }

@@ -30,6 +30,9 @@ PAGE = "report.html"
 STEPS = 12
 """Steps that are shown one by one; of more, the best."""
 
+BEST = 20
+"""Trials of a study that the terminal shows; the page has all."""
+
 COMPARED = 24
 """Groups that are compared; of more, the best."""
 
@@ -77,7 +80,7 @@ class Step:
     target: str
     results: list[tuple[str, str]]
     last: list[Cell]
-    """The last epochs, each against the target."""
+    """The last epochs, or the lowest one of each seed, against the target."""
     last_note: str
     network: str
     layers: Table | None
@@ -258,6 +261,7 @@ def _runs(runs: Sequence[Run], anchors: dict[int, str]) -> Table:
     for r in runs:
         lowest = min(r.last, default=None)
         took = sum(epoch.seconds for epoch in r.history) / 60 if r.history else None
+        judged = lowest is not None and r.state in ("met", "not met")
         missed = lowest is not None and lowest < r.target
         rows.append(
             [
@@ -268,7 +272,7 @@ def _runs(runs: Sequence[Run], anchors: dict[int, str]) -> Table:
                 _percent(r.result.get("best_accuracy")),
                 _integer(r.result.get("best_epoch")),
                 _percent(r.objective),
-                Cell(_percent(lowest).text, lowest, "" if lowest is None else "bad" if missed else "good"),
+                Cell(_percent(lowest).text, lowest, "" if not judged else "bad" if missed else "good"),
                 Cell("" if took is None else f"{took:.1f}", took),
                 _verdict(r.state + " (at chance)" * bool(r.result.get("at_chance"))),
             ]
@@ -324,11 +328,20 @@ def _step(g: Group, before: Group | None, anchor: str) -> Step:
     if result.get("scored_images"):
         data = f"{result.get('data')}: {result.get('train_images', 0):,} images to train on, "
         results.append(("scored on", f"{data}{r.scored_images:,} {r.split} images"))
+    judged = r.state in ("met", "not met") and not math.isnan(r.target)
     epochs = range(len(r.history) - len(r.last) + 1, len(r.history) + 1)
     last = [
-        Cell(f"{value:.2f}", epoch, "" if math.isnan(r.target) else "good" if value >= r.target else "bad")
+        Cell(f"{value:.2f}", f"epoch {epoch}", "" if not judged else "good" if value >= r.target else "bad")
         for epoch, value in zip(epochs, r.last, strict=False)
     ]
+    last_note = ""
+    if len(g.ended) > 1:
+        lowest = [(one, min(one.last)) for one in g.ended if one.last]
+        last = [
+            Cell(f"{value:.2f}", f"seed {one.seed}", "" if not judged else "good" if value >= r.target else "bad")
+            for one, value in lowest
+        ]
+        last_note = "lowest of the last epochs, by seed"
     field_ = f", receptive field {r.layers[-1].receptive_field}" if r.layers else ""
     parameters = g.parameters
     return Step(
@@ -339,7 +352,7 @@ def _step(g: Group, before: Group | None, anchor: str) -> Step:
         target=target,
         results=results,
         last=last,
-        last_note=f"seed {r.seed}" if len(g.runs) > 1 else "",
+        last_note=last_note or "last epochs",
         network=f"{len(r.layers)} layers, {parameters:,} parameters{field_}" if parameters and r.layers else "",
         layers=_layers(r.layers),
         settings=_settings(r),
@@ -423,14 +436,14 @@ def _comparison(found: Sequence[Difference]) -> Table | None:
     ]
 
     def signed(value: float | None) -> Cell:
-        return Cell("" if value is None else f"{value:+.2f}", value)
+        return Cell("" if value is None else evidence.signed(value), value)
 
     return Table(
         columns,
         [
             [
                 Cell(f"{each.label} against {each.reference}", each.label),
-                Cell(f"{each.points:+.2f}", each.points, "warn" if each.told else ""),
+                Cell(evidence.signed(each.points), each.points, "warn" if each.told else ""),
                 signed(each.low),
                 signed(each.high),
                 Cell(each.sentence, each.sentence),
@@ -532,12 +545,12 @@ def _trials(study: Study) -> Table:
         Column("state", False),
         Column("accuracy"),
         Column("parameters"),
-        *(Column(key) for key in study.keys),
-        Column("seconds"),
+        *(Column(key, everywhere=False) for key in study.keys),
+        Column("seconds", everywhere=False),
         Column("reason", False),
     ]
     rows = []
-    for t in study.trials:
+    for t in sorted(study.trials, key=lambda t: -(t.objective or -math.inf)):
         values = [t.settings.get(key) for key in study.keys]
         rows.append(
             [
@@ -697,7 +710,7 @@ def show(page: Page, console: Console) -> None:
             line(f"{name}: {value}")
         for problem in [*study.problems, *study.missing]:
             line(problem)
-        console.print(_terminal(study.trials))
+        console.print(_terminal(study.trials, BEST))
         for figure in [*study.figures, *study.confirm_figures]:
             line(f"{figure.title}: {figure.see}")
         if study.best:
@@ -717,7 +730,7 @@ def _show_step(step: Step, console: Console) -> None:
     verdict = f"[{colour}]{escape(step.verdict)}[/]" if colour else escape(step.verdict)
     console.print(f"\n[bold underline]{escape(step.title)}[/]: {verdict}", soft_wrap=True)
     lines = [("target", step.target), ("network", step.network), *step.settings, *step.results]
-    lines += [("last epochs", " ".join(cell.text for cell in step.last))] if step.last else []
+    lines += [(step.last_note, " ".join(cell.text for cell in step.last))] if step.last else []
     lines += [(finding.topic.lower(), finding.sentence) for finding in step.findings]
     if step.before:
         lines.append((f"against {step.before}", step.brought))
@@ -736,8 +749,8 @@ def _show_step(step: Step, console: Console) -> None:
         console.print(f"  {escape(change)}")
 
 
-def _terminal(table: Table) -> RichTable:
-    """A table without the columns that only the page has room for; the last one wraps."""
+def _terminal(table: Table, most: int | None = None) -> RichTable:
+    """A table, or its first rows, without the columns that only the page has room for; the last one wraps."""
     result = RichTable(box=None, pad_edge=False, header_style="bold")
     kept = [i for i, column in enumerate(table.columns) if column.everywhere]
     for i in kept:
@@ -748,7 +761,7 @@ def _terminal(table: Table) -> RichTable:
             no_wrap=i != kept[-1],
             overflow="fold",
         )
-    for row in table.rows:
+    for row in table.rows[:most]:
         cells = [row[i] for i in kept]
         result.add_row(
             *(

@@ -115,13 +115,26 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, argumen
             work(search, float(os.environ[WORKER]))
         else:
             check(search)
-            watch(search)
+            try:
+                watch(search)
+            except ValueError:
+                end(search)  # what stopped it wants to be looked at too
+                raise
+            end(search)
     except (SQLAlchemyError, StorageInternalError) as error:
         cause = str(error.__cause__ or error).strip().splitlines()[0]
         raise ValueError(
             f"hydra.sweeper.storage={trials.shown(trials.address(search.hydra))} failed ({cause}): "
             "the same command line continues the search"
         ) from error
+
+
+def end(search: Search) -> None:
+    """Write the report of what was found, unless `report=false` or no trial has ended."""
+    if search.config.report and (search.folder / "trials.csv").exists():
+        from bantam import report  # draws with packages that no worker needs
+
+        report.at_end(search.folder)
 
 
 def space(settings: DictConfig, arguments: list[str]) -> tuple[dict[str, BaseDistribution], list[str]]:
