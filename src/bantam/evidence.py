@@ -612,7 +612,9 @@ def _gap(g: Group) -> Iterator[Finding]:
         why = f", which {harder[0]} makes harder" if len(harder) == 1 else why
         yield Finding("Gap", f"{numbers}: no overfitting; it is still limited by the training images{why}")
     else:
-        yield Finding("Gap", f"{numbers}, within what {ended[0].scored_images:,} images can tell: no overfitting")
+        yield Finding(
+            "Gap", f"{numbers}, within what {ended[0].scored_images:,} images can tell: no overfitting to be seen"
+        )
 
 
 def _stability(g: Group) -> Iterator[Finding]:

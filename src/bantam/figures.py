@@ -22,6 +22,9 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
 NEAR = 4.0
 """An accuracy with up to so many times the errors of the best decides about the scale."""
 
+MANY = 150
+"""Trials from which on they are drawn smaller and fainter, or they would hide each other."""
+
 FAR = 5.0
 """A group so many points below the best would squeeze the differences of the others."""
 
@@ -378,7 +381,7 @@ def confusion(g: Group) -> Figure | None:
         {
             "type": "heatmap",
             "z": wrong,
-            "text": [[f"{n:,}" if n else "" for n in row] for row in matrix],
+            "text": [[f"{n:,}" if n else "" for n in row] for row in wrong],
             "x": names,
             "y": names,
             "texttemplate": "%{text}",
@@ -540,7 +543,7 @@ def history(study: Study) -> Figure | None:
                 "customdata": [[_said(t)] for t in chosen],
                 "mode": "markers",
                 "name": f"{state} ({len(chosen)})",
-                "marker": _marker(colour, symbol),
+                "marker": _marker(colour, symbol, len(study.trials)),
                 "hovertemplate": "trial %{x}<br>%{customdata[0]}<extra></extra>",
             }
         )
@@ -558,10 +561,12 @@ def history(study: Study) -> Figure | None:
     return Figure("History", f"{see}.", data, layout)
 
 
-def _marker(colour: str, symbol: str) -> dict[str, Any]:
-    """A trial's mark; thin and open symbols consist of their line."""
-    line = {"width": 0 if symbol == "circle" else 1.8, "color": f"var(--{colour})"}
-    return {"color": f"var(--{colour})", "symbol": symbol, "size": 8, "line": line}
+def _marker(colour: str, symbol: str, count: int) -> dict[str, Any]:
+    """The mark of one of `count` trials; thin and open symbols consist of their line."""
+    many = count > MANY
+    line = {"width": 0 if symbol == "circle" else 1.2 if many else 1.8, "color": f"var(--{colour})"}
+    mark = {"color": f"var(--{colour})", "symbol": symbol, "size": 5 if many else 8, "line": line}
+    return mark | {"opacity": 0.7 if many else 1}
 
 
 def _drawn(t: Trial, low: float) -> float:
@@ -664,11 +669,15 @@ def parallel(study: Study) -> Figure | None:
     ]
     ranges = []
     for key in keys:
-        theirs: list[float] = [t.settings[key] for t in best if isinstance(t.settings.get(key), int | float)]
+        theirs: list[float] = sorted(t.settings[key] for t in best if isinstance(t.settings.get(key), int | float))
         if len(theirs) == len(best):
-            ends = dict.fromkeys((_brief(min(theirs)), _brief(max(theirs))))
+            quarter = len(theirs) // 4 if len(theirs) >= 8 else 0
+            ends = dict.fromkeys((_brief(theirs[quarter]), _brief(theirs[-1 - quarter])))
             ranges.append(f"{key} {' to '.join(ends)}")
-    who = "The best trial has" if len(best) == 1 else "The best tenth of the trials have"
+    who = (
+        "In the middle of the best tenth of the trials:" if len(best) >= 8 else "The best tenth of the trials have"
+    )
+    who = "The best trial has" if len(best) == 1 else who
     see = f"{who} {', '.join(ranges)}" if ranges else "The best tenth of the trials are drawn in colour"
     layout = {
         "xaxis": {
@@ -767,6 +776,7 @@ def intermediate(study: Study) -> Figure | None:
                 "marker": {"size": 4, "symbol": "x" if name == "pruned" else "circle"},
                 "name": f"{name} ({len(chosen)})" if several else f"{name}, trial {chosen[0].number}",
                 "line": {"color": colour, "width": width},
+                "opacity": 0.4 if name == "pruned" and len(drawn) > MANY else 1,
                 "hovertemplate": "trial %{customdata}, epoch %{x}: %{y:.2f} %<extra></extra>",
             }
         )
@@ -813,7 +823,7 @@ def sizes(study: Study) -> Figure | None:
                     "customdata": [[t.number, _said(t)] for t in chosen],
                     "mode": "markers",
                     "name": f"{state} ({len(chosen)})",
-                    "marker": _marker(colour, symbol),
+                    "marker": _marker(colour, symbol, len(study.trials)),
                     "hovertemplate": "trial %{customdata[0]}, %{x:,} parameters<br>%{customdata[1]}"
                     "<extra></extra>",
                 }

@@ -431,8 +431,8 @@ def _comparison(found: Sequence[Difference]) -> Table | None:
         return None
     columns = [
         Column("compared", False),
-        *(Column(title) for title in ("points", "from", "to")),
         Column("what it says", False),
+        *(Column(title) for title in ("points", "from", "to")),
     ]
 
     def signed(value: float | None) -> Cell:
@@ -443,10 +443,10 @@ def _comparison(found: Sequence[Difference]) -> Table | None:
         [
             [
                 Cell(f"{each.label} against {each.reference}", each.label),
+                Cell(each.sentence, each.sentence),
                 Cell(evidence.signed(each.points), each.points, "warn" if each.told else ""),
                 signed(each.low),
                 signed(each.high),
-                Cell(each.sentence, each.sentence),
             ]
             for each in found
         ],
@@ -750,7 +750,7 @@ def _show_step(step: Step, console: Console) -> None:
 
 
 def _terminal(table: Table, most: int | None = None) -> RichTable:
-    """A table, or its first rows, without the columns that only the page has room for; the last one wraps."""
+    """A table, or its first rows, without the columns that only the page has room for; long texts wrap."""
     result = RichTable(box=None, pad_edge=False, header_style="bold")
     kept = [i for i, column in enumerate(table.columns) if column.everywhere]
     for i in kept:
@@ -758,7 +758,7 @@ def _terminal(table: Table, most: int | None = None) -> RichTable:
         result.add_column(
             escape(column.title),
             justify="right" if column.numeric else "left",
-            no_wrap=i != kept[-1],
+            no_wrap=max((len(row[i].text) for row in table.rows), default=0) < 36,
             overflow="fold",
         )
     for row in table.rows[:most]:
