@@ -109,13 +109,11 @@ class Browser:
     def show(self, page: Path, size: tuple[int, int] = WIDE, dark: bool = False) -> float:
         """Open a page and draw all of its figures; returns the seconds until it could be read."""
         self.resize(size)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._send("Emulation.setEmulatedMedia", features=[scheme])
+        self.colours(dark)
         started = time.time()
         self._send("Page.navigate", url=page.absolute().as_uri())
         self.wait("document.documentElement?.dataset.ready")
-        took = time.time() - started
-        return took
+        return time.time() - started
 
     def draw_all(self) -> None:
         """What printing does: open whatever is folded and draw every figure."""
@@ -132,6 +130,11 @@ class Browser:
             deviceScaleFactor=1,
             mobile=width < 600,
         )
+
+    def colours(self, dark: bool) -> None:
+        """Prefer a dark or a light page."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._send("Emulation.setEmulatedMedia", features=[scheme])
 
     def evaluate(self, script: str) -> Any:
         """The value of a piece of JavaScript."""

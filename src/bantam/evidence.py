@@ -34,8 +34,11 @@ CONFIDENCE = 0.95
 COLLAPSE = 5.0
 """Points below its best epoch at which a network ends that counts as fallen back."""
 
-NUMBERS = ("objective", "best_accuracy", "best_epoch", "parameters", "multiply_adds", "seed", "epochs")
-"""Keys of `result.json` that must be numbers where they are there."""
+NUMBERS = (
+    *("objective", "best_accuracy", "best_epoch", "parameters", "multiply_adds", "seed", "epochs"),
+    *("scored_images", "train_images", "threads"),
+)
+"""Keys of `result.json` that must be numbers, not below 0, where they are there."""
 
 
 @dataclass
@@ -83,11 +86,11 @@ class Run:
     @property
     def last(self) -> list[float]:
         """Accuracies of the last epochs in percent, which the target is about."""
-        return [float(value) for value in self.result.get("last_accuracies", [])]
+        return [float(value) for value in self.result.get("last_accuracies") or []]
 
     @property
     def scored_images(self) -> int:
-        return int(self.result.get("scored_images", 0))
+        return int(self.result.get("scored_images") or 0)
 
     @property
     def split(self) -> str:
@@ -108,7 +111,8 @@ class Run:
 
     @property
     def classes(self) -> list[str]:
-        return [str(name) for name in self.result.get("classes") or range(len(self.confusion))]
+        named, count = self.result.get("classes"), len(self.confusion)
+        return [str(name) for name in (named if isinstance(named, list) and len(named) == count else range(count))]
 
 
 def _number(value: Any) -> float:
@@ -126,12 +130,11 @@ def read_run(folder: Path) -> Run:
         except ValueError as error:
             problems.append(_within(folder, error))
     for key in NUMBERS:
-        if result.get(key) is not None and math.isnan(_number(result[key])):
+        if result.get(key) is not None and not _number(result[key]) >= 0:
             problems.append(f"{record.RESULT} is damaged: {key} is {result.pop(key)!r}")
-    if not all(not math.isnan(_number(value)) for value in result.setdefault("last_accuracies", [])):
+    last = result.get("last_accuracies")
+    if last is not None and not (isinstance(last, list) and all(_number(value) >= 0 for value in last)):
         problems.append(f"{record.RESULT} is damaged: last_accuracies are {result.pop('last_accuracies')!r}")
-    if list(result) == ["last_accuracies"]:
-        result = {}
     history: list[Epoch] = []
     if (folder / record.HISTORY).exists():
         try:
