@@ -1,6 +1,6 @@
 """Drives a headless Chromium through its DevTools protocol, over a pipe: no driver, no package, no port.
 
-`python tests/browser.py report.html docs/report` writes pictures of a page in light, dark and narrow.
+`python tests/browser.py report.html picture.png '#runs' dark narrow` takes a picture of a part of a page.
 """
 
 import base64
@@ -161,14 +161,18 @@ class Browser:
 
 
 def main() -> None:
-    """Take the pictures that the command line asks for."""
-    page, prefix = Path(sys.argv[1]), sys.argv[2]
-    for name, size, dark in (("light", WIDE, False), ("dark", WIDE, True), ("narrow", NARROW, False)):
-        with Browser() as browser:
-            took = browser.show(page, size, dark)
-            browser.draw_all()
-            browser.picture(Path(f"{prefix}-{name}.png"))
-            print(name, f"{took:.1f} s", *browser.complaints)
+    """Take the picture that the command line asks for."""
+    page, picture, selector, *how = sys.argv[1:]
+    with Browser() as browser:
+        size = NARROW if "narrow" in how else WIDE
+        browser.show(Path(page), size, "dark" in how)
+        height = browser.evaluate(f"document.querySelector({selector!r}).offsetHeight")
+        browser.resize((size[0], height))  # what is in sight is drawn
+        browser.evaluate(f"document.querySelector({selector!r}).scrollIntoView({{behavior: 'instant'}})")
+        seen = f"[...document.querySelectorAll({selector + ' .plot'!r})].filter(place => place.offsetParent)"
+        browser.wait(f"{seen}.every(place => place.dataset.drawn)")
+        browser.picture(Path(picture), selector)
+        assert not browser.complaints, browser.complaints
 
 
 if __name__ == "__main__":

@@ -607,7 +607,7 @@ def importances(shares: dict[str, float], explained: str) -> Figure:
         "xaxis": {
             "title": {"text": "importance"},
             "tickformat": ".0%",
-            "range": [0, 1.12 * ordered[-1][1] + 0.02],
+            "range": [0, 1.2 * ordered[-1][1] + 0.03],
         },
         "yaxis": {"showgrid": False},
         "height": 120 + 34 * len(ordered),

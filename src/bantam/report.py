@@ -286,7 +286,7 @@ def _layers(rows: Sequence[budget.Layer]) -> Table | None:
         return None
     columns = [
         Column("layer", False),
-        *(Column(title) for title in ("output", "field", "parameters", "multiply-adds")),
+        *(Column(title) for title in ("output", "field", "parameters", "mult-adds")),
     ]
     return Table(
         columns,
@@ -296,11 +296,16 @@ def _layers(rows: Sequence[budget.Layer]) -> Table | None:
                 Cell("×".join(map(str, row.shape)), row.shape[0] if row.shape else 0),
                 Cell(str(row.receptive_field), row.receptive_field),
                 Cell(f"{row.parameters:,}" if row.parameters else "", row.parameters),
-                Cell(f"{row.multiply_adds:,}" if row.multiply_adds else "", row.multiply_adds),
+                Cell(_brief(row.multiply_adds), row.multiply_adds),
             ]
             for row in rows
         ],
     )
+
+
+def _brief(count: int) -> str:
+    """A count in thousands where it has so many; nothing for zero."""
+    return f"{count / 1000:,.0f} k" if count >= 1000 else f"{count}" if count else ""
 
 
 def _step(g: Group, before: Group | None, anchor: str) -> Step:
@@ -310,7 +315,7 @@ def _step(g: Group, before: Group | None, anchor: str) -> Step:
     if not math.isnan(r.target):
         limits = [
             f"{r.target:g} % in every one of the last {settings.get('target.last_epochs')} epochs",
-            f"fewer than {settings.get('budget.parameters', 0):,} parameters",
+            f"fewer than {_integer(settings.get('budget.parameters')).text} parameters",
             f"at most {settings.get('budget.epochs')} epochs",
         ]
         target = ", ".join(limits)
@@ -322,12 +327,11 @@ def _step(g: Group, before: Group | None, anchor: str) -> Step:
             results.append(("best seed", f"{max(g.objectives):.2f} %"))
             results.append(("worst seed", f"{min(g.objectives):.2f} %"))
     elif r.objective is not None:
-        results.append(
-            ("best epoch", f"{result.get('best_accuracy', math.nan):.2f} % in epoch {result['best_epoch']}")
-        )
+        best, when = _percent(result.get("best_accuracy")).text, _integer(result.get("best_epoch")).text
+        results.append(("best epoch", f"{best} % in epoch {when}"))
         results.append(("mean of the last epochs", f"{r.objective:.2f} %"))
     if result.get("scored_images"):
-        data = f"{result.get('data')}: {result.get('train_images', 0):,} images to train on, "
+        data = f"{result.get('data')}: {_integer(result.get('train_images')).text} images to train on, "
         results.append(("scored on", f"{data}{r.scored_images:,} {r.split} images"))
     judged = r.state in ("met", "not met") and not math.isnan(r.target)
     epochs = range(len(r.history) - len(r.last) + 1, len(r.history) + 1)
@@ -395,10 +399,13 @@ def _changes(before: Group | None, g: Group) -> Table | None:
 def _layer_changes(before: Group | None, g: Group) -> list[str]:
     if not before or not before.first.layers or not g.first.layers:
         return []
+    found = evidence.layer_changes(before.first.layers, g.first.layers)
+    if sum(sign == "-" for sign, _ in found) == len(before.first.layers):
+        return [f"Another network: none of its {len(g.first.layers)} layers is one of {before.label}."]
     return [
         f"{'−' if sign == '-' else '+'} {row.name}, {'×'.join(map(str, row.shape))}"
         + (f", {row.parameters:,} parameters" if row.parameters else "")
-        for sign, row in evidence.layer_changes(before.first.layers, g.first.layers)
+        for sign, row in found
     ]
 
 
