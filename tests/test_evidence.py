@@ -275,7 +275,7 @@ def test_the_analysis_of_a_run(tmp_path: Path) -> None:
     found = topics(one(tmp_path / "0", 97.0, 98.95, 99.2, 99.3, confusion=matrix, classes=["zero", "one"]))
     assert found["Target"] == "reaches 99 % in epoch 3 and stays there"
     assert "0.40 points below test" in found["Gap"]
-    assert "which dropout makes harder" in found["Gap"]
+    assert "dropout makes the training images harder" in found["Gap"]
     assert found["Stability"] == "the last 3 epochs lie within 0.35 points, 35 of 10,000 images"
     assert "from epoch 2 to 3 the rate falls from 0.025 to 0.0025" in found["Rate"]
     assert "(+0.25)" in found["Rate"]

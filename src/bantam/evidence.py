@@ -597,23 +597,17 @@ def _gap(g: Group) -> Iterator[Finding]:
     numbers = (
         f"in the last epochs training accuracy is {abs(gap):.2f} points {'above' if gap > 0 else 'below'} {split}"
     )
-    harder = [
-        word
-        for word, keys in (
-            ("augmentation", ("brightness", "contrast", "degrees", "pixels", "scale", "shear_degrees")),
-            ("dropout", ()),
-        )
-        if (word == "dropout" and _number(g.first.settings.get("model.dropout")) > 0)
-        or any(_number(g.first.settings.get(f"augmentation.{key}")) > 0 for key in keys)
-    ]
+    changing = ("brightness", "contrast", "degrees", "pixels", "scale", "shear_degrees")
+    harder = ["augmentation"] * any(_number(g.first.settings.get(f"augmentation.{key}")) > 0 for key in changing)
+    harder += ["dropout"] * (_number(g.first.settings.get("model.dropout")) > 0)
     if not error or math.isnan(error):
         return
     if gap > 2 * error:
         yield Finding("Gap", f"{numbers}: it learns training images that do not carry over")
     elif gap < -2 * error:
-        why = f", which {' and '.join(harder)} make harder" if len(harder) > 1 else ""
-        why = f", which {harder[0]} makes harder" if len(harder) == 1 else why
-        yield Finding("Gap", f"{numbers}: no overfitting; it is still limited by the training images{why}")
+        makes = "make" if len(harder) > 1 else "makes"
+        why = f"; {' and '.join(harder)} {makes} the training images harder" if harder else ""
+        yield Finding("Gap", f"{numbers}: no overfitting to be seen{why}")
     else:
         yield Finding(
             "Gap", f"{numbers}, within what {ended[0].scored_images:,} images can tell: no overfitting to be seen"
