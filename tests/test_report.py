@@ -83,7 +83,7 @@ def test_the_story_is_told(tmp_path: Path) -> None:
     assert page.comparison is not None
     assert page.comparison_figure is not None
     assert page.broken is not None
-    assert [row[1].text for row in page.broken.rows] == ["refused", "damaged"]
+    assert [row[1].text for row in page.broken.rows] == ["refused", "unfinished"]
 
 
 def test_the_terminal_shows_the_same(tmp_path: Path) -> None:

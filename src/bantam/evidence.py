@@ -61,8 +61,9 @@ class Run:
 
     @property
     def state(self) -> str:
-        """The verdict of a run that has ended, else unfinished or damaged."""
-        return str(self.result.get("verdict") or ("damaged" if self.problems else "unfinished"))
+        """The verdict of a run that has ended; unfinished without a `result.json`, damaged with one that is."""
+        ended = (self.folder / record.RESULT).exists()
+        return str(self.result.get("verdict") or ("damaged" if ended else "unfinished"))
 
     @property
     def reason(self) -> str:
@@ -404,7 +405,7 @@ def difference(before: Group, after: Group, comparisons: int = 1) -> Difference 
         standard_error(before.mean, before.ended[0].scored_images), standard_error(after.mean, images)
     )
     wide = float(stats.norm.ppf(0.5 + confidence / 2)) * error
-    seeds = "one seed each" if len(before.ended) == len(after.ended) else f"{counts}, one of them a single one"
+    seeds = "one seed each" if len(before.ended) == len(after.ended) else counts
     if math.isnan(wide):
         return Difference(
             after.label, before.label, points, None, None, confidence, False, False, f"{said}, {seeds}"

@@ -298,7 +298,7 @@ def last_epochs(groups: Sequence[Group], title: str = "The last epochs") -> Figu
             "showgrid": False,
             "fixedrange": True,
         },
-        "height": 110 + 46 * len(drawn),
+        "height": 110 + _rows(names, 46),
         "hovermode": "closest",
         **_target_line(target, "x"),
     }
@@ -310,15 +310,20 @@ def _spread(index: int, count: int) -> float:
     return 0.0 if count < 2 else 0.28 - 0.56 * index / (count - 1)
 
 
-def _short(label: str, most: int = 26) -> str:
-    """A label in lines that fit beside a figure on a phone."""
-    words, lines = label.replace(", ", ",\n").split(), [""]
-    for word in words:
-        if lines[-1] and len(lines[-1]) + len(word) >= most // 2:
+def _short(label: str, most: int = 13) -> str:
+    """A label in up to three lines that fit beside a figure on a phone."""
+    lines = [""]
+    for word in label.split():
+        if lines[-1] and len(lines[-1]) + len(word) >= most:
             lines.append(word)
         else:
             lines[-1] = f"{lines[-1]} {word}".strip()
-    return "<br>".join(lines)
+    return "<br>".join(lines if len(lines) < 4 else [*lines[:2], f"{lines[2]} …"])
+
+
+def _rows(labels: Sequence[str], least: int) -> int:
+    """Pixels that rows with these labels need."""
+    return len(labels) * max(least, 12 + 16 * max(_short(label).count("<br>") + 1 for label in labels))
 
 
 def classes(groups: Sequence[Group]) -> Figure | None:
@@ -336,7 +341,7 @@ def classes(groups: Sequence[Group]) -> Figure | None:
         if len(drawn) > 1
         else f"{common} is the hardest class, {min(shares[0]):.2f} % right"
     )
-    near = [share for row in shares for share in row]
+    ordered = sorted(share for row in shares for share in row)
     data = [
         {
             "type": "heatmap",
@@ -346,7 +351,7 @@ def classes(groups: Sequence[Group]) -> Figure | None:
             "texttemplate": "%{z:.1f}",
             "hovertemplate": "%{y}<br>class %{x}: %{z:.2f} %<extra></extra>",
             "colorscale": [[0, "var(--heat2)"], [0.5, "var(--heat1)"], [1, "var(--heat0)"]],
-            "zmin": scale(near, math.nan)[0],
+            "zmin": min(99.0, ordered[len(ordered) // 10]),
             "zmax": 100,
             "showscale": False,
             "xgap": 2,
@@ -356,7 +361,7 @@ def classes(groups: Sequence[Group]) -> Figure | None:
     layout = {
         "xaxis": {"title": {"text": "class"}, "type": "category", "showgrid": False, "ticks": ""},
         "yaxis": {"showgrid": False, "ticks": "", "type": "category"},
-        "height": 110 + 40 * len(drawn),
+        "height": 110 + _rows([text(g.label) for g in drawn], 40),
         "hovermode": "closest",
     }
     return Figure(
@@ -487,8 +492,8 @@ def differences(found: Sequence[Difference]) -> Figure | None:
     see = f"The interval of {clear} of {len(drawn)} differences to {drawn[0].reference} leaves zero out"
     if not any(each.seeds for each in drawn):
         see = (
-            f"With one seed each the intervals are about the choice of images alone: none says what another seed "
-            f"of {drawn[0].reference} or of the others gives"
+            "Without seeds on both sides the intervals are about the choice of images alone: "
+            "none says what other seeds would give"
         )
     if len(near) < len(drawn):
         see += f"; {_listed(far)} {'is' if len(far) == 1 else 'are'} left of the scale"
@@ -506,7 +511,7 @@ def differences(found: Sequence[Difference]) -> Figure | None:
             "zeroline": False,
             "fixedrange": True,
         },
-        "height": 140 + 40 * len(drawn),
+        "height": 140 + _rows([text(each.label) for each in drawn], 40),
         "hovermode": "closest",
     }
     return Figure(f"Difference to the best, {drawn[0].reference}", f"{see}.", data, layout)
