@@ -52,6 +52,11 @@ def test_one_folder_gets_its_page_several_get_one_here(tmp_path: Path, monkeypat
     assert (tmp_path / "report.html").exists()
 
 
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"page.html cannot be written \(No such file or directory\)"):
+        report.write([write_run(tmp_path / "a")], tmp_path / "nowhere" / "page.html")
+
+
 def test_the_page_needs_nothing_beside_itself(tmp_path: Path) -> None:
     page = html(story(tmp_path / "runs"))
     outside = re.findall(r"<(?:link|script|img|iframe)[^>]*(?:src|href)=\"(?!data:)([^\"]*)", page)
