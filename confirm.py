@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from bantam import config, confirm, launch, sweeper
+from bantam import config, confirm, launch, report, sweeper
 
 
 def main() -> None:
@@ -20,6 +20,7 @@ def main() -> None:
             if getattr(arguments, key) < least:
                 raise ValueError(f"--{key} is {getattr(arguments, key)}: it must be at least {least}")
         confirm.confirm(arguments.study, arguments.top, arguments.seeds, Path(__file__).with_name("train.py"))
+        report.at_end(arguments.study)
     except ValueError as error:
         launch.show_error(error)
         raise SystemExit(1) from None

@@ -77,6 +77,8 @@ def test_command(bantam: Bantam, tmp_path: Path, command: str) -> None:
             for file in folder.iterdir():
                 if file.is_file():
                     file.unlink()
+    elif script == "report.py":  # of a multirun, which the command before has made
+        assert bantam("train.py", *SMALL, f"hydra.run.dir={tmp_path / words[0]}/0").returncode == 0
     if script == "train.py":
         words = shortened(words)
     if script == "confirm.py":

@@ -227,6 +227,8 @@ class Config:
     """torch.compile the network: needs a C++ compiler and half a minute."""
     pictures: bool = MISSING
     """Draw curves.png, confusion.png and mistakes.png into the run's folder."""
+    report: bool = MISSING
+    """Write report.html into the folder of a multirun or a search when it ends."""
     dry_run: bool = MISSING
     """Show what would be trained, and stop."""
     resume: str | None = MISSING

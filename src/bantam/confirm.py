@@ -181,6 +181,7 @@ def _train(
             f"experiment={','.join(group)}",
             f"seed={','.join(map(str, wanted))}",
             *overrides,
+            "report=false",
             "hydra/launcher=joblib",
             f"hydra.launcher.n_jobs={side_by_side}",
             f"hydra.sweep.dir={folder}",

@@ -114,14 +114,19 @@ class Preflight(Callback):
             raise SystemExit(1) from None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Show every job's verdict; exit code 1 where one was refused, diverged or failed."""
+        """Show every job's verdict and write the report; exit code 1 where one was refused, diverged or failed."""
         if config.dry_run or not Path(config.hydra.sweep.dir).is_dir():
             return
         if config.hydra.sweeper._target_ == SWEEPER:  # it has its own summary
             return
         from bantam import run
 
-        if not run.summarize(Path(config.hydra.sweep.dir)):
+        good = run.summarize(Path(config.hydra.sweep.dir))
+        if config.report:
+            from bantam import report
+
+            report.at_end(Path(config.hydra.sweep.dir))
+        if not good:
             raise SystemExit(1)
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
@@ -45,17 +46,25 @@ def read_history(folder: Path) -> list[Epoch]:
     """Read `history.csv` back. Raises ValueError where it is missing or not one of ours."""
     try:
         with (folder / HISTORY).open(newline="") as stream:
-            return [
+            epochs = [
                 Epoch(**{k: int(v) if k == "epoch" else float(v) if v else None for k, v in row.items()})  # type: ignore[arg-type]
                 for row in csv.DictReader(stream)
             ]
+        for epoch in epochs:
+            scored = epoch.test_accuracy if epoch.validation_accuracy is None else epoch.validation_accuracy
+            if None in (epoch.lr, epoch.train_loss, epoch.train_accuracy, epoch.images_per_second, scored):
+                raise ValueError(f"the row of epoch {epoch.epoch} is cut off")
+        return epochs
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / HISTORY} cannot be read: {error}") from error
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
-    """Write `result.json`."""
-    write(folder / RESULT, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+    """Write `result.json`, each list of numbers on one line."""
+    text = json.dumps(result, indent=2, allow_nan=False)
+    # No string holds a line break, so nothing within one is matched.
+    text = re.sub(r"\[\n[-+.\de,\s]+\]", lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text)
+    write(folder / RESULT, (text + "\n").encode())
 
 
 def read_result(folder: Path) -> dict[str, Any]:

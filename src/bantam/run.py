@@ -395,7 +395,8 @@ def run(
 
         heading = f"{place.name}, {prepared.parameters:,} parameters, seed {cfg.seed}"
         pictures.draw(folder, heading, history, logits, images, cfg.target.accuracy)
-    record.write_result(folder, _result(prepared, place, verdict, history, started))
+    scored = {"confusion": _confusion(logits, images), "classes": list(images.classes)}
+    record.write_result(folder, _result(prepared, place, verdict, history, started) | scored)
     (folder / record.CHECKPOINT).unlink(missing_ok=True)
     colour = {"met": "green", "not met": "red"}.get(verdict.verdict, "yellow")
     console.print(
@@ -497,6 +498,7 @@ def _result(
         "budget": OmegaConf.to_container(cfg.budget),
         "parameters": prepared.parameters,
         "multiply_adds": sum(row.multiply_adds for row in prepared.rows),
+        "layers": [asdict(row) for row in prepared.rows],
         "epochs": len(history),
         "data": images.name,
         "data_checksum": images.checksum,
@@ -516,6 +518,14 @@ def _result(
         "versions": record.versions(),
         "commit": record.commit(),
     }
+
+
+def _confusion(logits: torch.Tensor, images: data.Data) -> list[list[int]]:
+    """How many images of each class (row) were taken for each class (column), from N×classes logits."""
+    count = len(images.classes)
+    pairs = images.held_out_labels.long() * count + logits.argmax(1)
+    matrix: list[list[int]] = pairs.bincount(minlength=count * count).reshape(count, count).tolist()
+    return matrix
 
 
 def _identity(cfg: DictConfig, place: Place) -> dict[str, Any]:
@@ -539,7 +549,10 @@ def refuse(error: ValueError, cfg: DictConfig, place: Place) -> None:
     if rows:
         _console().print(budget.table(rows))
     if not (place.folder / record.RESULT).exists():
-        record.write_result(place.folder, {"verdict": "refused", "reason": str(error), **_identity(cfg, place)})
+        result = {"verdict": "refused", "reason": str(error), **_identity(cfg, place)}
+        if rows:
+            result |= {"parameters": sum(row.parameters for row in rows), "layers": [asdict(row) for row in rows]}
+        record.write_result(place.folder, result)
 
 
 def fail(error: Exception, trace: str, cfg: DictConfig, place: Place) -> None:

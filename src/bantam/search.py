@@ -68,7 +68,7 @@ MOST_CRASHES = 3
 NEVER_TRAINED = float("-inf")
 """The value of a network over the budget for a sampler that learns from completed trials only."""
 
-FREE = ("data.root", "pictures", "dry_run", "resume")
+FREE = ("data.root", "pictures", "report", "dry_run", "resume")
 """Keys that may differ between the continuations of a study, since no result depends on them."""
 
 
@@ -115,13 +115,26 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, argumen
             work(search, float(os.environ[WORKER]))
         else:
             check(search)
-            watch(search)
+            try:
+                watch(search)
+            except ValueError:
+                end(search)  # what stopped it wants to be looked at too
+                raise
+            end(search)
     except (SQLAlchemyError, StorageInternalError) as error:
         cause = str(error.__cause__ or error).strip().splitlines()[0]
         raise ValueError(
             f"hydra.sweeper.storage={trials.shown(trials.address(search.hydra))} failed ({cause}): "
             "the same command line continues the search"
         ) from error
+
+
+def end(search: Search) -> None:
+    """Write the report of what was found, unless `report=false` or no trial has ended."""
+    if search.config.report and (search.folder / "trials.csv").exists():
+        from bantam import report  # draws with packages that no worker needs
+
+        report.at_end(search.folder)
 
 
 def space(settings: DictConfig, arguments: list[str]) -> tuple[dict[str, BaseDistribution], list[str]]:
@@ -573,7 +586,10 @@ def watch(search: Search) -> None:
     try:
         with Live(console=console, transient=True, refresh_per_second=2) as live:
             for listed in _looks(search, study, crew, started):
+                before = len(told)
                 _tell(listed, told, console)
+                if len(told) > before:
+                    trials.write(search.folder, listed)  # for whoever looks before the end
                 live.update(_status(search, listed, started))
     except KeyboardInterrupt:
         _dismiss(crew)

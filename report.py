@@ -1,0 +1,28 @@
+"""Show what runs, multiruns and studies hold: `python report.py <folder> … [--output report.html]`."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from bantam import launch, report
+
+
+def main() -> None:
+    """Exit with 0 where the page was written, with 1 where a folder does not exist."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", type=Path, nargs="+", metavar="folder", help="of a run, a multirun or a study")
+    parser.add_argument("--output", type=Path, help="the page; by default report.html in the one folder, or here")
+    arguments = parser.parse_args()
+    console = Console(highlight=False)
+    try:
+        path = report.write(arguments.folders, arguments.output, console)
+    except ValueError as error:
+        launch.show_error(error)
+        raise SystemExit(1) from None
+    console.print(f"\nLook at it: {escape(str(path))}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
