@@ -1,5 +1,7 @@
 import csv
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import torch
 from conftest import SMALL
 from omegaconf import DictConfig, OmegaConf
 
-from bantam import record, run
+from bantam import native, record, run
 
 Compose = Callable[..., DictConfig]
 
@@ -229,3 +231,49 @@ def test_precision_auto_is_what_the_processor_computes_natively() -> None:
     assert chosen == (torch.bfloat16 if native else torch.float32)
     assert run._precision("bfloat16", torch.device("cpu")) == torch.bfloat16
     assert run._precision("float32", torch.device("cpu")) == torch.float32
+
+
+def test_kernels_auto_takes_c_on_a_cpu_in_float32_and_else_pytorch(
+    composed: Compose, place: run.Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chosen(*overrides: str) -> str:
+        return run.prepare(composed(*SMALL, "precision=float32", *overrides), place).kernels
+
+    assert chosen("kernels=torch") == "torch"
+    assert chosen("precision=bfloat16") == "torch"
+    assert chosen("channels_last=false") == "torch"
+    assert chosen("model=skeleton") == "torch"  # it has no block that the C code knows
+    monkeypatch.setenv("CC", "no-such-compiler")
+    native.functions.cache_clear()
+    assert chosen() == "torch"
+    with pytest.raises(ValueError, match="kernels is native, but there is no C compiler .* kernels=auto"):
+        chosen("kernels=native")
+    monkeypatch.undo()
+    native.functions.cache_clear()
+    if shutil.which(os.environ.get("CC", "cc")):
+        assert chosen() == chosen("kernels=native") == "native"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (("precision=bfloat16",), "in float32 and channels_last; device is cpu, precision bfloat16"),
+        (("channels_last=false",), "channels_last False: use kernels=auto"),
+        (("compile=true",), "kernels is native, but compile is true"),
+        (("model=skeleton",), "kernels is native, but model=skeleton has no block"),
+    ],
+)
+def test_kernels_native_refuses_what_it_does_not_compute(
+    composed: Compose, tmp_path: Path, overrides: tuple[str, ...], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match="kernels is native") as error:
+        run.prepare(composed(*SMALL, "kernels=native", *overrides), at(tmp_path, model="skeleton"))
+    assert sentence in str(error.value)
+
+
+def test_a_run_is_resumed_with_the_kernels_that_it_was_begun_with(composed: Compose, tmp_path: Path) -> None:
+    place = at(tmp_path)
+    interrupted = run.prepare(composed(*SMALL, "epochs=2", "kernels=torch"), place)
+    record.write_checkpoint(tmp_path, {**run._state(interrupted, []), "kernels": "native"})
+    with pytest.raises(ValueError, match="was begun with native kernels, which kernels=torch does not choose"):
+        run.run(interrupted, place)

@@ -117,7 +117,7 @@ def prepare(cfg: DictConfig, place: Place) -> Prepared:
     layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
     optimizer, scheduler = _optimizer_and_scheduler(cfg, place, model)
-    forward, kernels = _forward(cfg, model, device, precision)
+    forward, kernels = _forward(cfg, place, model, device, precision)
     return Prepared(
         cfg,
         rows,
@@ -136,7 +136,7 @@ def prepare(cfg: DictConfig, place: Place) -> Prepared:
 
 
 def _forward(
-    cfg: DictConfig, model: nn.Module, device: torch.device, precision: torch.dtype
+    cfg: DictConfig, place: Place, model: nn.Module, device: torch.device, precision: torch.dtype
 ) -> tuple[nn.Module, str]:
     """What computes the logits in training, and which kernels it has: those in C where they can be had."""
     if cfg.compile:
@@ -158,7 +158,12 @@ def _forward(
         if cfg.kernels == "native":
             raise ValueError(f"kernels is native, but {error}; or use kernels=auto") from error
         return model, "torch"
-    return (fused, "native") if fused is not None else (model, "torch")
+    if fused is None and cfg.kernels == "native":
+        raise ValueError(
+            f"kernels is native, but model={place.choices.get('model')} has no block that they compute "
+            "(valid convolution, batch norm, ReLU): use kernels=auto"
+        )
+    return (model, "torch") if fused is None else (fused, "native")
 
 
 def _build(cfg: DictConfig, key: str, place: Place) -> Any:
