@@ -194,13 +194,12 @@ def _optimizer_and_scheduler(cfg: DictConfig, place: Place, model: nn.Module) ->
 def weigh(cfg: DictConfig, place: Place) -> tuple[list[budget.Layer], int]:
     """Count the network on the meta device; returns its layers and its parameters. Raises OverBudget."""
 
-    def build(cfg: DictConfig) -> nn.Module:
-        with torch.device("meta"):
+    def build(cfg: DictConfig, device: str = "meta") -> nn.Module:
+        with torch.device(device):
             return _build(cfg, "model", place)  # type: ignore[no-any-return]
 
-    model = build(cfg)
-    parameters, limit = budget.count(model), cfg.budget.parameters
-    rows = budget.layers(model)
+    parameters, limit = budget.count(build(cfg)), cfg.budget.parameters
+    rows = budget.layers(build(cfg, "cpu" if parameters <= budget.SMALL else "meta"))
     if parameters < limit:
         return rows, parameters
     keys = [f"model.{key}" for key, value in cfg.model.items() if isinstance(value, int)]
