@@ -82,7 +82,7 @@ def product_rate(dtype: torch.dtype, size: int = 1024) -> float:
 
 def steps(prepared: Prepared, count: int) -> float:
     """Train `count` steps; returns their seconds, without the scoring."""
-    images = count * prepared.cfg.batch_size
+    images = min(count * prepared.cfg.batch_size, len(prepared.data.train_labels))
     data = prepared.data
     few = replace(
         data,

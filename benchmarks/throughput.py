@@ -17,13 +17,13 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
 from joblib import cpu_count
+from limit import steps
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -33,7 +33,6 @@ from torchvision import datasets, transforms
 from bantam import config
 from bantam.models import V2, Dropout
 from bantam.run import Place, prepare
-from bantam.training import train
 
 ROOT = os.environ.get("BANTAM_DATA", "data")
 BATCH = 128
@@ -98,32 +97,9 @@ def bantam(images: int, overrides: list[str], wait: Any) -> float:
     choices = {"model": "v2", "optimizer": "sgd", "scheduler": "step", "augmentation": "study", "data": "mnist"}
     prepared = prepare(cfg, Place(Path("none"), choices, 1, None))
 
-    def epoch(count: int) -> float:
-        data = prepared.data
-        few = replace(
-            data,
-            train_images=data.train_images[:count],
-            train_labels=data.train_labels[:count],
-            held_out_images=data.held_out_images[:1],
-            held_out_labels=data.held_out_labels[:1],
-        )
-        (record,) = train(
-            prepared.model,
-            prepared.optimizer,
-            prepared.scheduler,
-            prepared.augmentation,
-            few,
-            epochs=1,
-            batch_size=BATCH,
-            seed=1,
-            precision=prepared.precision,
-            forward=prepared.forward,
-        )
-        return count / record.images_per_second
-
-    epoch(WARM_UP)
+    steps(prepared, WARM_UP // BATCH)
     wait()
-    return epoch(images)
+    return steps(prepared, -(-images // BATCH))
 
 
 def measure(way: str, processes: int, threads: int, images: int, extra: list[str]) -> tuple[float, float]:

@@ -302,3 +302,12 @@ def _numbers(
             yield from _numbers(value, key, limits)
     elif isinstance(node, int | float) and not isinstance(node, bool):
         yield key, node, limits or {}
+
+
+def flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dicts under their dotted keys; lists are leaves."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from flat(value, f"{key}.{name}".lstrip("."))
+    else:
+        yield key, node

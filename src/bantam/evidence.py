@@ -20,7 +20,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from scipy import stats
 
-from bantam import budget, record, run
+from bantam import budget, config, record, run
 from bantam.training import Epoch
 
 MACHINE = (
@@ -158,9 +158,9 @@ def _within(folder: Path, error: Exception) -> str:
 def _settings(folder: Path, problems: list[str]) -> tuple[dict[str, Any], list[str]]:
     try:
         # Unresolved: data.root may ask for an environment variable that this machine does not have.
-        config = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=False)
+        composed = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=False)
         overrides = [str(item) for item in OmegaConf.load(folder / ".hydra" / "overrides.yaml")]
-        settings = dict(flat(config))
+        settings = dict(config.flat(composed))
         for key, value in settings.items():
             reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
             if reference and reference[1] in settings:
@@ -171,15 +171,6 @@ def _settings(folder: Path, problems: list[str]) -> tuple[dict[str, Any], list[s
         what = "missing" if missing else f"damaged ({type(error).__name__})"
         problems.append(f"its configuration in .hydra is {what}")
         return {}, []
-
-
-def flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested dicts under their dotted keys; lists are leaves."""
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from flat(value, f"{key}.{name}".lstrip("."))
-    else:
-        yield key, node
 
 
 def _chosen(overrides: list[str]) -> str:

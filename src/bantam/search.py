@@ -236,15 +236,6 @@ def _check_key(key: str, values: BaseDistribution, plain: DictConfig, place: run
     raise ValueError(f"{key} is searched, but is no key of the configuration")
 
 
-def _flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested dicts under their dotted keys."""
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from _flat(value, f"{key}.{name}".lstrip("."))
-    else:
-        yield key, node
-
-
 def _ends(values: BaseDistribution) -> tuple[Any, Any]:
     """The first and the last value of a distribution."""
     if isinstance(values, CategoricalDistribution):
@@ -363,7 +354,7 @@ def _inside(value: Any, values: BaseDistribution) -> bool:
 def _definition(search: Search) -> dict[str, str]:
     """What a study's results are about: key by key a range, or the value that every trial has."""
     cfg, _ = compose(search, {key: _ends(values)[0] for key, values in search.space.items()})
-    given = dict(_flat(OmegaConf.to_container(cfg, resolve=False)))
+    given = dict(schema.flat(OmegaConf.to_container(cfg, resolve=False)))
     free = (*search.space, *FREE)
     return {
         "objective": "mean accuracy of the last epochs",
