@@ -430,6 +430,7 @@ LINE = (
     "data=mnist5k",
     "data.validation=2000",
     "threads=1",
+    "report=false",
     "epochs=2",
     "model.width=range(3,6)",
     "hydra.sweeper.sampler.seed=1",
