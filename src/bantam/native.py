@@ -47,7 +47,7 @@ def cache() -> Path:
 def functions(shape: Shape) -> tuple[Any, Any]:
     """The forward and the backward function of a shape, compiled or found compiled. Raises Unavailable."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
+    if compiler is None or os.name == "nt":
         raise Unavailable("there is no C compiler (cc): install one, for example gcc")
     values = dict(zip(("SIDE", "CI", "CO", "KERNEL", "RELU_FIRST", "POOL"), map(int, shape), strict=True))
     source = "".join(f"#define {name} {value}\n" for name, value in values.items()) + SOURCE.read_text()
