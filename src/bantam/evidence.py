@@ -730,11 +730,7 @@ class Study:
     def front(self) -> list[Trial]:
         """Completed trials that no other beats in accuracy with as few parameters, by parameters."""
         sized = [t for t in self.completed if t.parameters is not None]
-        front: list[Trial] = []
-        for t in sorted(sized, key=lambda t: (t.parameters or 0, -(t.objective or 0.0))):
-            if not front or (t.objective or 0.0) > (front[-1].objective or 0.0):
-                front.append(t)
-        return front
+        return [sized[i] for i in budget.front([(t.parameters or 0, t.objective or 0.0) for t in sized])]
 
 
 COLUMNS = ("number", "state", "reason", "parameters", "objective", "seconds", "folder")
