@@ -67,6 +67,12 @@ def test_a_network_that_images_do_not_fit_through_is_refused() -> None:
         budget.layers(on_meta(models.Tapered, late=(4,) * 9))
 
 
+def test_the_front_is_what_no_other_beats() -> None:
+    costs = [(9, 99.5), (5, 99.0), (7, 99.0), (7, 99.3), (3, 98.0), (3, 97.0), (9, 99.5), (8, 99.2)]
+    assert budget.front(costs) == [4, 1, 3, 0]
+    assert budget.front([]) == []
+
+
 def test_counting_takes_no_memory() -> None:
     assert budget.count(on_meta(models.V2, width=100_000)) > 10**11
 
