@@ -659,6 +659,7 @@ def parallel(study: Study) -> Figure | None:
                 "hovertemplate": "trial %{customdata[0]}<br>%{customdata[1]}<extra></extra>",
             }
         )
+    pad = max(0.1, 0.03 * len(axes))  # room for half of the first and of the last name
     annotations = [
         {
             "x": i,
@@ -690,8 +691,8 @@ def parallel(study: Study) -> Figure | None:
     layout = {
         "xaxis": {
             "tickvals": list(range(len(axes))),
-            "ticktext": [text(axis.name).replace(".", ".<br>") for axis in axes],
-            "range": [-0.1, len(axes) - 0.9],
+            "ticktext": [text(axis.name).replace(".", ".<br>").replace(" ", "<br>") for axis in axes],
+            "range": [-pad, len(axes) - 1 + pad],
             "showgrid": True,
             "zeroline": False,
             "side": "top",

@@ -610,7 +610,8 @@ def importances(study: Study) -> tuple[dict[str, float], str]:
         return {}, f"Optuna cannot say ({error})"
     if not sum(shares.values()) > 0:
         return {}, "no setting explains which trials are the better ones"
-    return shares, f"PED-ANOVA: what sets the better ones of {len(done)} completed trials apart"
+    better = "more accurate" if study.two else "better"
+    return shares, f"PED-ANOVA: what sets the {better} ones of {len(done)} completed trials apart"
 
 
 def _distribution(values: Sequence[Any]) -> BaseDistribution:
