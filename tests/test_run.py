@@ -169,6 +169,7 @@ class Stop(Exception):
         ["scheduler=one_cycle"],
         ["scheduler=loss_dip"],
         ["scheduler=cosine", "optimizer=adamw"],
+        ["scheduler=one_cycle", "optimizer=muon"],
         ["ema=0.9", "label_smoothing=0.1", "augmentation.fade_start=0.3", "augmentation.fade_end=0.7"],
     ],
     ids=lambda recipe: recipe[0],

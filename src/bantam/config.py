@@ -19,6 +19,7 @@ WHITELIST = (
     "bantam.data.*",
     "bantam.launch.Preflight",
     "bantam.models.*",
+    "bantam.optimizers.*",
     "bantam.schedulers.*",
     "torch.optim.*",
 )
@@ -116,6 +117,18 @@ class AdamW(Partial):
     lr: float = ranged(above=0)
     betas: list[float] = ranged(least=0, below=1)
     weight_decay: float = ranged(least=0)
+
+
+@dataclass
+class Muon(Partial):
+    lr: float = ranged(above=0)
+    """Of convolutions and linear layers: how far a step moves them in every direction."""
+    vector_lr: float = ranged(above=0)
+    """Of batch norm; a schedule moves both."""
+    momentum: float = ranged(least=0, below=1)
+    nesterov: bool = MISSING
+    weight_decay: float = ranged(least=0)
+    """Of convolutions and linear layers."""
 
 
 @dataclass
@@ -275,7 +288,7 @@ def register() -> None:
     store.store(name="schema", node=Config)
     groups: dict[str, dict[str, Any]] = {
         "model": {"skeleton": Skeleton, "study": Study, "tapered": Tapered, "flexible": Flexible},
-        "optimizer": {"sgd": SGD, "adamw": AdamW},
+        "optimizer": {"sgd": SGD, "adamw": AdamW, "muon": Muon},
         "scheduler": {
             "constant": Constant,
             "step": Step,
