@@ -691,7 +691,7 @@ def parallel(study: Study) -> Figure | None:
     layout = {
         "xaxis": {
             "tickvals": list(range(len(axes))),
-            "ticktext": [text(axis.name).replace(".", ".<br>").replace(" ", "<br>") for axis in axes],
+            "ticktext": [text(axis.name).replace(".", ".<br>") for axis in axes],
             "range": [-pad, len(axes) - 1 + pad],
             "showgrid": True,
             "zeroline": False,
