@@ -19,6 +19,29 @@ def images() -> Tensor:
     return tv.gaussian_blur(torch.rand(16, 1, 28, 28), [5, 5]).clamp(0, 1)
 
 
+def test_changes_fade_and_then_there_are_none() -> None:
+    bytes_ = torch.randint(0, 256, (32, 28, 28), dtype=torch.uint8)
+    fading, steady = (Augmentation(0.2, 0.2, 20, 2, fade_start=start, fade_end=0.8) for start in (0.4, 0.8))
+    plain = bytes_.unsqueeze(1) / 255
+
+    def change(kind: Augmentation, progress: float) -> Tensor:
+        torch.manual_seed(0)
+        return kind(bytes_, progress)
+
+    assert [fading.strength(at) for at in (0, 0.4, 0.6, 0.8, 1)] == pytest.approx([1, 1, 0.5, 0, 0])
+    assert torch.equal(change(fading, 0.3), change(steady, 0.7))
+    weaker, full = ((change(kind, 0.6) - plain).abs().mean() for kind in (fading, steady))
+    assert 0 < weaker < full
+    assert torch.equal(change(fading, 0.8), plain)
+    assert torch.equal(change(steady, 0.9), plain)
+
+
+def test_by_default_changes_never_fade() -> None:
+    assert Augmentation().strength(1 - 1e-9) == 1
+    with pytest.raises(ValueError, match="fade_start is 0.5 and fade_end is 0.4: they must satisfy"):
+        Augmentation(fade_start=0.5, fade_end=0.4)
+
+
 def numbers(count: int, reach: float) -> Tensor:
     return (torch.rand(count) * 2 - 1) * reach
 

@@ -27,7 +27,7 @@ def test_the_layer_table_of_v2() -> None:
 
 
 def test_the_table_adds_up() -> None:
-    for network in (models.Skeleton, models.V1, models.V2, models.Tapered):
+    for network in (models.Skeleton, models.V1, models.V2, models.Tapered, models.Flexible):
         model = on_meta(network)
         assert sum(row.parameters for row in budget.layers(model)) == budget.count(model)
 
@@ -45,6 +45,15 @@ def test_shared_weights_count_once_and_work_twice() -> None:
     assert [row.multiply_adds for row in rows] == [9 * 784, 9 * 784]
 
 
+def test_the_layer_table_of_shared_and_dilated_blocks() -> None:
+    rows = budget.layers(on_meta(models.Flexible, transition=0, late1=16, late2=16, late3=16, shared=True))
+    assert [row.parameters for row in rows[3:6]] == [16 * 16 * 9 + 32, 32, 32]
+    assert all(row.multiply_adds for row in rows[3:6])
+    rows = budget.layers(on_meta(models.Flexible, dilation=2, head=16))
+    assert [row.receptive_field for row in rows] == [3, 5, 6, 6, 14, 22, 30, 40, 40, 40]
+    assert rows[-2].name == "conv 1×1 → norm → ReLU"
+
+
 def test_dilation_and_global_pooling_in_the_receptive_field() -> None:
     with torch.device("meta"):
         model = nn.Sequential(
@@ -56,6 +65,12 @@ def test_dilation_and_global_pooling_in_the_receptive_field() -> None:
 def test_a_network_that_images_do_not_fit_through_is_refused() -> None:
     with pytest.raises(ValueError, match="does not fit through"):
         budget.layers(on_meta(models.Tapered, late=(4,) * 9))
+
+
+def test_the_front_is_what_no_other_beats() -> None:
+    costs = [(9, 99.5), (5, 99.0), (7, 99.0), (7, 99.3), (3, 98.0), (3, 97.0), (9, 99.5), (8, 99.2)]
+    assert budget.front(costs) == [4, 1, 3, 0]
+    assert budget.front([]) == []
 
 
 def test_counting_takes_no_memory() -> None:

@@ -154,7 +154,7 @@ LAYERS = [
     ("pictures",),
     ("record",),
     ("training", "native"),
-    ("data", "models", "schedulers", "augmentation", "budget", "config"),
+    ("data", "models", "schedulers", "optimizers", "augmentation", "budget", "config"),
 ]
 
 

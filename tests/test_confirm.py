@@ -1,6 +1,7 @@
 """Confirmation: with a script that pretends to train where that is enough, with the real one once."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,30 @@ def test_the_winner_alone_sees_the_test_images_and_once(study: Path, tmp_path: P
     assert [command["experiment"] for command in tests] == ["trial_1"]
     confirm.confirm(study, 3, 5, script)
     assert len(commands(study)) == 2  # nothing is trained or scored again
+
+
+def test_trials_can_be_named(study: Path, tmp_path: Path) -> None:
+    confirm.confirm(study, 3, 5, pretender(tmp_path), [2, 1, 2])
+    assert commands(study)[0]["experiment"] == "trial_1,trial_2"
+    assert summary(study)["winner"] == 1
+    with pytest.raises(ValueError, match="--trials names 4, which is no completed trial of .*study"):
+        confirm.confirm(study, 3, 5, pretender(tmp_path), [1, 4])
+
+
+def test_of_a_front_trials_must_be_named(study: Path, tmp_path: Path) -> None:
+    rows = ["number,state,reason,parameters,objective,seconds,folder"]
+    sizes = [(9, 99.1), (8, 99.3), (7, 99.2)]
+    rows += [f"{i},complete,,{size},{value},1,{i}" for i, (size, value) in enumerate(sizes)]
+    (study / "trials.csv").write_text("\n".join(rows) + "\n")
+    hydra = OmegaConf.load(study / "0" / ".hydra" / "hydra.yaml")
+    hydra.hydra.sweeper = {"objectives": ["accuracy", "parameters"]}
+    OmegaConf.save(hydra, study / "0" / ".hydra" / "hydra.yaml")
+    for path in study.glob("[1-4]/.hydra/hydra.yaml"):
+        shutil.copy(study / "0" / ".hydra" / "hydra.yaml", path)
+    with pytest.raises(ValueError, match="has two objectives, .*: choose of its front, 2, 1, with --trials"):
+        confirm.confirm(study, 3, 5, pretender(tmp_path))
+    confirm.confirm(study, 3, 5, pretender(tmp_path), [1])
+    assert summary(study)["winner"] == 1
 
 
 @pytest.mark.parametrize(

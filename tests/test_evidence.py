@@ -315,12 +315,16 @@ def test_a_collapse_is_said(tmp_path: Path) -> None:
     assert [row[1] for row in g.by_epoch("accuracy")] == pytest.approx([97.0, 74.0, 53.95, 54.0])
 
 
-def write_study(folder: Path, objectives: tuple[float | None, ...], pruned: int = 1, over: int = 1) -> Path:
+def write_study(
+    folder: Path, objectives: tuple[float | None, ...], pruned: int = 1, over: int = 1, two: bool = False
+) -> Path:
     """A study's folder: completed trials, then pruned ones, then networks over the budget."""
     folder.mkdir(parents=True)
     rows: list[dict[str, Any]] = []
     for i, objective in enumerate(objectives):
         write_run(folder / str(i), (90.0, 95.0, objective or 0.0, objective or 0.0))
+        hydra = {"hydra": {"sweeper": {"objectives": ["accuracy", "parameters"][: 1 + two]}}}
+        (folder / str(i) / ".hydra" / "hydra.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(hydra)))
         rows.append({"state": "complete", "parameters": 2000 + 1000 * i, "objective": objective, "folder": i})
     for _ in range(pruned):
         write_run(folder / str(len(rows)), (60.0, 70.0), verdict="pruned", objective=None)
@@ -344,6 +348,16 @@ def test_a_study_is_read_from_its_folder(tmp_path: Path) -> None:
     assert study.best.folder.name == "1"
     assert study.limit == 10_000
     assert [t.number for t in study.front] == [0, 1]
+
+
+def test_a_study_with_two_objectives_is_known_by_any_trial_that_is_not_damaged(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", (97.0, 99.0), two=True)
+    assert evidence.read_study(folder).two
+    assert not evidence.read_study(write_study(tmp_path / "other", (97.0, 99.0))).two
+    for text in ("a: [1", "hydra: {}"):
+        (folder / "0" / ".hydra" / "hydra.yaml").write_text(text)
+        assert evidence.has_front(folder)
+    assert not evidence.has_front(tmp_path / "nowhere")
 
 
 def test_a_damaged_study_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:

@@ -13,6 +13,10 @@ from bantam.budget import count
         (models.V1(), 9780),
         (models.V2(), 9680),
         (models.Tapered(), 9620),
+        (models.Flexible(), 9620),
+        (models.Flexible(late1=12, late2=16, late3=20, head=16), 7496),
+        (models.Flexible(early2=10, transition=6, late1=8, late2=10, late3=14), 3516),
+        (models.Flexible(early2=14, transition=0, late1=14, late2=14, late3=14, shared=True), 3112),
         (models.V2(width=17), 10897),
     ],
 )
@@ -24,6 +28,49 @@ def test_networks_have_exactly_the_parameters_of_the_study(model: nn.Module, par
 @pytest.mark.parametrize("network", [models.Skeleton, models.V1, models.V2])
 def test_width_changes_every_network(network: type[nn.Module]) -> None:
     assert count(network(width=4)) < count(network(width=8)) < count(network())
+
+
+def test_flexible_by_default_is_tapered_to_the_bit() -> None:
+    torch.manual_seed(0)
+    flexible = models.Flexible().state_dict()
+    torch.manual_seed(0)
+    tapered = models.Tapered().state_dict()
+    assert list(flexible) == list(tapered)
+    assert all(torch.equal(flexible[name], tapered[name]) for name in tapered)
+
+
+def test_a_block_of_no_channels_is_left_out() -> None:
+    layers = list(models.Flexible(early2=0, transition=0, late2=0, late3=0))
+    assert [layer.out_channels for layer in layers if isinstance(layer, nn.Conv2d)] == [8, 14]
+
+
+def test_late_convolutions_of_the_same_shape_are_shared_and_their_norms_are_not() -> None:
+    layers = list(models.Flexible(late1=8, late2=20, late3=20, late4=20, shared=True))
+    first, second, *rest = [layer for layer in layers if isinstance(layer, nn.Conv2d)][3:]
+    assert first is not second
+    assert rest[0] is rest[1] is not second
+    norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
+    assert len(set(norms)) == len(norms) == 7
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+def test_a_dilated_convolution_shrinks_maps_as_any_other(dilation: int) -> None:
+    network = models.Flexible(early3=4, dilation=dilation)
+    x, sides = torch.zeros(2, 1, 28, 28), []
+    for layer in network:
+        x = layer(x)
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+            sides.append(x.shape[-1])
+    assert sides == [26, 24, 22, 11, 11, 9, 7, 5]
+
+
+def test_without_a_linear_layer_the_last_channels_are_the_logits() -> None:
+    network = models.Flexible(late3=10, linear=False)
+    assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    with pytest.raises(ValueError, match="linear is false and the last block has 24 channels: give it 10"):
+        models.Flexible(linear=False)
+    with pytest.raises(ValueError, match="are all 0: a network needs a block"):
+        models.Flexible(*[0] * 9)
 
 
 def test_the_skeletons_logits_are_never_negative() -> None:

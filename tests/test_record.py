@@ -29,6 +29,15 @@ def judge(accuracies: list[float], not_judged: str = "") -> record.Verdict:
     )
 
 
+def test_weights_that_are_shared_are_written_and_read(tmp_path: Path) -> None:
+    shape = {"transition": 0, "late1": 16, "late2": 16, "late3": 0, "shared": True}
+    torch.manual_seed(0)
+    written, read = models.Flexible(**shape), models.Flexible(**shape)
+    record.write_weights(tmp_path, written)
+    record.read_weights(tmp_path, read)
+    assert all(torch.equal(a, b) for a, b in zip(written.parameters(), read.parameters(), strict=True))
+
+
 def test_met_is_every_one_of_the_last_epochs() -> None:
     verdict = judge([98.0, 99.4, 99.5, 99.41, 99.4, 99.45])
     assert verdict.verdict == "met"

@@ -131,6 +131,26 @@ def test_no_value_in_a_configuration_stops_the_report(tmp_path: Path, part: str)
         html(tmp_path)
 
 
+def test_a_study_with_two_objectives_tells_its_front(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 99.2), two=True)
+    (study,) = report.build(evidence.gather([folder]), "study").studies
+    assert study.front is not None
+    assert [row[0].text for row in study.front.rows] == ["0", "1", "4"]
+    said = {figure.title: figure.see for figure in study.figures}
+    assert said["Accuracy and size"] == (
+        "3 trials are on the front, from 2,000 parameters and 97.000 % to 6,000 and 99.200 %."
+    )
+    assert said["History"].startswith("Trial 4 is the most accurate")
+    assert "The trials of the front have" in said["Settings side by side"]
+    assert study.best is not None
+    assert study.best.title == "Trial 4, the most accurate"
+    console = Console(record=True, width=160, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        report.write([folder], tmp_path / "page.html", console)
+    assert "Study study: the front" in console.export_text()
+    assert "The front: no trial is as accurate with fewer parameters" in (tmp_path / "page.html").read_text()
+
+
 def test_a_study_is_shown_with_its_figures(tmp_path: Path) -> None:
     objectives = (97.0, 99.0, 98.0, 98.5, 98.7)
     folder = write_study(tmp_path / "study", objectives)

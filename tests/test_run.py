@@ -92,6 +92,11 @@ def test_the_budget_is_strict(composed: Compose, place: run.Place, limit: int, f
             run.prepare(cfg, place)
 
 
+def test_of_many_keys_over_budget_names_the_widest(composed: Compose, place: run.Place) -> None:
+    with pytest.raises(run.OverBudget, match="lower model.late3 or model.late2 or model.early2 or raise"):
+        run.prepare(composed("model=flexible", "model.late3=40"), place)
+
+
 def test_over_budget_names_count_excess_and_remedy_before_data_are_opened(
     composed: Compose, place: run.Place
 ) -> None:
@@ -166,6 +171,8 @@ class Stop(Exception):
         ["scheduler=one_cycle"],
         ["scheduler=loss_dip"],
         ["scheduler=cosine", "optimizer=adamw"],
+        ["scheduler=one_cycle", "optimizer=muon"],
+        ["ema=0.9", "label_smoothing=0.1", "augmentation.fade_start=0.3", "augmentation.fade_end=0.7"],
     ],
     ids=lambda recipe: recipe[0],
 )
@@ -191,6 +198,25 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
     assert history(tmp_path / "stopped") == history(tmp_path / "whole")
     whole, stopped = (tmp_path / name / "weights.safetensors" for name in ("whole", "stopped"))
     assert whole.read_bytes() == stopped.read_bytes()
+
+
+def test_the_average_is_what_is_scored_and_saved(
+    composed: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = composed(*SMALL, "ema=0.9")
+    place = at(tmp_path)
+    prepared = run.prepare(cfg, place)
+    run.run(prepared, place)
+    capsys.readouterr()
+    read = run.prepare(cfg, place).model
+    record.read_weights(tmp_path, read)
+    assert prepared.average is not None
+    saved = read.state_dict()
+    for name, value in prepared.average.model.state_dict().items():
+        assert torch.equal(saved[name], value)
+    assert not torch.equal(saved["0.weight"], prepared.model.state_dict()["0.weight"])
+    assert run.evaluate(tmp_path, cfg, {})
+    assert "exactly as recorded" in capsys.readouterr().out
 
 
 def test_a_run_is_not_resumed_with_other_data(

@@ -25,10 +25,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import HydraContext, RunMode
+from omegaconf import OmegaConf
 from optuna.trial import TrialState
+from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
 from bantam import record, search, trials
+from bantam.training import Epoch
 
 
 class Jobs:
@@ -273,6 +276,141 @@ def test_only_the_best_trial_keeps_its_weights(searching: Callable[..., search.S
     assert [path.parent.name for path in wanted.folder.glob(f"*/{record.WEIGHTS}")] == [str(best.number)]
 
 
+TWO = ("hydra.sweeper.objectives=[accuracy,parameters]", "hydra/sweeper/pruner=dominated")
+
+
+def sized(number: int, settings: dict[str, str]) -> dict[str, Any]:
+    """A pretended accuracy that rises with the width and, above 12, falls."""
+    width = int(settings["model.width"])
+    return {"objective": 90 + min(width, 24 - width) / 10}
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    ["multivariate_tpe", "nsgaii", "gp", "random"],
+)
+def test_with_two_objectives_the_result_is_the_front(
+    searching: Callable[..., search.Search], capsys: pytest.CaptureFixture[str], sampler: str
+) -> None:
+    few = {"multivariate_tpe": "n_startup_trials=4", "nsgaii": "population_size=4", "gp": "n_startup_trials=4"}
+    more = [f"hydra.sweeper.sampler.{few[sampler]}"] if sampler in few else []
+    wanted = searching(
+        *TWO,
+        f"hydra/sweeper/sampler={sampler}",
+        *more,
+        "hydra.sweeper.sampler.seed=1",
+        "hydra.sweeper.n_trials=9",
+        result=sized,
+        space=("model.width=range(8,21)",),
+    )
+    listed = work(wanted)
+    counts = trials.count(listed)
+    assert (counts["complete"], counts["failed"]) == (9, 0)
+    assert all((t.params["model.width"] > 16) == trials.over_budget(t) for t in listed)
+    front = trials.front(listed)
+    sizes = [trial.user_attrs["parameters"] for trial in front]
+    accuracies = [trial.values[0] for trial in front]
+    assert sizes == sorted(set(sizes))
+    assert accuracies == sorted(set(accuracies))
+    assert all(trial.params["model.width"] <= 12 for trial in front[:-1])
+    for trial in listed:
+        if trials.objective(trial, trials.states([trial])[0]) is not None:
+            assert any(
+                f.values[0] >= trial.values[0] and f.user_attrs["parameters"] <= trial.user_attrs["parameters"]
+                for f in front
+            )
+
+
+def test_the_front_is_written_and_every_network_on_it_can_be_run(
+    searching: Callable[..., search.Search], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a trial saves is pretended too: the experiment of each is made of its folder."""
+    wanted = searching(
+        *TWO, "hydra.sweeper.n_trials=6", result=sized, space=("model.width=range(8,17)",), folder="architecture"
+    )
+    launch = wanted.launcher.launch
+
+    def launch_and_save(overrides: list[list[str]], initial_job_idx: int) -> None:
+        launch(overrides, initial_job_idx)
+        folder = wanted.folder / str(initial_job_idx)
+        cfg, place = search.compose(wanted, dict(item.split("=", 1) for item in overrides[0]))
+        OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
+        OmegaConf.save(OmegaConf.create(overrides[0]), folder / ".hydra" / "overrides.yaml")
+        choices = {"hydra": {"runtime": {"choices": place.choices}}}
+        OmegaConf.save(OmegaConf.create(choices), folder / ".hydra" / "hydra.yaml")
+        machine = {"device": "cpu", "threads": 1, "precision": "float32", "kernels": "torch"}
+        record.write_result(folder, {**record.read_result(folder), **machine})
+        (folder / record.WEIGHTS).touch()
+
+    wanted.launcher.launch = launch_and_save  # type: ignore[method-assign]
+    listed = work(wanted)
+    (wanted.folder / "experiment").mkdir()
+    (wanted.folder / "experiment" / "trial_99.yaml").touch()  # of a shorter search
+    search.finish(wanted, search.open_study(wanted), Console())
+    front = trials.front(listed)
+    assert len(front) > 1
+    numbers = [trial.number for trial in front]
+    summary = json.loads((wanted.folder / "summary.json").read_text())
+    assert [entry["number"] for entry in summary["front"]] == numbers
+    assert "best" not in summary
+    assert {path.stem for path in (wanted.folder / "experiment").iterdir()} == {f"trial_{n}" for n in numbers}
+    assert {int(path.parent.name) for path in wanted.folder.glob(f"*/{record.WEIGHTS}")} == set(numbers)
+    shown = capsys.readouterr().out
+    assert all(f"--config-dir {wanted.folder} experiment=trial_{number}\n" in shown for number in numbers)
+    assert f"front of {len(front)}: " in search._best(wanted, listed)
+
+
+@pytest.mark.parametrize("sampler", ["multivariate_tpe", "nsgaii", "gp"])
+def test_a_trial_that_is_given_up_beside_two_objectives_does_not_stop_the_sampler(
+    searching: Callable[..., search.Search], sampler: str
+) -> None:
+    """Optuna's TPE breaks on a pruned trial with reported epochs where there are two objectives."""
+    few = {"multivariate_tpe": "n_startup_trials=3", "nsgaii": "population_size=4", "gp": "n_startup_trials=3"}
+    wanted: search.Search
+
+    def result(number: int, settings: dict[str, str]) -> dict[str, Any]:
+        if number % 3 != 1:
+            return sized(number, settings)
+        folder = wanted.folder / str(number)
+        folder.mkdir()
+        record.write_history(folder, [Epoch(1, 0.1, 0.1, 90.0, 0.1, 85.0, None, None, 1.0, 1.0)])
+        study = search.open_study(wanted)
+        trial_id = study.get_trials(deepcopy=False)[number]._trial_id
+        study._storage.set_trial_intermediate_value(trial_id, 1, 85.0)
+        return {"verdict": "pruned", "reason": "given up after epoch 1", "objective": None}
+
+    wanted = searching(
+        *TWO,
+        f"hydra/sweeper/sampler={sampler}",
+        f"hydra.sweeper.sampler.{few[sampler]}",
+        "hydra.sweeper.sampler.seed=1",
+        "hydra.sweeper.n_trials=9",
+        result=result,
+        space=("model.width=range(8,17)", "optimizer.lr=interval(0.01,0.1)"),
+    )
+    listed = work(wanted)
+    assert trials.states(listed) == ["complete", "pruned", "complete"] * 3
+    assert listed[1].values == [85.0, listed[1].user_attrs["parameters"]]
+    assert trials.objective(listed[1], "pruned") is None
+    assert not {1, 4, 7} & {trial.number for trial in trials.front(listed)}
+
+
+def test_a_failed_trial_beside_two_objectives_is_failed(searching: Callable[..., search.Search]) -> None:
+    def result(number: int, settings: dict[str, str]) -> dict[str, Any]:
+        if number == 0:
+            return {"verdict": "diverged", "reason": "nan", "objective": None}
+        return sized(number, settings)
+
+    listed = work(searching(*TWO, "hydra.sweeper.n_trials=4", result=result, space=("model.width=range(8,17)",)))
+    assert trials.states(listed) == ["failed", "complete", "complete", "complete"]
+
+
+def test_a_study_of_one_objective_is_not_continued_with_two(searching: Callable[..., search.Search]) -> None:
+    work(searching("hydra.sweeper.n_trials=1"))
+    with pytest.raises(ValueError, match=r"^hydra.sweeper.objectives is \[accuracy,parameters\] here, but \[acc"):
+        search.open_study(searching(*TWO, "hydra.sweeper.n_trials=1"))
+
+
 def test_known_settings_are_tried_first_and_once(searching: Callable[..., search.Search]) -> None:
     enqueue = "hydra.sweeper.enqueue=[{optimizer.lr:0.025,model.width:16},{optimizer.lr:0.5},{model.dropout:0}]"
     work(searching(enqueue, "hydra.sweeper.n_trials=2"))
@@ -358,6 +496,15 @@ def test_a_folder_with_trials_that_the_storage_does_not_know_is_refused(
         (("hydra.sweeper.timeout=-1",), SPACE, "hydra.sweeper.timeout is -1.0: it must be above 0"),
         (("hydra.sweeper.max_failure_rate=2",), SPACE, "hydra.sweeper.max_failure_rate is 2.0: it must be"),
         (("hydra.sweeper.direction=minimize",), SPACE, "hydra.sweeper.direction must be maximize"),
+        ((TWO[0],), SPACE, "hydra.sweeper.pruner is SuccessiveHalvingPruner, which knows one objective, and"),
+        ((TWO[0], "hydra/sweeper/pruner=median"), SPACE, "hydra.sweeper.pruner is MedianPruner"),
+        ((*TWO, "hydra.sweeper.confirm.top=3"), SPACE, "hydra.sweeper.confirm.top is 3, but with two objectives"),
+        (
+            ("hydra.sweeper.objectives=[parameters]",),
+            SPACE,
+            "hydra.sweeper.objectives is [parameters]: it must",
+        ),
+        (("hydra.sweeper.objectives=[]",), SPACE, "hydra.sweeper.objectives is []: it must be [accuracy] or"),
         (("hydra.sweeper.enqueue=[{optimizer.lrr:1}]",), SPACE, "hydra.sweeper.enqueue sets optimizer.lrr, which"),
         (("hydra/sweeper/sampler=grid",), SPACE, "hydra.sweeper.sampler cannot be built: GridSampler only"),
         (("hydra.sweeper.sampler._target_=os.getcwd",), SPACE, "hydra.sweeper.sampler cannot be built"),

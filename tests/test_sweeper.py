@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
 from conftest import PROJECT
 from hydra import initialize_config_dir
@@ -9,8 +10,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from bantam import trials
+from bantam.budget import count
+from bantam.models import Flexible
 
 
 def hydra(*overrides: str) -> DictConfig:
@@ -44,6 +48,63 @@ def test_the_default_search() -> None:
     }
 
 
+def test_the_search_for_a_network_has_two_objectives_and_the_champions_recipe() -> None:
+    with initialize_config_dir(str(PROJECT / "conf")):
+        loader = GlobalHydra.instance().config_loader()
+        cfg = loader.load_configuration("config", ["hparams_search=architecture"], RunMode.MULTIRUN)
+        champion = loader.load_configuration("config", ["experiment=champion"], RunMode.MULTIRUN)
+    settings = cfg.hydra.sweeper
+    assert settings.objectives == ["accuracy", "parameters"]
+    assert settings.pruner._target_ == "bantam.trials.Dominated"
+    assert cfg.model._target_ == "bantam.models.Flexible"
+    assert cfg.data.validation == 5000
+    for key in ("optimizer", "scheduler", "augmentation", "epochs", "batch_size", "ema", "label_smoothing"):
+        assert cfg[key] == champion[key]
+    sizes = []
+    for known in settings.enqueue:
+        assert set(known) == set(settings.params)
+        sizes.append(count(Flexible(**{key.removeprefix("model."): value for key, value in known.items()})))
+    assert sizes == [9620, 7496, 3516]
+
+
+def ended(parameters: int, *accuracies: float, state: TrialState = TrialState.COMPLETE) -> FrozenTrial:
+    """A trial with its accuracy in percent after each epoch."""
+    return create_trial(
+        state=state,
+        values=[accuracies[-1], parameters] if state == TrialState.COMPLETE else None,
+        intermediate_values=dict(enumerate(accuracies, 1)),
+        user_attrs={"parameters": parameters},
+    )
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "parameters", "given_up"),
+    [
+        ((80.0, 90.0), 5000, True),  # behind three, one of them as large as itself
+        ((80.0, 90.0), 4999, False),  # behind two
+        ((80.0, 92.5), 5000, False),  # of the three it is behind one
+        ((80.0,), 5000, False),  # too early
+        ((80.0, 99.0, 90.0, 90.0), 5000, False),  # nobody has reported so late an epoch
+    ],
+)
+def test_a_trial_is_given_up_where_enough_smaller_ones_were_better(
+    accuracies: tuple[float, ...], parameters: int, given_up: bool
+) -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    study.add_trials(
+        [
+            ended(3000, 85.0, 91.0, 93.0),
+            ended(4000, 85.0, 92.0, state=TrialState.PRUNED),
+            ended(5000, 85.0, 93.0, 94.0),
+            ended(6000, 95.0, 95.0, 95.0),  # more parameters
+            ended(2000, 95.0, 95.0, 95.0, state=TrialState.RUNNING),
+        ]
+    )
+    pruner = trials.Dominated(n_warmup_steps=2, n_min_trials=3)
+    now = ended(parameters, *accuracies, state=TrialState.RUNNING)
+    assert pruner.prune(study, now) == given_up
+
+
 def test_a_study_has_its_folder_by_name() -> None:
     assert hydra("hparams_search=optuna", "hydra.sweeper.study_name=mine").sweep.dir == "multirun/mine"
 
@@ -60,6 +121,7 @@ def test_the_stock_sweeper_stays_usable() -> None:
         ("median", "MedianPruner"),
         ("successive_halving", "SuccessiveHalvingPruner"),
         ("hyperband", "HyperbandPruner"),
+        ("dominated", "Dominated"),
     ],
 )
 def test_every_pruner_can_be_built(option: str, name: str) -> None:

@@ -1,5 +1,6 @@
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from bantam import data
 from bantam.augmentation import Augmentation
 from bantam.models import V2
 from bantam.schedulers import LossDip, OneCycle
-from bantam.training import Diverged, Epoch, Scheduler, measure, score, train
+from bantam.training import Average, Diverged, Epoch, Scheduler, measure, score, train
 
 STUDY = Augmentation(0.1, 0.1, 7, interpolation="nearest")
 
@@ -27,6 +28,8 @@ def start(
     validation: int = 0,
     schedule: type[OneCycle] | type[LossDip] | None = None,
     precision: torch.dtype = torch.float32,
+    decay: float = 0.0,
+    **more: Any,
 ) -> tuple[nn.Module, Iterator[Epoch]]:
     torch.manual_seed(seed)
     model = V2(width=4)
@@ -48,6 +51,8 @@ def start(
         batch_size=100,
         seed=seed,
         precision=precision,
+        average=Average(model, decay) if decay else None,
+        **more,
     )
     return model, records
 
@@ -132,3 +137,51 @@ def test_scoring_does_not_depend_on_dropout_or_batches() -> None:
     torch.testing.assert_close(logits[:20], one_by_one)
     assert measure(logits, held_out.held_out_labels) == (record.test_loss, record.test_accuracy)
     assert 0 <= record.accuracy <= 100
+
+
+def test_label_smoothing_changes_the_weights_and_not_what_the_recorded_loss_means() -> None:
+    model, records = start(epochs=1, label_smoothing=0.2)
+    plain, plain_records = start(epochs=1)
+    smoothed, unsmoothed = next(records), next(plain_records)
+    assert not torch.equal(model.state_dict()["0.weight"], plain.state_dict()["0.weight"])
+    # After one epoch both are near the start: the smoothed loss itself would be higher by much more.
+    assert smoothed.train_loss == pytest.approx(unsmoothed.train_loss, abs=0.05)
+
+
+def test_the_average_is_that_of_the_weights_and_statistics_step_by_step() -> None:
+    torch.manual_seed(0)
+    model = V2(width=4).train()
+    average = Average(model, 0.5)
+    expected = {name: value.double() for name, value in model.state_dict().items()}
+    for step in range(1, 9):
+        model(torch.randn(8, 1, 28, 28))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        average.update()
+        kept = min(0.5, (step + 1) / (step + 10))
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                expected[name] = kept * expected[name] + (1 - kept) * value
+            else:
+                expected[name] = value
+    for name, value in average.model.state_dict().items():
+        torch.testing.assert_close(value.double(), expected[name].double(), rtol=1e-4, atol=1e-5)
+    assert kept == 0.5
+    assert not average.model.training
+
+
+def test_the_average_is_scored_and_training_goes_on_without_it() -> None:
+    model, records = start(epochs=2, decay=0.9)
+    plain, plain_records = start(epochs=2)
+    averaged, unaveraged = list(records), list(plain_records)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+    assert [e.train_loss for e in averaged] == [e.train_loss for e in unaveraged]
+    assert [e.test_loss for e in averaged] != [e.test_loss for e in unaveraged]
+
+
+def test_the_augmentation_knows_how_far_the_training_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr(Augmentation, "strength", lambda self, progress: seen.append(progress) or 1.0)
+    list(start(epochs=2)[1])
+    assert seen == [pytest.approx(i / 12) for i in range(12)]  # six steps an epoch

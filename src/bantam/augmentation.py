@@ -19,6 +19,9 @@ class Augmentation:
     either axis, a size factor from 1 ± `scale` and a shear angle from ± `shear_degrees`, about the
     centre. What comes in from outside is black. The parts are those of torchvision's ColorJitter,
     RandomRotation and RandomAffine, which draw one set of numbers for a whole batch.
+
+    All of these shrink to nothing between `fade_start` and `fade_end`, fractions of the training.
+    Raises ValueError where the end comes before the start.
     """
 
     def __init__(
@@ -30,19 +33,37 @@ class Augmentation:
         scale: float = 0.0,
         shear_degrees: float = 0.0,
         interpolation: str = "bilinear",
+        fade_start: float = 1.0,
+        fade_end: float = 1.0,
     ) -> None:
+        if fade_end < fade_start:
+            raise ValueError(
+                f"fade_start is {fade_start} and fade_end is {fade_end}: they must satisfy fade_start <= fade_end "
+                "(fractions of the training)"
+            )
         self.brightness, self.contrast = brightness, contrast
         self.degrees, self.pixels, self.scale, self.shear_degrees = degrees, pixels, scale, shear_degrees
         self.interpolation = interpolation
+        self.fade_start, self.fade_end = fade_start, fade_end
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Augment B×H×W bytes into B×1×H×W floats from 0 to 1."""
+    def strength(self, progress: float) -> float:
+        """What the reach of every change is multiplied by, where `progress` runs from 0 to 1 over the training."""
+        if progress < self.fade_start:
+            return 1.0
+        if progress >= self.fade_end:
+            return 0.0
+        return (self.fade_end - progress) / (self.fade_end - self.fade_start)
+
+    def __call__(self, images: Tensor, progress: float = 0.0) -> Tensor:
+        """Augment B×H×W bytes into B×1×H×W floats from 0 to 1, as strongly as at this moment of the training."""
         x = images.unsqueeze(1).float().div_(255)
-        count = len(x)
+        count, strength = len(x), self.strength(progress)
+        if strength == 0:
+            return x
 
         def draw(reach: float) -> Tensor:
             """B numbers, uniform within ± `reach`."""
-            return (torch.rand(count, device=x.device) * 2 - 1) * reach
+            return (torch.rand(count, device=x.device) * 2 - 1) * (reach * strength)
 
         if self.brightness or self.contrast:
             contrast_first = torch.rand(count, device=x.device) < 0.5

@@ -1,6 +1,6 @@
 """What a network costs, counted before it has any values: no data, no training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,6 +100,18 @@ def _describe(module: nn.Module) -> str:
 def count(model: nn.Module) -> int:
     """Number of trainable and frozen parameters, shared ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def front(costs: Sequence[tuple[int, float]]) -> list[int]:
+    """Which networks no other beats, by parameters: positions in a list of parameters and accuracies.
+
+    Of two with the same accuracy the smaller one counts, of two that are the same in both the first.
+    """
+    found: list[int] = []
+    for i in sorted(range(len(costs)), key=lambda i: (costs[i][0], -costs[i][1])):
+        if not found or costs[i][1] > costs[found[-1]][1]:
+            found.append(i)
+    return found
 
 
 def table(rows: list[Layer]) -> Table:

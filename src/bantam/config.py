@@ -19,6 +19,7 @@ WHITELIST = (
     "bantam.data.*",
     "bantam.launch.Preflight",
     "bantam.models.*",
+    "bantam.optimizers.*",
     "bantam.schedulers.*",
     "torch.optim.*",
 )
@@ -79,6 +80,31 @@ class Tapered(Component):
 
 
 @dataclass
+class Flexible(Component):
+    """Numbers of channels; 0 leaves a block out."""
+
+    early1: int = ranged(least=0)
+    early2: int = ranged(least=0)
+    early3: int = ranged(least=0)
+    transition: int = ranged(least=0)
+    """Channels of the 1×1 block after the pooling."""
+    late1: int = ranged(least=0)
+    late2: int = ranged(least=0)
+    late3: int = ranged(least=0)
+    late4: int = ranged(least=0)
+    head: int = ranged(least=0)
+    """Channels of the 1×1 block after the global average."""
+    linear: bool = MISSING
+    """A linear layer at the end; false: the 10 channels of the last block are the logits."""
+    dilation: int = ranged(least=1)
+    """Of the late convolutions."""
+    shared: bool = MISSING
+    """Late convolutions of the same shape are one, each time with batch norm of its own."""
+    dropout: float = ranged(least=0, below=1)
+    """Probability of dropping an element."""
+
+
+@dataclass
 class SGD(Partial):
     lr: float = ranged(above=0)
     momentum: float = ranged(least=0, below=1)
@@ -91,6 +117,18 @@ class AdamW(Partial):
     lr: float = ranged(above=0)
     betas: list[float] = ranged(least=0, below=1)
     weight_decay: float = ranged(least=0)
+
+
+@dataclass
+class Muon(Partial):
+    lr: float = ranged(above=0)
+    """Of convolutions and linear layers: how far a step moves them in every direction."""
+    vector_lr: float = ranged(above=0)
+    """Of batch norm; a schedule moves both."""
+    momentum: float = ranged(least=0, below=1)
+    nesterov: bool = MISSING
+    weight_decay: float = ranged(least=0)
+    """Of convolutions and linear layers."""
 
 
 @dataclass
@@ -157,6 +195,10 @@ class Augmentation(Component):
     shear_degrees: float = ranged(least=0, below=90)
     """Shear by ± this."""
     interpolation: Literal["nearest", "bilinear"] = MISSING
+    fade_start: float = ranged(least=0, most=1)
+    """Fraction of the training after which the changes begin to fade; 1: never."""
+    fade_end: float = ranged(least=0, most=1)
+    """Fraction of the training after which there are none any more."""
 
 
 @dataclass
@@ -212,6 +254,11 @@ class Config:
     target: Target = field(default_factory=Target)
     epochs: int = ranged(least=1)
     batch_size: int = ranged(least=1)
+    label_smoothing: float = ranged(least=0, below=1)
+    """Share of the label that the training loss spreads over all classes; 0: none."""
+    ema: float = ranged(least=0, below=1)
+    """What the moving average of the weights keeps at a step, as in 0.998; it is then what is scored and saved.
+    0: no average."""
     seed: int = ranged(least=0, most=2**40)
     device: Literal["auto", "cpu", "cuda", "mps"] = MISSING
     precision: Literal["auto", "float32", "bfloat16"] = MISSING
@@ -240,8 +287,8 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     groups: dict[str, dict[str, Any]] = {
-        "model": {"skeleton": Skeleton, "study": Study, "tapered": Tapered},
-        "optimizer": {"sgd": SGD, "adamw": AdamW},
+        "model": {"skeleton": Skeleton, "study": Study, "tapered": Tapered, "flexible": Flexible},
+        "optimizer": {"sgd": SGD, "adamw": AdamW, "muon": Muon},
         "scheduler": {
             "constant": Constant,
             "step": Step,

@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bantam import launch, record
+from bantam import evidence, launch, record
 
 TOP, SEEDS = 3, 5
 
@@ -45,16 +46,18 @@ class Candidate:
         return statistics.stdev(self.objectives) if len(self.objectives) > 1 else 0.0
 
 
-def confirm(study: Path, top: int, seeds: int, script: Path) -> None:
+def confirm(study: Path, top: int, seeds: int, script: Path, numbers: Sequence[int] = ()) -> None:
     """Train a study's best trials again and judge the best of them; writes `confirm/confirm.json`.
 
-    `top` trials are trained on `seeds` fresh seeds, to their end and scored on the study's validation
-    images. The one with the highest mean is then trained on all training images with the same
-    seeds and scored on the test images. What is finished already is not trained again. `script` is
-    train.py. Raises ValueError for a folder that is no study or has no completed trial.
+    The `top` trials, or those with the given `numbers`, are trained on `seeds` fresh seeds, to their end
+    and scored on the study's validation images. The one with the highest mean is then trained on all
+    training images with the same seeds and scored on the test images. What is finished already is not
+    trained again. `script` is train.py. Raises ValueError for a folder that is no study or has no
+    completed trial, for a number that is none, and for a study with two objectives, which has no best
+    trial, where no numbers are given.
     """
     console = Console(highlight=False)
-    best = _best(study, top)
+    best = _chosen(study, top, numbers)
     cfg, _, _ = launch.saved(study / str(best[0][0]))
     fresh = list(range(cfg.seed + 1, cfg.seed + 1 + seeds))
     folder = study / "confirm"
@@ -73,7 +76,7 @@ def confirm(study: Path, top: int, seeds: int, script: Path) -> None:
     winner = candidates[0]
     console.print(_table(candidates, seeds))
     if winner.missing:
-        raise ValueError(f"none of the best {len(best)} trials of {study} came to its end on every fresh seed")
+        raise ValueError(f"none of the {len(best)} trials of {study} came to its end on every fresh seed")
 
     _train(script, folder, "test", [names[winner.number]], fresh, ["data.validation=0"], console)
     tested = [record.read_result(_run(folder, names[winner.number], "test", seed)) for seed in fresh]
@@ -118,8 +121,8 @@ def _judge(tested: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _best(study: Path, top: int) -> list[tuple[int, float]]:
-    """Number and objective of a study's best completed trials."""
+def _chosen(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, float]]:
+    """Number and objective of a study's best completed trials, or of those with the given numbers."""
     try:
         with (study / "trials.csv").open(newline="") as stream:
             done = [
@@ -131,7 +134,20 @@ def _best(study: Path, top: int) -> list[tuple[int, float]]:
         raise ValueError(f"{study} is no study's folder: its trials.csv cannot be read ({error})") from error
     if not done:
         raise ValueError(f"{study} has no completed trial to confirm")
-    return sorted(done, key=lambda trial: -trial[1])[:top]
+    ended = dict(done)
+    for number in numbers:
+        if number not in ended:
+            raise ValueError(
+                f"--trials names {number}, which is no completed trial of {study}: see trials.csv there"
+            )
+    if not numbers and evidence.has_front(study):
+        front = ", ".join(str(t.number) for t in evidence.read_study(study).front)
+        raise ValueError(
+            f"{study} has two objectives, so none of its trials is the best: choose of its front, {front}, "
+            "with --trials"
+        )
+    chosen = [(number, ended[number]) for number in dict.fromkeys(numbers)] or done
+    return sorted(chosen, key=lambda trial: -trial[1])[: len(numbers) or top]
 
 
 def write_experiment(trial: Path, path: Path) -> None:

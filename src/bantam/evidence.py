@@ -697,6 +697,8 @@ class Study:
     problems: list[str]
     best: Run | None
     """The run of the best trial."""
+    two: bool = False
+    """Parameters were an objective beside the accuracy: the result is the front, not the best trial."""
     confirmed: list[Group] = field(default_factory=list)
     """Seeds of the best trials on validation images, best first."""
     tested: Group | None = None
@@ -721,11 +723,7 @@ class Study:
     def front(self) -> list[Trial]:
         """Completed trials that no other beats in accuracy with as few parameters, by parameters."""
         sized = [t for t in self.completed if t.parameters is not None]
-        front: list[Trial] = []
-        for t in sorted(sized, key=lambda t: (t.parameters or 0, -(t.objective or 0.0))):
-            if not front or (t.objective or 0.0) > (front[-1].objective or 0.0):
-                front.append(t)
-        return front
+        return [sized[i] for i in budget.front([(t.parameters or 0, t.objective or 0.0) for t in sized])]
 
 
 COLUMNS = ("number", "state", "reason", "parameters", "objective", "seconds", "folder")
@@ -748,7 +746,7 @@ def read_study(folder: Path) -> Study:
                     problems.append(f"line {line} of trials.csv is damaged")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         problems.append(f"trials.csv cannot be read: {error}")
-    study = Study(folder, found, keys, problems, None)
+    study = Study(folder, found, keys, problems, None, has_front(folder))
     if study.completed:
         number = max(study.completed, key=lambda t: t.objective or -math.inf).number
         if (folder / str(number)).is_dir():
@@ -756,6 +754,14 @@ def read_study(folder: Path) -> Study:
             study.best.name = f"trial {number}"
     _read_confirmation(study)
     return study
+
+
+def has_front(study: Path) -> bool:
+    """Whether a study has two objectives, by what its trials were told."""
+    for hydra in study.glob("[0-9]*/.hydra/hydra.yaml"):
+        with suppress(Exception):  # it may be damaged in any way: that of another trial says the same
+            return len(OmegaConf.load(hydra).hydra.sweeper.objectives) == 2
+    return False
 
 
 def _trial(folder: Path, row: dict[str, str], keys: list[str]) -> Trial:
@@ -796,13 +802,15 @@ def _read_confirmation(study: Study) -> None:
         (Group(name, members) for (name, test), members in parts.items() if not test),
         key=lambda g: -(g.mean or 0.0) if len(g.ended) == len(g.runs) else math.inf,
     )
-    study.tested = next((Group(name, members) for (name, test), members in parts.items() if test), None)
     if (folder / "confirm.json").exists():
         try:
             read = json.loads((folder / "confirm.json").read_text())
             study.confirmation = read if isinstance(read, dict) else {}
         except (OSError, ValueError) as error:
             study.problems.append(f"confirm/confirm.json cannot be read: {error}")
+    tested = [Group(name, members) for (name, test), members in parts.items() if test]
+    winner = f"trial {study.confirmation.get('winner')}"  # of the last confirmation: there may have been others
+    study.tested = next((g for g in tested if g.label == winner), next(iter(tested), None))
 
 
 @dataclass

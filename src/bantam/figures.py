@@ -553,8 +553,9 @@ def history(study: Study) -> Figure | None:
             }
         )
     first = done[[b == best[-1] for b in best].index(True)]
-    see = f"Trial {first.number} is the best, {best[-1]:.3f} %; " + ", ".join(
-        f"{study.count(state)} {state}" for state in ("complete", "pruned", "over budget", "failed")
+    see = (
+        f"Trial {first.number} is the {'most accurate' if study.two else 'best'}, {best[-1]:.3f} %; "
+        + ", ".join(f"{study.count(state)} {state}" for state in ("complete", "pruned", "over budget", "failed"))
     )
     under = [t for t in done if (t.objective or 0.0) < low]
     see += f"; {len(under)} completed below the scale" if under else ""
@@ -623,17 +624,18 @@ def importances(shares: dict[str, float], explained: str) -> Figure:
 
 
 def parallel(study: Study) -> Figure | None:
-    """Every completed trial as a line through its settings, the best tenth in colour."""
+    """Every completed trial as a line through its settings, the best tenth in colour, or the front."""
     done = sorted(study.completed, key=lambda t: t.objective or 0.0)
     keys = [key for key in study.keys if len({t.settings.get(key) for t in done}) > 1]
     if len(done) < 2 or not keys:
         return None
     axes = [_axis(key, [t.settings.get(key) for t in done]) for key in keys]
     axes.append(_axis("accuracy, %", [t.objective for t in done]))
-    best = done[-max(1, round(len(done) / 10)) :]
+    best = study.front if study.two else done[-max(1, round(len(done) / 10)) :]
+    name = "front" if study.two else "best tenth"
     parts = (
-        ("others", done[: len(done) - len(best)], "var(--others)", 1.0),
-        (f"best tenth ({len(best)})" if len(best) > 1 else "best", best, "var(--c0)", 2.0),
+        ("others", [t for t in done if t not in best], "var(--others)", 1.0),
+        (f"{name} ({len(best)})" if len(best) > 1 else "best", best, "var(--c0)", 2.0),
     )
     data = []
     for name, chosen, colour, width in parts:
@@ -657,6 +659,7 @@ def parallel(study: Study) -> Figure | None:
                 "hovertemplate": "trial %{customdata[0]}<br>%{customdata[1]}<extra></extra>",
             }
         )
+    pad = max(0.1, 0.03 * len(axes))  # room for half of the first and of the last name
     annotations = [
         {
             "x": i,
@@ -676,19 +679,20 @@ def parallel(study: Study) -> Figure | None:
     for key in keys:
         theirs: list[float] = sorted(t.settings[key] for t in best if isinstance(t.settings.get(key), int | float))
         if len(theirs) == len(best):
-            quarter = len(theirs) // 4 if len(theirs) >= 8 else 0
+            quarter = len(theirs) // 4 if len(theirs) >= 8 and not study.two else 0
             ends = dict.fromkeys((_brief(theirs[quarter]), _brief(theirs[-1 - quarter])))
             ranges.append(f"{key} {' to '.join(ends)}")
     who = (
         "In the middle of the best tenth of the trials:" if len(best) >= 8 else "The best tenth of the trials have"
     )
+    who = "The trials of the front have" if study.two else who
     who = "The best trial has" if len(best) == 1 else who
-    see = f"{who} {', '.join(ranges)}" if ranges else "The best tenth of the trials are drawn in colour"
+    see = f"{who} {', '.join(ranges)}" if ranges else f"The {name} of the trials are drawn in colour"
     layout = {
         "xaxis": {
             "tickvals": list(range(len(axes))),
             "ticktext": [text(axis.name).replace(".", ".<br>") for axis in axes],
-            "range": [-0.1, len(axes) - 0.9],
+            "range": [-pad, len(axes) - 1 + pad],
             "showgrid": True,
             "zeroline": False,
             "side": "top",
@@ -755,12 +759,12 @@ def intermediate(study: Study) -> Figure | None:
     drawn = [t for t in study.trials if t.epochs]
     if not drawn:
         return None
-    best = max(study.completed, key=lambda t: t.objective or 0.0, default=None)
+    best = study.front if study.two else sorted(study.completed, key=lambda t: -(t.objective or 0.0))[:1]
     data = []
     for name, chosen, colour, width in (
-        ("complete", [t for t in drawn if t.objective is not None and t is not best], "var(--others)", 1.0),
+        ("complete", [t for t in drawn if t.objective is not None and t not in best], "var(--others)", 1.0),
         ("pruned", [t for t in drawn if t.state == "pruned"], "var(--c4)", 1.2),
-        ("best", [t for t in drawn if t is best], "var(--c0)", 3.0),
+        ("front" if study.two else "best", [t for t in drawn if t in best], "var(--c0)", 3.0),
     ):
         if not chosen:
             continue
@@ -835,7 +839,12 @@ def sizes(study: Study) -> Figure | None:
             )
     smallest, best = front[0], front[-1]
     see = f"The best trial has {best.parameters:,} parameters and {best.objective:.3f} %"
-    if smallest is not best:
+    if study.two and smallest is not best:
+        see = (
+            f"{len(front)} trials are on the front, from {smallest.parameters:,} parameters and "
+            f"{smallest.objective:.3f} % to {best.parameters:,} and {best.objective:.3f} %"
+        )
+    elif smallest is not best:
         knee = min(front, key=lambda t: ((best.objective or 0) - (t.objective or 0) > COLLAPSE, t.parameters or 0))
         see += f"; on the front {knee.parameters:,} parameters reach {knee.objective:.3f} %"
     layout: dict[str, Any] = {

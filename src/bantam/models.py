@@ -1,4 +1,4 @@
-"""The networks: the three of the study and one that is narrow where the maps are large.
+"""The networks: the three of the study, one that is narrow where the maps are large, and one to search with.
 
 Shape suffixes used in comments: B images, C channels, H height, W width. Every network takes
 B×1×28×28 and returns B×10 logits. A new network is one class here and one file in `conf/model/`.
@@ -157,3 +157,71 @@ class Tapered(nn.Sequential):
         for channels in late:
             block(channels, 3)
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, CLASSES, bias=False))
+
+
+class Flexible(nn.Sequential):
+    """`Tapered` with a whole number for every choice, so that a search can make it; 9,620 parameters by default.
+
+    A number of channels of 0 leaves its block out. Early 3×3 blocks, a max-pool, a 1×1 block of `transition`
+    channels, late 3×3 blocks, a global average, a 1×1 block of `head` channels, a linear layer without bias.
+    Late convolutions have a `dilation` and are padded by one less, so that maps shrink by two pixels
+    whatever it is. Where weights are `shared`, late convolutions of the same shape are one, each time with
+    batch norm of its own. Without `linear` the last block must have 10 channels: they are the logits.
+    Raises ValueError where it has another number, or where there is no block.
+    """
+
+    def __init__(
+        self,
+        early1: int = 8,
+        early2: int = 16,
+        early3: int = 0,
+        transition: int = 8,
+        late1: int = 14,
+        late2: int = 20,
+        late3: int = 24,
+        late4: int = 0,
+        head: int = 0,
+        linear: bool = True,
+        dilation: int = 1,
+        shared: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        layers: list[nn.Module] = []
+        inputs = 1
+        known: dict[tuple[int, int], nn.Conv2d] = {}
+
+        def block(outputs: int, kernel: int, dilation: int = 1, shared: bool = False) -> None:
+            nonlocal inputs
+            if outputs == 0:
+                return
+            convolution = known.get((inputs, outputs)) if shared else None
+            if convolution is None:
+                convolution = nn.Conv2d(
+                    inputs, outputs, kernel, padding=dilation - 1, dilation=dilation, bias=False
+                )
+            if shared:
+                known[inputs, outputs] = convolution
+            layers.extend([convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)])
+            if dropout > 0:
+                layers.append(Dropout(dropout))
+            inputs = outputs
+
+        for channels in (early1, early2, early3):
+            block(channels, 3)
+        layers.append(nn.MaxPool2d(2))
+        block(transition, 1)
+        for channels in (late1, late2, late3, late4):
+            block(channels, 3, dilation, shared)
+        layers.append(nn.AdaptiveAvgPool2d(1))
+        block(head, 1)
+        if len(layers) == 2:
+            raise ValueError("early1 to head are all 0: a network needs a block")
+        layers.append(nn.Flatten())
+        if linear:
+            layers.append(nn.Linear(inputs, CLASSES, bias=False))
+        elif inputs != CLASSES:
+            raise ValueError(
+                f"linear is false and the last block has {inputs} channels: give it {CLASSES}, one a class, "
+                "or use linear=true"
+            )
+        super().__init__(*layers)

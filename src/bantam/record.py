@@ -82,7 +82,11 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 def write_weights(folder: Path, model: nn.Module) -> None:
     """Write `weights.safetensors`, from which no code can be executed."""
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    # Shared weights have several names and are written under each: the format knows no aliases.
+    state = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in model.state_dict().items()
+    }
     write(folder / WEIGHTS, save(state))
 
 

@@ -23,7 +23,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from bantam import budget, evidence, figures, record
-from bantam.evidence import Difference, Evidence, Finding, Group, Run, Study
+from bantam.evidence import Difference, Evidence, Finding, Group, Run, Study, Trial
 from bantam.figures import Figure
 
 PAGE = "report.html"
@@ -110,6 +110,8 @@ class StudyPart:
     missing: list[str]
     """Figures that cannot be drawn, and why."""
     trials: Table
+    front: Table | None
+    """Where parameters were an objective beside the accuracy."""
     best: Step | None
     confirmed: Table | None
     confirmation: str
@@ -381,6 +383,7 @@ def _settings(r: Run) -> list[tuple[str, str]]:
     parts = ("model", "optimizer", "scheduler", "augmentation")
     found = [(part, evidence.component(r, part)) for part in parts]
     plain = [f"{key} {r.settings[key]}" for key in ("epochs", "batch_size") if key in r.settings]
+    plain += [f"{key} {r.settings[key]}" for key in ("label_smoothing", "ema") if r.settings.get(key)]
     machine = [r.result.get("device"), r.result.get("processor"), r.result.get("precision")]
     threads = r.result.get("threads")
     machine.append(f"{threads} thread{'s' * (threads > 1)}" if isinstance(threads, int) else None)
@@ -510,10 +513,12 @@ def _study(study: Study, anchor: str) -> StudyPart:
     if study.completed:
         top = max(study.completed, key=lambda t: t.objective or 0.0)
         size = "" if top.parameters is None else f" with {top.parameters:,} parameters"
-        facts.append(("best", f"trial {top.number}, {top.objective:.3f} % of the validation images{size}"))
+        name = "most accurate" if study.two else "best"
+        facts.append((name, f"trial {top.number}, {top.objective:.3f} % of the validation images{size}"))
         facts.append(("its settings", ", ".join(f"{key} {_setting(v)}" for key, v in top.settings.items())))
     if study.best is not None:
-        best = _step(Group(f"Trial {study.best.folder.name}, the best", [study.best]), None, f"{anchor}-best")
+        title = f"Trial {study.best.folder.name}, the {'most accurate' if study.two else 'best'}"
+        best = _step(Group(title, [study.best]), None, f"{anchor}-best")
     shares, why = importances(study)
     charts: list[Figure | None] = [figures.history(study), figures.sizes(study), figures.intermediate(study)]
     charts += [figures.importances(shares, why) if shares else None, figures.parallel(study)]
@@ -535,7 +540,8 @@ def _study(study: Study, anchor: str) -> StudyPart:
         problems=study.problems,
         figures=[chart for chart in charts if chart],
         missing=missing,
-        trials=_trials(study),
+        trials=_trials(study.keys, sorted(study.trials, key=lambda t: -(t.objective or -math.inf))),
+        front=_trials(study.keys, study.front, ended=True) if study.two and study.front else None,
         best=best,
         confirmed=_confirmed(study),
         confirmation=_confirmation(study),
@@ -547,28 +553,29 @@ def _setting(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _trials(study: Study) -> Table:
+def _trials(keys: Sequence[str], listed: Sequence[Trial], ended: bool = False) -> Table:
+    """Trials with their settings; of those that have `ended` well there is no state to tell and no reason."""
     columns = [
         Column("trial"),
-        Column("state", False),
+        *([] if ended else [Column("state", False)]),
         Column("accuracy"),
         Column("parameters"),
-        *(Column(key, everywhere=False) for key in study.keys),
+        *(Column(key, everywhere=False) for key in keys),
         Column("seconds", everywhere=False),
-        Column("reason", False),
+        *([] if ended else [Column("reason", False)]),
     ]
     rows = []
-    for t in sorted(study.trials, key=lambda t: -(t.objective or -math.inf)):
-        values = [t.settings.get(key) for key in study.keys]
+    for t in listed:
+        values = [t.settings.get(key) for key in keys]
         rows.append(
             [
                 Cell(str(t.number), t.number),
-                _verdict(t.state),
+                *([] if ended else [_verdict(t.state)]),
                 _percent(t.objective, 3),
                 _integer(t.parameters),
                 *(Cell("" if value is None else _setting(value), value) for value in values),
                 Cell("" if t.seconds is None else f"{t.seconds:.1f}", t.seconds),
-                Cell(t.reason, t.reason),
+                *([] if ended else [Cell(t.reason, t.reason)]),
             ]
         )
     return Table(columns, rows)
@@ -603,7 +610,8 @@ def importances(study: Study) -> tuple[dict[str, float], str]:
         return {}, f"Optuna cannot say ({error})"
     if not sum(shares.values()) > 0:
         return {}, "no setting explains which trials are the better ones"
-    return shares, f"PED-ANOVA: what sets the better ones of {len(done)} completed trials apart"
+    better = "more accurate" if study.two else "better"
+    return shares, f"PED-ANOVA: what sets the {better} ones of {len(done)} completed trials apart"
 
 
 def _distribution(values: Sequence[Any]) -> BaseDistribution:
@@ -723,6 +731,10 @@ def show(page: Page, console: Console) -> None:
             line(f"{name}: {value}")
         for problem in [*study.problems, *study.missing]:
             line(problem)
+        if study.front:
+            heading(f"Study {study.title}: the front")
+            console.print(_terminal(study.front))
+            heading(f"Study {study.title}: the most accurate trials")
         console.print(_terminal(study.trials, BEST))
         for figure in [*study.figures, *study.confirm_figures]:
             line(f"{figure.title}: {figure.see}")

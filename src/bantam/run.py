@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from bantam import budget, config, data, native, record
 from bantam.augmentation import Augmentation
 from bantam.schedulers import OneCycle
-from bantam.training import Diverged, Epoch, Scheduler, advance, measure, score, train
+from bantam.training import Average, Diverged, Epoch, Scheduler, advance, measure, score, train
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,12 @@ class Prepared:
     forward: nn.Module
     """What computes the logits in training: the model, or a faster twin with the same parameters."""
     kernels: str
+    average: Average | None
+
+    @property
+    def scored(self) -> nn.Module:
+        """What is scored and saved: the average of the weights where there is one."""
+        return self.average.model if self.average else self.model
 
 
 def prepare(cfg: DictConfig, place: Place) -> Prepared:
@@ -132,6 +138,7 @@ def prepare(cfg: DictConfig, place: Place) -> Prepared:
         threads,
         forward,
         kernels,
+        Average(model, cfg.ema) if cfg.ema else None,
     )
 
 
@@ -202,7 +209,8 @@ def weigh(cfg: DictConfig, place: Place) -> tuple[list[budget.Layer], int]:
     rows = budget.layers(build(cfg, "cpu" if parameters <= budget.SMALL else "meta"))
     if parameters < limit:
         return rows, parameters
-    keys = [f"model.{key}" for key, value in cfg.model.items() if isinstance(value, int)]
+    widths = {key: value for key, value in cfg.model.items() if isinstance(value, int) and value > 1}
+    keys = [f"model.{key!s}" for key in sorted(widths, key=lambda key: -widths[key])[:3]]
     remedy = f"lower {' or '.join(keys)}" if keys else "choose a smaller network"
     if "width" in cfg.model:
         for width in range(cfg.model.width - 1, 0, -1):
@@ -288,6 +296,8 @@ def describe(prepared: Prepared, place: Place) -> None:
         f"{len(images.held_out_labels):,} {images.split} images scored after every epoch",
         "steps": f"{steps:,} an epoch, {steps * cfg.epochs:,} in all, {cfg.batch_size} images each",
         **{key: _arguments(cfg, key, place) for key in ("model", "optimizer", "scheduler", "augmentation")},
+        **({"smoothing": f"{cfg.label_smoothing:g} of each label"} if cfg.label_smoothing else {}),
+        **({"average": f"of the weights, keeping {cfg.ema:g} a step: it is scored and saved"} if cfg.ema else {}),
         "rates": " ".join(f"{rate:.2g}" for rate in rates)
         + (" (falls with the training loss)" if "loss_dip" in str(place.choices.get("scheduler")) else ""),
         "machine": f"{prepared.device.type}, {prepared.threads} thread{'s' * (prepared.threads > 1)}, "
@@ -322,7 +332,7 @@ def run(
     or was given up. `give_up` is told every epoch's accuracy and decides whether it was the last.
     """
     started = time.time()
-    cfg, model, images, folder = prepared.cfg, prepared.model, prepared.data, place.folder
+    cfg, images, folder = prepared.cfg, prepared.data, place.folder
     console = _console()
     history = _restore(prepared, place)
     if len(history) < cfg.epochs or not (folder / record.RESULT).exists():
@@ -351,7 +361,7 @@ def run(
                 place.title, total=cfg.epochs * count, completed=len(history) * count, now="starting"
             )
             for epoch in train(
-                model,
+                prepared.model,
                 prepared.optimizer,
                 prepared.scheduler,
                 prepared.augmentation,
@@ -360,6 +370,8 @@ def run(
                 batch_size=cfg.batch_size,
                 seed=cfg.seed,
                 precision=prepared.precision,
+                label_smoothing=cfg.label_smoothing,
+                average=prepared.average,
                 first_epoch=len(history) + 1,
                 forward=prepared.forward,
                 show=show,
@@ -383,7 +395,7 @@ def run(
         verdict = record.Verdict("diverged", str(error), None, *_best(history), [], False)
         return _end_early(prepared, place, verdict, history, started)
 
-    logits = score(model, images.held_out_images, images, prepared.precision)
+    logits = score(prepared.scored, images.held_out_images, images, prepared.precision)
     verdict = record.judge(
         history,
         target=cfg.target.accuracy,
@@ -393,7 +405,7 @@ def run(
         most_frequent=100 * images.held_out_labels.bincount().max().item() / len(images.held_out_labels),
         scored_images=len(images.held_out_labels),
     )
-    record.write_weights(folder, model)
+    record.write_weights(folder, prepared.scored)
     if cfg.pictures:
         from bantam import pictures
 
@@ -451,6 +463,7 @@ def _state(prepared: Prepared, history: list[Epoch]) -> dict[str, Any]:
         "threads": prepared.threads,
         "precision": str(prepared.precision),
         "kernels": prepared.kernels,
+        **({"average": prepared.average.state_dict()} if prepared.average else {}),
     }
 
 
@@ -483,6 +496,8 @@ def _restore(prepared: Prepared, place: Place) -> list[Epoch]:
     prepared.model.load_state_dict(state["model"])
     prepared.optimizer.load_state_dict(state["optimizer"])
     prepared.scheduler.load_state_dict(state["scheduler"])
+    if prepared.average:
+        prepared.average.load_state_dict(state["average"])
     prepared.threads = state["threads"]
     torch.set_num_threads(prepared.threads)
     history = [Epoch(**epoch) for epoch in state["history"]]

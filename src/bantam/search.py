@@ -40,9 +40,10 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError, TrialPruned
+from optuna.pruners import NopPruner
 from optuna.samplers import BaseSampler, GPSampler, GridSampler, NSGAIIISampler, NSGAIISampler, QMCSampler
 from optuna.storages import RDBStorage
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from rich.console import Console, Group
 from rich.live import Live
@@ -65,8 +66,11 @@ DISMISS_SECONDS = 60
 MOST_CRASHES = 3
 """Workers that may break, other than by being killed, before the search stops."""
 
+OBJECTIVES = (["accuracy"], ["accuracy", "parameters"])
+"""What a search may be about."""
+
 NEVER_TRAINED = float("-inf")
-"""The value of a network over the budget for a sampler that learns from completed trials only."""
+"""The accuracy of a network over the budget for a sampler that learns from completed trials only."""
 
 FREE = ("data.root", "pictures", "report", "dry_run", "resume")
 """Keys that may differ between the continuations of a study, since no result depends on them."""
@@ -99,6 +103,11 @@ class Search:
         """How many settings a grid has; None where the sampler is no grid."""
         built = sampler(self)
         return len(built._all_grids) if isinstance(built, GridSampler) else None
+
+    @property
+    def two(self) -> bool:
+        """Whether parameters are an objective beside the accuracy, so that the result is a front."""
+        return len(self.settings.objectives) == 2
 
     @property
     def folder(self) -> Path:
@@ -181,6 +190,10 @@ def check(search: Search) -> None:
     schema.validate_ranges(settings, "hydra.sweeper")
     if str(getattr(settings.direction, "name", settings.direction)) != "maximize":
         raise ValueError("hydra.sweeper.direction must be maximize: the objective is an accuracy")
+    if list(settings.objectives) not in OBJECTIVES:
+        raise ValueError(
+            f"hydra.sweeper.objectives is {_objectives(search)}: it must be [accuracy] or [accuracy,parameters]"
+        )
     if settings.custom_search_space is not None:
         raise ValueError("hydra.sweeper.custom_search_space is not supported: use hydra.sweeper.params")
     if not search.space:
@@ -209,7 +222,17 @@ def check(search: Search) -> None:
     with suppress(run.OverBudget):  # a matter of the trials: other settings may be within it
         run.prepare(low, place)
     sampler(search)
-    trials.pruner(search.hydra)
+    pruner = trials.pruner(search.hydra)
+    if search.two and not isinstance(pruner, trials.Dominated | NopPruner):
+        raise ValueError(
+            f"hydra.sweeper.pruner is {type(pruner).__name__}, which knows one objective, and "
+            "hydra.sweeper.objectives has two: use hydra/sweeper/pruner=dominated or none"
+        )
+    if search.two and settings.confirm.top:
+        raise ValueError(
+            f"hydra.sweeper.confirm.top is {settings.confirm.top}, but with two objectives no trial is the best: "
+            "leave it at 0, and choose from the front with confirm.py --trials"
+        )
     for entry in settings.enqueue:
         for key in entry:
             if key not in search.space and OmegaConf.select(plain, str(key)) is None:
@@ -319,7 +342,8 @@ def open_study(search: Search) -> Study:
         return load()
     try:
         # Creating fails for all but one of the processes that start together: that one fills the queue.
-        created = optuna.create_study(study_name=name, storage=storage, direction="maximize")
+        directions = [StudyDirection.MAXIMIZE, *([StudyDirection.MINIMIZE] if search.two else [])]
+        created = optuna.create_study(study_name=name, storage=storage, directions=directions)
         _begin(search, created, storage)
     except DuplicatedStudyError:
         pass
@@ -357,10 +381,14 @@ def _definition(search: Search) -> dict[str, str]:
     given = dict(schema.flat(OmegaConf.to_container(cfg, resolve=False)))
     free = (*search.space, *FREE)
     return {
-        "objective": "mean accuracy of the last epochs",
+        "hydra.sweeper.objectives": _objectives(search),
         **{key: _range(values) for key, values in search.space.items()},
         **{k: str(v) for k, v in given.items() if not any(f"{k}.".startswith(f"{key}.") for key in free)},
     }
+
+
+def _objectives(search: Search) -> str:
+    return f"[{','.join(map(str, search.settings.objectives))}]"
 
 
 def _range(values: BaseDistribution) -> str:
@@ -469,8 +497,15 @@ def work(search: Search, until: float) -> None:
         )
 
 
-def train(search: Search, study: Study, interrupt: Interrupt, trial: Trial) -> float:
-    """Optuna's objective: one trial, weighed before a job is launched for it. Returns percent."""
+def train(search: Search, study: Study, interrupt: Interrupt, trial: Trial) -> float | tuple[float, float]:
+    """Optuna's objective: one trial, weighed before a job is launched for it.
+
+    Returns percent; with two objectives percent and the number of parameters.
+    """
+
+    def told(accuracy: float) -> float | tuple[float, float]:
+        return (accuracy, trial.user_attrs.get("parameters", math.nan)) if search.two else accuracy
+
     earlier = trials.states(study.get_trials(deepcopy=False))[: trial.number]
     if missing(search, Counter(earlier)) <= 0:
         # Two workers saw that one trial was missing, and both began it: the later one steps back.
@@ -484,17 +519,21 @@ def train(search: Search, study: Study, interrupt: Interrupt, trial: Trial) -> f
         if not _weigh(search, settings, trial):
             built = getattr(study.sampler, "sampler", study.sampler)
             if isinstance(built, GPSampler | NSGAIISampler | NSGAIIISampler):
-                return NEVER_TRAINED
+                return told(NEVER_TRAINED)
             raise TrialPruned
         _launch(search, study, settings, interrupt, trial)
-        result = record.read_result(search.folder / str(trial.number))
-        if result["verdict"] == "pruned":
-            trial.set_user_attr("reason", result["reason"])
+        outcome = record.read_result(search.folder / str(trial.number))
+        trial.set_user_attr("given up", outcome["verdict"] == "pruned")
+        if outcome["verdict"] == "pruned":
+            trial.set_user_attr("reason", outcome["reason"])
+            if search.two:
+                # TPE cannot read pruned trials beside two objectives: it learns from the last accuracy.
+                return told(record.read_history(search.folder / str(trial.number))[-1].accuracy)
             raise TrialPruned
-        if result.get("objective") is None:
-            trial.set_user_attr("reason", f"{result['verdict']}: {result['reason']}")
-            return math.nan
-        return float(result["objective"])
+        if outcome.get("objective") is None:
+            trial.set_user_attr("reason", f"{outcome['verdict']}: {outcome['reason']}")
+            return told(math.nan)
+        return told(float(outcome["objective"]))
     except TrialPruned:
         raise
     except Exception as error:
@@ -546,12 +585,20 @@ def _weigh(search: Search, settings: dict[str, Any], trial: Trial) -> bool:
     return excess <= 0
 
 
-def keep_best_weights(search: Search, study: Study) -> None:
-    """Delete the weights and checkpoints of all trials that have ended, except the best one's."""
-    listed = study.get_trials(deepcopy=False)
+def result(search: Search, listed: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that a search is for: its best, or with two objectives the front, by parameters."""
+    if search.two:
+        return trials.front(listed)
     best = trials.best(listed)
+    return [] if best is None else [best]
+
+
+def keep_best_weights(search: Search, study: Study) -> None:
+    """Delete the weights and checkpoints of all trials that have ended, except those of the result."""
+    listed = study.get_trials(deepcopy=False)
+    kept = [trial.number for trial in result(search, listed)]
     for trial in listed:
-        if trial.state.is_finished() and (best is None or trial.number != best.number):
+        if trial.state.is_finished() and trial.number not in kept:
             for name in (record.WEIGHTS, record.CHECKPOINT):
                 (search.folder / str(trial.number) / name).unlink(missing_ok=True)
 
@@ -701,7 +748,6 @@ def _status(search: Search, listed: Sequence[FrozenTrial], started: float) -> Gr
             running.add_row(f"trial {trial.number}", escape(_settings(trial)), *shown)
     done = sum(counts[state] for state in trials.FINISHED)
     goal = wanted(search, counts)
-    best = trials.best(listed)
     took = [
         trials.seconds(trial) or 0.0
         for trial, state in zip(listed, trials.states(listed), strict=True)
@@ -711,45 +757,75 @@ def _status(search: Search, listed: Sequence[FrozenTrial], started: float) -> Gr
     line = [
         f"{done} of {goal} trials",
         *(f"{counts[state]} {state}" for state in ("pruned", "over budget", "failed")),
-        f"best {best.value:.2f} % (trial {best.number})" if best else "no best yet",
+        _best(search, listed),
         f"{time.time() - started:,.0f} s" + ("" if left is None else f", about {left:,.0f} s left"),
     ]
     return Group(running, "  ".join(line))
 
 
+def _best(search: Search, listed: Sequence[FrozenTrial]) -> str:
+    """The result so far in a few words."""
+    found = result(search, listed)
+    if not found:
+        return "no best yet"
+    if not search.two:
+        return f"best {found[0].values[0]:.2f} % (trial {found[0].number})"
+    ends = dict.fromkeys(f"{t.user_attrs['parameters']:,} with {t.values[0]:.2f} %" for t in (found[0], found[-1]))
+    return f"front of {len(found)}: {' … '.join(ends)}"
+
+
+def _entry(search: Search, trial: FrozenTrial) -> dict[str, Any]:
+    """A trial of the result in `summary.json`."""
+    return {
+        "number": trial.number,
+        "objective": trial.values[0],
+        "parameters": trial.user_attrs.get("parameters"),
+        "settings": trial.params,
+        "folder": str(search.folder / str(trial.number)),
+    }
+
+
 def finish(search: Search, study: Study, console: Console) -> None:
-    """Write `trials.csv`, `summary.json` and `experiment/best.yaml`, and print how to run the best."""
+    """Write `trials.csv`, `summary.json` and an experiment for each trial of the result; print how to run them."""
     keep_best_weights(search, study)
     listed = study.get_trials(deepcopy=False)
     trials.write(search.folder, listed)
-    best, counts = trials.best(listed), trials.count(listed)
-    summary = {
+    found, counts = result(search, listed), trials.count(listed)
+    summary: dict[str, Any] = {
         "study": study.study_name,
         "began": min((t.datetime_start for t in listed if t.datetime_start), default=None),
         "ended": max((t.datetime_complete for t in listed if t.datetime_complete), default=None),
         "training_seconds": sum(trials.seconds(trial) or 0.0 for trial in listed),
         "trials": {state: counts[state] for state in (*trials.FINISHED, "over budget", "stopped")},
-        "best": best
-        and {
-            "number": best.number,
-            "objective": best.value,
-            "parameters": best.user_attrs.get("parameters"),
-            "settings": best.params,
-            "folder": str(search.folder / str(best.number)),
-        },
     }
+    if search.two:
+        summary["front"] = [_entry(search, trial) for trial in found]
+    else:
+        summary["best"] = _entry(search, found[0]) if found else None
     record.write(search.folder / "summary.json", (json.dumps(summary, indent=2, default=str) + "\n").encode())
     counted = ", ".join(f"{counts[state]} {state}" for state in (*trials.FINISHED, "over budget"))
     console.print(f"\n{study.study_name}: {counted}. {escape(str(search.folder))}/trials.csv", soft_wrap=True)
-    if best is None:
+    if not found:
         raise ValueError(f"no trial of the study {study.study_name} was trained to its end: see trials.csv")
-    confirm.write_experiment(search.folder / str(best.number), search.folder / "experiment" / "best.yaml")
-    console.print(
-        f"Best: trial {best.number}, {best.value:.3f} % of the validation images in the last epochs, "
-        f"{best.user_attrs.get('parameters', 0):,} parameters: {escape(_settings(best))}\n"
-        f"Run it with:\npython {sys.argv[0]} --config-dir {escape(str(search.folder))} experiment=best",
-        soft_wrap=True,
-    )
+    experiments = search.folder / "experiment"
+    names = {trial.number: f"trial_{trial.number}" if search.two else "best" for trial in found}
+    for old in experiments.glob("trial_*.yaml"):
+        if old.stem not in names.values():  # it was on the front of a shorter search
+            old.unlink()
+    for number, name in names.items():
+        confirm.write_experiment(search.folder / str(number), experiments / f"{name}.yaml")
+    if search.two:
+        console.print("The front, each network with the line that runs it:")
+    for trial in found:
+        console.print(
+            f"{'Trial' if search.two else 'Best: trial'} {trial.number}, {trial.values[0]:.3f} % of the "
+            f"validation images in the last epochs, {trial.user_attrs.get('parameters', 0):,} parameters: "
+            f"{escape(_settings(trial))}",
+            *(() if search.two else ("Run it with:",)),
+            f"python {sys.argv[0]} --config-dir {escape(str(search.folder))} experiment={names[trial.number]}",
+            sep="\n",
+            soft_wrap=True,
+        )
     if search.settings.confirm.top:
         top, seeds = search.settings.confirm.top, search.settings.confirm.seeds
         confirm.confirm(search.folder, top, seeds, Path(sys.argv[0]))

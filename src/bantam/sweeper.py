@@ -27,7 +27,7 @@ class MultivariateTPE(TPESamplerConfig):
 
 @dataclass
 class Pruner:
-    """Decides after an epoch whether a trial is given up; `_target_` is one of Optuna's."""
+    """Decides after an epoch whether a trial is given up; `_target_` is one of Optuna's or `dominated`."""
 
     _target_: str = MISSING
 
@@ -70,6 +70,15 @@ class HyperbandPruner(Pruner):
 
 
 @dataclass
+class DominatedPruner(Pruner):
+    _target_: str = "bantam.trials.Dominated"
+    n_warmup_steps: int = ranged(5, least=0)
+    """Epochs that every trial gets."""
+    n_min_trials: int = ranged(3, least=1)
+    """A trial is given up where so many with no more parameters were better at the same epoch."""
+
+
+@dataclass
 class Confirm:
     top: int = ranged(0, least=0)
     """How many of the best trials are trained again when the search ends; 0 for none."""
@@ -86,7 +95,9 @@ class SearchConf(OptunaSweeperConf):
         default_factory=lambda: [{"sampler": "multivariate_tpe"}, {"pruner": "successive_halving"}]
     )
     direction: Any = Direction.maximize
-    """The objective is an accuracy, so there is no other."""
+    """Of the accuracy, so there is no other; parameters are minimized."""
+    objectives: list[str] = field(default_factory=lambda: ["accuracy"])
+    """[accuracy], or [accuracy, parameters]: then the result is the Pareto front."""
     study_name: str = "search"
     storage: str | None = None
     """Address of a database; null: SQLite in the study's folder."""
@@ -116,6 +127,7 @@ def register() -> None:
         "median": MedianPruner,
         "successive_halving": SuccessiveHalvingPruner,
         "hyperband": HyperbandPruner,
+        "dominated": DominatedPruner,
     }.items():
         store.store(group="hydra/sweeper/pruner", name=name, node=node)
     Plugins.instance().register(BantamSweeper)

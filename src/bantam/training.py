@@ -1,8 +1,10 @@
 """Training as a generator: one record an epoch, everything else is up to the caller."""
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +33,7 @@ class Epoch:
     lr: float
     """Learning rate of the epoch's last step."""
     train_loss: float
+    """Mean cross-entropy, without label smoothing."""
     train_accuracy: float
     """Percent of the augmented training images, as they were seen while the weights changed."""
     validation_loss: float | None
@@ -62,6 +65,46 @@ class Diverged(ArithmeticError):
         self.epoch, self.step, self.lr = epoch, step, lr
 
 
+class Average:
+    """The exponential moving average of a network's weights and batch-norm statistics, in a network of its own.
+
+    Every step keeps the share `decay` of it; less of the first ones, which are far from anything good:
+    of step n at most (n + 1) / (n + 10).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval()
+        self.decay, self.steps = decay, 0
+        # Listed once: with so few weights, finding them would take longer than averaging them.
+        averages, currents = ([*network.parameters(), *network.buffers()] for network in (self.model, model))
+        whole = [not tensor.is_floating_point() for tensor in currents]
+        self.averages, self.counts = _parted([tensor.detach() for tensor in averages], whole)
+        self.current, self.current_counts = _parted([tensor.detach() for tensor in currents], whole)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the network's present weights into the average; nothing waits for an accelerator."""
+        self.steps += 1
+        kept = min(self.decay, (self.steps + 1) / (self.steps + 10))
+        torch._foreach_lerp_(self.averages, self.current, 1 - kept)
+        torch._foreach_copy_(self.counts, self.current_counts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"model": self.model.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the average back from a checkpoint."""
+        self.model.load_state_dict(state["model"])
+        self.steps = state["steps"]
+
+
+def _parted(tensors: list[Tensor], apart: list[bool]) -> tuple[list[Tensor], list[Tensor]]:
+    """Tensors in two lists, the second of those to be set apart."""
+    pairs = list(zip(tensors, apart, strict=True))
+    return [tensor for tensor, away in pairs if not away], [tensor for tensor, away in pairs if away]
+
+
 def train(
     model: nn.Module,
     optimizer: Optimizer,
@@ -73,6 +116,8 @@ def train(
     batch_size: int,
     seed: int,
     precision: torch.dtype,
+    label_smoothing: float = 0.0,
+    average: Average | None = None,
     first_epoch: int = 1,
     forward: Callable[[Tensor], Tensor] | None = None,
     show: Callable[[int, int, float], None] = lambda epoch, images, loss: None,
@@ -82,8 +127,9 @@ def train(
     Model and data are on the same device. All random numbers of an epoch follow from `seed` and its
     number, so training can go on at `first_epoch` as if it had never stopped. `forward` is what
     computes the logits in training where that is not `model` itself: a faster twin with the same
-    parameters; scored is always `model`, so that a later scoring gives the same numbers. `show` gets the epoch,
-    the images trained on so far in it and the latest loss, a few times an epoch. Raises Diverged.
+    parameters; scored is always `model`, so that a later scoring gives the same numbers, or the `average` of its
+    weights where there is one. `show` gets the epoch, the images trained on so far in it and the latest loss, a
+    few times an epoch. Raises Diverged.
     """
     forward = forward or model
     device, count = data.train_images.device, len(data.train_labels)
@@ -105,14 +151,18 @@ def train(
             lr = float(optimizer.param_groups[0]["lr"])
             batch = order[step * batch_size : (step + 1) * batch_size]
             labels = data.train_labels[batch]
-            x = (augmentation(data.train_images[batch]) - data.mean) / data.std
+            progress = (epoch - 1 + step / steps) / epochs
+            x = (augmentation(data.train_images[batch], progress) - data.mean) / data.std
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 logits = forward(x)
-                loss = F.cross_entropy(logits, labels)
+                loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            losses[step] = loss.detach()
+            if average:
+                average.update()
+            # What is recorded is the same with and without smoothing, so that runs can be compared.
+            losses[step] = F.cross_entropy(logits.detach().float(), labels) if label_smoothing else loss.detach()
             correct += (logits.detach().argmax(1) == labels).sum()
             if (step + 1) % LOOK_EVERY == 0 or step + 1 == steps:
                 seen = losses[looked : step + 1].tolist()
@@ -124,7 +174,7 @@ def train(
         train_loss = losses.mean().item()
         advance(scheduler, train_loss)
         train_seconds = time.perf_counter() - start
-        logits = score(model, data.held_out_images, data, precision)
+        logits = score(average.model if average else model, data.held_out_images, data, precision)
         loss_value, accuracy = measure(logits, data.held_out_labels)
         validating = data.split == "validation"
         yield Epoch(

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
-from bantam import record
+from bantam import budget, record
 
 MOST_RETRIES = 3
 """How often a trial is run again whose process died: one that kills its process must not do so for ever."""
@@ -87,12 +86,37 @@ def pruner(hydra: Any) -> optuna.pruners.BasePruner:
     """Build the pruner. Raises ValueError where Optuna refuses its settings."""
     try:
         built: optuna.pruners.BasePruner = instantiate(
-            hydra.sweeper.pruner, _execution_whitelist_=("optuna.pruners.*",)
+            hydra.sweeper.pruner, _execution_whitelist_=("optuna.pruners.*", "bantam.trials.Dominated")
         )
     except Exception as error:  # Hydra wraps whatever the constructor raises
         reason = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"hydra.sweeper.pruner cannot be built: {reason}") from error
     return built
+
+
+class Dominated(optuna.pruners.BasePruner):
+    """Gives a trial up that smaller ones were ahead of; it works with two objectives, as Optuna's pruners do not.
+
+    That is where, at the same epoch, at least `n_min_trials` trials that have ended, with no more parameters,
+    were better. Every trial gets `n_warmup_steps` epochs.
+    """
+
+    def __init__(self, n_warmup_steps: int = 5, n_min_trials: int = 3) -> None:
+        self.n_warmup_steps, self.n_min_trials = n_warmup_steps, n_min_trials
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether a trial that has just reported an epoch is to be given up."""
+        epoch, parameters = trial.last_step, trial.user_attrs.get("parameters")
+        if epoch is None or parameters is None or epoch < self.n_warmup_steps:
+            return False
+        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        ahead = [
+            other
+            for other in ended
+            if other.user_attrs.get("parameters", parameters + 1) <= parameters
+            and other.intermediate_values.get(epoch, 0.0) > trial.intermediate_values[epoch]
+        ]
+        return len(ahead) >= self.n_min_trials
 
 
 def reporter(hydra: Any) -> Callable[[int, float], bool]:
@@ -160,6 +184,8 @@ def states(trials: Iterable[FrozenTrial]) -> list[str]:
             words.append("stopped")
         elif over_budget(trial):
             words.append("over budget")
+        elif trial.state == TrialState.COMPLETE and trial.user_attrs.get("given up"):
+            words.append("pruned")  # beside two objectives Optuna is told otherwise, see `search.train`
         else:
             words.append({TrialState.FAIL: "failed"}.get(trial.state, trial.state.name.lower()))
     return words
@@ -180,7 +206,7 @@ def reason(trial: FrozenTrial, state: str) -> str:
 
 def objective(trial: FrozenTrial, state: str) -> float | None:
     """A trial's accuracy in percent; None where it was not trained to its end."""
-    return trial.value if state == "complete" else None
+    return trial.values[0] if state == "complete" else None
 
 
 def seconds(trial: FrozenTrial) -> float | None:
@@ -222,4 +248,14 @@ def count(trials: Sequence[FrozenTrial]) -> Counter[str]:
 def best(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
     """The completed trial with the highest accuracy, the first of equals."""
     done = [t for t, state in zip(trials, states(trials), strict=True) if state == "complete"]
-    return max(done, key=lambda trial: trial.value or -math.inf, default=None)
+    return max(done, key=lambda trial: trial.values[0], default=None)
+
+
+def front(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The completed trials that no other beats in accuracy with as few parameters, by parameters."""
+    done = [
+        t
+        for t, state in zip(trials, states(trials), strict=True)
+        if state == "complete" and "parameters" in t.user_attrs
+    ]
+    return [done[i] for i in budget.front([(t.user_attrs["parameters"], t.values[0]) for t in done])]
