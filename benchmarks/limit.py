@@ -64,9 +64,9 @@ class Marked(Augmentation):
     def __init__(self, inner: Augmentation) -> None:
         self.inner = inner
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, progress: float = 0.0) -> Tensor:
         with record_function("augmentation"):
-            return self.inner(images)
+            return self.inner(images, progress)
 
 
 def product_rate(dtype: torch.dtype, size: int = 1024) -> float:
