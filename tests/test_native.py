@@ -38,6 +38,7 @@ NETWORKS: list[Any] = [
     lambda: models.Tapered(),
     lambda: models.Tapered(early=(3, 17), transition=9, late=(33, 2)),
     lambda: models.Flexible(late1=8, late2=8, late3=8, head=12, shared=True),  # one weight in several blocks
+    lambda: models.Flexible(late1=16, late2=16, late3=16, separable=True, shared=True),
     lambda: models.Flexible(late2=14, dilation=2, shared=True),  # partly in C, partly in PyTorch
     lambda: nn.Sequential(
         nn.Conv2d(1, 5, 3, bias=False), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(3), nn.Flatten()

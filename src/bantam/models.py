@@ -159,15 +159,21 @@ class Tapered(nn.Sequential):
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, CLASSES, bias=False))
 
 
+def _three_by_three(inputs: int, outputs: int, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A convolution that makes maps two pixels smaller, whatever its dilation."""
+    return nn.Conv2d(inputs, outputs, 3, padding=dilation - 1, dilation=dilation, groups=groups, bias=False)
+
+
 class Flexible(nn.Sequential):
     """`Tapered` with a whole number for every choice, so that a search can make it; 9,620 parameters by default.
 
     A number of channels of 0 leaves its block out. Early 3×3 blocks, a max-pool, a 1×1 block of `transition`
     channels, late 3×3 blocks, a global average, a 1×1 block of `head` channels, a linear layer without bias.
     Late convolutions have a `dilation` and are padded by one less, so that maps shrink by two pixels
-    whatever it is. Where weights are `shared`, late convolutions of the same shape are one, each time with
-    batch norm of its own. Without `linear` the last block must have 10 channels: they are the logits.
-    Raises ValueError where it has another number, or where there is no block.
+    whatever it is. `separable` ones are two: 3×3 of every channel by itself, then 1×1. Where weights are
+    `shared`, late convolutions of the same shape are one, each time with batch norm of its own. Without
+    `linear` the last block must have 10 channels: they are the logits. Raises ValueError where it has
+    another number, or where there is no block.
     """
 
     def __init__(
@@ -184,36 +190,39 @@ class Flexible(nn.Sequential):
         linear: bool = True,
         dilation: int = 1,
         shared: bool = False,
+        separable: bool = False,
         dropout: float = 0.0,
     ) -> None:
         layers: list[nn.Module] = []
         inputs = 1
-        known: dict[tuple[int, int], nn.Conv2d] = {}
+        known: dict[tuple[int, int], list[nn.Conv2d]] = {}
 
-        def block(outputs: int, kernel: int, dilation: int = 1, shared: bool = False) -> None:
+        def block(outputs: int, *convolutions: nn.Conv2d) -> None:
             nonlocal inputs
-            if outputs == 0:
-                return
-            convolution = known.get((inputs, outputs)) if shared else None
-            if convolution is None:
-                convolution = nn.Conv2d(
-                    inputs, outputs, kernel, padding=dilation - 1, dilation=dilation, bias=False
-                )
-            if shared:
-                known[inputs, outputs] = convolution
-            layers.extend([convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)])
+            layers.extend([*convolutions, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)])
             if dropout > 0:
                 layers.append(Dropout(dropout))
             inputs = outputs
 
-        for channels in (early1, early2, early3):
-            block(channels, 3)
+        for channels in filter(None, (early1, early2, early3)):
+            block(channels, _three_by_three(inputs, channels))
         layers.append(nn.MaxPool2d(2))
-        block(transition, 1)
-        for channels in (late1, late2, late3, late4):
-            block(channels, 3, dilation, shared)
+        if transition:
+            block(transition, nn.Conv2d(inputs, transition, 1, bias=False))
+        for channels in filter(None, (late1, late2, late3, late4)):
+            convolutions = known.get((inputs, channels)) if shared else None
+            if convolutions is None and separable:
+                convolutions = [
+                    _three_by_three(inputs, inputs, dilation, groups=inputs),
+                    nn.Conv2d(inputs, channels, 1, bias=False),
+                ]
+            elif convolutions is None:
+                convolutions = [_three_by_three(inputs, channels, dilation)]
+            known[inputs, channels] = convolutions
+            block(channels, *convolutions)
         layers.append(nn.AdaptiveAvgPool2d(1))
-        block(head, 1)
+        if head:
+            block(head, nn.Conv2d(inputs, head, 1, bias=False))
         if len(layers) == 2:
             raise ValueError("early1 to head are all 0: a network needs a block")
         layers.append(nn.Flatten())
