@@ -72,8 +72,8 @@ class HyperbandPruner(Pruner):
 @dataclass
 class DominatedPruner(Pruner):
     _target_: str = "bantam.trials.Dominated"
-    n_warmup_steps: int = ranged(5, least=0)
-    """Epochs that every trial gets."""
+    n_warmup_steps: int = ranged(10, least=0)
+    """Epochs that every trial gets: while the rate is high, some of many smaller networks are ahead by luck."""
     n_min_trials: int = ranged(3, least=1)
     """A trial is given up where so many with no more parameters were better at the same epoch."""
 

@@ -101,7 +101,7 @@ class Dominated(optuna.pruners.BasePruner):
     were better. Every trial gets `n_warmup_steps` epochs.
     """
 
-    def __init__(self, n_warmup_steps: int = 5, n_min_trials: int = 3) -> None:
+    def __init__(self, n_warmup_steps: int = 10, n_min_trials: int = 3) -> None:
         self.n_warmup_steps, self.n_min_trials = n_warmup_steps, n_min_trials
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
