@@ -16,7 +16,7 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from bantam import budget, record
 
@@ -50,8 +50,12 @@ def open_storage(hydra: Any) -> RDBStorage:
                 )
             break
         except (SQLAlchemyError, RuntimeError, ImportError, ValueError) as error:
-            # Processes that start together may both create the tables: the later one tries again.
-            if attempt == 4 or not isinstance(error, SQLAlchemyError) or "already exists" not in str(error):
+            # Processes that start together may both create the tables, or note their version: the later one
+            # tries again.
+            race = isinstance(error, IntegrityError) or (
+                isinstance(error, SQLAlchemyError) and "already exists" in str(error)
+            )
+            if attempt == 4 or not race:
                 reason = str(getattr(error, "orig", None) or error.__cause__ or error).strip().splitlines()[0]
                 raise ValueError(f"hydra.sweeper.storage={shown(url)} cannot be opened: {reason}") from error
     if sqlite:
