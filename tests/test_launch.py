@@ -111,7 +111,12 @@ def test_help_names_groups_options_and_the_commands(bantam: Bantam) -> None:
     assert result.returncode == 0
     commands = [line for line in result.stdout.splitlines() if line.strip().startswith("python ")]
     assert len(commands) == 12
-    for text in ("model: dilated, flexible, shared, skeleton, tapered", "scheduler: constant, cosine", "target:", "batch_size: 128"):
+    for text in (
+        "model: dilated, flexible, shared, skeleton, tapered",
+        "scheduler: constant, cosine",
+        "target:",
+        "batch_size: 128",
+    ):
         assert text in result.stdout
     assert "schema" not in result.stdout
 
