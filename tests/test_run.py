@@ -263,7 +263,7 @@ def test_kernels_auto_takes_c_on_a_cpu_in_float32_and_else_pytorch(
     composed: Compose, place: run.Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def chosen(*overrides: str) -> str:
-        return run.prepare(composed(*SMALL, "precision=float32", *overrides), place).kernels
+        return run.prepare(composed(*SMALL, "precision=float32", *overrides), place).trained[1]
 
     assert chosen("kernels=torch") == "torch"
     assert chosen("precision=bfloat16") == "torch"

@@ -705,14 +705,14 @@ def test_a_killed_search_goes_on_where_it_was(
     bantam: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,
 ) -> None:
-    process = started("hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", "epochs=4")
+    process = started("hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", "epochs=8")
     wait_for(lambda: reports(tmp_path) and len(study(tmp_path).trials) == 2)
     for worker in workers(process):
         os.kill(worker, signal.SIGKILL)
     process.kill()
     process.wait()
     assert TrialState.RUNNING in [trial.state for trial in study(tmp_path).trials]
-    done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", "epochs=4")
+    done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", "epochs=8")
     assert done.returncode == 0, done.stdout + done.stderr
     listed = study(tmp_path).trials
     assert trials.states(listed) == ["complete", "stopped", "complete", "complete"]
@@ -724,21 +724,26 @@ def test_ctrl_c_puts_the_trials_back(
     bantam: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,
 ) -> None:
-    process = started("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", "epochs=4")
-    wait_for(lambda: sum(t.last_step is not None for t in study(tmp_path).trials) == 2)
+    process = started("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", "epochs=8")
+    wait_for(lambda: reports(tmp_path) and len(study(tmp_path).trials) == 2)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 130, output
     assert "The same command line continues the search" in output
     assert "Traceback" not in output
-    assert trials.states(study(tmp_path).trials) == ["stopped", "stopped", "waiting", "waiting"]
-    done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", "epochs=4")
+    # On a busy machine one of the two may have ended before the other's worker had started.
+    words = trials.states(study(tmp_path).trials)
+    stopped, complete = words.count("stopped"), words.count("complete")
+    assert stopped >= 1
+    assert stopped + complete == 2
+    assert words[2:] == ["waiting"] * stopped
+    done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", "epochs=8")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert trials.states(study(tmp_path).trials) == ["stopped", "stopped", "complete", "complete"]
+    assert trials.states(study(tmp_path).trials) == words[:2] + ["complete"] * stopped
 
 
 def test_a_killed_worker_is_replaced(started: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
-    process = started("hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2")
+    process = started("hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2", "epochs=8")
     wait_for(lambda: reports(tmp_path))
     os.kill(workers(process)[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=600)
@@ -826,7 +831,9 @@ def postgresql() -> Iterator[str]:
 def test_four_workers_on_postgresql_lose_nothing_when_two_are_killed(
     started: Callable[..., subprocess.Popen[str]], postgresql: str, tmp_path: Path
 ) -> None:
-    process = started(f"hydra.sweeper.storage={postgresql}", "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=4")
+    process = started(
+        f"hydra.sweeper.storage={postgresql}", "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=4", "epochs=6"
+    )
     wait_for(lambda: sum(t.state == TrialState.RUNNING for t in study(tmp_path, postgresql).trials) == 4)
     wait_for(lambda: reports(tmp_path, postgresql))
     killed = workers(process)[:2]

@@ -4,6 +4,7 @@ It runs on the device that holds the images. B is the number of images in a batc
 height and width in pixels.
 """
 
+import functools
 import math
 
 import torch
@@ -63,7 +64,7 @@ class Augmentation:
 
         def draw(reach: float) -> Tensor:
             """B numbers, uniform within ± `reach`."""
-            return (torch.rand(count, device=x.device) * 2 - 1) * (reach * strength)
+            return torch.empty(count, device=x.device).uniform_(-reach * strength, reach * strength)
 
         if self.brightness or self.contrast:
             contrast_first = torch.rand(count, device=x.device) < 0.5
@@ -82,15 +83,16 @@ def jitter(x: Tensor, brightness: Tensor, contrast: Tensor, contrast_first: Tens
     to 0 … 1.
     """
     brightness, contrast = brightness.view(-1, 1, 1, 1), contrast.view(-1, 1, 1, 1)
-    first, one = contrast_first.view(-1, 1, 1, 1), torch.ones_like(contrast)
-    x = _stretch(x, torch.where(first, contrast, one))
-    x = x.mul_(brightness).clamp_(0, 1)
-    return _stretch(x, torch.where(first, one, contrast))
+    contrast_first = contrast_first.view(-1, 1, 1, 1)
+    # Either is a line, factor × x + offset; an image takes the two in its order, and all of them together.
+    offset = torch.where(contrast_first, _mean(x) * (1 - contrast), 0)
+    x = x.mul(torch.where(contrast_first, contrast, brightness)).add_(offset).clamp_(0, 1)
+    offset = torch.where(contrast_first, 0, _mean(x) * (1 - contrast))
+    return x.mul_(torch.where(contrast_first, brightness, contrast)).add_(offset).clamp_(0, 1)
 
 
-def _stretch(x: Tensor, factor: Tensor) -> Tensor:
-    mean = x.mean(dim=(1, 2, 3), keepdim=True)
-    return (x - mean).mul_(factor).add_(mean).clamp_(0, 1)
+def _mean(x: Tensor) -> Tensor:
+    return x.mean(dim=(1, 2, 3), keepdim=True)
 
 
 def warp(
@@ -118,5 +120,14 @@ def warp(
         ],
         dim=1,
     )
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
+    # affine_grid with all images in one product, and x and y apart, as grid_sample reads them fastest.
+    grid = (theta.view(-1, 3) @ _pixels(height, width, x.device)).view(-1, 2, height, width)
+    return F.grid_sample(x, grid.permute(0, 2, 3, 1), mode=interpolation, padding_mode="zeros", align_corners=False)
+
+
+@functools.cache
+def _pixels(height: int, width: int, device: torch.device) -> Tensor:
+    """3×(H·W): x and y of every pixel's centre, in an image that reaches from -1 to 1, and a row of ones."""
+    x, y = ((2 * torch.arange(size, device=device) + 1) / size - 1 for size in (width, height))
+    yy, xx = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([xx.flatten(), yy.flatten(), torch.ones(height * width, device=device)])

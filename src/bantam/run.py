@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class Prepared:
     """Everything that a run needs, checked and built, with no step taken."""
 
     cfg: DictConfig
+    place: Place
     rows: list[budget.Layer]
     parameters: int
     model: nn.Module
@@ -81,10 +83,15 @@ class Prepared:
     device: torch.device
     precision: torch.dtype
     threads: int
-    forward: nn.Module
-    """What computes the logits in training: the model, or a faster twin with the same parameters."""
-    kernels: str
     average: Average | None
+
+    @cached_property
+    def trained(self) -> tuple[nn.Module, str]:
+        """What computes the logits in training, the model or a faster twin with its parameters, and its kernels.
+
+        Made where it is first asked for: only training has to wait for a compiler.
+        """
+        return _forward(self.cfg, self.place, self.model, self.device, self.precision)
 
     @property
     def scored(self) -> nn.Module:
@@ -123,9 +130,9 @@ def prepare(cfg: DictConfig, place: Place) -> Prepared:
     layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
     optimizer, scheduler = _optimizer_and_scheduler(cfg, place, model)
-    forward, kernels = _forward(cfg, place, model, device, precision)
-    return Prepared(
+    prepared = Prepared(
         cfg,
+        place,
         rows,
         parameters,
         model,
@@ -136,10 +143,11 @@ def prepare(cfg: DictConfig, place: Place) -> Prepared:
         device,
         precision,
         threads,
-        forward,
-        kernels,
         Average(model, cfg.ema) if cfg.ema else None,
     )
+    if cfg.kernels == "native":
+        _ = prepared.trained  # whoever insists on them is told at once where they cannot be had
+    return prepared
 
 
 def _forward(
@@ -301,7 +309,7 @@ def describe(prepared: Prepared, place: Place) -> None:
         "rates": " ".join(f"{rate:.2g}" for rate in rates)
         + (" (falls with the training loss)" if "loss_dip" in str(place.choices.get("scheduler")) else ""),
         "machine": f"{prepared.device.type}, {prepared.threads} thread{'s' * (prepared.threads > 1)}, "
-        f"{str(prepared.precision).removeprefix('torch.')}, {prepared.kernels} kernels"
+        f"{str(prepared.precision).removeprefix('torch.')}, {prepared.trained[1]} kernels"
         + ", compiled"
         * cfg.compile,
         "seed": str(cfg.seed),
@@ -373,7 +381,7 @@ def run(
                 label_smoothing=cfg.label_smoothing,
                 average=prepared.average,
                 first_epoch=len(history) + 1,
-                forward=prepared.forward,
+                forward=prepared.trained[0],
                 show=show,
             ):
                 history.append(epoch)
@@ -462,7 +470,7 @@ def _state(prepared: Prepared, history: list[Epoch]) -> dict[str, Any]:
         "checksum": prepared.data.checksum,
         "threads": prepared.threads,
         "precision": str(prepared.precision),
-        "kernels": prepared.kernels,
+        "kernels": prepared.trained[1],
         **({"average": prepared.average.state_dict()} if prepared.average else {}),
     }
 
@@ -488,7 +496,7 @@ def _restore(prepared: Prepared, place: Place) -> list[Epoch]:
             f"{folder} was begun in {state['precision'].removeprefix('torch.')}, which precision=auto does not "
             "choose on this machine: a run is resumed where it was begun"
         )
-    if state["kernels"] != prepared.kernels:
+    if state["kernels"] != prepared.trained[1]:
         raise ValueError(
             f"{folder} was begun with {state['kernels']} kernels, which kernels={prepared.cfg.kernels} does not "
             "choose on this machine: a run is resumed where it was begun"
@@ -528,7 +536,7 @@ def _result(
         "processor": _processor(prepared.device),
         "threads": prepared.threads,
         "precision": str(prepared.precision).removeprefix("torch."),
-        "kernels": prepared.kernels,
+        "kernels": prepared.trained[1],
         "compile": cfg.compile,
         "training_seconds": sum(epoch.seconds for epoch in history),
         "total_seconds": time.time() - started,
