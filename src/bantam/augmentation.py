@@ -122,7 +122,9 @@ def warp(
     )
     # affine_grid with all images in one product, and x and y apart, as grid_sample reads them fastest.
     grid = (theta.view(-1, 3) @ _pixels(height, width, x.device)).view(-1, 2, height, width)
-    return F.grid_sample(x, grid.permute(0, 2, 3, 1), mode=interpolation, padding_mode="zeros", align_corners=False)
+    return F.grid_sample(
+        x, grid.permute(0, 2, 3, 1), mode=interpolation, padding_mode="zeros", align_corners=False
+    )
 
 
 @functools.cache

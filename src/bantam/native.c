@@ -30,6 +30,8 @@ typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
 
 #define OUT (SIDE - KERNEL + 1)
 #define AREA (OUT * OUT)
+#define BORDER (KERNEL - 1)
+#define WIDE (OUT + 2 * BORDER)
 #define POOLED (OUT / POOL)
 
 /* Convolve IN channels to OUTPUTS: results of a row, TILE neighbours at a time, stay in registers. The last
@@ -68,7 +70,7 @@ typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
     }
 
 DEFINE_CONVOLUTION(forward_row, CI, CO, SIDE, OUT)
-DEFINE_CONVOLUTION(backward_row, CO, CI, OUT + 2 * (KERNEL - 1), SIDE)
+DEFINE_CONVOLUTION(backward_row, CO, CI, WIDE, SIDE)
 
 /* The first of `count` rising positions that is not below `from`. */
 static int64_t first(const int64_t *restrict positions, int64_t count, int64_t from)
@@ -184,18 +186,67 @@ void forward(const float *restrict x, const float *restrict w, const float *rest
     }
 }
 
-/* From `gy`, the gradient of y, to `gz`, that of the convolution's own output, and to `gx`, that of its input
- * (none where that is null), `ggamma` and `gbeta`. `w`: kernel × kernel × CO × PADDED(CI), turned by 180°. */
-void backward(const float *restrict gy, const float *restrict z, const float *restrict gamma,
-              const float *restrict beta, const float *restrict saved, const float *restrict w,
-              float *restrict gz, float *restrict gx, float *restrict ggamma, float *restrict gbeta,
-              const uint8_t *restrict at, const int64_t *restrict dropped, int64_t count, float scale,
-              int images, int threads)
+/* The gradient before the pooling and dropout of image `i`, and before ReLU where that comes last. */
+static inline void unpool(const float *restrict gy, const float *restrict z, const float *restrict factor,
+                          const float *restrict offset, const uint8_t *restrict at, const int64_t *restrict dropped,
+                          int64_t count, float scale, int i, float *restrict g)
 {
+    int64_t start = (int64_t)i * AREA * CO, pooled = (int64_t)i * POOLED * POOLED * CO;
+    if (POOL > 1)
+        spread(gy + pooled, at + pooled, scale, g);
+    else
+        for (int u = 0; u < AREA * CO; u++)
+            g[u] = gy[start + u] * scale;
+    for (int64_t d = first(dropped, count, start); d < count && dropped[d] < start + AREA * CO; d++)
+        g[dropped[d] - start] = 0;
+    if (!RELU_FIRST)
+        for (int u = 0; u < AREA; u++)
+            EACH_CHANNEL(c)
+                g[u * CO + c] = z[start + u * CO + c] * factor[c] + offset[c] > 0 ? g[u * CO + c] : 0;
+}
+
+/* Add an image's part of the gradient of the weights, kernel × kernel × CI × PADDED(CO). `g` has rows of WIDE. */
+static inline void weigh(const float *restrict x, const float *restrict g, float *restrict gw)
+{
+    enum { SPAN = KERNEL * CI, MOST = REGISTERS / VECTORS(CO) };
+    enum { PARTS = (SPAN + MOST - 1) / MOST, PART = (SPAN + PARTS - 1) / PARTS };
+    for (int kh = 0; kh < KERNEL; kh++)
+        _Pragma("GCC unroll 64") for (int part = 0; part < PARTS; part++) {
+            vector sum[PART][VECTORS(CO)];
+            for (int c = 0; c < PART; c++)
+                for (int v = 0; v < VECTORS(CO); v++)
+                    sum[c][v] = (vector){0};
+            for (int row = 0; row < OUT; row++)
+                for (int u = 0; u < OUT; u++) {
+                    /* The columns of the kernel and their channels lie side by side in x. */
+                    const float *from = x + ((row + kh) * SIDE + u) * CI + part * PART;
+                    for (int v = 0; v < VECTORS(CO); v++) {
+                        vector gradient = *(const vector *)(g + (row * WIDE + u) * CO + v * LANES);
+                        _Pragma("GCC unroll 32") for (int c = 0; c < PART; c++)
+                            if (part * PART + c < SPAN)
+                                sum[c][v] += from[c] * gradient;
+                    }
+                }
+            for (int c = 0; c < PART && part * PART + c < SPAN; c++)
+                for (int v = 0; v < VECTORS(CO); v++)
+                    *(vector *)(gw + (kh * SPAN + part * PART + c) * PADDED(CO) + v * LANES) += sum[c][v];
+        }
+}
+
+/* From `gy`, the gradient of y, to `gx`, that of the input (none where that is null), `gw` (kernel × kernel ×
+ * CI × PADDED(CO)), `ggamma` and `gbeta`. `w`: kernel × kernel × CO × PADDED(CI), turned by 180°. */
+void backward(const float *restrict gy, const float *restrict x, const float *restrict z,
+              const float *restrict gamma, const float *restrict beta, const float *restrict saved,
+              const float *restrict w, float *restrict gx, float *restrict gw, float *restrict ggamma,
+              float *restrict gbeta, const uint8_t *restrict at, const int64_t *restrict dropped, int64_t count,
+              float scale, int images, int threads)
+{
+    enum { WEIGHTS = KERNEL * KERNEL * CI * PADDED(CO) };
     const float *m = saved, *inverse = saved + CO;
     float factor[CO], offset[CO];
     double total[2 * CO] = {0};
     double *part = calloc((size_t)threads * 2 * CO, sizeof(double));
+    float *weights = calloc((size_t)threads * WEIGHTS, sizeof(float));
     for (int c = 0; c < CO; c++) {
         factor[c] = gamma[c] * inverse[c];
         offset[c] = beta[c] - m[c] * factor[c];
@@ -203,24 +254,15 @@ void backward(const float *restrict gy, const float *restrict z, const float *re
 #pragma omp parallel for num_threads(threads) schedule(static, (images + threads - 1) / threads)
     for (int i = 0; i < images; i++) {
         double *mine = part + (size_t)(i / ((images + threads - 1) / threads)) * 2 * CO;
-        int64_t start = (int64_t)i * AREA * CO;
-        int64_t pooled = (int64_t)i * POOLED * POOLED * CO;
-        if (POOL > 1)
-            spread(gy + pooled, at + pooled, scale, gz + start);
-        else
-            for (int u = 0; u < AREA * CO; u++)
-                gz[start + u] = gy[start + u] * scale;
-        for (int64_t d = first(dropped, count, start); d < count && dropped[d] < start + AREA * CO; d++)
-            gz[dropped[d]] = 0;
+        const float *values = z + (int64_t)i * AREA * CO;
+        float g[AREA * CO];
+        unpool(gy, z, factor, offset, at, dropped, count, scale, i, g);
         for (int row = 0; row < OUT; row++) {
             float first[CO] = {0}, second[CO] = {0};
             for (int u = row * OUT; u < (row + 1) * OUT; u++)
                 EACH_CHANNEL(c) {
-                    float value = z[start + u * CO + c], g = gz[start + u * CO + c];
-                    if (!RELU_FIRST)
-                        gz[start + u * CO + c] = g = value * factor[c] + offset[c] > 0 ? g : 0;
-                    first[c] += g;
-                    second[c] += g * (value - m[c]);
+                    first[c] += g[u * CO + c];
+                    second[c] += g[u * CO + c] * (values[u * CO + c] - m[c]);
                 }
             for (int c = 0; c < CO; c++) {
                 mine[c] += first[c];
@@ -231,7 +273,6 @@ void backward(const float *restrict gy, const float *restrict z, const float *re
     for (int t = 0; t < threads; t++)
         for (int c = 0; c < 2 * CO; c++)
             total[c] += part[(size_t)t * 2 * CO + c];
-    free(part);
     float by_z[CO], constant[CO];
     double n = (double)images * AREA;
     for (int c = 0; c < CO; c++) {
@@ -242,23 +283,30 @@ void backward(const float *restrict gy, const float *restrict z, const float *re
     }
 #pragma omp parallel for num_threads(threads) schedule(static, (images + threads - 1) / threads)
     for (int i = 0; i < images; i++) {
-        enum { BORDER = KERNEL - 1, WIDE = OUT + 2 * BORDER };
-        float framed[WIDE * WIDE * CO];
-        int64_t start = (int64_t)i * AREA * CO;
+        /* The gradient of the convolution's own output in a frame of zeros, and room for a vector's end. */
+        float g[AREA * CO], framed[WIDE * WIDE * CO + LANES];
+        const float *values = z + (int64_t)i * AREA * CO;
+        unpool(gy, z, factor, offset, at, dropped, count, scale, i, g);
         memset(framed, 0, sizeof framed);
         for (int row = 0; row < OUT; row++) {
-            float *here = gz + start + row * OUT * CO;
-            const float *values = z + start + row * OUT * CO;
+            float *to = framed + ((row + BORDER) * WIDE + BORDER) * CO;
             for (int u = 0; u < OUT; u++)
                 EACH_CHANNEL(c) {
-                    float value = values[u * CO + c];
-                    float g = factor[c] * here[u * CO + c] + by_z[c] * value + constant[c];
-                    here[u * CO + c] = RELU_FIRST && !(value > 0) ? 0 : g;
+                    float value = values[(row * OUT + u) * CO + c];
+                    float whole = factor[c] * g[(row * OUT + u) * CO + c] + by_z[c] * value + constant[c];
+                    to[u * CO + c] = RELU_FIRST && !(value > 0) ? 0 : whole;
                 }
-            memcpy(framed + ((row + BORDER) * WIDE + BORDER) * CO, here, sizeof(float) * OUT * CO);
         }
+        weigh(x + (int64_t)i * SIDE * SIDE * CI, framed + (BORDER * WIDE + BORDER) * CO,
+              weights + (size_t)(i / ((images + threads - 1) / threads)) * WEIGHTS);
         if (gx)
             for (int row = 0; row < SIDE; row++)
                 backward_row(framed + row * WIDE * CO, w, gx + (int64_t)i * SIDE * SIDE * CI + row * SIDE * CI);
     }
+    memset(gw, 0, sizeof(float) * WEIGHTS);
+    for (int t = 0; t < threads; t++)
+        for (int c = 0; c < WEIGHTS; c++)
+            gw[c] += weights[(size_t)t * WEIGHTS + c];
+    free(part);
+    free(weights);
 }

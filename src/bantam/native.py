@@ -68,7 +68,7 @@ def functions(shape: Shape) -> tuple[Any, Any]:
     pointer, floats, count, whole = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64, ctypes.c_int
     forward, backward = library.forward, library.backward
     forward.argtypes = [*[pointer] * 6, floats, floats, *[pointer] * 5, count, floats, whole, whole]
-    backward.argtypes = [*[pointer] * 12, count, floats, whole, whole]
+    backward.argtypes = [*[pointer] * 13, count, floats, whole, whole]
     forward.restype = backward.restype = None
     return forward, backward
 
@@ -104,7 +104,7 @@ class Block(nn.Module):
         super().__init__()
         self.convolution, self.norm = convolution, norm
         self.relu_first, self.dropout, self.pool = relu_first, Dropout(dropout), pool
-        self.z, self.y, self.gz, self.gx = (torch.empty(0) for _ in range(4))
+        self.z, self.y, self.gx = (torch.empty(0) for _ in range(3))
         """Memory that every step uses again: what is fresh would have to be mapped first, page by page."""
         self.busy = False
         """Between forward and backward, while that memory is in use."""
@@ -180,21 +180,20 @@ class _Fused(torch.autograd.Function):
         x, weight, gamma, beta, saved, at, dropped = ctx.saved_tensors
         block, z = ctx.block, ctx.z
         gy = gy.contiguous(memory_format=torch.channels_last)
-        gz = block.buffer("gz", z.shape, ctx.fresh)
         gx = block.buffer("gx", x.shape, ctx.fresh) if ctx.needs_input_grad[0] else None
         block.busy = block.busy and ctx.fresh
         ggamma, gbeta = torch.empty_like(gamma), torch.empty_like(beta)
+        gweight = torch.empty_like(_padded(weight.permute(2, 3, 1, 0)))
         packed = _padded(weight.flip(2, 3).permute(2, 3, 0, 1))
         block.functions(x.shape[-1])[1](
-            *(t.data_ptr() for t in (gy, z, gamma, beta, saved, packed, gz)),
-            *(None if gx is None else gx.data_ptr(), *(t.data_ptr() for t in (ggamma, gbeta, at, dropped))),
+            *(t.data_ptr() for t in (gy, x, z, gamma, beta, saved, packed)),
+            *(
+                None if gx is None else gx.data_ptr(),
+                *(t.data_ptr() for t in (gweight, ggamma, gbeta, at, dropped)),
+            ),
             *(dropped.numel(), ctx.scale, len(gy), torch.get_num_threads()),
         )
-        # PyTorch's own is fast here, and this gradient is small.
-        _, gweight, _ = torch.ops.aten.convolution_backward(
-            gz, x, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False]
-        )
-        return gx, gweight, ggamma, gbeta, None
+        return gx, gweight[..., : len(weight)].permute(3, 2, 0, 1), ggamma, gbeta, None
 
 
 def fuse(model: nn.Module, image: tuple[int, int, int]) -> nn.Module | None:
