@@ -115,15 +115,34 @@ def test_a_block_that_runs_twice_before_its_backward_pass_keeps_both_results() -
             torch.testing.assert_close(our, their, rtol=0, atol=1e-4)
 
 
-def test_the_fused_network_shares_everything_and_evaluates_alike() -> None:
-    model = models.V2().to(memory_format=torch.channels_last)
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_outside_training_the_logits_are_those_of_the_layers(network: Any, threads: int) -> None:
+    torch.set_num_threads(threads)
+    torch.manual_seed(5)
+    model = network().to(memory_format=torch.channels_last).train()
+    fused = native.fuse(model, IMAGE)
+    assert fused is not None
+    with torch.no_grad():
+        for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+            for tensor in (norm.weight, norm.bias, norm.running_mean):
+                tensor.normal_()  # type: ignore[union-attr]
+        for _ in range(2):
+            model(torch.randn(16, *IMAGE))
+        before = [buffer.clone() for buffer in model.buffers()]
+        x = torch.randn(7, *IMAGE)
+        torch.testing.assert_close(
+            fused.eval()(x).double(), copy.deepcopy(model).double().eval()(x.double()), rtol=0, atol=1e-4
+        )
+    assert all(torch.equal(*pair) for pair in zip(before, model.buffers(), strict=True))
+
+
+def test_the_fused_network_shares_everything() -> None:
+    model = models.V2()
     fused = native.fuse(model, IMAGE)
     assert fused is not None
     assert {id(p) for p in fused.parameters()} == {id(p) for p in model.parameters()}
     assert {id(b) for b in fused.buffers()} == {id(b) for b in model.buffers()}
-    x = torch.randn(4, *IMAGE)
-    model.eval()
-    assert torch.equal(fused.eval()(x), model(x))
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,30 @@ void forward(const float *restrict x, const float *restrict w, const float *rest
     }
 }
 
+/* y as it is outside training: batch norm is factor × value + offset, and nothing is dropped. */
+void score(const float *restrict x, const float *restrict w, const float *restrict factor,
+           const float *restrict offset, float *restrict y, int images, int threads)
+{
+#pragma omp parallel for num_threads(threads) schedule(static, (images + threads - 1) / threads)
+    for (int i = 0; i < images; i++) {
+        float whole[AREA * CO];
+        uint8_t at[POOLED * POOLED * CO];
+        for (int row = 0; row < OUT; row++)
+            forward_row(x + (int64_t)i * SIDE * SIDE * CI + row * SIDE * CI, w, whole + row * OUT * CO);
+        for (int u = 0; u < AREA; u++)
+            EACH_CHANNEL(c) {
+                float value = whole[u * CO + c];
+                value = (RELU_FIRST ? RELU(value) : value) * factor[c] + offset[c];
+                whole[u * CO + c] = RELU_FIRST ? value : RELU(value);
+            }
+        float *to = y + (int64_t)i * POOLED * POOLED * CO;
+        if (POOL > 1)
+            pool(whole, to, at);
+        else
+            memcpy(to, whole, sizeof whole);
+    }
+}
+
 /* The gradient before the pooling and dropout of image `i`, and before ReLU where that comes last. */
 static inline void unpool(const float *restrict gy, const float *restrict z, const float *restrict factor,
                           const float *restrict offset, const uint8_t *restrict at, const int64_t *restrict dropped,

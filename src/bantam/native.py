@@ -1,6 +1,6 @@
-"""Blocks of a network in C, compiled for this processor, for training on a CPU in float32.
+"""Blocks of a network in C, compiled for this processor, for a CPU in float32.
 
-A network is built of PyTorch's layers, and those remain what is counted, saved and scored. Of it `fuse`
+A network is built of PyTorch's layers, and those remain what is counted and saved. Of it `fuse`
 makes a second network with the same parameters, in which every run of convolution, batch norm,
 ReLU, dropout and max-pool is one function of `native.c`: these small networks spend more time on moving their
 activations through memory than on computing them.
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bantam.models import Dropout
@@ -44,8 +43,8 @@ def cache() -> Path:
 
 
 @functools.cache
-def functions(shape: Shape) -> tuple[Any, Any]:
-    """The forward and the backward function of a shape, compiled or found compiled. Raises Unavailable."""
+def functions(shape: Shape) -> tuple[Any, Any, Any]:
+    """A shape's `forward`, `backward` and `score`, compiled or found compiled. Raises Unavailable."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None or os.name == "nt":
         raise Unavailable("there is no C compiler (cc): install one, for example gcc")
@@ -66,11 +65,12 @@ def functions(shape: Shape) -> tuple[Any, Any]:
     except OSError as error:
         raise Unavailable(f"compiled blocks cannot be kept in {path.parent} or loaded: {error}") from error
     pointer, floats, count, whole = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64, ctypes.c_int
-    forward, backward = library.forward, library.backward
+    forward, backward, score = library.forward, library.backward, library.score
     forward.argtypes = [*[pointer] * 6, floats, floats, *[pointer] * 5, count, floats, whole, whole]
     backward.argtypes = [*[pointer] * 13, count, floats, whole, whole]
-    forward.restype = backward.restype = None
-    return forward, backward
+    score.argtypes = [*[pointer] * 5, whole, whole]
+    forward.restype = backward.restype = score.restype = None
+    return forward, backward, score
 
 
 def _compile(compiler: str, folder: Path) -> None:
@@ -96,7 +96,7 @@ def _processor() -> str:
 
 
 class Block(nn.Module):
-    """A valid convolution, batch norm, ReLU, perhaps dropout and a max-pool, as one function in training."""
+    """A valid convolution, batch norm, ReLU, perhaps dropout and a max-pool, as one function."""
 
     def __init__(
         self, convolution: nn.Conv2d, norm: nn.BatchNorm2d, relu_first: bool, dropout: float, pool: int
@@ -109,7 +109,7 @@ class Block(nn.Module):
         self.busy = False
         """Between forward and backward, while that memory is in use."""
 
-    def functions(self, side: int) -> tuple[Any, Any]:
+    def functions(self, side: int) -> tuple[Any, Any, Any]:
         """Its compiled functions for images of `side` × `side` pixels. Raises Unavailable."""
         inputs, outputs = self.convolution.in_channels, self.convolution.out_channels
         return functions((side, inputs, outputs, self.convolution.kernel_size[0], self.relu_first, self.pool))
@@ -118,12 +118,29 @@ class Block(nn.Module):
         """B×C×H×W in, B×C×H×W out, channels last."""
         norm = self.norm
         if not self.training:
-            self.functions(x.shape[-1])
-            z = self.convolution(x)
-            return F.max_pool2d(norm(F.relu(z)) if self.relu_first else F.relu(norm(z)), self.pool)
+            return self.score(x)
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
         return _Fused.apply(x, self.convolution.weight, norm.weight, norm.bias, self)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def score(self, x: Tensor) -> Tensor:
+        """What `forward` returns outside training."""
+        norm, weight = self.norm, self.convolution.weight
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        x = x.contiguous(memory_format=torch.channels_last)
+        channels, _, kernel, _ = weight.shape
+        side = (x.shape[-1] - kernel + 1) // self.pool
+        y = self.buffer("y", (len(x), channels, side, side), fresh=True)
+        factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+        offset = norm.bias - norm.running_mean * factor
+        packed = _padded(weight.permute(2, 3, 1, 0))
+        self.functions(x.shape[-1])[2](
+            *(t.data_ptr() for t in (x, packed, factor, offset, y)),
+            *(len(x), torch.get_num_threads()),
+        )
+        return y
 
     def buffer(self, name: str, size: tuple[int, ...], fresh: bool) -> Tensor:
         """Memory for a B×C×H×W tensor, channels last, in its place of the last step unless it must be fresh."""
@@ -197,7 +214,7 @@ class _Fused(torch.autograd.Function):
 
 
 def fuse(model: nn.Module, image: tuple[int, int, int]) -> nn.Module | None:
-    """A network for training with the parameters of `model` and its blocks compiled; None where it has none.
+    """A network with the parameters and statistics of `model` and its blocks compiled; None where it has none.
 
     `image` is channels, height and width of the input. Raises Unavailable where nothing can be compiled.
     """

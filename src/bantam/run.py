@@ -89,14 +89,22 @@ class Prepared:
     def trained(self) -> tuple[nn.Module, str]:
         """What computes the logits in training, the model or a faster twin with its parameters, and its kernels.
 
-        Made where it is first asked for: only training has to wait for a compiler.
+        Made where it is first asked for: what only looks need not wait for a compiler.
         """
         return _forward(self.cfg, self.place, self.model, self.device, self.precision)
 
     @property
-    def scored(self) -> nn.Module:
-        """What is scored and saved: the average of the weights where there is one."""
+    def saved(self) -> nn.Module:
+        """The result: the model, or the average of its weights where there is one."""
         return self.average.model if self.average else self.model
+
+    @cached_property
+    def scored(self) -> nn.Module:
+        """What computes the logits of the result: `saved` or, with kernels in C, its twin."""
+        forward, kernels = self.trained
+        if kernels == "torch":
+            return self.saved
+        return (native.fuse(self.average.model, budget.IMAGE) or self.saved) if self.average else forward
 
 
 def prepare(cfg: DictConfig, place: Place) -> Prepared:
@@ -382,6 +390,7 @@ def run(
                 average=prepared.average,
                 first_epoch=len(history) + 1,
                 forward=prepared.trained[0],
+                scored=prepared.scored,
                 show=show,
             ):
                 history.append(epoch)
@@ -413,7 +422,7 @@ def run(
         most_frequent=100 * images.held_out_labels.bincount().max().item() / len(images.held_out_labels),
         scored_images=len(images.held_out_labels),
     )
-    record.write_weights(folder, prepared.scored)
+    record.write_weights(folder, prepared.saved)
     if cfg.pictures:
         from bantam import pictures
 
@@ -636,12 +645,15 @@ def evaluate(folder: Path, cfg: DictConfig, choices: dict[str, Any]) -> bool:
     result = record.read_result(folder)
     if result.get("objective") is None:
         raise ValueError(f"{folder} was {result.get('verdict')}: it has no weights to evaluate")
-    prepared = prepare(cfg, Place(folder, choices, 1, None))
+    as_it_was = {key: result.get(key, cfg[key]) for key in ("precision", "kernels") if cfg[key] == "auto"}
+    if as_it_was.get("kernels") == "native":
+        as_it_was["kernels"] = "auto"  # a machine without a compiler scores it too
+    prepared = prepare(OmegaConf.merge(cfg, as_it_was), Place(folder, choices, 1, None))  # type: ignore[arg-type]
     torch.set_num_threads(cfg.threads or result["threads"])
-    record.read_weights(folder, prepared.model)
+    record.read_weights(folder, prepared.saved)
     images = prepared.data
-    precision = getattr(torch, result["precision"]) if cfg.precision == "auto" else prepared.precision
-    _, accuracy = measure(score(prepared.model, images.held_out_images, images, precision), images.held_out_labels)
+    logits = score(prepared.scored, images.held_out_images, images, prepared.precision)
+    _, accuracy = measure(logits, images.held_out_labels)
     recorded = record.read_history(folder)[-1].accuracy
     what = f"{accuracy:.2f} % of {len(images.held_out_labels):,} {images.split} images of {images.name}"
     if images.checksum != result["data_checksum"] or images.split != result["split"]:

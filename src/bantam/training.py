@@ -21,7 +21,7 @@ Scheduler = LRScheduler | OneCycle | LossDip
 LOOK_EVERY = 50
 """Steps between two looks at the loss: each look waits for an accelerator to catch up."""
 
-SCORING_BATCH = 500
+SCORING_BATCH = 200
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,8 @@ def train(
     label_smoothing: float = 0.0,
     average: Average | None = None,
     first_epoch: int = 1,
-    forward: Callable[[Tensor], Tensor] | None = None,
+    forward: nn.Module | None = None,
+    scored: nn.Module | None = None,
     show: Callable[[int, int, float], None] = lambda epoch, images, loss: None,
 ) -> Iterator[Epoch]:
     """Train `model` in place and yield a record after every epoch, scored on the held-out images.
@@ -127,19 +128,19 @@ def train(
     Model and data are on the same device. All random numbers of an epoch follow from `seed` and its
     number, so training can go on at `first_epoch` as if it had never stopped. `forward` is what
     computes the logits in training where that is not `model` itself: a faster twin with the same
-    parameters; scored is always `model`, so that a later scoring gives the same numbers, or the `average` of its
-    weights where there is one. `show` gets the epoch, the images trained on so far in it and the latest loss, a
+    parameters. Scored is `model`, or the `average` of its weights where there is one; or `scored`, a faster twin
+    of that. `show` gets the epoch, the images trained on so far in it and the latest loss, a
     few times an epoch. Raises Diverged.
     """
     forward = forward or model
+    scored = scored or (average.model if average else model)
     device, count = data.train_images.device, len(data.train_labels)
     steps = -(-count // batch_size)
     for epoch in range(first_epoch, epochs + 1):
         torch.manual_seed(1_000_003 * seed + epoch)
         start = time.perf_counter()
         for network in (model, forward):
-            if isinstance(network, nn.Module):
-                network.train()
+            network.train()
         order = torch.randperm(count, device=device)
         losses = torch.zeros(steps, device=device)
         correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -174,7 +175,7 @@ def train(
         train_loss = losses.mean().item()
         advance(scheduler, train_loss)
         train_seconds = time.perf_counter() - start
-        logits = score(average.model if average else model, data.held_out_images, data, precision)
+        logits = score(scored, data.held_out_images, data, precision)
         loss_value, accuracy = measure(logits, data.held_out_labels)
         validating = data.split == "validation"
         yield Epoch(
