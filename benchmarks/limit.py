@@ -1,7 +1,7 @@
 """How close to the processor's limit is a training step, and where does its time go?
 
     python benchmarks/limit.py
-    python benchmarks/limit.py model=tapered augmentation=affine
+    python benchmarks/limit.py model=flexible augmentation=affine
 
 The limit is the rate at which PyTorch multiplies two 1024×1024 matrices here, on as many threads. The
 step's operations are those of the convolutions and linear layers, forward and backward (no

@@ -50,7 +50,7 @@ def test_the_default_is_v2_as_the_study_says(composed: Compose) -> None:
         ("v1_as_recorded", "V1", "ConstantLR", 0.03, 0.9),
         ("v2", "V2", "StepLR", 0.025, 0.8),
         ("v2_as_recorded", "V2", "ConstantLR", 0.025, 0.8),
-        ("champion", "Tapered", "OneCycle", 0.1, 0.9),
+        ("champion", "Flexible", "OneCycle", 0.1, 0.9),
     ],
 )
 def test_experiments(
@@ -136,8 +136,8 @@ def test_a_value_out_of_its_range_is_refused_by_name(composed: Compose, override
 
 
 def test_every_number_of_a_list_is_checked(composed: Compose) -> None:
-    with pytest.raises(ValueError, match="model.late is 0: it must be at least 1"):
-        config.validate(composed("model=tapered", "model.late=[14,0]"))
+    with pytest.raises(ValueError, match="scheduler.milestones is 0: it must be at least 1"):
+        config.validate(composed("scheduler=multistep", "scheduler.milestones=[5,0]"))
 
 
 # From the entry point down to plain torch: a module may import only from those below it.

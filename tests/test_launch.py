@@ -112,7 +112,7 @@ def test_help_names_groups_options_and_the_commands(bantam: Bantam) -> None:
     commands = [line for line in result.stdout.splitlines() if line.strip().startswith("python ")]
     assert len(commands) == 12
     for text in (
-        "model: dilated, flexible, shared, skeleton, tapered",
+        "model: dilated, flexible, shared, skeleton, v1, v2",
         "scheduler: constant, cosine",
         "target:",
         "batch_size: 128",

@@ -12,7 +12,6 @@ from bantam.budget import count
         (models.Skeleton(), 8892),
         (models.V1(), 9780),
         (models.V2(), 9680),
-        (models.Tapered(), 9620),
         (models.Flexible(), 9620),
         (models.Flexible(late1=12, late2=16, late3=20, head=16), 7496),
         (models.Flexible(early2=10, transition=6, late1=8, late2=10, late3=14), 3516),
@@ -32,15 +31,6 @@ def test_networks_have_exactly_the_parameters_of_the_study(model: nn.Module, par
 @pytest.mark.parametrize("network", [models.Skeleton, models.V1, models.V2])
 def test_width_changes_every_network(network: type[nn.Module]) -> None:
     assert count(network(width=4)) < count(network(width=8)) < count(network())
-
-
-def test_flexible_by_default_is_tapered_to_the_bit() -> None:
-    torch.manual_seed(0)
-    flexible = models.Flexible().state_dict()
-    torch.manual_seed(0)
-    tapered = models.Tapered().state_dict()
-    assert list(flexible) == list(tapered)
-    assert all(torch.equal(flexible[name], tapered[name]) for name in tapered)
 
 
 def test_a_block_of_no_channels_is_left_out() -> None:

@@ -35,8 +35,8 @@ NETWORKS: list[Any] = [
     lambda: models.V1(dropout=0.0),
     lambda: models.V2(dropout=0.0),
     lambda: models.V2(width=5, dropout=0.0),
-    lambda: models.Tapered(),
-    lambda: models.Tapered(early=(3, 17), transition=9, late=(33, 2)),
+    lambda: models.Flexible(),
+    lambda: models.Flexible(early1=3, early2=17, transition=9, late1=33, late2=2, late3=0),
     lambda: models.Flexible(late1=8, late2=8, late3=8, head=12, shared=True),  # one weight in several blocks
     lambda: models.Flexible(late1=16, late2=16, late3=16, separable=True, shared=True),
     lambda: models.Flexible(late2=14, dilation=2, shared=True),  # partly in C, partly in PyTorch

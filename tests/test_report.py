@@ -24,8 +24,8 @@ def story(folder: Path) -> Path:
     for i, end in enumerate((98.9, 99.1, 99.0)):
         write_run(folder / f"{i}", (97.0, 99.2, end, end), i, "v1", verdict="not met", **scored)
     for i, end in enumerate((99.3, 99.35, 99.4)):
-        other = {"model": {"_target_": "bantam.models.Tapered"}}
-        write_run(folder / f"{i + 3}", (97.0, 99.2, end, end), i, "tapered", settings=other, **scored)
+        other = {"model": {"_target_": "bantam.models.Flexible"}}
+        write_run(folder / f"{i + 3}", (97.0, 99.2, end, end), i, "flexible", settings=other, **scored)
     refused = write_run(folder / "6", name="big", settings={"model": {"width": 99}})
     (refused / "history.csv").unlink()
     record.write_result(refused, {"verdict": "refused", "reason": f"too big {EVIL}", "model": "big"})

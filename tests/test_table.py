@@ -19,7 +19,7 @@ def story(folder: Path) -> Path:
         verdict = "met" if end > 99 else "not met"
         accuracies = (97.0, end, end, end)
         write_run(folder / f"{seed}", accuracies, seed, verdict=verdict, device="cpu", threads=2)
-    write_run(folder / "9", name="tapered", settings={"model": {"width": 9}}, device="cuda")
+    write_run(folder / "9", name="flexible", settings={"model": {"width": 9}}, device="cuda")
     return folder
 
 
@@ -31,7 +31,7 @@ def test_the_table_stands_between_its_marks_with_its_command(bantam: Bantam, tmp
         HEAD,
         "| --- | --- | --- | --- | --- | --- |",
         "| `v2` | 394 | 4 | 4.0 | 99.10 ± 0.20 | met by 2 of 3 seeds |",
-        "| `tapered` | 394 | 4 |  | 99.20 | yes, one seed |",
+        "| `flexible` | 394 | 4 |  | 99.20 | yes, one seed |",
     ]
     for _ in range(2):  # what it has written it finds again
         done = bantam("table.py", "runs", "--into", "README.md")

@@ -68,18 +68,6 @@ class Study(Component):
 
 
 @dataclass
-class Tapered(Component):
-    early: list[int] = ranged(least=1)
-    """Channels of the 3×3 blocks before the pooling."""
-    transition: int = ranged(least=1)
-    """Channels of the 1×1 block after the pooling."""
-    late: list[int] = ranged(least=1)
-    """Channels of the 3×3 blocks after the pooling."""
-    dropout: float = ranged(least=0, below=1)
-    """Probability of dropping an element."""
-
-
-@dataclass
 class Flexible(Component):
     """Numbers of channels; 0 leaves a block out."""
 
@@ -289,7 +277,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     groups: dict[str, dict[str, Any]] = {
-        "model": {"skeleton": Skeleton, "study": Study, "tapered": Tapered, "flexible": Flexible},
+        "model": {"skeleton": Skeleton, "study": Study, "flexible": Flexible},
         "optimizer": {"sgd": SGD, "adamw": AdamW, "muon": Muon},
         "scheduler": {
             "constant": Constant,

@@ -5,7 +5,6 @@ B×1×28×28 and returns B×10 logits. A new network is one class here and one f
 """
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -119,61 +118,21 @@ class V2(nn.Sequential):
         super().__init__(*_study_blocks(width, dropout), nn.Conv2d(width, CLASSES, 1, bias=False), nn.Flatten())
 
 
-class Tapered(nn.Sequential):
-    """Few channels early, where the maps are large, and more late: 9,620 parameters by default.
-
-    Valid 3×3 blocks (convolution → batch norm → ReLU) of `early` channels, a max-pool, a 1×1 block
-    down to `transition` channels, 3×3 blocks of `late` channels, a global average, a linear layer
-    without bias. With 28×28 images there is room for six 3×3 blocks in all, two of them early.
-    """
-
-    def __init__(
-        self,
-        early: Sequence[int] = (8, 16),
-        transition: int = 8,
-        late: Sequence[int] = (14, 20, 24),
-        dropout: float = 0.0,
-    ) -> None:
-        layers: list[nn.Module] = []
-        inputs = 1
-
-        def block(outputs: int, kernel: int) -> None:
-            nonlocal inputs
-            layers.extend(
-                [
-                    nn.Conv2d(inputs, outputs, kernel, bias=False),
-                    nn.BatchNorm2d(outputs),
-                    nn.ReLU(inplace=True),
-                ]
-            )
-            if dropout > 0:
-                layers.append(Dropout(dropout))
-            inputs = outputs
-
-        for channels in early:
-            block(channels, 3)
-        layers.append(nn.MaxPool2d(2))
-        block(transition, 1)
-        for channels in late:
-            block(channels, 3)
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, CLASSES, bias=False))
-
-
 def _three_by_three(inputs: int, outputs: int, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
     """A convolution that makes maps two pixels smaller, whatever its dilation."""
     return nn.Conv2d(inputs, outputs, 3, padding=dilation - 1, dilation=dilation, groups=groups, bias=False)
 
 
 class Flexible(nn.Sequential):
-    """`Tapered` with a whole number for every choice, so that a search can make it; 9,620 parameters by default.
+    """Few channels early, where the maps are large, and more late: 9,620 parameters by default.
 
-    A number of channels of 0 leaves its block out. Early 3×3 blocks, a max-pool, a 1×1 block of `transition`
-    channels, late 3×3 blocks, a global average, a 1×1 block of `head` channels, a linear layer without bias.
-    Late convolutions have a `dilation` and are padded by one less, so that maps shrink by two pixels
-    whatever it is. `separable` ones are two: 3×3 of every channel by itself, then 1×1. Where weights are
-    `shared`, late convolutions of the same shape are one, each time with batch norm of its own. Without
-    `linear` the last block must have 10 channels: they are the logits. Raises ValueError where it has
-    another number, or where there is no block.
+    Every choice is a whole number, so that a search can make it. Blocks are convolution → batch norm → ReLU; one
+    with 0 channels is left out. Early 3×3 blocks, a max-pool, a 1×1 block of `transition` channels, late 3×3
+    blocks, a global average, a 1×1 block of `head` channels, a linear layer without bias. Late convolutions have
+    a `dilation` and are padded by one less, so that maps shrink by two pixels whatever it is. `separable` ones
+    are two: 3×3 of every channel by itself, then 1×1. Where weights are `shared`, late convolutions of the same
+    shape are one, each time with batch norm of its own. Without `linear` the last block must have 10 channels:
+    they are the logits. Raises ValueError where it has another number, or where there is no block.
     """
 
     def __init__(
