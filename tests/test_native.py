@@ -67,28 +67,58 @@ def test_logits_gradients_and_statistics_are_those_of_the_layers(network: Any, t
         torch.testing.assert_close(ours_.double(), theirs_.double(), rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("pool", [1, 2])
 @pytest.mark.parametrize("relu_first", [True, False])
-def test_dropout_zeroes_and_scales_forward_and_backward(relu_first: bool) -> None:
-    """The same positions as bantam's own dropout layer, which follow from the seed."""
+def test_dropout_zeroes_and_scales_the_same_elements_forward_and_backward(relu_first: bool, pool: int) -> None:
     torch.manual_seed(2)
     middle = [nn.ReLU(), nn.BatchNorm2d(6)] if relu_first else [nn.BatchNorm2d(6), nn.ReLU()]
-    plain = nn.Sequential(nn.Conv2d(2, 6, 3, bias=False), *middle, models.Dropout(0.3))
-    plain = plain.to(memory_format=torch.channels_last).train()
-    exact, x = copy.deepcopy(plain).double(), torch.randn(9, 2, 12, 12)
-    fused = native.fuse(plain, (2, 12, 12))
+    layers = (nn.Conv2d(2, 6, 3, bias=False), *middle)
+    dropout, pooling = models.Dropout(0.3), nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
+    fused = native.fuse(nn.Sequential(*layers, dropout, pooling).train(), (2, 12, 12))
+    unpooled = native.fuse(nn.Sequential(*layers, dropout).train(), (2, 12, 12))
     assert fused is not None
-    weight = torch.randn(9, 6, 10, 10)  # contiguous as NCHW, unlike what comes out of the block
-    results = []
-    for network, inputs, factors in ((fused, x, weight), (exact, x.double(), weight.double())):
-        inputs = inputs.to(memory_format=torch.channels_last).requires_grad_()
-        torch.manual_seed(3)
-        y = network(inputs)
-        (y * factors).sum().backward()
-        results.append((y.detach().double(), inputs.grad.double()))  # type: ignore[union-attr]
-    (ours, ours_gradient), (wanted, wanted_gradient) = results
-    assert 0.2 < (ours == 0).double().mean() < 0.75
-    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-5)
-    torch.testing.assert_close(ours_gradient, wanted_gradient, rtol=0, atol=1e-4)
+    assert unpooled is not None
+    exact = copy.deepcopy(nn.Sequential(*layers)).double()
+    inputs = torch.randn(9, 2, 12, 12).to(memory_format=torch.channels_last).requires_grad_()
+    torch.manual_seed(3)
+    y = fused(inputs)
+    weight = torch.randn_like(y).contiguous()  # NCHW, unlike what comes out of the block
+    (y * weight).sum().backward()
+    torch.manual_seed(3)
+    kept = unpooled(inputs.detach()) != 0
+    inputs_ = inputs.detach().double().requires_grad_()
+    wanted = pooling(exact(inputs_) * kept / 0.7)
+    (wanted * weight).sum().backward()
+    assert 0.2 < (~kept).double().mean() < 0.75
+    torch.testing.assert_close(y.double(), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(inputs.grad.double(), inputs_.grad, rtol=0, atol=1e-4)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("p", [0.01, 0.05, 0.3, 0.9])
+def test_dropout_chooses_every_element_by_itself_with_its_probability(p: float) -> None:
+    norm = nn.BatchNorm2d(5)
+    nn.init.zeros_(norm.weight)
+    nn.init.ones_(norm.bias)  # so that only what is dropped is zero
+    fused = native.fuse(nn.Sequential(nn.Conv2d(1, 5, 3, bias=False), nn.ReLU(), norm, models.Dropout(p)), IMAGE)
+    assert fused is not None
+    torch.manual_seed(6)
+    with torch.no_grad():
+        dropped = torch.stack([fused(torch.randn(64, *IMAGE)) == 0 for _ in range(8)]).double()
+    assert dropped.shape == (8, 64, 5, 26, 26)
+
+    def near(share: Tensor, expected: float, elements: int) -> None:
+        assert (share - expected).abs().max() < 5.5 * (expected * (1 - expected) / elements) ** 0.5
+
+    count = dropped.numel()
+    for kept in range(5):  # by step, image, channel, row and column
+        others = [dim for dim in range(5) if dim != kept]
+        near(dropped.mean(dim=others), p, count // dropped.shape[kept])
+    flat = dropped.permute(0, 1, 3, 4, 2).reshape(8, 64, -1)  # as it lies in memory
+    half = flat.shape[-1] // 2
+    pairs = [dropped[1:] * dropped[:-1], dropped[:, 1:] * dropped[:, :-1], flat[..., 1:] * flat[..., :-1]]
+    pairs += [flat[..., :half] * flat[..., half:], flat[..., 16:] * flat[..., :-16]]
+    for both in pairs:  # steps, images, neighbours, and elements that share random bits
+        near(both.mean(), p * p, both.numel())
 
 
 def test_a_block_that_runs_twice_before_its_backward_pass_keeps_both_results() -> None:

@@ -1,4 +1,4 @@
-"""The networks: the three of the study, one that is narrow where the maps are large, and one to search with.
+"""The networks: the three of the study, and one that tapers, with a number for everything, to search with.
 
 Shape suffixes used in comments: B images, C channels, H height, W width. Every network takes
 B×1×28×28 and returns B×10 logits. A new network is one class here and one file in `conf/model/`.

@@ -72,18 +72,23 @@ typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
 DEFINE_CONVOLUTION(forward_row, CI, CO, SIDE, OUT)
 DEFINE_CONVOLUTION(backward_row, CO, CI, WIDE, SIDE)
 
-/* The first of `count` rising positions that is not below `from`. */
-static int64_t first(const int64_t *restrict positions, int64_t count, int64_t from)
+/* Dropout: of image `i`, set elements to zero with probability `limit` / 65536, the same ones for the same `seed`.
+ * 32 random bits serve two elements: a counter, mixed as MurmurHash3 ends (A. Appleby), with a key in between. */
+static inline void drop(float *restrict y, uint64_t seed, int i, uint32_t limit)
 {
-    int64_t low = 0, high = count;
-    while (low < high) {
-        int64_t middle = (low + high) / 2;
-        if (positions[middle] < from)
-            low = middle + 1;
-        else
-            high = middle;
+    enum { HALF = (AREA * CO + 1) / 2 };
+    const uint64_t key = (seed ^ ((uint64_t)i << 32 | (uint32_t)i)) * 0x9e3779b97f4a7c15;
+    const uint32_t first = (uint32_t)(key >> 32), second = (uint32_t)key;
+#pragma omp simd
+    for (uint32_t u = 0; u < HALF; u++) {
+        uint32_t bits = first + u;
+        bits = (bits ^ bits >> 16) * 0x85ebca6b + second;
+        bits = (bits ^ bits >> 13) * 0xc2b2ae35;
+        bits ^= bits >> 16;
+        y[u] = (bits & 0xffff) < limit ? 0 : y[u];
+        if (u + HALF < AREA * CO)
+            y[u + HALF] = bits >> 16 < limit ? 0 : y[u + HALF];
     }
-    return low;
 }
 
 /* The greatest of each square of `x`, and in `at` its place within the square; the first of equals. */
@@ -122,13 +127,12 @@ static inline void spread(const float *restrict gy, const uint8_t *restrict at, 
 }
 
 /* y: the block's output; z: what the backward pass needs of it, the convolution's output, after ReLU where
- * that comes first. `saved` gets mean and 1/deviation of each channel. `dropped`: rising positions before the
- * pooling that become zero; the others are multiplied by `scale`. `at`: what `pool` notes, unused without. */
+ * that comes first. `saved` gets mean and 1/deviation of each channel. What `seed` and
+ * `limit` do not drop is multiplied by `scale`. `at`: what `pool` notes, unused without. */
 void forward(const float *restrict x, const float *restrict w, const float *restrict gamma,
              const float *restrict beta, float *restrict mean, float *restrict variance, float momentum,
              float epsilon, float *restrict z, float *restrict y, float *restrict saved,
-             uint8_t *restrict at, const int64_t *restrict dropped, int64_t count, float scale, int images,
-             int threads)
+             uint8_t *restrict at, uint64_t seed, uint32_t limit, float scale, int images, int threads)
 {
     double total[2 * CO] = {0};
     double *part = calloc((size_t)threads * 2 * CO, sizeof(double));
@@ -179,8 +183,8 @@ void forward(const float *restrict x, const float *restrict w, const float *rest
                 float value = z[start + u * CO + c] * factor[c] + offset[c];
                 to[u * CO + c] = RELU_FIRST ? value : RELU(value);
             }
-        for (int64_t d = first(dropped, count, start); d < count && dropped[d] < start + AREA * CO; d++)
-            to[dropped[d] - start] = 0;
+        if (limit)
+            drop(to, seed, i, limit);
         if (POOL > 1)
             pool(whole, y + pooled, at + pooled);
     }
@@ -212,8 +216,8 @@ void score(const float *restrict x, const float *restrict w, const float *restri
 
 /* The gradient before the pooling and dropout of image `i`, and before ReLU where that comes last. */
 static inline void unpool(const float *restrict gy, const float *restrict z, const float *restrict factor,
-                          const float *restrict offset, const uint8_t *restrict at, const int64_t *restrict dropped,
-                          int64_t count, float scale, int i, float *restrict g)
+                          const float *restrict offset, const uint8_t *restrict at, uint64_t seed, uint32_t limit,
+                          float scale, int i, float *restrict g)
 {
     int64_t start = (int64_t)i * AREA * CO, pooled = (int64_t)i * POOLED * POOLED * CO;
     if (POOL > 1)
@@ -221,8 +225,8 @@ static inline void unpool(const float *restrict gy, const float *restrict z, con
     else
         for (int u = 0; u < AREA * CO; u++)
             g[u] = gy[start + u] * scale;
-    for (int64_t d = first(dropped, count, start); d < count && dropped[d] < start + AREA * CO; d++)
-        g[dropped[d] - start] = 0;
+    if (limit)
+        drop(g, seed, i, limit);
     if (!RELU_FIRST)
         for (int u = 0; u < AREA; u++)
             EACH_CHANNEL(c)
@@ -262,8 +266,8 @@ static inline void weigh(const float *restrict x, const float *restrict g, float
 void backward(const float *restrict gy, const float *restrict x, const float *restrict z,
               const float *restrict gamma, const float *restrict beta, const float *restrict saved,
               const float *restrict w, float *restrict gx, float *restrict gw, float *restrict ggamma,
-              float *restrict gbeta, const uint8_t *restrict at, const int64_t *restrict dropped, int64_t count,
-              float scale, int images, int threads)
+              float *restrict gbeta, const uint8_t *restrict at, uint64_t seed, uint32_t limit, float scale,
+              int images, int threads)
 {
     enum { WEIGHTS = KERNEL * KERNEL * CI * PADDED(CO) };
     const float *m = saved, *inverse = saved + CO;
@@ -280,7 +284,7 @@ void backward(const float *restrict gy, const float *restrict x, const float *re
         double *mine = part + (size_t)(i / ((images + threads - 1) / threads)) * 2 * CO;
         const float *values = z + (int64_t)i * AREA * CO;
         float g[AREA * CO];
-        unpool(gy, z, factor, offset, at, dropped, count, scale, i, g);
+        unpool(gy, z, factor, offset, at, seed, limit, scale, i, g);
         for (int row = 0; row < OUT; row++) {
             float first[CO] = {0}, second[CO] = {0};
             for (int u = row * OUT; u < (row + 1) * OUT; u++)
@@ -310,7 +314,7 @@ void backward(const float *restrict gy, const float *restrict x, const float *re
         /* The gradient of the convolution's own output in a frame of zeros, and room for a vector's end. */
         float g[AREA * CO], framed[WIDE * WIDE * CO + LANES];
         const float *values = z + (int64_t)i * AREA * CO;
-        unpool(gy, z, factor, offset, at, dropped, count, scale, i, g);
+        unpool(gy, z, factor, offset, at, seed, limit, scale, i, g);
         memset(framed, 0, sizeof framed);
         for (int row = 0; row < OUT; row++) {
             float *to = framed + ((row + BORDER) * WIDE + BORDER) * CO;

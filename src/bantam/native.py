@@ -64,10 +64,11 @@ def functions(shape: Shape) -> tuple[Any, Any, Any]:
         library = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
     except OSError as error:
         raise Unavailable(f"compiled blocks cannot be kept in {path.parent} or loaded: {error}") from error
-    pointer, floats, count, whole = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64, ctypes.c_int
+    pointer, floats, whole = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
+    dropout = (ctypes.c_uint64, ctypes.c_uint32, floats)
     forward, backward, score = library.forward, library.backward, library.score
-    forward.argtypes = [*[pointer] * 6, floats, floats, *[pointer] * 5, count, floats, whole, whole]
-    backward.argtypes = [*[pointer] * 13, count, floats, whole, whole]
+    forward.argtypes = [*[pointer] * 6, floats, floats, *[pointer] * 4, *dropout, whole, whole]
+    backward.argtypes = [*[pointer] * 12, *dropout, whole, whole]
     score.argtypes = [*[pointer] * 5, whole, whole]
     forward.restype = backward.restype = score.restype = None
     return forward, backward, score
@@ -103,7 +104,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.convolution, self.norm = convolution, norm
-        self.relu_first, self.dropout, self.pool = relu_first, Dropout(dropout), pool
+        self.relu_first, self.dropout, self.pool = relu_first, dropout, pool
         self.z, self.y, self.gx = (torch.empty(0) for _ in range(3))
         """Memory that every step uses again: what is fresh would have to be mapped first, page by page."""
         self.busy = False
@@ -176,25 +177,26 @@ class _Fused(torch.autograd.Function):
         z, y = block.buffer("z", size, ctx.fresh), block.buffer("y", pooled, ctx.fresh)
         at = torch.empty(y.numel() if block.pool > 1 else 0, dtype=torch.uint8)
         saved = torch.empty(2, channels)
-        dropped = block.dropout.dropped(z.numel()) if block.dropout.p else torch.empty(0, dtype=torch.int64)
+        # The backward pass drops the same elements again; which ones follows from a number of PyTorch's generator.
+        seed = int(torch.randint(2**63 - 1, ())) if block.dropout else 0
+        ctx.dropout = (seed, min(round(block.dropout * 2**16), 2**16 - 1), 1 / (1 - block.dropout))
         norm = block.norm
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        ctx.scale = 1 / (1 - block.dropout.p)
         packed = _padded(weight.permute(2, 3, 1, 0))
         block.functions(side)[0](
             *(t.data_ptr() for t in (x, packed, gamma, beta, norm.running_mean, norm.running_var)),
             *(norm.momentum, norm.eps),
-            *(t.data_ptr() for t in (z, y, saved, at, dropped)),
-            *(dropped.numel(), ctx.scale, images, torch.get_num_threads()),
+            *(t.data_ptr() for t in (z, y, saved, at)),
+            *(*ctx.dropout, images, torch.get_num_threads()),
         )
-        ctx.save_for_backward(x, weight, gamma, beta, saved, at, dropped)
+        ctx.save_for_backward(x, weight, gamma, beta, saved, at)
         ctx.block, ctx.z = block, z
         return y
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None]:
-        x, weight, gamma, beta, saved, at, dropped = ctx.saved_tensors
+        x, weight, gamma, beta, saved, at = ctx.saved_tensors
         block, z = ctx.block, ctx.z
         gy = gy.contiguous(memory_format=torch.channels_last)
         gx = block.buffer("gx", x.shape, ctx.fresh) if ctx.needs_input_grad[0] else None
@@ -206,9 +208,9 @@ class _Fused(torch.autograd.Function):
             *(t.data_ptr() for t in (gy, x, z, gamma, beta, saved, packed)),
             *(
                 None if gx is None else gx.data_ptr(),
-                *(t.data_ptr() for t in (gweight, ggamma, gbeta, at, dropped)),
+                *(t.data_ptr() for t in (gweight, ggamma, gbeta, at)),
             ),
-            *(dropped.numel(), ctx.scale, len(gy), torch.get_num_threads()),
+            *(*ctx.dropout, len(gy), torch.get_num_threads()),
         )
         return gx, gweight[..., : len(weight)].permute(3, 2, 0, 1), ggamma, gbeta, None
 
