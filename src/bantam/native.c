@@ -233,8 +233,10 @@ static inline void unpool(const float *restrict gy, const float *restrict z, con
                 g[u * CO + c] = z[start + u * CO + c] * factor[c] + offset[c] > 0 ? g[u * CO + c] : 0;
 }
 
-/* Add an image's part of the gradient of the weights, kernel × kernel × CI × PADDED(CO). `g` has rows of WIDE. */
-static inline void weigh(const float *restrict x, const float *restrict g, float *restrict gw)
+/* Add to the gradient of the weights, kernel × kernel × CI × PADDED(CO), what rows from `top` to `bottom` of an
+ * image bring: so few that they stay in the first cache. `g` has rows of WIDE. */
+enum { BAND = 6 };
+static inline void weigh(const float *restrict x, const float *restrict g, float *restrict gw, int top, int bottom)
 {
     enum { SPAN = KERNEL * CI, MOST = REGISTERS / VECTORS(CO) };
     enum { PARTS = (SPAN + MOST - 1) / MOST, PART = (SPAN + PARTS - 1) / PARTS };
@@ -244,7 +246,7 @@ static inline void weigh(const float *restrict x, const float *restrict g, float
             for (int c = 0; c < PART; c++)
                 for (int v = 0; v < VECTORS(CO); v++)
                     sum[c][v] = (vector){0};
-            for (int row = 0; row < OUT; row++)
+            for (int row = top; row < bottom; row++)
                 for (int u = 0; u < OUT; u++) {
                     /* The columns of the kernel and their channels lie side by side in x. */
                     const float *from = x + ((row + kh) * SIDE + u) * CI + part * PART;
@@ -325,8 +327,10 @@ void backward(const float *restrict gy, const float *restrict x, const float *re
                     to[u * CO + c] = RELU_FIRST && !(value > 0) ? 0 : whole;
                 }
         }
-        weigh(x + (int64_t)i * SIDE * SIDE * CI, framed + (BORDER * WIDE + BORDER) * CO,
-              weights + (size_t)(i / ((images + threads - 1) / threads)) * WEIGHTS);
+        for (int top = 0; top < OUT; top += BAND)
+            weigh(x + (int64_t)i * SIDE * SIDE * CI, framed + (BORDER * WIDE + BORDER) * CO,
+                  weights + (size_t)(i / ((images + threads - 1) / threads)) * WEIGHTS, top,
+                  top + BAND < OUT ? top + BAND : OUT);
         if (gx)
             for (int row = 0; row < SIDE; row++)
                 backward_row(framed + row * WIDE * CO, w, gx + (int64_t)i * SIDE * SIDE * CI + row * SIDE * CI);
