@@ -169,7 +169,7 @@ def main() -> None:
         height = browser.evaluate(f"document.querySelector({selector!r}).offsetHeight")
         browser.resize((size[0], height))  # what is in sight is drawn
         browser.evaluate(f"document.querySelector({selector!r}).scrollIntoView({{behavior: 'instant'}})")
-        seen = f"[...document.querySelectorAll({selector + ' .plot'!r})].filter(place => place.offsetParent)"
+        seen = f"[...document.querySelectorAll({selector + ' .plot'!r})].filter(place => place.checkVisibility())"
         browser.wait(f"{seen}.every(place => place.dataset.drawn)")
         browser.picture(Path(picture), selector)
         assert not browser.complaints, browser.complaints
