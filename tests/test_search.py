@@ -570,7 +570,8 @@ def test_the_list_of_trials_tells_what_became_of_each(
             assert row["folder"] == row["number"]
 
 
-# From here on real command lines, with a network of a few hundred parameters and 2,000 images.
+# From here on real command lines, with a network of a few hundred parameters and 2,000 images. The default pruner
+# gives nothing up before the fifth epoch is over.
 LINE = (
     "-m",
     "hparams_search=optuna",
@@ -705,14 +706,14 @@ def test_a_killed_search_goes_on_where_it_was(
     bantam: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,
 ) -> None:
-    process = started("hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", "epochs=8")
+    process = started("hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", "epochs=5")
     wait_for(lambda: reports(tmp_path) and len(study(tmp_path).trials) == 2)
     for worker in workers(process):
         os.kill(worker, signal.SIGKILL)
     process.kill()
     process.wait()
     assert TrialState.RUNNING in [trial.state for trial in study(tmp_path).trials]
-    done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", "epochs=8")
+    done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", "epochs=5")
     assert done.returncode == 0, done.stdout + done.stderr
     listed = study(tmp_path).trials
     assert trials.states(listed) == ["complete", "stopped", "complete", "complete"]
@@ -724,7 +725,7 @@ def test_ctrl_c_puts_the_trials_back(
     bantam: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,
 ) -> None:
-    process = started("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", "epochs=8")
+    process = started("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", "epochs=5")
     wait_for(lambda: reports(tmp_path) and len(study(tmp_path).trials) == 2)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=600)
@@ -737,13 +738,13 @@ def test_ctrl_c_puts_the_trials_back(
     assert stopped >= 1
     assert stopped + complete == 2
     assert words[2:] == ["waiting"] * stopped
-    done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", "epochs=8")
+    done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", "epochs=5")
     assert done.returncode == 0, done.stdout + done.stderr
     assert trials.states(study(tmp_path).trials) == words[:2] + ["complete"] * stopped
 
 
 def test_a_killed_worker_is_replaced(started: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
-    process = started("hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2", "epochs=8")
+    process = started("hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2", "epochs=5")
     wait_for(lambda: reports(tmp_path))
     os.kill(workers(process)[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=600)
@@ -832,7 +833,7 @@ def test_four_workers_on_postgresql_lose_nothing_when_two_are_killed(
     started: Callable[..., subprocess.Popen[str]], postgresql: str, tmp_path: Path
 ) -> None:
     process = started(
-        f"hydra.sweeper.storage={postgresql}", "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=4", "epochs=6"
+        f"hydra.sweeper.storage={postgresql}", "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=4", "epochs=5"
     )
     wait_for(lambda: sum(t.state == TrialState.RUNNING for t in study(tmp_path, postgresql).trials) == 4)
     wait_for(lambda: reports(tmp_path, postgresql))
