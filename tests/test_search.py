@@ -1,5 +1,6 @@
 """Searches: with jobs that only pretend to train where that is enough, with real command lines where not."""
 
+import contextlib
 import csv
 import functools
 import json
@@ -253,6 +254,33 @@ def test_a_trial_whose_process_died_at_once_is_run_again(searching: Callable[...
     assert trials.states(search.open_study(wanted).trials) == ["running"]
     trials.put_back_dead(search.open_study(wanted), silence=0)
     assert trials.states(work(wanted)) == ["stopped", "complete", "complete"]
+
+
+def test_a_trial_whose_process_died_with_its_settings_is_run_again(
+    searching: Callable[..., search.Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed when the settings were chosen, before Optuna's thread had shown a sign of life."""
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    wanted = searching("hydra.sweeper.n_trials=1", "hydra.sweeper.heartbeat=1", space=SPACE[:1])
+    search.check(wanted)
+    study = search.open_study(wanted)
+    with monkeypatch.context() as patched:
+        patched.setattr(search, "_weigh", die)
+        patched.setattr("optuna.study._optimize.get_heartbeat_thread", lambda *_: contextlib.nullcontext())
+        with pytest.raises(Killed):
+            search.work(wanted, float("inf"))
+    assert study.trials[0].params
+    assert trials.states(study.trials) == ["running"]
+    wait_for(lambda: trials.put_back_dead(study, silence=600) or len(study.trials) == 2, 60)
+    listed = work(wanted)
+    assert trials.states(listed) == ["stopped", "complete"]
+    assert listed[1].params == listed[0].params
 
 
 def test_only_the_best_trial_keeps_its_weights(searching: Callable[..., search.Search]) -> None:

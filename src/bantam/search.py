@@ -512,6 +512,7 @@ def train(search: Search, study: Study, interrupt: Interrupt, trial: Trial) -> f
         trial.set_user_attr("surplus", True)
         raise RuntimeError("surplus")
     try:
+        trials.sign_of_life(study, trial)
         with warnings.catch_warnings():
             # The Gaussian process takes NEVER_TRAINED for the worst accuracy so far, as it should.
             warnings.filterwarnings("ignore", "Clip non-finite values")

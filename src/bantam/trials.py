@@ -153,6 +153,16 @@ def put_back(study: optuna.Study, trial: FrozenTrial, most: int | None = None) -
         RetryHeartbeatStaleTrialCallback(most)(study, trial)
 
 
+def sign_of_life(study: optuna.Study, trial: optuna.Trial) -> None:
+    """Note that a trial's process lives, before the trial has settings.
+
+    Optuna's own thread may come to it later, and a process that was killed between the two left a trial
+    that nobody took for dead, and for which the search waited for ever.
+    """
+    storage: Any = study._storage  # there is no public way to it
+    storage.record_heartbeat(trial._trial_id)
+
+
 def put_back_dead(study: optuna.Study, silence: float) -> None:
     """Fail the trials whose process has been silent for `silence` seconds, and queue them again."""
     with warnings.catch_warnings():
