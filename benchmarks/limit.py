@@ -101,7 +101,7 @@ def steps(prepared: Prepared, count: int) -> float:
         batch_size=prepared.cfg.batch_size,
         seed=1,
         precision=prepared.precision,
-        forward=prepared.trained[0],
+        forward=prepared.forward,
     )
     return images / epoch.images_per_second
 
@@ -149,7 +149,7 @@ def main() -> None:
     limit = {dtype: statistics.median(measured) for dtype, measured in rates.items()}
     console.print(
         f"{type(prepared.model).__name__}, {str(prepared.precision).removeprefix('torch.')}, "
-        f"{prepared.trained[1]} kernels, "
+        f"{prepared.kernels} kernels, "
         f"{arguments.threads} thread(s): {1000 * step:.1f} ms a step, {cfg.batch_size / step:,.0f} images/s, "
         f"{flops / step / 1e9:.1f} GFLOP/s"
     )

@@ -250,20 +250,29 @@ def test_evaluate_repeats_the_recorded_accuracy(
         run.evaluate(tmp_path, composed(*SMALL, "model.width=5"), {})
 
 
-def test_precision_auto_is_what_the_processor_computes_natively() -> None:
-    features = torch.cpu.get_capabilities()
-    native = bool(features.get("avx512_bf16") or features.get("amx_bf16"))
-    chosen = run._precision("auto", torch.device("cpu"))
-    assert chosen == (torch.bfloat16 if native else torch.float32)
-    assert run._precision("bfloat16", torch.device("cpu")) == torch.bfloat16
-    assert run._precision("float32", torch.device("cpu")) == torch.float32
+def test_precision_auto_is_bfloat16_where_the_processor_has_it_and_no_block_is_in_c(
+    composed: Compose, place: run.Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chosen(*overrides: str) -> torch.dtype:
+        return run.prepare(composed(*SMALL, *overrides), place).precision
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(native, "compiler", lambda: "/usr/bin/cc")
+    assert chosen() == torch.float32
+    assert chosen("kernels=torch") == chosen("model=skeleton") == torch.bfloat16
+    assert chosen("channels_last=false") == torch.bfloat16
+    assert chosen("kernels=torch", "precision=float32") == torch.float32
+    monkeypatch.setattr(native, "compiler", lambda: None)
+    assert chosen() == chosen("precision=bfloat16") == torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert chosen() == chosen("model=skeleton") == torch.float32
 
 
 def test_kernels_auto_takes_c_on_a_cpu_in_float32_and_else_pytorch(
     composed: Compose, place: run.Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def chosen(*overrides: str) -> str:
-        return run.prepare(composed(*SMALL, "precision=float32", *overrides), place).trained[1]
+        return run.prepare(composed(*SMALL, "precision=float32", *overrides), place).kernels
 
     assert chosen("kernels=torch") == "torch"
     assert chosen("precision=bfloat16") == "torch"

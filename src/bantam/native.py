@@ -42,23 +42,28 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bantam"
 
 
+def compiler() -> str | None:
+    """Path of the C compiler; None where there is none, or none that this works with."""
+    return None if os.name == "nt" else shutil.which(os.environ.get("CC", "cc"))
+
+
 @functools.cache
 def functions(shape: Shape) -> tuple[Any, Any, Any]:
     """A shape's `forward`, `backward` and `score`, compiled or found compiled. Raises Unavailable."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None or os.name == "nt":
+    cc = compiler()
+    if cc is None:
         raise Unavailable("there is no C compiler (cc): install one, for example gcc")
     values = dict(zip(("SIDE", "CI", "CO", "KERNEL", "RELU_FIRST", "POOL"), map(int, shape), strict=True))
     source = "".join(f"#define {name} {value}\n" for name, value in values.items()) + SOURCE.read_text()
     # The processor and the compiler belong to the key: a home folder may be shared by unlike machines.
-    key = "".join((source, *FLAGS, compiler, _processor()))
+    key = "".join((source, *FLAGS, cc, _processor()))
     path = cache() / f"block-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 (Path(folder) / "block.c").write_text(source)
-                _compile(compiler, Path(folder))
+                _compile(cc, Path(folder))
                 os.replace(Path(folder) / "block.so", path)
         # RTLD_NOW: what is missing shows here, not in the middle of a training.
         library = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
@@ -74,17 +79,17 @@ def functions(shape: Shape) -> tuple[Any, Any, Any]:
     return forward, backward, score
 
 
-def _compile(compiler: str, folder: Path) -> None:
+def _compile(cc: str, folder: Path) -> None:
     # Linked without OpenMP: PyTorch's own, which is loaded already, serves. Two of them, each with
     # its threads spinning for work, would take the processor from one another.
     for command in (
-        [compiler, *FLAGS, "-fopenmp", "-fPIC", "-c", "block.c", "-o", "block.o"],
-        [compiler, "-shared", "block.o", "-o", "block.so", "-lm"],
+        [cc, *FLAGS, "-fopenmp", "-fPIC", "-c", "block.c", "-o", "block.o"],
+        [cc, "-shared", "block.o", "-o", "block.so", "-lm"],
     ):
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[0]
-            raise Unavailable(f"{compiler} cannot compile the blocks: {reason}")
+            raise Unavailable(f"{cc} cannot compile the blocks: {reason}")
 
 
 @functools.cache
@@ -156,10 +161,14 @@ class Block(nn.Module):
         return result
 
 
+def _rows_of_16(channels: int) -> int:
+    return -(-channels // 16) * 16
+
+
 def _padded(weight: Tensor) -> Tensor:
     """Kernel × kernel × inputs × outputs, with so many zeros at the end that rows of 16 can be read."""
     height, width, inputs, outputs = weight.shape
-    result = torch.zeros(height, width, inputs, -(-outputs // 16) * 16)
+    result = torch.zeros(height, width, inputs, _rows_of_16(outputs))
     result[..., :outputs] = weight
     return result
 
@@ -202,7 +211,8 @@ class _Fused(torch.autograd.Function):
         gx = block.buffer("gx", x.shape, ctx.fresh) if ctx.needs_input_grad[0] else None
         block.busy = block.busy and ctx.fresh
         ggamma, gbeta = torch.empty_like(gamma), torch.empty_like(beta)
-        gweight = torch.empty_like(_padded(weight.permute(2, 3, 1, 0)))
+        outputs, inputs, height, width = weight.shape
+        gweight = torch.empty(height, width, inputs, _rows_of_16(outputs))
         packed = _padded(weight.flip(2, 3).permute(2, 3, 0, 1))
         block.functions(x.shape[-1])[1](
             *(t.data_ptr() for t in (gy, x, z, gamma, beta, saved, packed)),
@@ -215,13 +225,23 @@ class _Fused(torch.autograd.Function):
         return gx, gweight[..., : len(weight)].permute(3, 2, 0, 1), ggamma, gbeta, None
 
 
+def covers(model: nn.Module) -> bool:
+    """Whether `fuse` would find blocks in a network, and a compiler for them."""
+    return compiler() is not None and is_fused(_replaced(model))
+
+
+def is_fused(model: nn.Module) -> bool:
+    """Whether a network has blocks in C."""
+    return any(isinstance(module, Block) for module in model.modules())
+
+
 def fuse(model: nn.Module, image: tuple[int, int, int]) -> nn.Module | None:
     """A network with the parameters and statistics of `model` and its blocks compiled; None where it has none.
 
     `image` is channels, height and width of the input. Raises Unavailable where nothing can be compiled.
     """
     fused = _replaced(model)
-    if not any(isinstance(module, Block) for module in fused.modules()):
+    if not is_fused(fused):
         return None
     training = model.training
     with torch.no_grad():

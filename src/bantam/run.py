@@ -86,12 +86,17 @@ class Prepared:
     average: Average | None
 
     @cached_property
-    def trained(self) -> tuple[nn.Module, str]:
-        """What computes the logits in training, the model or a faster twin with its parameters, and its kernels.
+    def forward(self) -> nn.Module:
+        """What computes the logits in training: the model, or a faster twin with its parameters.
 
         Made where it is first asked for: what only looks need not wait for a compiler.
         """
         return _forward(self.cfg, self.place, self.model, self.device, self.precision)
+
+    @property
+    def kernels(self) -> str:
+        """Whose code that is, native or torch."""
+        return "native" if native.is_fused(self.forward) else "torch"
 
     @property
     def saved(self) -> nn.Module:
@@ -101,10 +106,9 @@ class Prepared:
     @cached_property
     def scored(self) -> nn.Module:
         """What computes the logits of the result: `saved` or, with kernels in C, its twin."""
-        forward, kernels = self.trained
-        if kernels == "torch":
+        if self.kernels == "torch":
             return self.saved
-        return (native.fuse(self.average.model, budget.IMAGE) or self.saved) if self.average else forward
+        return (native.fuse(self.average.model, budget.IMAGE) or self.saved) if self.average else self.forward
 
 
 def prepare(cfg: DictConfig, place: Place) -> Prepared:
@@ -122,7 +126,6 @@ def prepare(cfg: DictConfig, place: Place) -> Prepared:
     _rehearse(cfg, place)
     augmentation = _build(cfg, "augmentation", place)
     device = _device(cfg.device)
-    precision = _precision(cfg.precision, device)
     if cfg.compile and device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise ValueError("compile is true, but this machine has no C++ compiler (g++): leave compile=true out")
     threads = cfg.threads or max(1, cpu_count() // effective_n_jobs(place.side_by_side))
@@ -137,6 +140,7 @@ def prepare(cfg: DictConfig, place: Place) -> Prepared:
     model: nn.Module = _build(cfg, "model", place)
     layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    precision = _precision(cfg, device, model)
     optimizer, scheduler = _optimizer_and_scheduler(cfg, place, model)
     prepared = Prepared(
         cfg,
@@ -154,18 +158,18 @@ def prepare(cfg: DictConfig, place: Place) -> Prepared:
         Average(model, cfg.ema) if cfg.ema else None,
     )
     if cfg.kernels == "native":
-        _ = prepared.trained  # whoever insists on them is told at once where they cannot be had
+        _ = prepared.forward  # whoever insists on them is told at once where they cannot be had
     return prepared
 
 
 def _forward(
     cfg: DictConfig, place: Place, model: nn.Module, device: torch.device, precision: torch.dtype
-) -> tuple[nn.Module, str]:
-    """What computes the logits in training, and which kernels it has: those in C where they can be had."""
+) -> nn.Module:
+    """What computes the logits in training: blocks in C where they can be had."""
     if cfg.compile:
         if cfg.kernels == "native":
             raise ValueError("kernels is native, but compile is true: choose one of the two")
-        return torch.compile(model), "torch"  # type: ignore[return-value]
+        return torch.compile(model)  # type: ignore[return-value]
     fits = device.type == "cpu" and precision == torch.float32 and cfg.channels_last
     if cfg.kernels == "native" and not fits:
         raise ValueError(
@@ -174,19 +178,19 @@ def _forward(
             "use kernels=auto"
         )
     if cfg.kernels == "torch" or not fits:
-        return model, "torch"
+        return model
     try:
         fused = native.fuse(model, budget.IMAGE)
     except native.Unavailable as error:
         if cfg.kernels == "native":
             raise ValueError(f"kernels is native, but {error}; or use kernels=auto") from error
-        return model, "torch"
+        return model
     if fused is None and cfg.kernels == "native":
         raise ValueError(
             f"kernels is native, but model={place.choices.get('model')} has no block that they compute "
             "(valid convolution, batch norm, ReLU): use kernels=auto"
         )
-    return (model, "torch") if fused is None else (fused, "native")
+    return model if fused is None else fused
 
 
 def _build(cfg: DictConfig, key: str, place: Place) -> Any:
@@ -274,16 +278,22 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _precision(name: str, device: torch.device) -> torch.dtype:
-    """bfloat16 only pays where it is computed natively; elsewhere it is emulated and slower than float32."""
-    if name == "auto":
+def _precision(cfg: DictConfig, device: torch.device, model: nn.Module) -> torch.dtype:
+    """bfloat16 only pays where it is computed natively; elsewhere it is emulated and slower than float32.
+
+    Even there the blocks in C, which are in float32, are as fast.
+    """
+    if cfg.precision == "auto":
         if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
+            native_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
             features = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-            native = bool(features.get("avx512_bf16") or features.get("amx_bf16"))
-        return torch.bfloat16 if native else torch.float32
-    return torch.float32 if name == "float32" else torch.bfloat16
+            native_bfloat16 = bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+        in_c = device.type == "cpu" and cfg.channels_last and not cfg.compile and cfg.kernels != "torch"
+        if native_bfloat16 and not (in_c and (cfg.kernels == "native" or native.covers(model))):
+            return torch.bfloat16
+        return torch.float32
+    return torch.float32 if cfg.precision == "float32" else torch.bfloat16
 
 
 def describe(prepared: Prepared, place: Place) -> None:
@@ -317,7 +327,7 @@ def describe(prepared: Prepared, place: Place) -> None:
         "rates": " ".join(f"{rate:.2g}" for rate in rates)
         + (" (falls with the training loss)" if "loss_dip" in str(place.choices.get("scheduler")) else ""),
         "machine": f"{prepared.device.type}, {prepared.threads} thread{'s' * (prepared.threads > 1)}, "
-        f"{str(prepared.precision).removeprefix('torch.')}, {prepared.trained[1]} kernels"
+        f"{str(prepared.precision).removeprefix('torch.')}, {prepared.kernels} kernels"
         + ", compiled"
         * cfg.compile,
         "seed": str(cfg.seed),
@@ -389,7 +399,7 @@ def run(
                 label_smoothing=cfg.label_smoothing,
                 average=prepared.average,
                 first_epoch=len(history) + 1,
-                forward=prepared.trained[0],
+                forward=prepared.forward,
                 scored=prepared.scored,
                 show=show,
             ):
@@ -479,7 +489,7 @@ def _state(prepared: Prepared, history: list[Epoch]) -> dict[str, Any]:
         "checksum": prepared.data.checksum,
         "threads": prepared.threads,
         "precision": str(prepared.precision),
-        "kernels": prepared.trained[1],
+        "kernels": prepared.kernels,
         **({"average": prepared.average.state_dict()} if prepared.average else {}),
     }
 
@@ -505,7 +515,7 @@ def _restore(prepared: Prepared, place: Place) -> list[Epoch]:
             f"{folder} was begun in {state['precision'].removeprefix('torch.')}, which precision=auto does not "
             "choose on this machine: a run is resumed where it was begun"
         )
-    if state["kernels"] != prepared.trained[1]:
+    if state["kernels"] != prepared.kernels:
         raise ValueError(
             f"{folder} was begun with {state['kernels']} kernels, which kernels={prepared.cfg.kernels} does not "
             "choose on this machine: a run is resumed where it was begun"
@@ -545,7 +555,7 @@ def _result(
         "processor": _processor(prepared.device),
         "threads": prepared.threads,
         "precision": str(prepared.precision).removeprefix("torch."),
-        "kernels": prepared.trained[1],
+        "kernels": prepared.kernels,
         "compile": cfg.compile,
         "training_seconds": sum(epoch.seconds for epoch in history),
         "total_seconds": time.time() - started,
