@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+BENDS = (5, 5)
+"""Points of an image, rows and columns, that an elastic change shifts."""
+
 
 class Augmentation:
     """Random changes of brightness, contrast and geometry; zero turns a change off.
@@ -18,8 +21,10 @@ class Augmentation:
     Per image: a brightness factor from 1 ± `brightness` and a contrast factor from 1 ± `contrast`,
     in random order; then an angle from ± `degrees` (counter-clockwise), a shift from ± `pixels` on
     either axis, a size factor from 1 ± `scale` and a shear angle from ± `shear_degrees`, about the
-    centre. What comes in from outside is black. The parts are those of torchvision's ColorJitter,
-    RandomRotation and RandomAffine, which draw one set of numbers for a whole batch.
+    centre; on top of it, a shift from ± `elastic_pixels` on either axis for each of 5×5 points of the image,
+    with smooth curves in between. What comes in from outside is black. The parts are those of torchvision's
+    ColorJitter, RandomRotation, RandomAffine and, nearly, ElasticTransform, which draw one set of numbers for
+    a whole batch.
 
     All of these shrink to nothing between `fade_start` and `fade_end`, fractions of the training.
     Raises ValueError where the end comes before the start.
@@ -33,6 +38,7 @@ class Augmentation:
         pixels: float = 0.0,
         scale: float = 0.0,
         shear_degrees: float = 0.0,
+        elastic_pixels: float = 0.0,
         interpolation: str = "bilinear",
         fade_start: float = 1.0,
         fade_end: float = 1.0,
@@ -44,7 +50,7 @@ class Augmentation:
             )
         self.brightness, self.contrast = brightness, contrast
         self.degrees, self.pixels, self.scale, self.shear_degrees = degrees, pixels, scale, shear_degrees
-        self.interpolation = interpolation
+        self.elastic_pixels, self.interpolation = elastic_pixels, interpolation
         self.fade_start, self.fade_end = fade_start, fade_end
 
     def strength(self, progress: float) -> float:
@@ -62,17 +68,19 @@ class Augmentation:
         if strength == 0:
             return x
 
-        def draw(reach: float) -> Tensor:
-            """B numbers, uniform within ± `reach`."""
-            return torch.empty(count, device=x.device).uniform_(-reach * strength, reach * strength)
+        def draw(reach: float, *size: int) -> Tensor:
+            """B numbers, or B tensors of a size, uniform within ± `reach`."""
+            return torch.empty(count, *size, device=x.device).uniform_(-reach * strength, reach * strength)
 
         if self.brightness or self.contrast:
             contrast_first = torch.rand(count, device=x.device) < 0.5
             x = jitter(x, 1 + draw(self.brightness), 1 + draw(self.contrast), contrast_first)
-        if self.degrees or self.pixels or self.scale or self.shear_degrees:
+        if self.degrees or self.pixels or self.scale or self.shear_degrees or self.elastic_pixels:
             angle, shear = draw(self.degrees), draw(self.shear_degrees)
             right, down = draw(self.pixels), draw(self.pixels)
-            x = warp(x, angle, right, down, 1 + draw(self.scale), shear, self.interpolation)
+            scale = 1 + draw(self.scale)
+            bend = draw(self.elastic_pixels, 2, *BENDS) if self.elastic_pixels else None
+            x = warp(x, angle, right, down, scale, shear, self.interpolation, bend)
         return x
 
 
@@ -96,13 +104,21 @@ def _mean(x: Tensor) -> Tensor:
 
 
 def warp(
-    x: Tensor, angle: Tensor, right: Tensor, down: Tensor, scale: Tensor, shear: Tensor, interpolation: str
+    x: Tensor,
+    angle: Tensor,
+    right: Tensor,
+    down: Tensor,
+    scale: Tensor,
+    shear: Tensor,
+    interpolation: str,
+    bend: Tensor | None = None,
 ) -> Tensor:
     """Rotate, shear, scale and then shift B×1×H×W images about their centre, each by its own numbers.
 
     `angle` (counter-clockwise) and `shear` (along x) are B degrees, `right` and `down` B pixels,
     `scale` B factors; outside is black. The same mapping as torchvision's `affine` with angle
-    `-angle` (its angles run clockwise) and `rotate` with `angle`.
+    `-angle` (its angles run clockwise) and `rotate` with `angle`. `bend`, B×2×rows×columns: pixels by which
+    points from corner to corner are shifted right and down before all that, the others by bicubic curves.
     """
     height, width = x.shape[-2:]
     radians, slant = angle * (math.pi / 180), torch.tan(shear * (math.pi / 180))
@@ -122,6 +138,10 @@ def warp(
     )
     # affine_grid with all images in one product, and x and y apart, as grid_sample reads them fastest.
     grid = (theta.view(-1, 3) @ _pixels(height, width, x.device)).view(-1, 2, height, width)
+    if bend is not None:
+        pixel = torch.tensor([2 / width, 2 / height], device=x.device).view(1, 2, 1)
+        curves = _curves(*bend.shape[-2:], height, width, x.device)
+        grid = grid - ((bend.flatten(2) * pixel) @ curves).view_as(grid)
     return F.grid_sample(
         x, grid.permute(0, 2, 3, 1), mode=interpolation, padding_mode="zeros", align_corners=False
     )
@@ -133,3 +153,10 @@ def _pixels(height: int, width: int, device: torch.device) -> Tensor:
     x, y = ((2 * torch.arange(size, device=device) + 1) / size - 1 for size in (width, height))
     yy, xx = torch.meshgrid(y, x, indexing="ij")
     return torch.stack([xx.flatten(), yy.flatten(), torch.ones(height * width, device=device)])
+
+
+@functools.cache
+def _curves(rows: int, columns: int, height: int, width: int, device: torch.device) -> Tensor:
+    """(rows·columns)×(H·W): how much of every point's shift reaches every pixel."""
+    points = torch.eye(rows * columns, device=device).view(-1, 1, rows, columns)
+    return F.interpolate(points, size=(height, width), mode="bicubic", align_corners=True).flatten(1)

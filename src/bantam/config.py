@@ -184,6 +184,8 @@ class Augmentation(Component):
     """Size factor from 1 ± this."""
     shear_degrees: float = ranged(least=0, below=90)
     """Shear by ± this."""
+    elastic_pixels: float = ranged(least=0)
+    """Shift of each of 5×5 points by ± this on either axis, with smooth curves in between."""
     interpolation: Literal["nearest", "bilinear"] = MISSING
     fade_start: float = ranged(least=0, most=1)
     """Fraction of the training after which the changes begin to fade; 1: never."""

@@ -589,7 +589,7 @@ def _gap(g: Group) -> Iterator[Finding]:
     numbers = (
         f"in the last epochs training accuracy is {abs(gap):.2f} points {'above' if gap > 0 else 'below'} {split}"
     )
-    changing = ("brightness", "contrast", "degrees", "pixels", "scale", "shear_degrees")
+    changing = ("brightness", "contrast", "degrees", "pixels", "scale", "shear_degrees", "elastic_pixels")
     harder = ["augmentation"] * any(_number(g.first.settings.get(f"augmentation.{key}")) > 0 for key in changing)
     harder += ["dropout"] * (_number(g.first.settings.get("model.dropout")) > 0)
     if not error or math.isnan(error):
