@@ -95,6 +95,27 @@ def test_a_shift_moves_right_and_down_and_fills_with_black(images: Tensor) -> No
     assert moved[:, :, :, :3].abs().max() < 1e-4
 
 
+def test_points_that_shift_alike_shift_the_image(images: Tensor) -> None:
+    zero, one = torch.zeros(16), torch.ones(16)
+    shifts = torch.stack([numbers(16, 3).round(), zero - 2], dim=1).view(16, 2, 1, 1).expand(-1, -1, 5, 5)
+    expected = warp(images, zero, shifts[:, 0, 0, 0], zero - 2, one, zero, "bilinear")
+    bent = warp(images, zero, zero, zero, one, zero, "bilinear", shifts)
+    torch.testing.assert_close(bent, expected, atol=1e-4, rtol=0)
+    assert (bent - images).abs().max() > 0.1
+
+
+def test_a_point_that_shifts_bends_the_image_around_it_and_leaves_the_rest(images: Tensor) -> None:
+    zero, one = torch.zeros(16), torch.ones(16)
+    bend = torch.zeros(16, 2, 5, 5)
+    bend[:, 0, 0, 0] = 3  # the upper left corner to the right
+    bent = warp(images, zero, zero, zero, one, zero, "bilinear", bend)
+    change = (bent - images).abs()
+    assert change[:, :, :4, :4].mean() > 10 * change[:, :, 14:, 14:].mean()
+    assert change[:, :, 14:, 14:].max() < 1e-4
+    # What the corner shows comes from the left of it, outside the image: black.
+    assert bent[:, :, 0, 0].abs().max() < 1e-4
+
+
 def test_jitter_is_torchvisions_in_either_order(images: Tensor) -> None:
     brightness, contrast = 1 + numbers(16, 0.5), 1 + numbers(16, 0.5)
     contrast_first = torch.arange(16) % 2 == 0
@@ -120,9 +141,19 @@ def drawn(monkeypatch: pytest.MonkeyPatch, augment: Augmentation, count: int) ->
     caught: dict[str, Tensor] = {}
 
     def catch_warp(
-        x: Tensor, angle: Tensor, right: Tensor, down: Tensor, scale: Tensor, shear: Tensor, _: Any
+        x: Tensor,
+        angle: Tensor,
+        right: Tensor,
+        down: Tensor,
+        scale: Tensor,
+        shear: Tensor,
+        _: Any,
+        bend: Tensor | None,
     ) -> Tensor:
         caught.update(angle=angle, right=right, down=down, scale=scale - 1, shear=shear)
+        if bend is not None:
+            assert bend.shape == (count, 2, 5, 5)
+            caught.update(corner_right=bend[:, 0, 0, 0], middle_down=bend[:, 1, 2, 2])
         return x
 
     def catch_jitter(x: Tensor, brightness: Tensor, contrast: Tensor, first: Tensor) -> Tensor:
@@ -138,7 +169,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch, augment: Augmentation, count: int) ->
 def test_every_image_gets_its_own_uniform_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     reach = {"brightness": 0.1, "contrast": 0.2, "angle": 7, "right": 2, "down": 2, "scale": 0.3, "shear": 5}
-    augment = Augmentation(0.1, 0.2, degrees=7, pixels=2, scale=0.3, shear_degrees=5)
+    reach |= {"corner_right": 1.5, "middle_down": 1.5}
+    augment = Augmentation(0.1, 0.2, degrees=7, pixels=2, scale=0.3, shear_degrees=5, elastic_pixels=1.5)
     count = 20_000
     caught = drawn(monkeypatch, augment, count)
     for name, limit in reach.items():
