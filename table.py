@@ -24,13 +24,11 @@ def table(groups: list[Group]) -> str:
                 raise ValueError(f"{r.folder} is {r.state}: finish it with resume=, or leave its folder out")
             if r.split != "test":
                 raise ValueError(f"{r.folder} was scored on validation images: the table is about the test images")
-    targets = {(g.first.target, g.first.settings.get("target.last_epochs")) for g in groups}
+    targets = {g.first.target for g in groups}
     if len(targets) > 1:
-        raise ValueError("the runs have several targets: give folders with the same target.*")
-    ((accuracy, epochs),) = targets
-    last = f"last {epochs} epochs"
-    titles = ("`experiment=`", "parameters", "epochs", "CPU-minutes", f"mean of the {last}, %")
-    rows = [(*titles, f"{accuracy:g} % in every one of the {last}"), ("---",) * (len(titles) + 1)]
+        raise ValueError("the runs have several targets: give folders with the same target.accuracy")
+    titles = ("`experiment=`", "parameters", "epochs", "CPU-minutes", "last epochs", "their mean, %")
+    rows = [(*titles, f"{targets.pop():g} % in every one of them"), ("---",) * (len(titles) + 1)]
     rows += [_row(g) for g in groups]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -48,6 +46,7 @@ def _row(g: Group) -> tuple[str, ...]:
         f"{g.parameters:,}" if g.parameters else "",
         str(max((len(r.history) for r in ended), default="")),
         f"{statistics.fmean(minutes):.1f}" if on_cpu else "",
+        str(g.first.settings.get("target.last_epochs", "")),
         f"{mean}{spread}",
         f"{word}, one seed" if seeds == 1 else word,
     )
