@@ -31,7 +31,7 @@ from bantam.run import Place, Prepared, prepare
 from bantam.training import train
 
 PARTS = {
-    "blocks in C": ("_Fused",),
+    "blocks in C": ("_Fused", "_Depthwise"),
     "augmentation": ("augmentation",),
     "optimizer": ("Optimizer.",),
     "dropout": ("_ZeroSome", "aten::dropout", "aten::native_dropout", "aten::bernoulli_", "aten::geometric_"),

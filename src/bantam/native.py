@@ -2,8 +2,9 @@
 
 A network is built of PyTorch's layers, and those remain what is counted and saved. Of it `fuse`
 makes a second network with the same parameters, in which every run of convolution, batch norm,
-ReLU, dropout and max-pool is one function of `native.c`: these small networks spend more time on moving their
-activations through memory than on computing them.
+ReLU, dropout and max-pool is one function of `native.c`, and every convolution of channels by themselves one
+of `depthwise.c`: these small networks spend more time on moving their activations through memory than on
+computing them.
 """
 
 import copy
@@ -15,16 +16,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from bantam.models import Dropout
-
-SOURCE = Path(__file__).with_name("native.c")
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=gnu11")
 
@@ -50,11 +49,35 @@ def compiler() -> str | None:
 @functools.cache
 def functions(shape: Shape) -> tuple[Any, Any, Any]:
     """A shape's `forward`, `backward` and `score`, compiled or found compiled. Raises Unavailable."""
+    library = _library("native.c", zip(("SIDE", "CI", "CO", "KERNEL", "RELU_FIRST", "POOL"), shape, strict=True))
+    pointer, floats, whole = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
+    dropout = (ctypes.c_uint64, ctypes.c_uint32, floats)
+    forward, backward, score = library.forward, library.backward, library.score
+    forward.argtypes = [*[pointer] * 6, floats, floats, *[pointer] * 4, *dropout, whole, whole]
+    backward.argtypes = [*[pointer] * 12, *dropout, whole, whole]
+    score.argtypes = [*[pointer] * 5, whole, whole]
+    forward.restype = backward.restype = score.restype = None
+    return forward, backward, score
+
+
+@functools.cache
+def depthwise_functions(side: int, channels: int, kernel: int) -> tuple[Any, Any]:
+    """`forward` and `backward` of a convolution of every channel by itself. Raises Unavailable."""
+    library = _library("depthwise.c", (("SIDE", side), ("CHANNELS", channels), ("KERNEL", kernel)))
+    forward, backward = library.forward, library.backward
+    forward.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int, ctypes.c_int]
+    backward.argtypes = [*[ctypes.c_void_p] * 5, ctypes.c_int, ctypes.c_int]
+    forward.restype = backward.restype = None
+    return forward, backward
+
+
+def _library(name: str, sizes: Iterable[tuple[str, int]]) -> ctypes.CDLL:
+    """A C file beside this one with its sizes as constants, compiled or found compiled. Raises Unavailable."""
     cc = compiler()
     if cc is None:
         raise Unavailable("there is no C compiler (cc): install one, for example gcc")
-    values = dict(zip(("SIDE", "CI", "CO", "KERNEL", "RELU_FIRST", "POOL"), map(int, shape), strict=True))
-    source = "".join(f"#define {name} {value}\n" for name, value in values.items()) + SOURCE.read_text()
+    constants = "".join(f"#define {size} {int(value)}\n" for size, value in sizes)
+    source = constants + Path(__file__).with_name(name).read_text()
     # The processor and the compiler belong to the key: a home folder may be shared by unlike machines.
     key = "".join((source, *FLAGS, cc, _processor()))
     path = cache() / f"block-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
@@ -66,17 +89,9 @@ def functions(shape: Shape) -> tuple[Any, Any, Any]:
                 _compile(cc, Path(folder))
                 os.replace(Path(folder) / "block.so", path)
         # RTLD_NOW: what is missing shows here, not in the middle of a training.
-        library = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
+        return ctypes.CDLL(str(path), mode=os.RTLD_NOW)
     except OSError as error:
         raise Unavailable(f"compiled blocks cannot be kept in {path.parent} or loaded: {error}") from error
-    pointer, floats, whole = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
-    dropout = (ctypes.c_uint64, ctypes.c_uint32, floats)
-    forward, backward, score = library.forward, library.backward, library.score
-    forward.argtypes = [*[pointer] * 6, floats, floats, *[pointer] * 4, *dropout, whole, whole]
-    backward.argtypes = [*[pointer] * 12, *dropout, whole, whole]
-    score.argtypes = [*[pointer] * 5, whole, whole]
-    forward.restype = backward.restype = score.restype = None
-    return forward, backward, score
 
 
 def _compile(cc: str, folder: Path) -> None:
@@ -101,7 +116,29 @@ def _processor() -> str:
     return f"{sys.platform} {os.uname().machine}"
 
 
-class Block(nn.Module):
+class _Reusing(nn.Module):
+    """Keeps memory that every step uses again: what is fresh would have to be mapped first, page by page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.z, self.y, self.gx = (torch.empty(0) for _ in range(3))
+        self.busy = False
+        """Between forward and backward, while that memory is in use."""
+
+    def buffer(self, name: str, size: tuple[int, ...], fresh: bool) -> Tensor:
+        """Memory for a B×C×H×W tensor, channels last, in its place of the last step unless it must be fresh."""
+        images, channels, height, width = size
+        count = images * channels * height * width
+        memory = torch.empty(0) if fresh else getattr(self, name)
+        if memory.numel() < count:
+            memory = torch.empty(count)
+            if not fresh:
+                setattr(self, name, memory)
+        result: Tensor = memory[:count].view(images, height, width, channels).permute(0, 3, 1, 2)
+        return result
+
+
+class Block(_Reusing):
     """A valid convolution, batch norm, ReLU, perhaps dropout and a max-pool, as one function."""
 
     def __init__(
@@ -110,10 +147,6 @@ class Block(nn.Module):
         super().__init__()
         self.convolution, self.norm = convolution, norm
         self.relu_first, self.dropout, self.pool = relu_first, dropout, pool
-        self.z, self.y, self.gx = (torch.empty(0) for _ in range(3))
-        """Memory that every step uses again: what is fresh would have to be mapped first, page by page."""
-        self.busy = False
-        """Between forward and backward, while that memory is in use."""
 
     def functions(self, side: int) -> tuple[Any, Any, Any]:
         """Its compiled functions for images of `side` × `side` pixels. Raises Unavailable."""
@@ -147,18 +180,6 @@ class Block(nn.Module):
             *(len(x), torch.get_num_threads()),
         )
         return y
-
-    def buffer(self, name: str, size: tuple[int, ...], fresh: bool) -> Tensor:
-        """Memory for a B×C×H×W tensor, channels last, in its place of the last step unless it must be fresh."""
-        images, channels, height, width = size
-        count = images * channels * height * width
-        memory = torch.empty(0) if fresh else getattr(self, name)
-        if memory.numel() < count:
-            memory = torch.empty(count)
-            if not fresh:
-                setattr(self, name, memory)
-        result: Tensor = memory[:count].view(images, height, width, channels).permute(0, 3, 1, 2)
-        return result
 
 
 def _rows_of_16(channels: int) -> int:
@@ -232,7 +253,54 @@ def covers(model: nn.Module) -> bool:
 
 def is_fused(model: nn.Module) -> bool:
     """Whether a network has blocks in C."""
-    return any(isinstance(module, Block) for module in model.modules())
+    return any(isinstance(module, (Block, Depthwise)) for module in model.modules())
+
+
+class Depthwise(_Reusing):
+    """A valid convolution of every channel by itself."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+    def functions(self, side: int) -> tuple[Any, Any]:
+        """Its compiled functions for images of `side` × `side` pixels. Raises Unavailable."""
+        return depthwise_functions(side, self.convolution.in_channels, self.convolution.kernel_size[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B×C×H×W in, B×C×H×W out, channels last."""
+        return _Depthwise.apply(x, self.convolution.weight, self)  # type: ignore[no-any-return]
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, block: Depthwise) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        images, channels, side, _ = x.shape
+        out = side - weight.shape[-1] + 1
+        ctx.fresh = block.busy or not block.training
+        block.busy = block.busy or block.training
+        y = block.buffer("y", (images, channels, out, out), ctx.fresh)
+        rows = weight.permute(2, 3, 1, 0).contiguous()
+        block.functions(side)[0](*(t.data_ptr() for t in (x, rows, y)), images, torch.get_num_threads())
+        ctx.save_for_backward(x, rows)
+        ctx.block = block
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        x, rows = ctx.saved_tensors
+        block = ctx.block
+        gy = gy.contiguous(memory_format=torch.channels_last)
+        gx = block.buffer("gx", x.shape, ctx.fresh) if ctx.needs_input_grad[0] else None
+        block.busy = block.busy and ctx.fresh
+        grows = torch.empty_like(rows)
+        block.functions(x.shape[-1])[1](
+            *(t.data_ptr() for t in (gy, x, rows)),
+            *(None if gx is None else gx.data_ptr(), grows.data_ptr()),
+            *(len(gy), torch.get_num_threads()),
+        )
+        return gx, grows.permute(3, 2, 0, 1), None
 
 
 def fuse(model: nn.Module, image: tuple[int, int, int]) -> nn.Module | None:
@@ -267,7 +335,11 @@ def _blocks(layers: Sequence[nn.Module]) -> Iterator[nn.Module]:
         convolution, rest = layers[at], layers[at + 1 : at + 5]
         kinds = [type(layer) for layer in rest]
         at += 1
-        if _fits(convolution) and kinds[:2] in ([nn.ReLU, nn.BatchNorm2d], [nn.BatchNorm2d, nn.ReLU]):
+        if (
+            _plain(convolution)
+            and convolution.groups == 1
+            and kinds[:2] in ([nn.ReLU, nn.BatchNorm2d], [nn.BatchNorm2d, nn.ReLU])
+        ):
             norm = next(layer for layer in rest if isinstance(layer, nn.BatchNorm2d))
             if norm.affine and norm.track_running_stats and norm.momentum is not None:
                 p, pool, last = 0.0, 1, 2
@@ -275,21 +347,22 @@ def _blocks(layers: Sequence[nn.Module]) -> Iterator[nn.Module]:
                     p, last = dropout.p, last + 1
                 if last < len(rest) and (squares := _pool(rest[last])):
                     pool, last = squares, last + 1
-                assert isinstance(convolution, nn.Conv2d)
                 yield Block(convolution, norm, kinds[0] is nn.ReLU, p, pool)
                 at += last
                 continue
-        yield convolution
+        if _plain(convolution) and convolution.groups == convolution.in_channels == convolution.out_channels > 1:
+            yield Depthwise(convolution)
+        else:
+            yield convolution
 
 
-def _fits(layer: nn.Module) -> bool:
-    """Whether a layer is a convolution that `native.c` computes."""
+def _plain(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether a layer is a convolution of a kind that there is C code for, groups aside."""
     return (
         type(layer) is nn.Conv2d
         and layer.kernel_size[0] == layer.kernel_size[1]
         and layer.stride == layer.dilation == (1, 1)
         and layer.padding == (0, 0)
-        and layer.groups == 1
         and layer.bias is None
     )
 
