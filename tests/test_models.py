@@ -17,8 +17,12 @@ from bantam.budget import count
         (models.Flexible(early2=10, transition=6, late1=8, late2=10, late3=14), 3516),
         (models.Flexible(early2=14, transition=0, late1=14, late2=14, late3=14, shared=True), 3112),
         (
-            models.Flexible(transition=0, late1=16, late2=0, late3=0, separable=True),
+            models.Flexible(transition=0, late1=16, late2=0, late3=0, late_separable=True),
             1864,
+        ),
+        (
+            models.Flexible(early2=4, transition=0, late1=0, late2=0, late3=0, early_separable=True),
+            72 + 16 + (72 + 32) + 8 + 40,
         ),
         (models.V2(width=17), 10897),
     ],

@@ -88,7 +88,9 @@ class Flexible(Component):
     """Of the late convolutions."""
     shared: bool = MISSING
     """Late convolutions of the same shape are one, each time with batch norm of its own."""
-    separable: bool = MISSING
+    early_separable: bool = MISSING
+    """Early convolutions but the first are two: 3×3 of every channel by itself, and 1×1."""
+    late_separable: bool = MISSING
     """Late convolutions are two: 3×3 of every channel by itself, and 1×1."""
     dropout: float = ranged(least=0, below=1)
     """Probability of dropping an element."""

@@ -6,6 +6,7 @@ B×1×28×28 and returns B×10 logits. A new network is one class here and one f
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,9 +119,13 @@ class V2(nn.Sequential):
         super().__init__(*_study_blocks(width, dropout), nn.Conv2d(width, CLASSES, 1, bias=False), nn.Flatten())
 
 
-def _three_by_three(inputs: int, outputs: int, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A convolution that makes maps two pixels smaller, whatever its dilation."""
-    return nn.Conv2d(inputs, outputs, 3, padding=dilation - 1, dilation=dilation, groups=groups, bias=False)
+def _convolutions(inputs: int, outputs: int, dilation: int, separable: bool) -> list[nn.Conv2d]:
+    """A 3×3 convolution that makes maps two pixels smaller, whatever its dilation; separable, it is two."""
+    geometry: dict[str, Any] = {"padding": dilation - 1, "dilation": dilation, "bias": False}
+    if not separable:
+        return [nn.Conv2d(inputs, outputs, 3, **geometry)]
+    each = nn.Conv2d(inputs, inputs, 3, groups=inputs, **geometry)
+    return [each, nn.Conv2d(inputs, outputs, 1, bias=False)]
 
 
 class Flexible(nn.Sequential):
@@ -129,8 +134,9 @@ class Flexible(nn.Sequential):
     Every choice is a whole number, so that a search can make it. Blocks are convolution → batch norm → ReLU; one
     with 0 channels is left out. Early 3×3 blocks, a max-pool, a 1×1 block of `transition` channels, late 3×3
     blocks, a global average, a 1×1 block of `head` channels, a linear layer without bias. Late convolutions have
-    a `dilation` and are padded by one less, so that maps shrink by two pixels whatever it is. `separable` ones
-    are two: 3×3 of every channel by itself, then 1×1. Where weights are `shared`, late convolutions of the same
+    a `dilation` and are padded by one less, so that maps shrink by two pixels whatever it is. Separable
+    convolutions are two: 3×3 of every channel by itself, then 1×1; `early_separable` leaves the first block,
+    which has one channel to begin with, as it is. Where weights are `shared`, late convolutions of the same
     shape are one, each time with batch norm of its own. Without `linear` the last block must have 10 channels:
     they are the logits. Raises ValueError where it has another number, or where there is no block.
     """
@@ -149,7 +155,8 @@ class Flexible(nn.Sequential):
         linear: bool = True,
         dilation: int = 1,
         shared: bool = False,
-        separable: bool = False,
+        early_separable: bool = False,
+        late_separable: bool = False,
         dropout: float = 0.0,
     ) -> None:
         layers: list[nn.Module] = []
@@ -164,19 +171,13 @@ class Flexible(nn.Sequential):
             inputs = outputs
 
         for channels in filter(None, (early1, early2, early3)):
-            block(channels, _three_by_three(inputs, channels))
+            block(channels, *_convolutions(inputs, channels, 1, early_separable and inputs > 1))
         layers.append(nn.MaxPool2d(2))
         if transition:
             block(transition, nn.Conv2d(inputs, transition, 1, bias=False))
         for channels in filter(None, (late1, late2, late3, late4)):
             convolutions = known.get((inputs, channels)) if shared else None
-            if convolutions is None and separable:
-                convolutions = [
-                    _three_by_three(inputs, inputs, dilation, groups=inputs),
-                    nn.Conv2d(inputs, channels, 1, bias=False),
-                ]
-            elif convolutions is None:
-                convolutions = [_three_by_three(inputs, channels, dilation)]
+            convolutions = convolutions or _convolutions(inputs, channels, dilation, late_separable)
             known[inputs, channels] = convolutions
             block(channels, *convolutions)
         layers.append(nn.AdaptiveAvgPool2d(1))
