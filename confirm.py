@@ -1,4 +1,4 @@
-"""Train a study's best trials again on fresh seeds: `python confirm.py multirun/<study> [--trials 12 31] …`."""
+"""Train a study's best trials again on fresh seeds: `python confirm.py multirun/<study> [epochs=15] …`."""
 
 import argparse
 from pathlib import Path
@@ -10,11 +10,13 @@ def main() -> None:
     """Exit with 0 where the winner meets the target on every seed or is not judged, else with 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", type=Path, help="folder of a study")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what all of them are to have instead")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--top", type=int, default=confirm.TOP, help="how many of the best trials, 3 by default")
     which.add_argument("--trials", type=int, nargs="+", default=(), metavar="number", help="instead: these trials")
     parser.add_argument("--seeds", type=int, default=confirm.SEEDS, help="how many fresh seeds each, 5 by default")
-    arguments = parser.parse_args()
+    parser.add_argument("--validation-only", action="store_true", help="leave the test images alone")
+    arguments = parser.parse_intermixed_args()
     config.register()
     sweeper.register()
     try:
@@ -22,7 +24,15 @@ def main() -> None:
             if getattr(arguments, key) < least:
                 raise ValueError(f"--{key} is {getattr(arguments, key)}: it must be at least {least}")
         script = Path(__file__).with_name("train.py")
-        confirm.confirm(arguments.study, arguments.top, arguments.seeds, script, arguments.trials)
+        confirm.confirm(
+            arguments.study,
+            arguments.top,
+            arguments.seeds,
+            script,
+            arguments.trials,
+            arguments.overrides,
+            test=not arguments.validation_only,
+        )
         report.at_end(arguments.study)
     except ValueError as error:
         launch.show_error(error)

@@ -127,6 +127,31 @@ def test_of_a_front_trials_must_be_named(study: Path, tmp_path: Path) -> None:
     assert summary(study)["winner"] == 1
 
 
+def test_all_may_be_changed_alike_but_not_half_of_them(study: Path, tmp_path: Path) -> None:
+    script = pretender(tmp_path)
+    confirm.confirm(study, 3, 5, script, [1], ["model.width=12", "threads=2"])
+    experiment = OmegaConf.load(study / "confirm" / "experiment" / "trial_1.yaml")
+    assert (experiment.model.width, experiment.threads, experiment.precision) == (12, 2, "float32")
+    with pytest.raises(
+        ValueError, match="with other overrides than none: give the same ones, or move .*confirm away"
+    ):
+        confirm.confirm(study, 3, 5, script, [1])
+    for override in ("model.size=12", "model=12", "12"):
+        with pytest.raises(ValueError, match=f"{override} is no key=value of the trial in"):
+            confirm.confirm(study, 3, 5, script, [2], [override])
+
+
+def test_the_test_images_may_wait(study: Path, tmp_path: Path) -> None:
+    script = pretender(tmp_path)
+    confirm.confirm(study, 3, 5, script, test=False)
+    assert len(commands(study)) == 1
+    assert summary(study)["winner"] == 1
+    assert "test" not in summary(study)
+    confirm.confirm(study, 3, 5, script)
+    assert commands(study)[1]["data.validation"] == "0"
+    assert summary(study)["test"]["verdict"] == "met"
+
+
 @pytest.mark.parametrize(
     ("verdict", "expected", "met"),
     [
@@ -168,7 +193,7 @@ def test_a_trial_that_diverges_on_a_seed_does_not_win(study: Path, tmp_path: Pat
 
 
 def test_an_experiment_of_a_trial_is_complete(study: Path) -> None:
-    confirm.write_experiment(study / "3", study / "experiment" / "best.yaml")
+    confirm.write_experiment(study / "experiment" / "best.yaml", confirm.experiment(study / "3"))
     text = (study / "experiment" / "best.yaml").read_text()
     assert text.startswith("# @package _global_\n")
     values = OmegaConf.create(text)
@@ -197,6 +222,7 @@ def test_the_command_line_refuses_nonsense_in_one_sentence(
     for arguments, sentence in (
         (("nowhere",), "Error: nowhere is no study's folder"),
         (("nowhere", "--top", "0"), "Error: --top is 0: it must be at least 1"),
+        (("nowhere", "epochs=15", "--trials", "1", "2"), "Error: nowhere is no study's folder"),
         (("nowhere", "--seeds", "1"), "Error: --seeds is 1: it must be at least 2"),
     ):
         refused = bantam("confirm.py", *arguments)

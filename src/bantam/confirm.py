@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,15 +46,24 @@ class Candidate:
         return statistics.stdev(self.objectives) if len(self.objectives) > 1 else 0.0
 
 
-def confirm(study: Path, top: int, seeds: int, script: Path, numbers: Sequence[int] = ()) -> None:
+def confirm(
+    study: Path,
+    top: int,
+    seeds: int,
+    script: Path,
+    numbers: Sequence[int] = (),
+    overrides: Sequence[str] = (),
+    test: bool = True,
+) -> None:
     """Train a study's best trials again and judge the best of them; writes `confirm/confirm.json`.
 
     The `top` trials, or those with the given `numbers`, are trained on `seeds` fresh seeds, to their end
     and scored on the study's validation images. The one with the highest mean is then trained on all
-    training images with the same seeds and scored on the test images. What is finished already is not
-    trained again. `script` is train.py. Raises ValueError for a folder that is no study or has no
-    completed trial, for a number that is none, and for a study with two objectives, which has no best
-    trial, where no numbers are given.
+    training images with the same seeds and scored on the test images, unless `test` is false. What is finished
+    already is not trained again. `overrides`, such as epochs=15, change all trials. `script` is train.py. Raises
+    ValueError for a folder that is no study or has no completed trial, for a number that is none, for a study with
+    two objectives, which has no best trial, where no numbers are given, and for overrides that are no keys and
+    values or are not those of trials that have been confirmed already.
     """
     console = Console(highlight=False)
     best = _chosen(study, top, numbers)
@@ -63,7 +72,14 @@ def confirm(study: Path, top: int, seeds: int, script: Path, numbers: Sequence[i
     folder = study / "confirm"
     names = {number: f"trial_{number}" for number, _ in best}
     for number, name in names.items():
-        write_experiment(study / str(number), folder / "experiment" / f"{name}.yaml")
+        path = folder / "experiment" / f"{name}.yaml"
+        text = experiment(study / str(number), overrides)
+        if path.exists() and path.read_text() != text:
+            raise ValueError(
+                f"{path} is of a confirmation with other overrides than {' '.join(overrides) or 'none'}: "
+                f"give the same ones, or move {folder} away"
+            )
+        write_experiment(path, text)
 
     split = f"data.split_seed={cfg.data.split_seed}"
     _train(script, folder, "validation", list(names.values()), fresh, [split], console)
@@ -78,15 +94,23 @@ def confirm(study: Path, top: int, seeds: int, script: Path, numbers: Sequence[i
     if winner.missing:
         raise ValueError(f"none of the {len(best)} trials of {study} came to its end on every fresh seed")
 
-    _train(script, folder, "test", [names[winner.number]], fresh, ["data.validation=0"], console)
-    tested = [record.read_result(_run(folder, names[winner.number], "test", seed)) for seed in fresh]
-    verdict = _judge(tested)
     ranking = [
         {**asdict(candidate), "mean": candidate.mean, "deviation": candidate.deviation} for candidate in candidates
     ]
     for row in ranking:
         row["mean"] = None if row["missing"] else row["mean"]
-    summary = {"ranking": ranking, "winner": winner.number, "seeds": fresh, "test": verdict}
+    summary: dict[str, Any] = {"ranking": ranking, "winner": winner.number, "seeds": fresh}
+    if not test:
+        record.write(folder / "confirm.json", (json.dumps(summary, indent=2) + "\n").encode())
+        console.print(
+            f"Trial {winner.number} is ahead on the validation images; the test images were not touched."
+        )
+        return
+
+    _train(script, folder, "test", [names[winner.number]], fresh, ["data.validation=0"], console)
+    tested = [record.read_result(_run(folder, names[winner.number], "test", seed)) for seed in fresh]
+    verdict = _judge(tested)
+    summary["test"] = verdict
     record.write(folder / "confirm.json", (json.dumps(summary, indent=2) + "\n").encode())
     first, target = tested[0], cfg.target
     colour = {"met": "green", "not met": "red"}.get(verdict["verdict"], "yellow")
@@ -150,16 +174,30 @@ def _chosen(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, fl
     return sorted(chosen, key=lambda trial: -trial[1])[: len(numbers) or top]
 
 
-def write_experiment(trial: Path, path: Path) -> None:
-    """Write an experiment that repeats a trial exactly: all it had, with the machine's choices pinned."""
+def experiment(trial: Path, overrides: Sequence[str] = ()) -> str:
+    """An experiment that repeats a trial exactly: all it had, with the machine's choices pinned.
+
+    Raises ValueError where an override is no `key=value` of the trial's configuration.
+    """
     cfg, _, choices = launch.saved(trial)
     result = record.read_result(trial)
     values = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(values, dict)
     values |= {key: result[key] for key in ("device", "precision", "threads", "kernels")}
     groups = [{f"override /{group}": option} for group, option in choices.items() if group in values]
-    text = f"# @package _global_\n# Trial {trial.name}: {result['objective']!r} % of the validation images.\n"
-    text += OmegaConf.to_yaml(OmegaConf.create({"defaults": groups, **values}))
+    plain = OmegaConf.create(values)
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or isinstance(OmegaConf.select(plain, key, default={}), Mapping):
+            raise ValueError(f"{override} is no key=value of the trial in {trial}: see its .hydra/config.yaml")
+    plain.merge_with_dotlist(list(overrides))
+    changed = f" With {' '.join(overrides)}." if overrides else ""
+    head = f"# Trial {trial.name}: {result['objective']!r} % of the validation images.{changed}\n"
+    return "# @package _global_\n" + head + OmegaConf.to_yaml(OmegaConf.merge({"defaults": groups}, plain))
+
+
+def write_experiment(path: Path, text: str) -> None:
+    """Write a file that `experiment` made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     record.write(path, text.encode())
 

@@ -814,7 +814,7 @@ def finish(search: Search, study: Study, console: Console) -> None:
         if old.stem not in names.values():  # it was on the front of a shorter search
             old.unlink()
     for number, name in names.items():
-        confirm.write_experiment(search.folder / str(number), experiments / f"{name}.yaml")
+        confirm.write_experiment(experiments / f"{name}.yaml", confirm.experiment(search.folder / str(number)))
     if search.two:
         console.print("The front, each network with the line that runs it:")
     for trial in found:
