@@ -92,12 +92,12 @@ static inline void drop(float *restrict y, uint64_t seed, int i, uint32_t limit)
 }
 
 /* The greatest of each square of `x`, and in `at` its place within the square; the first of equals. */
-static inline void pool(const float *restrict x, float *restrict y, uint8_t *restrict at)
+static inline void pool(const float *restrict x, float *restrict y, int32_t *restrict at)
 {
     for (int row = 0; row < POOLED; row++)
         for (int u = 0; u < POOLED; u++) {
             float greatest[CO];
-            uint8_t place[CO] = {0};
+            int32_t place[CO] = {0};
             memcpy(greatest, x + (row * OUT + u) * POOL * CO, sizeof greatest);
             for (int p = 1; p < POOL * POOL; p++) {
                 const float *here = x + ((row * POOL + p / POOL) * OUT + u * POOL + p % POOL) * CO;
@@ -113,7 +113,7 @@ static inline void pool(const float *restrict x, float *restrict y, uint8_t *res
 }
 
 /* Its backward pass: every gradient to the place that its value came from, times `scale`. */
-static inline void spread(const float *restrict gy, const uint8_t *restrict at, float scale, float *restrict gx)
+static inline void spread(const float *restrict gy, const int32_t *restrict at, float scale, float *restrict gx)
 {
     if (OUT % POOL)
         memset(gx, 0, sizeof(float) * AREA * CO);
@@ -132,7 +132,7 @@ static inline void spread(const float *restrict gy, const uint8_t *restrict at, 
 void forward(const float *restrict x, const float *restrict w, const float *restrict gamma,
              const float *restrict beta, float *restrict mean, float *restrict variance, float momentum,
              float epsilon, float *restrict z, float *restrict y, float *restrict saved,
-             uint8_t *restrict at, uint64_t seed, uint32_t limit, float scale, int images, int threads)
+             int32_t *restrict at, uint64_t seed, uint32_t limit, float scale, int images, int threads)
 {
     double total[2 * CO] = {0};
     double *part = calloc((size_t)threads * 2 * CO, sizeof(double));
@@ -197,7 +197,7 @@ void score(const float *restrict x, const float *restrict w, const float *restri
 #pragma omp parallel for num_threads(threads) schedule(static, (images + threads - 1) / threads)
     for (int i = 0; i < images; i++) {
         float whole[AREA * CO];
-        uint8_t at[POOLED * POOLED * CO];
+        int32_t at[POOLED * POOLED * CO];
         for (int row = 0; row < OUT; row++)
             forward_row(x + (int64_t)i * SIDE * SIDE * CI + row * SIDE * CI, w, whole + row * OUT * CO);
         for (int u = 0; u < AREA; u++)
@@ -216,7 +216,7 @@ void score(const float *restrict x, const float *restrict w, const float *restri
 
 /* The gradient before the pooling and dropout of image `i`, and before ReLU where that comes last. */
 static inline void unpool(const float *restrict gy, const float *restrict z, const float *restrict factor,
-                          const float *restrict offset, const uint8_t *restrict at, uint64_t seed, uint32_t limit,
+                          const float *restrict offset, const int32_t *restrict at, uint64_t seed, uint32_t limit,
                           float scale, int i, float *restrict g)
 {
     int64_t start = (int64_t)i * AREA * CO, pooled = (int64_t)i * POOLED * POOLED * CO;
@@ -268,7 +268,7 @@ static inline void weigh(const float *restrict x, const float *restrict g, float
 void backward(const float *restrict gy, const float *restrict x, const float *restrict z,
               const float *restrict gamma, const float *restrict beta, const float *restrict saved,
               const float *restrict w, float *restrict gx, float *restrict gw, float *restrict ggamma,
-              float *restrict gbeta, const uint8_t *restrict at, uint64_t seed, uint32_t limit, float scale,
+              float *restrict gbeta, const int32_t *restrict at, uint64_t seed, uint32_t limit, float scale,
               int images, int threads)
 {
     enum { WEIGHTS = KERNEL * KERNEL * CI * PADDED(CO) };

@@ -205,7 +205,7 @@ class _Fused(torch.autograd.Function):
         # A block that runs twice before its backward pass must not overwrite its first results.
         ctx.fresh, block.busy = block.busy, True
         z, y = block.buffer("z", size, ctx.fresh), block.buffer("y", pooled, ctx.fresh)
-        at = torch.empty(y.numel() if block.pool > 1 else 0, dtype=torch.uint8)
+        at = torch.empty(y.numel() if block.pool > 1 else 0, dtype=torch.int32)
         saved = torch.empty(2, channels)
         # The backward pass drops the same elements again; which ones follows from a number of PyTorch's generator.
         seed = int(torch.randint(2**63 - 1, ())) if block.dropout else 0
