@@ -9,12 +9,12 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from bantam import trials
+from bantam import config, trials
 from bantam.budget import count
-from bantam.models import Flexible
 
 
 def hydra(*overrides: str) -> DictConfig:
@@ -59,13 +59,15 @@ def test_the_search_for_a_network_has_two_objectives_and_the_champions_recipe() 
     assert cfg.model._target_ == "bantam.models.Flexible"
     assert cfg.data.validation == 10_000
     found, recipe = (OmegaConf.to_container(each, resolve=False) for each in (cfg, champion))
-    assert isinstance(found, dict) and isinstance(recipe, dict)
+    assert isinstance(found, dict)
+    assert isinstance(recipe, dict)
     for key in ("optimizer", "scheduler", "augmentation", "batch_size", "ema", "label_smoothing"):
         assert found[key] == recipe[key]
     sizes = []
     for known in settings.enqueue:
         assert set(known) == set(settings.params)
-        sizes.append(count(Flexible(**{key.removeprefix("model."): value for key, value in known.items()})))
+        widths = {key.removeprefix("model."): value for key, value in known.items()}
+        sizes.append(count(instantiate(cfg.model, _execution_whitelist_=config.WHITELIST, **widths)))
     assert sizes == [9440, 7532, 4064, 3044]
 
 
