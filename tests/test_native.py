@@ -1,4 +1,6 @@
 import copy
+import functools
+import platform
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -47,10 +49,44 @@ NETWORKS: list[Any] = [
 ]
 
 
+SEPARABLE = functools.partial(
+    models.Flexible, early1=3, early2=12, transition=0, early_separable=True, late_separable=True
+)
+WIDE = functools.partial(models.Flexible, early1=2, early2=2, late1=2, late2=2, late3=200)
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_logits_gradients_and_statistics_are_those_of_the_layers(network: Any, threads: int) -> None:
     torch.set_num_threads(threads)
+    compare(network)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="of a processor with other instructions")
+@pytest.mark.parametrize(("architecture", "needs"), [("x86-64", "sse2"), ("haswell", "avx2")])
+@pytest.mark.parametrize("network", [models.V1, models.Flexible, SEPARABLE, WIDE])
+def test_processors_with_narrower_vectors_compute_the_same(
+    network: Any, architecture: str, needs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if needs not in Path("/proc/cpuinfo").read_text():
+        pytest.skip(f"this processor has no {needs}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "FLAGS", [flag.replace("native", architecture) for flag in native.FLAGS])
+    forget()
+    try:
+        compare(lambda: network(dropout=0.0))
+    finally:
+        forget()
+
+
+def forget() -> None:
+    """Load or compile every block anew."""
+    native.functions.cache_clear()
+    native.depthwise_functions.cache_clear()
+
+
+def compare(network: Any) -> None:
+    """Assert that logits, gradients and running statistics are those of double precision."""
     torch.manual_seed(1)
     model = network().to(memory_format=torch.channels_last).train()
     exact = copy.deepcopy(model).double()
@@ -127,7 +163,7 @@ def test_a_block_that_runs_twice_before_its_backward_pass_keeps_both_results() -
         def __init__(self) -> None:
             super().__init__()
             layers = (nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3), nn.ReLU())
-            self.block = nn.Sequential(*layers)
+            self.block = nn.Sequential(nn.Conv2d(3, 3, 1, groups=3, bias=False), *layers)
 
         def forward(self, x: Tensor) -> Tensor:
             once = self.block(x)
@@ -144,6 +180,12 @@ def test_a_block_that_runs_twice_before_its_backward_pass_keeps_both_results() -
         _, theirs = gradients(exact, exact, x.double(), labels)
         for our, their in zip(ours, theirs, strict=True):
             torch.testing.assert_close(our, their, rtol=0, atol=1e-4)
+
+
+def test_a_layer_after_a_block_may_change_its_result_in_place() -> None:
+    layers = [nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.BatchNorm2d(4), nn.ReLU(inplace=True)]
+    layers += [nn.Conv2d(4, 4, 3, groups=4, bias=False), nn.ReLU(inplace=True)]
+    compare(lambda: nn.Sequential(*layers, nn.MaxPool2d(8), nn.Flatten(), nn.Linear(36, 10)))
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -184,10 +226,15 @@ def test_the_fused_network_shares_everything() -> None:
         nn.Conv2d(1, 4, 3, dilation=2, bias=False),
         nn.Conv2d(1, 4, (3, 1), bias=False),
         nn.Conv2d(1, 4, 3),
+        nn.Conv2d(1, 2048, 3, bias=False),
+        nn.Conv2d(4, 4, 3, groups=2, bias=False),
+        nn.Conv2d(4, 8, 3, groups=4, bias=False),
     ],
 )
 def test_what_the_c_code_does_not_compute_stays_as_it_is(convolution: nn.Conv2d) -> None:
-    assert native.fuse(nn.Sequential(convolution, nn.ReLU(), nn.BatchNorm2d(4)), IMAGE) is None
+    channels = convolution.out_channels
+    image = (convolution.in_channels, 28, 28)
+    assert native.fuse(nn.Sequential(convolution, nn.ReLU(), nn.BatchNorm2d(channels)), image) is None
     assert native.fuse(models.Skeleton(), IMAGE) is None  # no batch norm
     odd = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.BatchNorm2d(4, momentum=None))
     assert native.fuse(odd, IMAGE) is None
@@ -201,14 +248,14 @@ def test_nan_stays_nan() -> None:
 
 def test_compiled_blocks_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native.functions.cache_clear()
+    forget()
     native.functions((5, 1, 2, 3, True, 1))
     (kept,) = (tmp_path / "bantam").iterdir()
-    native.functions.cache_clear()
+    forget()
     monkeypatch.setattr(subprocess, "run", None)
     native.functions((5, 1, 2, 3, True, 1))
     assert list((tmp_path / "bantam").iterdir()) == [kept]
-    native.functions.cache_clear()
+    forget()
 
 
 @pytest.mark.parametrize(
@@ -220,7 +267,7 @@ def test_a_machine_that_cannot_compile_says_so(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", compiler)
-    native.functions.cache_clear()
+    forget()
     with pytest.raises(native.Unavailable, match=reason):
         native.fuse(models.V2(), IMAGE)
-    native.functions.cache_clear()
+    forget()

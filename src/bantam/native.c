@@ -22,7 +22,9 @@
 #endif
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
 #define VECTORS(channels) (((channels) + LANES - 1) / LANES)
-#define PADDED(channels) (VECTORS(channels) * LANES)
+/* `native.py` lays weights out in rows of 16, whatever the processor's vectors are. */
+#define PADDED(channels) (((channels) + 15) / 16 * 16)
+#define AT_LEAST_1(count) ((count) > 0 ? (count) : 1)
 /* NaN must stay NaN, so that a training that diverges is seen to. */
 #define RELU(x) ((x) < 0 ? 0 : (x))
 /* The channels of one pixel at once: left alone, compilers would rather take many pixels and gather. */
@@ -38,7 +40,8 @@ typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
  * tile of a row overlaps the one before where the row is no multiple of it. `w`: kernel × kernel ×
  * IN × PADDED(OUTPUTS). */
 #define DEFINE_CONVOLUTION(NAME, IN, OUTPUTS, WIDTH, RESULTS)                                                 \
-    enum { NAME##_most = REGISTERS / VECTORS(OUTPUTS) < 14 ? REGISTERS / VECTORS(OUTPUTS) : 14 };              \
+    enum { NAME##_fit = AT_LEAST_1(REGISTERS / VECTORS(OUTPUTS)) };                                            \
+    enum { NAME##_most = NAME##_fit < 14 ? NAME##_fit : 14 };                                                  \
     enum { NAME##_tiles = (RESULTS + NAME##_most - 1) / NAME##_most };                                         \
     enum { NAME##_tile = (RESULTS + NAME##_tiles - 1) / NAME##_tiles };                                        \
     static inline void NAME(const float *restrict x, const float *restrict w, float *restrict y)               \
@@ -238,7 +241,7 @@ static inline void unpool(const float *restrict gy, const float *restrict z, con
 enum { BAND = 6 };
 static inline void weigh(const float *restrict x, const float *restrict g, float *restrict gw, int top, int bottom)
 {
-    enum { SPAN = KERNEL * CI, MOST = REGISTERS / VECTORS(CO) };
+    enum { SPAN = KERNEL * CI, MOST = AT_LEAST_1(REGISTERS / VECTORS(CO)) };
     enum { PARTS = (SPAN + MOST - 1) / MOST, PART = (SPAN + PARTS - 1) / PARTS };
     for (int kh = 0; kh < KERNEL; kh++)
         _Pragma("GCC unroll 64") for (int part = 0; part < PARTS; part++) {

@@ -27,6 +27,9 @@ from bantam.models import Dropout
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=gnu11")
 
+MOST_CHANNELS = 512
+"""With more, an image's activations would not fit on the stack, where the C code keeps them."""
+
 Shape = tuple[int, int, int, int, bool, int]
 """Side and channels of the input, channels of the output, side of the kernel, whether ReLU comes first, side of
 the max-pool's squares."""
@@ -121,7 +124,7 @@ class _Reusing(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.z, self.y, self.gx = (torch.empty(0) for _ in range(3))
+        self.y, self.gx = torch.empty(0), torch.empty(0)
         self.busy = False
         """Between forward and backward, while that memory is in use."""
 
@@ -134,7 +137,8 @@ class _Reusing(nn.Module):
             memory = torch.empty(count)
             if not fresh:
                 setattr(self, name, memory)
-        result: Tensor = memory[:count].view(images, height, width, channels).permute(0, 3, 1, 2)
+        # Detached, or the next layer might not change it in place, as ReLU does.
+        result: Tensor = memory[:count].view(images, height, width, channels).permute(0, 3, 1, 2).detach()
         return result
 
 
@@ -147,6 +151,7 @@ class Block(_Reusing):
         super().__init__()
         self.convolution, self.norm = convolution, norm
         self.relu_first, self.dropout, self.pool = relu_first, dropout, pool
+        self.z = torch.empty(0)
 
     def functions(self, side: int) -> tuple[Any, Any, Any]:
         """Its compiled functions for images of `side` × `side` pixels. Raises Unavailable."""
@@ -364,6 +369,7 @@ def _plain(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
         and layer.stride == layer.dilation == (1, 1)
         and layer.padding == (0, 0)
         and layer.bias is None
+        and max(layer.in_channels, layer.out_channels) <= MOST_CHANNELS
     )
 
 
@@ -373,4 +379,4 @@ def _pool(layer: nn.Module) -> int:
         return 0
     pool = layer.kernel_size
     plain = isinstance(pool, int) and layer.stride == pool and layer.padding == 0 and layer.dilation == 1
-    return pool if isinstance(pool, int) and plain and 2 <= pool <= 15 else 0
+    return pool if isinstance(pool, int) and plain and pool > 1 else 0
