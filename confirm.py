@@ -7,10 +7,12 @@ from bantam import config, confirm, launch, report, sweeper
 
 
 def main() -> None:
-    """Exit with 0 where the winner meets the target on every seed or is not judged, else with 1."""
+    """Exit with 0 when the trials have been ranked and the winner judged, with 1 after an error."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", type=Path, help="folder of a study")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what all of them are to have instead")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="what all of them are to have instead; before --trials"
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--top", type=int, default=confirm.TOP, help="how many of the best trials, 3 by default")
     which.add_argument("--trials", type=int, nargs="+", default=(), metavar="number", help="instead: these trials")

@@ -11,11 +11,15 @@ import pytest
 from conftest import PROJECT
 from omegaconf import OmegaConf
 
-from bantam import confirm, record
+from bantam import confirm, evidence, record, report
 
 PRETENDER = """
 import json, pathlib, sys
 given = dict(item.split("=", 1) for item in sys.argv[1:] if "=" in item)
+if "dry_run" in given:
+    place = pathlib.Path(sys.argv[sys.argv.index("--config-dir") + 1])
+    text = (place / "experiment" / (given["experiment"] + ".yaml")).read_text()
+    sys.exit("Error: model.width is too much" if "width: 99" in text else 0)
 folder = pathlib.Path(given["hydra.sweep.dir"])
 split = "test" if given.get("data.validation") == "0" else "validation"
 with (folder / "commands").open("a") as log:
@@ -127,29 +131,63 @@ def test_of_a_front_trials_must_be_named(study: Path, tmp_path: Path) -> None:
     assert summary(study)["winner"] == 1
 
 
-def test_all_may_be_changed_alike_but_not_half_of_them(study: Path, tmp_path: Path) -> None:
+def test_all_may_be_changed_alike_but_not_half_of_them(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     script = pretender(tmp_path)
-    confirm.confirm(study, 3, 5, script, [1], ["model.width=12", "threads=2"])
+    overrides = ["model.width=12", "threads=null", "target.last_epochs=2"]
+    confirm.confirm(study, 3, 5, script, [1], overrides)
     experiment = OmegaConf.load(study / "confirm" / "experiment" / "trial_1.yaml")
-    assert (experiment.model.width, experiment.threads, experiment.precision) == (12, 2, "float32")
+    assert (experiment.model.width, experiment.threads, experiment.precision) == (12, None, "float32")
+    assert "hold 99.4 % in every one of the last 2 epochs" in capsys.readouterr().out
     with pytest.raises(
         ValueError, match="with other overrides than none: give the same ones, or move .*confirm away"
     ):
         confirm.confirm(study, 3, 5, script, [1])
-    for override in ("model.size=12", "model=12", "12"):
-        with pytest.raises(ValueError, match=f"{override} is no key=value of the trial in"):
-            confirm.confirm(study, 3, 5, script, [2], [override])
+    with pytest.raises(ValueError, match="with other overrides than model.width=13"):
+        confirm.confirm(study, 3, 5, script, [0, 1], ["model.width=13"])
+    assert not (study / "confirm" / "experiment" / "trial_0.yaml").exists()
+    confirm.confirm(study, 3, 5, script, [1], overrides[::-1])
+    assert len(commands(study)) == 2  # in another order they are the same
 
 
-def test_the_test_images_may_wait(study: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("model.size=12", "is no key=value of the trial in"),
+        ("model=12", "is no key=value of the trial in"),
+        ("12", "is no key=value of the trial in"),
+        ("model.width=[", "cannot be read"),
+        ("data.validation=0", "data.validation is set by the confirmation itself: leave data.validation=0 out"),
+        ("seed=5", "seed is set by the confirmation itself: leave seed=5 out"),
+        ("model.width=99", "^model.width is too much$"),
+    ],
+)
+def test_what_cannot_be_changed_is_refused_and_blocks_nothing(
+    study: Path, tmp_path: Path, override: str, sentence: str
+) -> None:
+    script = pretender(tmp_path)
+    with pytest.raises(ValueError, match=sentence):
+        confirm.confirm(study, 3, 5, script, [1], [override])
+    assert not (study / "confirm").exists()
+    confirm.confirm(study, 3, 5, script, [1], ["model.width=12"])
+
+
+def test_the_test_images_may_wait(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = pretender(tmp_path)
     confirm.confirm(study, 3, 5, script, test=False)
     assert len(commands(study)) == 1
     assert summary(study)["winner"] == 1
     assert "test" not in summary(study)
+    ahead = "Trial 1 is ahead on the validation images; it was not scored on the test images."
+    assert ahead in " ".join(capsys.readouterr().out.split())
+    assert report._confirmation(evidence.read_study(study)) == ahead
     confirm.confirm(study, 3, 5, script)
     assert commands(study)[1]["data.validation"] == "0"
     assert summary(study)["test"]["verdict"] == "met"
+    confirm.confirm(study, 3, 5, script, test=False)  # what was scored stays judged
+    assert summary(study)["test"]["verdict"] == "met"
+    assert len(commands(study)) == 2
 
 
 @pytest.mark.parametrize(

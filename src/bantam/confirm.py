@@ -6,6 +6,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +22,11 @@ from rich.table import Table
 from bantam import evidence, launch, record
 
 TOP, SEEDS = 3, 5
+
+AHEAD = "Trial {} is ahead on the validation images; it was not scored on the test images."
+
+OWN = ("seed", "data", "dry_run", "resume")
+"""What confirming a trial is about, so that nobody may change it."""
 
 
 @dataclass(frozen=True)
@@ -62,26 +68,30 @@ def confirm(
     training images with the same seeds and scored on the test images, unless `test` is false. What is finished
     already is not trained again. `overrides`, such as epochs=15, change all trials. `script` is train.py. Raises
     ValueError for a folder that is no study or has no completed trial, for a number that is none, for a study with
-    two objectives, which has no best trial, where no numbers are given, and for overrides that are no keys and
-    values or are not those of trials that have been confirmed already.
+    two objectives, which has no best trial, where no numbers are given, and for overrides that `script` refuses,
+    that are the confirmation's own affair, or that are not those of trials which are confirmed already.
     """
     console = Console(highlight=False)
     best = _chosen(study, top, numbers)
     cfg, _, _ = launch.saved(study / str(best[0][0]))
     fresh = list(range(cfg.seed + 1, cfg.seed + 1 + seeds))
     folder = study / "confirm"
+    split = f"data.split_seed={cfg.data.split_seed}"
     names = {number: f"trial_{number}" for number, _ in best}
-    for number, name in names.items():
+    texts = {name: experiment(study / str(number), overrides) for number, name in names.items()}
+    for name, text in texts.items():
         path = folder / "experiment" / f"{name}.yaml"
-        text = experiment(study / str(number), overrides)
-        if path.exists() and path.read_text() != text:
+        confirmed = any(folder.glob(f"{name}-*/{record.RESULT}"))
+        if confirmed and path.exists() and OmegaConf.load(path) != OmegaConf.create(text):
             raise ValueError(
                 f"{path} is of a confirmation with other overrides than {' '.join(overrides) or 'none'}: "
                 f"give the same ones, or move {folder} away"
             )
-        write_experiment(path, text)
+    if overrides:
+        _check(script, texts, [f"seed={fresh[0]}", split])
+    for name, text in texts.items():
+        write_experiment(folder / "experiment" / f"{name}.yaml", text)
 
-    split = f"data.split_seed={cfg.data.split_seed}"
     _train(script, folder, "validation", list(names.values()), fresh, [split], console)
     candidates = []
     for number, searched in best:
@@ -100,19 +110,18 @@ def confirm(
     for row in ranking:
         row["mean"] = None if row["missing"] else row["mean"]
     summary: dict[str, Any] = {"ranking": ranking, "winner": winner.number, "seeds": fresh}
-    if not test:
+    runs = [_run(folder, names[winner.number], "test", seed) for seed in fresh]
+    if not test and not all((run / record.RESULT).exists() for run in runs):
         record.write(folder / "confirm.json", (json.dumps(summary, indent=2) + "\n").encode())
-        console.print(
-            f"Trial {winner.number} is ahead on the validation images; the test images were not touched."
-        )
+        console.print(AHEAD.format(winner.number))
         return
 
     _train(script, folder, "test", [names[winner.number]], fresh, ["data.validation=0"], console)
-    tested = [record.read_result(_run(folder, names[winner.number], "test", seed)) for seed in fresh]
+    tested = [record.read_result(run) for run in runs]
     verdict = _judge(tested)
     summary["test"] = verdict
     record.write(folder / "confirm.json", (json.dumps(summary, indent=2) + "\n").encode())
-    first, target = tested[0], cfg.target
+    first, target = tested[0], OmegaConf.create(texts[names[winner.number]]).target
     colour = {"met": "green", "not met": "red"}.get(verdict["verdict"], "yellow")
     sentences = [
         f"Trial {winner.number}, {first['parameters']:,} parameters, trained on {first['train_images']:,} images "
@@ -177,7 +186,7 @@ def _chosen(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, fl
 def experiment(trial: Path, overrides: Sequence[str] = ()) -> str:
     """An experiment that repeats a trial exactly: all it had, with the machine's choices pinned.
 
-    Raises ValueError where an override is no `key=value` of the trial's configuration.
+    Raises ValueError where an override is no `key=value` of the trial's configuration, or one of `OWN`.
     """
     cfg, _, choices = launch.saved(trial)
     result = record.read_result(trial)
@@ -188,9 +197,14 @@ def experiment(trial: Path, overrides: Sequence[str] = ()) -> str:
     plain = OmegaConf.create(values)
     for override in overrides:
         key, equals, _ = override.partition("=")
+        if key.partition(".")[0] in OWN:
+            raise ValueError(f"{key} is set by the confirmation itself: leave {override} out")
         if not equals or isinstance(OmegaConf.select(plain, key, default={}), Mapping):
             raise ValueError(f"{override} is no key=value of the trial in {trial}: see its .hydra/config.yaml")
-    plain.merge_with_dotlist(list(overrides))
+        try:
+            plain.merge_with_dotlist([override])
+        except Exception as error:  # of YAML or of OmegaConf
+            raise ValueError(f"{override} cannot be read: {' '.join(str(error).split())}") from error
     changed = f" With {' '.join(overrides)}." if overrides else ""
     head = f"# Trial {trial.name}: {result['objective']!r} % of the validation images.{changed}\n"
     return "# @package _global_\n" + head + OmegaConf.to_yaml(OmegaConf.merge({"defaults": groups}, plain))
@@ -200,6 +214,20 @@ def write_experiment(path: Path, text: str) -> None:
     """Write a file that `experiment` made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     record.write(path, text.encode())
+
+
+def _check(script: Path, texts: Mapping[str, str], overrides: list[str]) -> None:
+    """Raise ValueError, with the reason, for the first experiment that `script` would refuse to train."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in texts.items():
+            write_experiment(Path(folder) / "experiment" / f"{name}.yaml", text)
+            command = [
+                *(sys.executable, str(script), "--config-dir", folder, f"experiment={name}", *overrides),
+                *("dry_run=true", f"hydra.run.dir={folder}", "hydra.output_subdir=null"),
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise ValueError(done.stderr.partition("Error: ")[2].split("\n\n")[0].strip() or done.stderr)
 
 
 def _run(folder: Path, name: str, split: str, seed: int) -> Path:
@@ -229,7 +257,7 @@ def _train(
     total = sum(len(wanted) * len(group) for wanted, group in missing.items())
     for wanted, group in missing.items():
         cfg: Any = OmegaConf.load(folder / "experiment" / f"{group[0]}.yaml")
-        side_by_side = max(1, cpu_count() // cfg.threads) if cfg.device == "cpu" else 1
+        side_by_side = max(1, cpu_count() // (cfg.threads or cpu_count())) if cfg.device == "cpu" else 1
         command = [
             *(sys.executable, str(script), "-m", "--config-dir", str(folder)),
             f"experiment={','.join(group)}",

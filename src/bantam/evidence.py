@@ -810,7 +810,8 @@ def _read_confirmation(study: Study) -> None:
             study.problems.append(f"confirm/confirm.json cannot be read: {error}")
     tested = [Group(name, members) for (name, test), members in parts.items() if test]
     winner = f"trial {study.confirmation.get('winner')}"  # of the last confirmation: there may have been others
-    study.tested = next((g for g in tested if g.label == winner), next(iter(tested), None))
+    others = None if study.confirmation else next(iter(tested), None)
+    study.tested = next((g for g in tested if g.label == winner), others)
 
 
 @dataclass
