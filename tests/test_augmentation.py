@@ -190,6 +190,9 @@ def test_every_image_gets_its_own_uniform_numbers(monkeypatch: pytest.MonkeyPatc
 def test_what_is_turned_off_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not drawn(monkeypatch, Augmentation(), 5)
     assert set(drawn(monkeypatch, Augmentation(brightness=0.1), 5)) == {"brightness", "contrast", "first"}
+    only = drawn(monkeypatch, Augmentation(elastic_pixels=1.5), 5)
+    assert only["corner_right"].any()
+    assert not any(only[name].any() for name in ("angle", "right", "down", "scale", "shear"))
 
 
 def test_the_same_seed_draws_the_same_images() -> None:

@@ -68,6 +68,8 @@ def test_the_search_for_a_network_has_two_objectives_and_the_champions_recipe() 
         assert set(known) == set(settings.params)
         widths = {key.removeprefix("model."): value for key, value in known.items()}
         sizes.append(count(instantiate(cfg.model, _execution_whitelist_=config.WHITELIST, **widths)))
+    for key, value in settings.enqueue[0].items():  # the search begins with the champion
+        assert OmegaConf.select(champion, key) == value
     assert sizes == [9440, 7532, 4064, 3044]
 
 

@@ -21,10 +21,10 @@ class Augmentation:
     Per image: a brightness factor from 1 ± `brightness` and a contrast factor from 1 ± `contrast`,
     in random order; then an angle from ± `degrees` (counter-clockwise), a shift from ± `pixels` on
     either axis, a size factor from 1 ± `scale` and a shear angle from ± `shear_degrees`, about the
-    centre; on top of it, a shift from ± `elastic_pixels` on either axis for each of 5×5 points of the image,
-    with smooth curves in between. What comes in from outside is black. The parts are those of torchvision's
-    ColorJitter, RandomRotation, RandomAffine and, nearly, ElasticTransform, which draw one set of numbers for
-    a whole batch.
+    centre; a shift from ± `elastic_pixels` on either axis for each of 5×5 points of the result, along the axes
+    of the image as it was, with smooth curves in between. What comes in from outside is black. The parts are
+    those of torchvision's ColorJitter, RandomRotation, RandomAffine and, nearly, ElasticTransform, which draw
+    one set of numbers for a whole batch.
 
     All of these shrink to nothing between `fade_start` and `fade_end`, fractions of the training.
     Raises ValueError where the end comes before the start.
@@ -117,8 +117,9 @@ def warp(
 
     `angle` (counter-clockwise) and `shear` (along x) are B degrees, `right` and `down` B pixels,
     `scale` B factors; outside is black. The same mapping as torchvision's `affine` with angle
-    `-angle` (its angles run clockwise) and `rotate` with `angle`. `bend`, B×2×rows×columns: pixels by which
-    points from corner to corner are shifted right and down before all that, the others by bicubic curves.
+    `-angle` (its angles run clockwise) and `rotate` with `angle`. `bend`, B×2×rows×columns: for points of the
+    result, from corner to corner, by how many pixels of `x` what is seen there has come right and down before all
+    that; for the others bicubic curves.
     """
     height, width = x.shape[-2:]
     radians, slant = angle * (math.pi / 180), torch.tan(shear * (math.pi / 180))

@@ -180,13 +180,13 @@ class Augmentation(Component):
     """Factor from 1 ± this."""
     degrees: float = ranged(least=0, most=180)
     """Rotation by ± this."""
-    pixels: float = ranged(least=0)
+    pixels: float = ranged(least=0, most=28)
     """Shift by ± this on either axis."""
     scale: float = ranged(least=0, below=1)
     """Size factor from 1 ± this."""
     shear_degrees: float = ranged(least=0, below=90)
     """Shear by ± this."""
-    elastic_pixels: float = ranged(least=0)
+    elastic_pixels: float = ranged(least=0, most=28)
     """Shift of each of 5×5 points by ± this on either axis, with smooth curves in between."""
     interpolation: Literal["nearest", "bilinear"] = MISSING
     fade_start: float = ranged(least=0, most=1)
@@ -256,7 +256,7 @@ class Config:
     seed: int = ranged(least=0, most=2**40)
     device: Literal["auto", "cpu", "cuda", "mps"] = MISSING
     precision: Literal["auto", "float32", "bfloat16"] = MISSING
-    """auto: bfloat16 where the device computes it natively, else float32."""
+    """auto: bfloat16 where the device computes it natively, unless blocks in C do the work, else float32."""
     threads: int | None = ranged(least=1)
     """null: all cores, divided among the jobs that run side by side."""
     channels_last: bool = MISSING

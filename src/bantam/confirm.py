@@ -23,8 +23,6 @@ from bantam import evidence, launch, record
 
 TOP, SEEDS = 3, 5
 
-AHEAD = "Trial {} is ahead on the validation images; it was not scored on the test images."
-
 OWN = ("seed", "data", "dry_run", "resume")
 """What confirming a trial is about, so that nobody may change it."""
 
@@ -113,7 +111,7 @@ def confirm(
     runs = [_run(folder, names[winner.number], "test", seed) for seed in fresh]
     if not test and not all((run / record.RESULT).exists() for run in runs):
         record.write(folder / "confirm.json", (json.dumps(summary, indent=2) + "\n").encode())
-        console.print(AHEAD.format(winner.number))
+        console.print(evidence.AHEAD.format(winner.number))
         return
 
     _train(script, folder, "test", [names[winner.number]], fresh, ["data.validation=0"], console)
@@ -227,7 +225,8 @@ def _check(script: Path, texts: Mapping[str, str], overrides: list[str]) -> None
             ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise ValueError(done.stderr.partition("Error: ")[2].split("\n\n")[0].strip() or done.stderr)
+                reason = done.stderr.partition("Error: ")[2].split("\n\n")[0]
+                raise ValueError(" ".join(reason.split()) or done.stderr)
 
 
 def _run(folder: Path, name: str, split: str, seed: int) -> Path:

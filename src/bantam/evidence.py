@@ -31,6 +31,8 @@ MACHINE = (
 
 CONFIDENCE = 0.95
 
+AHEAD = "Trial {} is ahead on the validation images; it was not scored on the test images."
+
 COLLAPSE = 5.0
 """Points below its best epoch at which a network ends that counts as fallen back."""
 

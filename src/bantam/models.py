@@ -131,14 +131,14 @@ def _convolutions(inputs: int, outputs: int, dilation: int, separable: bool) -> 
 class Flexible(nn.Sequential):
     """Few channels early, where the maps are large, and more late: 9,620 parameters by default.
 
-    Every choice is a whole number, so that a search can make it. Blocks are convolution → batch norm → ReLU; one
-    with 0 channels is left out. Early 3×3 blocks, a max-pool, a 1×1 block of `transition` channels, late 3×3
-    blocks, a global average, a 1×1 block of `head` channels, a linear layer without bias. Late convolutions have
-    a `dilation` and are padded by one less, so that maps shrink by two pixels whatever it is. Separable
-    convolutions are two: 3×3 of every channel by itself, then 1×1; `early_separable` leaves the first block,
-    which has one channel to begin with, as it is. Where weights are `shared`, late convolutions of the same
-    shape are one, each time with batch norm of its own. Without `linear` the last block must have 10 channels:
-    they are the logits. Raises ValueError where it has another number, or where there is no block.
+    Every choice is a whole number or true or false, so that a search can make it. Blocks are convolution → batch
+    norm → ReLU; one with 0 channels is left out. Early 3×3 blocks, a max-pool, a 1×1 block of `transition`
+    channels, late 3×3 blocks, a global average, a 1×1 block of `head` channels, a linear layer without bias. Late
+    convolutions have a `dilation` and are padded by one less, so that maps shrink by two pixels whatever it is.
+    Separable convolutions are two: 3×3 of every channel by itself, then 1×1; `early_separable` leaves the first
+    block, which has one channel to begin with, as it is. Where weights are `shared`, late convolutions of the
+    same shape are one, each time with batch norm of its own. Without `linear` the last block must have 10
+    channels: they are the logits. Raises ValueError where it has another number, or where there is no block.
     """
 
     def __init__(

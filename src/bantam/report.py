@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from bantam import budget, confirm, evidence, figures, record
+from bantam import budget, evidence, figures, record
 from bantam.evidence import Difference, Evidence, Finding, Group, Run, Study, Trial
 from bantam.figures import Figure
 
@@ -657,7 +657,7 @@ def _confirmation(study: Study) -> str:
     """The verdict of the winner on the test images, in one sentence; empty where there is none."""
     test = study.confirmation.get("test")
     if "winner" in study.confirmation and test is None:
-        return confirm.AHEAD.format(study.confirmation["winner"])
+        return evidence.AHEAD.format(study.confirmation["winner"])
     if not isinstance(test, dict):
         return "The confirmation has not ended: confirm.json is not there." if study.confirmed else ""
     seeds = study.confirmation.get("seeds")

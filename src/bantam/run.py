@@ -188,7 +188,7 @@ def _forward(
     if fused is None and cfg.kernels == "native":
         raise ValueError(
             f"kernels is native, but model={place.choices.get('model')} has no block that they compute "
-            "(valid convolution, batch norm, ReLU): use kernels=auto"
+            "(valid convolution, batch norm, ReLU; or one of every channel by itself): use kernels=auto"
         )
     return model if fused is None else fused
 
@@ -281,7 +281,7 @@ def _device(name: str) -> torch.device:
 def _precision(cfg: DictConfig, device: torch.device, model: nn.Module) -> torch.dtype:
     """bfloat16 only pays where it is computed natively; elsewhere it is emulated and slower than float32.
 
-    Even there the blocks in C, which are in float32, are as fast.
+    Even there the blocks in C, which are in float32, are as fast (RESULTS.md, Speed).
     """
     if cfg.precision == "auto":
         if device.type == "cuda":
