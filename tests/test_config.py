@@ -50,9 +50,9 @@ def test_the_default_is_v2_as_the_study_says(composed: Compose) -> None:
         ("v1_as_recorded", "V1", "ConstantLR", 0.03, 0.9),
         ("v2", "V2", "StepLR", 0.025, 0.8),
         ("v2_as_recorded", "V2", "ConstantLR", 0.025, 0.8),
-        ("champion", "Flexible", "OneCycle", 0.05, 0.9),
-        ("flyweight", "Flexible", "OneCycle", 0.05, 0.9),
-        ("sprint", "Flexible", "OneCycle", 0.05, 0.9),
+        ("champion", "Flexible", "OneCycle", 0.035, 0.9),
+        ("flyweight", "Flexible", "OneCycle", 0.035, 0.9),
+        ("sprint", "Flexible", "OneCycle", 0.035, 0.9),
     ],
 )
 def test_experiments(
