@@ -21,7 +21,7 @@ CLAIMED = {"champion": (10, 10), "flyweight": (8, 10), "sprint": (8, 10)}
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_runs_are_of_the_experiment_as_it_is_now(name: str, composed: Callable[..., DictConfig]) -> None:
     runs = [path.parent for path in sorted((RESULTS / name).glob("*/result.json"))]
-    assert len(runs) >= 4
+    assert len(runs) >= 3
     for run in runs:
         cfg, overrides, choices = launch.saved(run)
         assert choices["experiment"] == name
