@@ -109,16 +109,15 @@ def confirm(
         row["mean"] = None if row["missing"] else row["mean"]
     summary: dict[str, Any] = {"ranking": ranking, "winner": winner.number, "seeds": fresh}
     runs = [_run(folder, names[winner.number], "test", seed) for seed in fresh]
-    if not test and not all((run / record.RESULT).exists() for run in runs):
-        record.write(folder / "confirm.json", (json.dumps(summary, indent=2) + "\n").encode())
+    scored = test or all((run / record.RESULT).exists() for run in runs)
+    if scored:
+        _train(script, folder, "test", [names[winner.number]], fresh, ["data.validation=0"], console)
+        tested = [record.read_result(run) for run in runs]
+        verdict = summary["test"] = _judge(tested)
+    record.write(folder / "confirm.json", (json.dumps(summary, indent=2) + "\n").encode())
+    if not scored:
         console.print(evidence.AHEAD.format(winner.number))
         return
-
-    _train(script, folder, "test", [names[winner.number]], fresh, ["data.validation=0"], console)
-    tested = [record.read_result(run) for run in runs]
-    verdict = _judge(tested)
-    summary["test"] = verdict
-    record.write(folder / "confirm.json", (json.dumps(summary, indent=2) + "\n").encode())
     first, target = tested[0], OmegaConf.create(texts[names[winner.number]]).target
     colour = {"met": "green", "not met": "red"}.get(verdict["verdict"], "yellow")
     sentences = [

@@ -258,7 +258,7 @@ def covers(model: nn.Module) -> bool:
 
 def is_fused(model: nn.Module) -> bool:
     """Whether a network has blocks in C."""
-    return any(isinstance(module, (Block, Depthwise)) for module in model.modules())
+    return any(isinstance(module, _Reusing) for module in model.modules())
 
 
 class Depthwise(_Reusing):
