@@ -1,79 +1,36 @@
 /* One block of a network, forward and backward, in as few passes over memory as its sums allow: valid
- * convolution → batch norm and ReLU in either order → dropout → max-pool. Images are N×H×W×C floats.
+ * convolution → batch norm and ReLU in either order → dropout → max-pool. Images are N×H×W×C numbers, floats or
+ * bfloat16; all that is not the convolution's products is computed in floats.
  *
  * `native.py` compiles this file for every shape, with the sizes as constants, so that the compiler
  * keeps a whole tile of results in registers: SIDE and CI, side and channels of the input; CO,
  * channels of the output; KERNEL, side of the kernel; RELU_FIRST, 1 for ReLU before batch norm, 0 for
- * after it; POOL, side of the max-pool's squares, 1 for none.
+ * after it; POOL, side of the max-pool's squares, 1 for none; BFLOAT16, 1 for images in bfloat16. What differs
+ * between the two kinds of number is in `float32.h` and `bfloat16.h`.
  */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__AVX512F__)
-#define LANES 16
-#define REGISTERS 28
-#elif defined(__AVX__)
-#define LANES 8
-#define REGISTERS 12
-#else
-#define LANES 4
-#define REGISTERS 24
-#endif
-typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
-#define VECTORS(channels) (((channels) + LANES - 1) / LANES)
 /* `native.py` lays weights out in rows of 16, whatever the processor's vectors are. */
 #define PADDED(channels) (((channels) + 15) / 16 * 16)
-#define AT_LEAST_1(count) ((count) > 0 ? (count) : 1)
+#define OUT (SIDE - KERNEL + 1)
+#define AREA (OUT * OUT)
+#define BORDER (KERNEL - 1)
+#define TAPS (KERNEL * KERNEL)
+#define POOLED (OUT / POOL)
+/* The gradient of an output lies in a frame of zeros: as wide as the input, so that the zeros at the end of a row
+ * are before the next one too, with so many pixels before the first row. */
+#define LEAD (BORDER * SIDE + BORDER)
+#if BFLOAT16
+#include "bfloat16.h"
+#else
+#include "float32.h"
+#endif
 /* NaN must stay NaN, so that a training that diverges is seen to. */
 #define RELU(x) ((x) < 0 ? 0 : (x))
 /* The channels of one pixel at once: left alone, compilers would rather take many pixels and gather. */
 #define EACH_CHANNEL(c) _Pragma("omp simd") for (int c = 0; c < CO; c++)
-
-#define OUT (SIDE - KERNEL + 1)
-#define AREA (OUT * OUT)
-#define BORDER (KERNEL - 1)
-#define WIDE (OUT + 2 * BORDER)
-#define POOLED (OUT / POOL)
-
-/* Convolve IN channels to OUTPUTS: results of a row, TILE neighbours at a time, stay in registers. The last
- * tile of a row overlaps the one before where the row is no multiple of it. `w`: kernel × kernel ×
- * IN × PADDED(OUTPUTS). */
-#define DEFINE_CONVOLUTION(NAME, IN, OUTPUTS, WIDTH, RESULTS)                                                 \
-    enum { NAME##_fit = AT_LEAST_1(REGISTERS / VECTORS(OUTPUTS)) };                                            \
-    enum { NAME##_most = NAME##_fit < 14 ? NAME##_fit : 14 };                                                  \
-    enum { NAME##_tiles = (RESULTS + NAME##_most - 1) / NAME##_most };                                         \
-    enum { NAME##_tile = (RESULTS + NAME##_tiles - 1) / NAME##_tiles };                                        \
-    static inline void NAME(const float *restrict x, const float *restrict w, float *restrict y)               \
-    {                                                                                                          \
-        for (int part = 0; part < NAME##_tiles; part++) {                                                      \
-            int at = part * NAME##_tile;                                                                       \
-            if (at > RESULTS - NAME##_tile)                                                                    \
-                at = RESULTS - NAME##_tile;                                                                    \
-            vector sum[NAME##_tile][VECTORS(OUTPUTS)];                                                         \
-            for (int u = 0; u < NAME##_tile; u++)                                                              \
-                for (int v = 0; v < VECTORS(OUTPUTS); v++)                                                     \
-                    sum[u][v] = (vector){0};                                                                   \
-            for (int kh = 0; kh < KERNEL; kh++)                                                                \
-                for (int kw = 0; kw < KERNEL; kw++) {                                                          \
-                    const float *from = x + ((int64_t)kh * (WIDTH) + kw + at) * (IN);                          \
-                    const float *row = w + (kh * KERNEL + kw) * (IN) * PADDED(OUTPUTS);                        \
-                    for (int c = 0; c < (IN); c++)                                                             \
-                        for (int v = 0; v < VECTORS(OUTPUTS); v++) {                                           \
-                            vector weight = *(const vector *)(row + c * PADDED(OUTPUTS) + v * LANES);          \
-                            _Pragma("GCC unroll 16") for (int u = 0; u < NAME##_tile; u++)                     \
-                                sum[u][v] += from[u * (IN) + c] * weight;                                      \
-                        }                                                                                      \
-                }                                                                                              \
-            for (int u = 0; u < NAME##_tile; u++)                                                              \
-                for (int v = 0; v < VECTORS(OUTPUTS); v++)                                                     \
-                    memcpy(y + (at + u) * (OUTPUTS) + v * LANES, &sum[u][v],                                   \
-                           4 * ((OUTPUTS) - v * LANES < LANES ? (OUTPUTS) - v * LANES : LANES));               \
-        }                                                                                                      \
-    }
-
-DEFINE_CONVOLUTION(forward_row, CI, CO, SIDE, OUT)
-DEFINE_CONVOLUTION(backward_row, CO, CI, WIDE, SIDE)
 
 /* Dropout: of image `i`, set elements to zero with probability `limit` / 65536, the same ones for the same `seed`.
  * 32 random bits serve two elements: a counter, mixed as MurmurHash3 ends (A. Appleby), with a key in between. */
@@ -95,7 +52,7 @@ static inline void drop(float *restrict y, uint64_t seed, int i, uint32_t limit)
 }
 
 /* The greatest of each square of `x`, and in `at` its place within the square; the first of equals. */
-static inline void pool(const float *restrict x, float *restrict y, int32_t *restrict at)
+static inline void pool(const float *restrict x, stored *restrict y, int32_t *restrict at)
 {
     for (int row = 0; row < POOLED; row++)
         for (int u = 0; u < POOLED; u++) {
@@ -110,13 +67,13 @@ static inline void pool(const float *restrict x, float *restrict y, int32_t *res
                     place[c] = better ? p : place[c];
                 }
             }
-            memcpy(y + (row * POOLED + u) * CO, greatest, sizeof greatest);
+            EACH_CHANNEL(c) y[(row * POOLED + u) * CO + c] = keep(greatest[c]);
             memcpy(at + (row * POOLED + u) * CO, place, sizeof place);
         }
 }
 
 /* Its backward pass: every gradient to the place that its value came from, times `scale`. */
-static inline void spread(const float *restrict gy, const int32_t *restrict at, float scale, float *restrict gx)
+static inline void spread(const stored *restrict gy, const int32_t *restrict at, float scale, float *restrict gx)
 {
     if (OUT % POOL)
         memset(gx, 0, sizeof(float) * AREA * CO);
@@ -125,16 +82,16 @@ static inline void spread(const float *restrict gy, const int32_t *restrict at, 
             for (int p = 0; p < POOL * POOL; p++) {
                 const int from = (row * POOLED + u) * CO;
                 float *here = gx + ((row * POOL + p / POOL) * OUT + u * POOL + p % POOL) * CO;
-                EACH_CHANNEL(c) here[c] = at[from + c] == p ? gy[from + c] * scale : 0;
+                EACH_CHANNEL(c) here[c] = at[from + c] == p ? value(gy[from + c]) * scale : 0;
             }
 }
 
 /* y: the block's output; z: what the backward pass needs of it, the convolution's output, after ReLU where
  * that comes first. `saved` gets mean and 1/deviation of each channel. What `seed` and
  * `limit` do not drop is multiplied by `scale`. `at`: what `pool` notes, unused without. */
-void forward(const float *restrict x, const float *restrict w, const float *restrict gamma,
+void forward(const stored *restrict x, const stored *restrict w, const float *restrict gamma,
              const float *restrict beta, float *restrict mean, float *restrict variance, float momentum,
-             float epsilon, float *restrict z, float *restrict y, float *restrict saved,
+             float epsilon, stored *restrict z, stored *restrict y, float *restrict saved,
              int32_t *restrict at, uint64_t seed, uint32_t limit, float scale, int images, int threads)
 {
     double total[2 * CO] = {0};
@@ -142,23 +99,28 @@ void forward(const float *restrict x, const float *restrict w, const float *rest
 #pragma omp parallel for num_threads(threads) schedule(static, (images + threads - 1) / threads)
     for (int i = 0; i < images; i++) {
         double *mine = part + (size_t)(i / ((images + threads - 1) / threads)) * 2 * CO;
+        float result[RESULT];
+        begin();
         for (int row = 0; row < OUT; row++) {
-            float *to = z + (int64_t)i * AREA * CO + row * OUT * CO;
-            forward_row(x + (int64_t)i * SIDE * SIDE * CI + row * SIDE * CI, w, to);
+            if (row % ROWS == 0)
+                convolve(x + (int64_t)i * SIDE * SIDE * CI, w, row, result);
+            const float *from = result + row % ROWS * RESULT_WIDTH * RESULT_CHANNELS;
+            stored *to = z + (int64_t)i * AREA * CO + row * OUT * CO;
             float first[CO] = {0}, second[CO] = {0};
             for (int u = 0; u < OUT; u++)
                 EACH_CHANNEL(c) {
-                    float value = to[u * CO + c];
-                    if (RELU_FIRST)
-                        to[u * CO + c] = value = RELU(value);
-                    first[c] += value;
-                    second[c] += value * value;
+                    float it = from[u * RESULT_CHANNELS + c];
+                    it = RELU_FIRST ? RELU(it) : it;
+                    to[u * CO + c] = keep(it);
+                    first[c] += it;
+                    second[c] += it * it;
                 }
             for (int c = 0; c < CO; c++) {
                 mine[c] += first[c];
                 mine[CO + c] += second[c];
             }
         }
+        end();
     }
     for (int t = 0; t < threads; t++)
         for (int c = 0; c < 2 * CO; c++)
@@ -178,47 +140,55 @@ void forward(const float *restrict x, const float *restrict w, const float *rest
     }
 #pragma omp parallel for num_threads(threads) schedule(static, (images + threads - 1) / threads)
     for (int i = 0; i < images; i++) {
-        float whole[POOL > 1 ? AREA * CO : 1];
+        float whole[AREA * CO];
         int64_t start = (int64_t)i * AREA * CO, pooled = (int64_t)i * POOLED * POOLED * CO;
-        float *to = POOL > 1 ? whole : y + start;
         for (int u = 0; u < AREA; u++)
             EACH_CHANNEL(c) {
-                float value = z[start + u * CO + c] * factor[c] + offset[c];
-                to[u * CO + c] = RELU_FIRST ? value : RELU(value);
+                float it = value(z[start + u * CO + c]) * factor[c] + offset[c];
+                whole[u * CO + c] = RELU_FIRST ? it : RELU(it);
             }
         if (limit)
-            drop(to, seed, i, limit);
+            drop(whole, seed, i, limit);
         if (POOL > 1)
             pool(whole, y + pooled, at + pooled);
+        else
+            for (int u = 0; u < AREA * CO; u++)
+                y[start + u] = keep(whole[u]);
     }
 }
 
 /* y as it is outside training: batch norm is factor × value + offset, and nothing is dropped. */
-void score(const float *restrict x, const float *restrict w, const float *restrict factor,
-           const float *restrict offset, float *restrict y, int images, int threads)
+void score(const stored *restrict x, const stored *restrict w, const float *restrict factor,
+           const float *restrict offset, stored *restrict y, int images, int threads)
 {
 #pragma omp parallel for num_threads(threads) schedule(static, (images + threads - 1) / threads)
     for (int i = 0; i < images; i++) {
-        float whole[AREA * CO];
+        float whole[AREA * CO], result[RESULT];
         int32_t at[POOLED * POOLED * CO];
-        for (int row = 0; row < OUT; row++)
-            forward_row(x + (int64_t)i * SIDE * SIDE * CI + row * SIDE * CI, w, whole + row * OUT * CO);
-        for (int u = 0; u < AREA; u++)
-            EACH_CHANNEL(c) {
-                float value = whole[u * CO + c];
-                value = (RELU_FIRST ? RELU(value) : value) * factor[c] + offset[c];
-                whole[u * CO + c] = RELU_FIRST ? value : RELU(value);
-            }
-        float *to = y + (int64_t)i * POOLED * POOLED * CO;
+        begin();
+        for (int row = 0; row < OUT; row++) {
+            if (row % ROWS == 0)
+                convolve(x + (int64_t)i * SIDE * SIDE * CI, w, row, result);
+            const float *from = result + row % ROWS * RESULT_WIDTH * RESULT_CHANNELS;
+            for (int u = 0; u < OUT; u++)
+                EACH_CHANNEL(c) {
+                    float it = from[u * RESULT_CHANNELS + c];
+                    it = (RELU_FIRST ? RELU(it) : it) * factor[c] + offset[c];
+                    whole[(row * OUT + u) * CO + c] = RELU_FIRST ? it : RELU(it);
+                }
+        }
+        end();
+        stored *to = y + (int64_t)i * POOLED * POOLED * CO;
         if (POOL > 1)
             pool(whole, to, at);
         else
-            memcpy(to, whole, sizeof whole);
+            for (int u = 0; u < AREA * CO; u++)
+                to[u] = keep(whole[u]);
     }
 }
 
 /* The gradient before the pooling and dropout of image `i`, and before ReLU where that comes last. */
-static inline void unpool(const float *restrict gy, const float *restrict z, const float *restrict factor,
+static inline void unpool(const stored *restrict gy, const stored *restrict z, const float *restrict factor,
                           const float *restrict offset, const int32_t *restrict at, uint64_t seed, uint32_t limit,
                           float scale, int i, float *restrict g)
 {
@@ -227,54 +197,24 @@ static inline void unpool(const float *restrict gy, const float *restrict z, con
         spread(gy + pooled, at + pooled, scale, g);
     else
         for (int u = 0; u < AREA * CO; u++)
-            g[u] = gy[start + u] * scale;
+            g[u] = value(gy[start + u]) * scale;
     if (limit)
         drop(g, seed, i, limit);
     if (!RELU_FIRST)
         for (int u = 0; u < AREA; u++)
             EACH_CHANNEL(c)
-                g[u * CO + c] = z[start + u * CO + c] * factor[c] + offset[c] > 0 ? g[u * CO + c] : 0;
-}
-
-/* Add to the gradient of the weights, kernel × kernel × CI × PADDED(CO), what rows from `top` to `bottom` of an
- * image bring: so few that they stay in the first cache. `g` has rows of WIDE. */
-enum { BAND = 6 };
-static inline void weigh(const float *restrict x, const float *restrict g, float *restrict gw, int top, int bottom)
-{
-    enum { SPAN = KERNEL * CI, MOST = AT_LEAST_1(REGISTERS / VECTORS(CO)) };
-    enum { PARTS = (SPAN + MOST - 1) / MOST, PART = (SPAN + PARTS - 1) / PARTS };
-    for (int kh = 0; kh < KERNEL; kh++)
-        _Pragma("GCC unroll 64") for (int part = 0; part < PARTS; part++) {
-            vector sum[PART][VECTORS(CO)];
-            for (int c = 0; c < PART; c++)
-                for (int v = 0; v < VECTORS(CO); v++)
-                    sum[c][v] = (vector){0};
-            for (int row = top; row < bottom; row++)
-                for (int u = 0; u < OUT; u++) {
-                    /* The columns of the kernel and their channels lie side by side in x. */
-                    const float *from = x + ((row + kh) * SIDE + u) * CI + part * PART;
-                    for (int v = 0; v < VECTORS(CO); v++) {
-                        vector gradient = *(const vector *)(g + (row * WIDE + u) * CO + v * LANES);
-                        _Pragma("GCC unroll 32") for (int c = 0; c < PART; c++)
-                            if (part * PART + c < SPAN)
-                                sum[c][v] += from[c] * gradient;
-                    }
-                }
-            for (int c = 0; c < PART && part * PART + c < SPAN; c++)
-                for (int v = 0; v < VECTORS(CO); v++)
-                    *(vector *)(gw + (kh * SPAN + part * PART + c) * PADDED(CO) + v * LANES) += sum[c][v];
-        }
+                g[u * CO + c] = value(z[start + u * CO + c]) * factor[c] + offset[c] > 0 ? g[u * CO + c] : 0;
 }
 
 /* From `gy`, the gradient of y, to `gx`, that of the input (none where that is null), `gw` (kernel × kernel ×
- * CI × PADDED(CO)), `ggamma` and `gbeta`. `w`: kernel × kernel × CO × PADDED(CI), turned by 180°. */
-void backward(const float *restrict gy, const float *restrict x, const float *restrict z,
+ * GRADIENT_INPUTS × PADDED(CO)), `ggamma` and `gbeta`. `w`: the weights turned by 180°, inputs and outputs exchanged. */
+void backward(const stored *restrict gy, const stored *restrict x, const stored *restrict z,
               const float *restrict gamma, const float *restrict beta, const float *restrict saved,
-              const float *restrict w, float *restrict gx, float *restrict gw, float *restrict ggamma,
+              const stored *restrict w, stored *restrict gx, float *restrict gw, float *restrict ggamma,
               float *restrict gbeta, const int32_t *restrict at, uint64_t seed, uint32_t limit, float scale,
               int images, int threads)
 {
-    enum { WEIGHTS = KERNEL * KERNEL * CI * PADDED(CO) };
+    enum { WEIGHTS = TAPS * GRADIENT_INPUTS * PADDED(CO) };
     const float *m = saved, *inverse = saved + CO;
     float factor[CO], offset[CO];
     double total[2 * CO] = {0};
@@ -287,7 +227,7 @@ void backward(const float *restrict gy, const float *restrict x, const float *re
 #pragma omp parallel for num_threads(threads) schedule(static, (images + threads - 1) / threads)
     for (int i = 0; i < images; i++) {
         double *mine = part + (size_t)(i / ((images + threads - 1) / threads)) * 2 * CO;
-        const float *values = z + (int64_t)i * AREA * CO;
+        const stored *values = z + (int64_t)i * AREA * CO;
         float g[AREA * CO];
         unpool(gy, z, factor, offset, at, seed, limit, scale, i, g);
         for (int row = 0; row < OUT; row++) {
@@ -295,7 +235,7 @@ void backward(const float *restrict gy, const float *restrict x, const float *re
             for (int u = row * OUT; u < (row + 1) * OUT; u++)
                 EACH_CHANNEL(c) {
                     first[c] += g[u * CO + c];
-                    second[c] += g[u * CO + c] * (values[u * CO + c] - m[c]);
+                    second[c] += g[u * CO + c] * (value(values[u * CO + c]) - m[c]);
                 }
             for (int c = 0; c < CO; c++) {
                 mine[c] += first[c];
@@ -316,27 +256,27 @@ void backward(const float *restrict gy, const float *restrict x, const float *re
     }
 #pragma omp parallel for num_threads(threads) schedule(static, (images + threads - 1) / threads)
     for (int i = 0; i < images; i++) {
-        /* The gradient of the convolution's own output in a frame of zeros, and room for a vector's end. */
-        float g[AREA * CO], framed[WIDE * WIDE * CO + LANES];
-        const float *values = z + (int64_t)i * AREA * CO;
+        /* The gradient of the convolution's own output, in its frame. */
+        float g[AREA * CO];
+        stored frame[(LEAD + SIDE * SIDE) * CO + SLACK];
+        const stored *values = z + (int64_t)i * AREA * CO;
         unpool(gy, z, factor, offset, at, seed, limit, scale, i, g);
-        memset(framed, 0, sizeof framed);
+        memset(frame, 0, sizeof frame);
         for (int row = 0; row < OUT; row++) {
-            float *to = framed + ((row + BORDER) * WIDE + BORDER) * CO;
+            stored *to = frame + (LEAD + row * SIDE) * CO;
             for (int u = 0; u < OUT; u++)
                 EACH_CHANNEL(c) {
-                    float value = values[(row * OUT + u) * CO + c];
-                    float whole = factor[c] * g[(row * OUT + u) * CO + c] + by_z[c] * value + constant[c];
-                    to[u * CO + c] = RELU_FIRST && !(value > 0) ? 0 : whole;
+                    float it = value(values[(row * OUT + u) * CO + c]);
+                    float whole = factor[c] * g[(row * OUT + u) * CO + c] + by_z[c] * it + constant[c];
+                    to[u * CO + c] = keep(RELU_FIRST && !(it > 0) ? 0 : whole);
                 }
         }
-        for (int top = 0; top < OUT; top += BAND)
-            weigh(x + (int64_t)i * SIDE * SIDE * CI, framed + (BORDER * WIDE + BORDER) * CO,
-                  weights + (size_t)(i / ((images + threads - 1) / threads)) * WEIGHTS, top,
-                  top + BAND < OUT ? top + BAND : OUT);
+        begin();
+        weigh(x + (int64_t)i * SIDE * SIDE * CI, frame,
+              weights + (size_t)(i / ((images + threads - 1) / threads)) * WEIGHTS);
         if (gx)
-            for (int row = 0; row < SIDE; row++)
-                backward_row(framed + row * WIDE * CO, w, gx + (int64_t)i * SIDE * SIDE * CI + row * SIDE * CI);
+            turn_back(frame, w, gx + (int64_t)i * SIDE * SIDE * CI);
+        end();
     }
     memset(gw, 0, sizeof(float) * WEIGHTS);
     for (int t = 0; t < threads; t++)

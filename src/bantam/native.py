@@ -1,10 +1,11 @@
-"""Blocks of a network in C, compiled for this processor, for a CPU in float32.
+"""Blocks of a network in C, compiled for this processor, for a CPU.
 
 A network is built of PyTorch's layers, and those remain what is counted and saved. Of it `fuse`
 makes a second network with the same parameters, in which every run of convolution, batch norm,
 ReLU, dropout and max-pool is one function of `native.c`, and every convolution of channels by themselves one
 of `depthwise.c`: these small networks spend more time on moving their activations through memory than on
-computing them.
+computing them. In float32 that goes for every processor; in bfloat16 only for those with a matrix unit, and
+convolutions of channels by themselves stay in float32.
 """
 
 import copy
@@ -30,9 +31,16 @@ FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-
 MOST_CHANNELS = 512
 """With more, an image's activations would not fit on the stack, where the C code keeps them."""
 
-Shape = tuple[int, int, int, int, bool, int]
+Shape = tuple[int, int, int, int, bool, int, bool]
 """Side and channels of the input, channels of the output, side of the kernel, whether ReLU comes first, side of
-the max-pool's squares."""
+the max-pool's squares, whether images are bfloat16."""
+
+SIZES = ("SIDE", "CI", "CO", "KERNEL", "RELU_FIRST", "POOL", "BFLOAT16")
+"""What `native.c` calls them."""
+
+
+ASK_FOR_UNIT = (158, 0x1023, 18)
+"""The system call arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA): a Linux process asks for its tiles once."""
 
 
 class Unavailable(ValueError):
@@ -50,9 +58,17 @@ def compiler() -> str | None:
 
 
 @functools.cache
+def matrix_unit() -> bool:
+    """Whether this processor multiplies matrices of bfloat16 (AMX), and the system lets this process do so."""
+    if sys.platform != "linux" or not torch.cpu.get_capabilities().get("amx_bf16"):
+        return False
+    return ctypes.CDLL(None).syscall(*ASK_FOR_UNIT) == 0  # type: ignore[no-any-return]
+
+
+@functools.cache
 def functions(shape: Shape) -> tuple[Any, Any, Any]:
     """A shape's `forward`, `backward` and `score`, compiled or found compiled. Raises Unavailable."""
-    library = _library("native.c", zip(("SIDE", "CI", "CO", "KERNEL", "RELU_FIRST", "POOL"), shape, strict=True))
+    library = _library("native.c", zip(SIZES, shape, strict=True))
     pointer, floats, whole = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
     dropout = (ctypes.c_uint64, ctypes.c_uint32, floats)
     forward, backward, score = library.forward, library.backward, library.score
@@ -80,9 +96,11 @@ def _library(name: str, sizes: Iterable[tuple[str, int]]) -> ctypes.CDLL:
     if cc is None:
         raise Unavailable("there is no C compiler (cc): install one, for example gcc")
     constants = "".join(f"#define {size} {int(value)}\n" for size, value in sizes)
-    source = constants + Path(__file__).with_name(name).read_text()
+    here = Path(__file__).parent
+    source = constants + (here / name).read_text()
+    headers = [header.read_text() for header in sorted(here.glob("*.h"))]
     # The processor and the compiler belong to the key: a home folder may be shared by unlike machines.
-    key = "".join((source, *FLAGS, cc, _processor()))
+    key = "".join((source, *headers, *FLAGS, cc, _processor()))
     path = cache() / f"block-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
     try:
         if not path.exists():
@@ -101,7 +119,7 @@ def _compile(cc: str, folder: Path) -> None:
     # Linked without OpenMP: PyTorch's own, which is loaded already, serves. Two of them, each with
     # its threads spinning for work, would take the processor from one another.
     for command in (
-        [cc, *FLAGS, "-fopenmp", "-fPIC", "-c", "block.c", "-o", "block.o"],
+        [cc, *FLAGS, f"-I{Path(__file__).parent}", "-fopenmp", "-fPIC", "-c", "block.c", "-o", "block.o"],
         [cc, "-shared", "block.o", "-o", "block.so", "-lm"],
     ):
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -122,9 +140,10 @@ def _processor() -> str:
 class _Reusing(nn.Module):
     """Keeps memory that every step uses again: what is fresh would have to be mapped first, page by page."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.y, self.gx = torch.empty(0), torch.empty(0)
+        self.dtype = dtype
+        self.y, self.gx = torch.empty(0, dtype=dtype), torch.empty(0, dtype=dtype)
         self.busy = False
         """Between forward and backward, while that memory is in use."""
 
@@ -134,7 +153,7 @@ class _Reusing(nn.Module):
         count = images * channels * height * width
         memory = torch.empty(0) if fresh else getattr(self, name)
         if memory.numel() < count:
-            memory = torch.empty(count)
+            memory = torch.empty(count, dtype=self.dtype)
             if not fresh:
                 setattr(self, name, memory)
         # Detached, or the next layer might not change it in place, as ReLU does.
@@ -146,21 +165,32 @@ class Block(_Reusing):
     """A valid convolution, batch norm, ReLU, perhaps dropout and a max-pool, as one function."""
 
     def __init__(
-        self, convolution: nn.Conv2d, norm: nn.BatchNorm2d, relu_first: bool, dropout: float, pool: int
+        self,
+        convolution: nn.Conv2d,
+        norm: nn.BatchNorm2d,
+        relu_first: bool,
+        dropout: float,
+        pool: int,
+        dtype: torch.dtype,
     ) -> None:
-        super().__init__()
+        super().__init__(dtype)
         self.convolution, self.norm = convolution, norm
         self.relu_first, self.dropout, self.pool = relu_first, dropout, pool
-        self.z = torch.empty(0)
+        self.z = torch.empty(0, dtype=dtype)
 
     def functions(self, side: int) -> tuple[Any, Any, Any]:
         """Its compiled functions for images of `side` × `side` pixels. Raises Unavailable."""
         inputs, outputs = self.convolution.in_channels, self.convolution.out_channels
-        return functions((side, inputs, outputs, self.convolution.kernel_size[0], self.relu_first, self.pool))
+        kernel, bfloat16 = self.convolution.kernel_size[0], self.dtype == torch.bfloat16
+        return functions((side, inputs, outputs, kernel, self.relu_first, self.pool, bfloat16))
+
+    def packed(self, weight: Tensor) -> Tensor:
+        """Weights, kernel × kernel × inputs × outputs, as the C code reads them."""
+        return _tiles(weight) if self.dtype == torch.bfloat16 else _padded(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """B×C×H×W in, B×C×H×W out, channels last."""
-        norm = self.norm
+        norm, x = self.norm, x.to(self.dtype)
         if not self.training:
             return self.score(x)
         assert norm.num_batches_tracked is not None
@@ -179,7 +209,7 @@ class Block(_Reusing):
         y = self.buffer("y", (len(x), channels, side, side), fresh=True)
         factor = norm.weight / (norm.running_var + norm.eps).sqrt()
         offset = norm.bias - norm.running_mean * factor
-        packed = _padded(weight.permute(2, 3, 1, 0))
+        packed = self.packed(weight.permute(2, 3, 1, 0))
         self.functions(x.shape[-1])[2](
             *(t.data_ptr() for t in (x, packed, factor, offset, y)),
             *(len(x), torch.get_num_threads()),
@@ -197,6 +227,18 @@ def _padded(weight: Tensor) -> Tensor:
     result = torch.zeros(height, width, inputs, _rows_of_16(outputs))
     result[..., :outputs] = weight
     return result
+
+
+def _tiles(weight: Tensor) -> Tensor:
+    """Rows of the kernel × steps × groups × 16 × 16 × 2 in bfloat16.
+
+    A step is 32 numbers of a row, columns and inputs side by side, and a group 16 outputs; what they lack is zeros.
+    """
+    height, width, inputs, outputs = weight.shape
+    steps, groups = -(-width * inputs // 32), _rows_of_16(outputs) // 16
+    result = torch.zeros(height, steps * 32, groups * 16, dtype=torch.bfloat16)
+    result[:, : width * inputs, :outputs] = weight.flatten(1, 2)
+    return result.view(height, steps, 16, 2, groups, 16).permute(0, 1, 4, 2, 5, 3).contiguous()
 
 
 class _Fused(torch.autograd.Function):
@@ -218,7 +260,7 @@ class _Fused(torch.autograd.Function):
         norm = block.norm
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        packed = _padded(weight.permute(2, 3, 1, 0))
+        packed = block.packed(weight.permute(2, 3, 1, 0))
         block.functions(side)[0](
             *(t.data_ptr() for t in (x, packed, gamma, beta, norm.running_mean, norm.running_var)),
             *(norm.momentum, norm.eps),
@@ -233,13 +275,14 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None]:
         x, weight, gamma, beta, saved, at = ctx.saved_tensors
         block, z = ctx.block, ctx.z
-        gy = gy.contiguous(memory_format=torch.channels_last)
+        gy = gy.to(block.dtype).contiguous(memory_format=torch.channels_last)
         gx = block.buffer("gx", x.shape, ctx.fresh) if ctx.needs_input_grad[0] else None
         block.busy = block.busy and ctx.fresh
         ggamma, gbeta = torch.empty_like(gamma), torch.empty_like(beta)
         outputs, inputs, height, width = weight.shape
-        gweight = torch.empty(height, width, inputs, _rows_of_16(outputs))
-        packed = _padded(weight.flip(2, 3).permute(2, 3, 0, 1))
+        rows = _rows_of_16(inputs) if block.dtype == torch.bfloat16 and inputs > 16 else inputs
+        gweight = torch.empty(height, width, rows, _rows_of_16(outputs))
+        packed = block.packed(weight.flip(2, 3).permute(2, 3, 0, 1))
         block.functions(x.shape[-1])[1](
             *(t.data_ptr() for t in (gy, x, z, gamma, beta, saved, packed)),
             *(
@@ -248,12 +291,12 @@ class _Fused(torch.autograd.Function):
             ),
             *(*ctx.dropout, len(gy), torch.get_num_threads()),
         )
-        return gx, gweight[..., : len(weight)].permute(3, 2, 0, 1), ggamma, gbeta, None
+        return gx, gweight[:, :, :inputs, :outputs].permute(3, 2, 0, 1), ggamma, gbeta, None
 
 
 def covers(model: nn.Module) -> bool:
     """Whether `fuse` would find blocks in a network, and a compiler for them."""
-    return compiler() is not None and is_fused(_replaced(model))
+    return compiler() is not None and is_fused(_replaced(model, torch.float32))
 
 
 def is_fused(model: nn.Module) -> bool:
@@ -274,7 +317,7 @@ class Depthwise(_Reusing):
 
     def forward(self, x: Tensor) -> Tensor:
         """B×C×H×W in, B×C×H×W out, channels last."""
-        return _Depthwise.apply(x, self.convolution.weight, self)  # type: ignore[no-any-return]
+        return _Depthwise.apply(x.float(), self.convolution.weight, self)  # type: ignore[no-any-return]
 
 
 class _Depthwise(torch.autograd.Function):
@@ -308,32 +351,37 @@ class _Depthwise(torch.autograd.Function):
         return gx, grows.permute(3, 2, 0, 1), None
 
 
-def fuse(model: nn.Module, image: tuple[int, int, int]) -> nn.Module | None:
+def fuse(
+    model: nn.Module, image: tuple[int, int, int], precision: torch.dtype = torch.float32
+) -> nn.Module | None:
     """A network with the parameters and statistics of `model` and its blocks compiled; None where it has none.
 
-    `image` is channels, height and width of the input. Raises Unavailable where nothing can be compiled.
+    `image` is channels, height and width of the input. Raises Unavailable where nothing can be compiled, and for
+    bfloat16 without a matrix unit.
     """
-    fused = _replaced(model)
+    if precision == torch.bfloat16 and not matrix_unit():
+        raise Unavailable("this processor has no matrix unit for bfloat16: use precision=float32")
+    fused = _replaced(model, precision)
     if not is_fused(fused):
         return None
     training = model.training
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", precision, enabled=precision != torch.float32):
         fused.eval()(torch.zeros(1, *image))  # compiles whatever is not compiled yet
     fused.train(training)
     return fused
 
 
-def _replaced(module: nn.Module) -> nn.Module:
+def _replaced(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy that shares all parameters, its runs of fitting layers replaced by blocks."""
-    children = {name: child and _replaced(child) for name, child in module._modules.items()}
+    children = {name: child and _replaced(child, dtype) for name, child in module._modules.items()}
     if isinstance(module, nn.Sequential):
-        return nn.Sequential(*_blocks([child for child in children.values() if child is not None]))
+        return nn.Sequential(*_blocks([child for child in children.values() if child is not None], dtype))
     twin = copy.copy(module)
     twin._modules = children
     return twin
 
 
-def _blocks(layers: Sequence[nn.Module]) -> Iterator[nn.Module]:
+def _blocks(layers: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[nn.Module]:
     """Layers that run one after another, with blocks for those that fit."""
     at = 0
     while at < len(layers):
@@ -352,7 +400,7 @@ def _blocks(layers: Sequence[nn.Module]) -> Iterator[nn.Module]:
                     p, last = dropout.p, last + 1
                 if last < len(rest) and (squares := _pool(rest[last])):
                     pool, last = squares, last + 1
-                yield Block(convolution, norm, kinds[0] is nn.ReLU, p, pool)
+                yield Block(convolution, norm, kinds[0] is nn.ReLU, p, pool, dtype)
                 at += last
                 continue
         if _plain(convolution) and convolution.groups == convolution.in_channels == convolution.out_channels > 1:

@@ -108,7 +108,7 @@ class Prepared:
         """What computes the logits of the result: `saved` or, with kernels in C, its twin."""
         if self.kernels == "torch":
             return self.saved
-        return (native.fuse(self.average.model, budget.IMAGE) or self.saved) if self.average else self.forward
+        return (native.fuse(self.average.model, budget.IMAGE, self.precision) or self.saved) if self.average else self.forward
 
 
 def prepare(cfg: DictConfig, place: Place) -> Prepared:
@@ -170,17 +170,16 @@ def _forward(
         if cfg.kernels == "native":
             raise ValueError("kernels is native, but compile is true: choose one of the two")
         return torch.compile(model)  # type: ignore[return-value]
-    fits = device.type == "cpu" and precision == torch.float32 and cfg.channels_last
+    fits = device.type == "cpu" and cfg.channels_last
     if cfg.kernels == "native" and not fits:
         raise ValueError(
-            f"kernels is native, which computes on a CPU, in float32 and channels_last; device is {device.type}, "
-            f"precision {str(precision).removeprefix('torch.')}, channels_last {cfg.channels_last}: "
-            "use kernels=auto"
+            f"kernels is native, which computes on a CPU, in channels_last; device is {device.type}, "
+            f"channels_last {cfg.channels_last}: use kernels=auto"
         )
     if cfg.kernels == "torch" or not fits:
         return model
     try:
-        fused = native.fuse(model, budget.IMAGE)
+        fused = native.fuse(model, budget.IMAGE, precision)
     except native.Unavailable as error:
         if cfg.kernels == "native":
             raise ValueError(f"kernels is native, but {error}; or use kernels=auto") from error
