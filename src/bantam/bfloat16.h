@@ -6,33 +6,52 @@
 #ifndef __AMX_BF16__
 #error "this processor has no matrix unit for bfloat16"
 #endif
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+/* Not those of immintrin.h: GCC's do not say that they read and write memory, so that it may take for dead, or
+ * move, what was stored for them. Registers are numbers, since the instructions have them built in. */
+#define LOAD_TILE(t, from, stride)                                                                             \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(from), "r"((int64_t)(stride)) : "memory")
+#define STORE_TILE(t, to, stride)                                                                              \
+    __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(to), "r"((int64_t)(stride)) : "memory")
+#define CLEAR_TILE(t) __asm__ volatile("tilezero %%tmm" #t ::)
+#define ADD_PRODUCT(t, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #t ::)
 
 typedef uint16_t stored;
-static inline float value(stored x)
+static ALWAYS float value(stored x)
 {
     union { uint32_t bits; float number; } it = {.bits = (uint32_t)x << 16};
     return it.number;
 }
 /* To the nearest, of two that are as near to the even one. */
-static inline stored keep(float x)
+static ALWAYS stored keep(float x)
 {
     union { float number; uint32_t bits; } it = {.number = x};
     return (it.bits + 0x7fff + (it.bits >> 16 & 1)) >> 16;
 }
 
+#define GREATER(a, b) ((a) > (b) ? (a) : (b))
 #define UP_TO(multiple, count) (((count) + (multiple)-1) / (multiple) * (multiple))
 enum { TILE = 16, DEPTH = 32 };
 /* Columns that the kernel reaches over the end of a row bring results that nobody reads. */
-enum { ROWS = OUT, RESULT_WIDTH = SIDE, RESULT_CHANNELS = PADDED(CO) };
-enum { RESULT = UP_TO(TILE, OUT * SIDE) * PADDED(CO) };
-#define REACH(channels) ((UP_TO(TILE, SIDE * SIDE) + BORDER * SIDE) * (channels) + UP_TO(DEPTH, KERNEL * (channels)))
+enum { ROWS = GREATER(4 * TILE / SIDE, 1), RESULT_WIDTH = SIDE, RESULT_CHANNELS = PADDED(CO) };
+enum { RESULT = UP_TO(TILE, ROWS * SIDE) * PADDED(CO) };
+#define REACH(channels) ((UP_TO(4 * TILE, SIDE * SIDE) + BORDER * SIDE) * (channels) + UP_TO(DEPTH, KERNEL * (channels)))
 /* The gradient of the weights takes so many pixels of the output, and so many of the input for them. */
 enum { PIXELS = UP_TO(DEPTH, OUT * SIDE), COLUMNS = UP_TO(DEPTH, PIXELS + LEAD) };
-#define GREATER(a, b) ((a) > (b) ? (a) : (b))
 enum { SLACK = GREATER(REACH(CO), (LEAD + PIXELS) * CO + TILE) - (LEAD + SIDE * SIDE) * CO };
+/* Image `i` of `x`. Whole tiles are read, also beyond its end, where any numbers will do; for the last image that needs
+ * a copy with zeros after it. */
+enum { BEYOND = GREATER(REACH(CI) + (UP_TO(4 * TILE, OUT * SIDE) - OUT * SIDE) * CI, COLUMNS * CI + TILE) };
+enum { COPY = GREATER(BEYOND, SIDE * SIDE * CI) };
+static inline const stored *readable(const stored *x, int i, int images, stored *copy)
+{
+    const stored *image = x + (int64_t)i * SIDE * SIDE * CI;
+    if (i + 1 < images && 2 * SIDE * SIDE * CI >= COPY)
+        return image;
+    memcpy(copy, image, sizeof(stored) * SIDE * SIDE * CI);
+    memset(copy + SIDE * SIDE * CI, 0, sizeof(stored) * (COPY - SIDE * SIDE * CI));
+    return copy;
+}
+
 /* A tile of inputs has as many rows as there are channels, and else 16. */
 enum { TILE_ROWS = CI < TILE ? CI : TILE, GRADIENT_INPUTS = UP_TO(TILE_ROWS, CI) };
 
@@ -44,29 +63,32 @@ static inline void configure(int rows)
         sizes.bytes[t] = 4 * TILE;
         sizes.rows[t] = t < 7 ? rows : TILE;
     }
-    _tile_loadconfig(&sizes);
+    __asm__ volatile("ldtilecfg %0" ::"m"(sizes));
 }
 
 /* What PyTorch's kernels left is put back, since they may believe that it is still there. */
-static __thread uint8_t before[64];
-static inline void begin(void) { _tile_storeconfig(before); }
+static __thread struct { uint8_t palette, rest[63]; } before;
+static inline void begin(void) { __asm__ volatile("sttilecfg %0" : "=m"(before)); }
 static inline void end(void)
 {
-    if (before[0])
-        _tile_loadconfig(before);
+    if (before.palette)
+        __asm__ volatile("ldtilecfg %0" ::"m"(before));
     else
-        _tile_release();
+        __asm__ volatile("tilerelease" ::);
 }
 
-/* One of four tiles, 16 neighbouring pixels each, that share a tile of weights. */
-#define PIXELS_OF_TILE(T, IN, PIXELS)                                                                          \
+/* Four tiles, 16 neighbouring pixels each, share one of weights; beyond PIXELS there is nothing to do. */
+#define EACH_OF_FOUR(DO, CHANNELS, PIXELS)                                                                     \
+    DO(0, CHANNELS, PIXELS) DO(1, CHANNELS, PIXELS) DO(2, CHANNELS, PIXELS) DO(3, CHANNELS, PIXELS)
+#define CLEAR_PIXELS(T, IN, PIXELS) CLEAR_TILE(T);
+#define ADD_PIXELS(T, IN, PIXELS)                                                                              \
     if (at + T * TILE < (PIXELS)) {                                                                            \
-        _tile_loadd(4, from + T * TILE * (IN), 2 * (IN));                                                      \
-        _tile_dpbf16ps(T, 4, 7);                                                                               \
+        LOAD_TILE(4, from + T * TILE * (IN), 2 * (IN));                                                        \
+        ADD_PRODUCT(T, 4, 7);                                                                                  \
     }
-#define STORE_TILE(T, OUTPUTS, PIXELS)                                                                         \
+#define STORE_PIXELS(T, OUTPUTS, PIXELS)                                                                       \
     if (at + T * TILE < (PIXELS))                                                                              \
-        _tile_stored(T, y + (at + T * TILE) * PADDED(OUTPUTS) + group, 4 * PADDED(OUTPUTS));
+        STORE_TILE(T, y + (at + T * TILE) * PADDED(OUTPUTS) + group, 4 * PADDED(OUTPUTS));
 
 /* Convolve IN channels to OUTPUTS, for so many pixels one after another. A row of the kernel lies side by side in `x`. `w`:
  * kernel × steps × groups × 16 × 16 × 2, of which a step is 32 numbers of a kernel's row and a group 16 outputs. */
@@ -77,55 +99,46 @@ static inline void end(void)
         configure(TILE);                                                                                       \
         for (int group = 0; group < PADDED(OUTPUTS); group += TILE)                                            \
             for (int at = 0; at < (PIXELS); at += 4 * TILE) {                                                  \
-                _tile_zero(0);                                                                                 \
-                _tile_zero(1);                                                                                 \
-                _tile_zero(2);                                                                                 \
-                _tile_zero(3);                                                                                 \
+                EACH_OF_FOUR(CLEAR_PIXELS, IN, PIXELS)                                                         \
                 for (int kh = 0; kh < KERNEL; kh++)                                                            \
                     for (int step = 0; step < STEPS; step++) {                                                 \
                         const stored *from = x + (at + kh * SIDE) * (IN) + step * DEPTH;                       \
-                        _tile_loadd(7, w + ((kh * STEPS + step) * PADDED(OUTPUTS) + group) * DEPTH, 64);       \
-                        PIXELS_OF_TILE(0, IN, PIXELS)                                                          \
-                        PIXELS_OF_TILE(1, IN, PIXELS)                                                          \
-                        PIXELS_OF_TILE(2, IN, PIXELS)                                                          \
-                        PIXELS_OF_TILE(3, IN, PIXELS)                                                          \
+                        LOAD_TILE(7, w + ((kh * STEPS + step) * PADDED(OUTPUTS) + group) * DEPTH, 64);         \
+                        EACH_OF_FOUR(ADD_PIXELS, IN, PIXELS)                                                   \
                     }                                                                                          \
-                STORE_TILE(0, OUTPUTS, PIXELS)                                                                 \
-                STORE_TILE(1, OUTPUTS, PIXELS)                                                                 \
-                STORE_TILE(2, OUTPUTS, PIXELS)                                                                 \
-                STORE_TILE(3, OUTPUTS, PIXELS)                                                                 \
+                EACH_OF_FOUR(STORE_PIXELS, OUTPUTS, PIXELS)                                                    \
             }                                                                                                  \
     }
 
-DEFINE_CONVOLUTION(forward_pixels, CI, CO, OUT *SIDE)
-DEFINE_CONVOLUTION(backward_pixels, CO, CI, SIDE *SIDE)
+DEFINE_CONVOLUTION(forward_pixels, CI, CO, ROWS *SIDE)
+DEFINE_CONVOLUTION(backward_pixels, CO, CI, 4 * TILE)
 
-/* The convolution of image `x`, all of its rows. */
+/* ROWS rows of the convolution of image `x`, from `row` on. */
 static inline void convolve(const stored *restrict x, const stored *restrict w, int row, float *restrict result)
 {
-    stored image[GREATER(REACH(CI), SIDE * SIDE * CI)];
-    memcpy(image, x, sizeof(stored) * SIDE * SIDE * CI);
-    memset(image + SIDE * SIDE * CI, 0, sizeof image - sizeof(stored) * SIDE * SIDE * CI);
-    (void)row;
-    forward_pixels(image, w, result);
+    forward_pixels(x + row * SIDE * CI, w, result);
 }
 
 /* `gx`, the gradient of an image, from that of the convolution's output in its frame. `w` as above, of the weights
  * turned by 180°. */
 static inline void turn_back(const stored *restrict frame, const stored *restrict w, stored *restrict gx)
 {
-    float result[UP_TO(TILE, SIDE * SIDE) * PADDED(CI)];
-    backward_pixels(frame, w, result);
-    for (int u = 0; u < SIDE * SIDE; u++)
-        for (int c = 0; c < CI; c++)
-            gx[u * CI + c] = keep(result[u * PADDED(CI) + c]);
+    for (int at = 0; at < SIDE * SIDE; at += 4 * TILE) {
+        float result[4 * TILE * PADDED(CI)];
+        backward_pixels(frame + at * CO, w, result);
+        for (int u = at; u < SIDE * SIDE && u < at + 4 * TILE; u++) {
+#pragma omp simd
+            for (int c = 0; c < CI; c++)
+                gx[u * CI + c] = keep(result[(u - at) * PADDED(CI) + c]);
+        }
+    }
 }
 
 typedef uint32_t pairs __attribute__((vector_size(64), aligned(4)));
 typedef uint16_t half __attribute__((vector_size(32), aligned(2)));
 
 /* 16 channels of two neighbouring pixels, the first in the lower half of each number. */
-static inline pairs paired(const stored *first, const stored *second)
+static ALWAYS pairs paired(const stored *first, const stored *second)
 {
     return __builtin_convertvector(*(const half *)first, pairs)
         | __builtin_convertvector(*(const half *)second, pairs) << 16;
@@ -158,26 +171,24 @@ static inline void transpose(const stored *restrict x, stored *restrict rows)
 
 #define LOAD_SUM(T)                                                                                            \
     if (first + T < TAPS)                                                                                      \
-        _tile_loadd(T, sums + T * GRADIENT_INPUTS * PADDED(CO), 4 * PADDED(CO));
+        LOAD_TILE(T, sums + T * GRADIENT_INPUTS * PADDED(CO), 4 * PADDED(CO));
 #define STORE_SUM(T)                                                                                           \
     if (first + T < TAPS)                                                                                      \
-        _tile_stored(T, sums + T * GRADIENT_INPUTS * PADDED(CO), 4 * PADDED(CO));
+        STORE_TILE(T, sums + T * GRADIENT_INPUTS * PADDED(CO), 4 * PADDED(CO));
 #define TAP_OF_TILE(T)                                                                                         \
     if (first + T < TAPS) {                                                                                    \
-        _tile_loadd(6, from + (first + T) / KERNEL * SIDE + (first + T) % KERNEL, 2 * COLUMNS);                \
-        _tile_dpbf16ps(T, 6, 7);                                                                               \
+        LOAD_TILE(6, from + (first + T) / KERNEL * SIDE + (first + T) % KERNEL, 2 * COLUMNS);                \
+        ADD_PRODUCT(T, 6, 7);                                                                               \
     }
 #define EACH_OF_SIX(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
 
 /* Add to the gradient of the weights, kernel × kernel × GRADIENT_INPUTS × PADDED(CO), what an image brings. */
 static inline void weigh(const stored *restrict x, const stored *restrict frame, float *restrict gw)
 {
-    stored image[COLUMNS * CI + TILE], rows[CI > 1 ? GRADIENT_INPUTS * COLUMNS : 1];
+    stored rows[CI > 1 ? GRADIENT_INPUTS * COLUMNS : 1];
     uint32_t gradient[PIXELS / 2 * PADDED(CO)];
-    memcpy(image, x, sizeof(stored) * SIDE * SIDE * CI);
-    memset(image + SIDE * SIDE * CI, 0, sizeof image - sizeof(stored) * SIDE * SIDE * CI);
     if (CI > 1)
-        transpose(image, rows);
+        transpose(x, rows);
     for (int u = 0; u < PIXELS; u += 2)
         for (int group = 0; group < CO; group += TILE) {
             const stored *from = frame + (LEAD + u) * CO + group;
@@ -190,8 +201,8 @@ static inline void weigh(const stored *restrict x, const stored *restrict frame,
                 float *sums = gw + (first * GRADIENT_INPUTS + input) * PADDED(CO) + output;
                 EACH_OF_SIX(LOAD_SUM)
                 for (int u = 0; u < PIXELS; u += DEPTH) {
-                    const stored *from = (CI > 1 ? rows : image) + input * COLUMNS + u;
-                    _tile_loadd(7, gradient + u / 2 * PADDED(CO) + output, 4 * PADDED(CO));
+                    const stored *from = (CI > 1 ? rows : x) + input * COLUMNS + u;
+                    LOAD_TILE(7, gradient + u / 2 * PADDED(CO) + output, 4 * PADDED(CO));
                     EACH_OF_SIX(TAP_OF_TILE)
                 }
                 EACH_OF_SIX(STORE_SUM)

@@ -14,14 +14,21 @@ typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
 #define AT_LEAST_1(count) ((count) > 0 ? (count) : 1)
 
 typedef float stored;
-static inline float value(stored x) { return x; }
-static inline stored keep(float x) { return x; }
+static ALWAYS float value(stored x) { return x; }
+static ALWAYS stored keep(float x) { return x; }
 
 /* A vector may be read or written where only its first channels are wanted. */
 enum { SLACK = LANES };
 /* `convolve` brings so many rows at a time, as wide as they are in the output, their channels side by side. */
 enum { ROWS = 1, RESULT_WIDTH = OUT, RESULT_CHANNELS = CO, RESULT = OUT * CO };
 enum { GRADIENT_INPUTS = CI };
+
+enum { COPY = 1 };
+static inline const stored *readable(const stored *x, int i, int images, stored *copy)
+{
+    (void)images, (void)copy;
+    return x + (int64_t)i * SIDE * SIDE * CI;
+}
 
 /* Convolve IN channels to OUTPUTS: results of a row, TILE neighbours at a time, stay in registers. The last
  * tile of a row overlaps the one before where the row is no multiple of it. `w`: kernel × kernel ×

@@ -22,6 +22,8 @@
 /* The gradient of an output lies in a frame of zeros: as wide as the input, so that the zeros at the end of a row
  * are before the next one too, with so many pixels before the first row. */
 #define LEAD (BORDER * SIDE + BORDER)
+/* Small functions within loops over channels must not stop those from becoming vectors. */
+#define ALWAYS inline __attribute__((always_inline))
 #if BFLOAT16
 #include "bfloat16.h"
 #else
@@ -32,59 +34,68 @@
 /* The channels of one pixel at once: left alone, compilers would rather take many pixels and gather. */
 #define EACH_CHANNEL(c) _Pragma("omp simd") for (int c = 0; c < CO; c++)
 
-/* Dropout: of image `i`, set elements to zero with probability `limit` / 65536, the same ones for the same `seed`.
- * 32 random bits serve two elements: a counter, mixed as MurmurHash3 ends (A. Appleby), with a key in between. */
-static inline void drop(float *restrict y, uint64_t seed, int i, uint32_t limit)
+/* Dropout: set numbers of a row of an image to zero with probability `limit` / 65536, the same ones for the same
+ * `seed`: to the negative zero, which nothing else brings about. 32 random bits serve two numbers: a counter, mixed as
+ * MurmurHash3 ends (A. Appleby), with a key in between. */
+static inline void drop(float *restrict y, uint64_t seed, int image, int row, uint32_t limit)
 {
-    enum { HALF = (AREA * CO + 1) / 2 };
-    const uint64_t key = (seed ^ ((uint64_t)i << 32 | (uint32_t)i)) * 0x9e3779b97f4a7c15;
-    const uint32_t first = (uint32_t)(key >> 32), second = (uint32_t)key;
+    enum { HALF = (OUT * CO + 1) / 2 };
+    const uint64_t key = (seed ^ ((uint64_t)image << 32 | (uint32_t)image)) * 0x9e3779b97f4a7c15;
+    const uint32_t first = (uint32_t)(key >> 32) + row * HALF, second = (uint32_t)key;
 #pragma omp simd
     for (uint32_t u = 0; u < HALF; u++) {
         uint32_t bits = first + u;
         bits = (bits ^ bits >> 16) * 0x85ebca6b + second;
         bits = (bits ^ bits >> 13) * 0xc2b2ae35;
         bits ^= bits >> 16;
-        y[u] = (bits & 0xffff) < limit ? 0 : y[u];
-        if (u + HALF < AREA * CO)
-            y[u + HALF] = bits >> 16 < limit ? 0 : y[u + HALF];
+        y[u] = (bits & 0xffff) < limit ? -0.0f : y[u];
+        if (u + HALF < OUT * CO)
+            y[u + HALF] = bits >> 16 < limit ? -0.0f : y[u + HALF];
     }
 }
 
-/* The greatest of each square of `x`, and in `at` its place within the square; the first of equals. */
-static inline void pool(const float *restrict x, stored *restrict y, int32_t *restrict at)
+static ALWAYS int dropped(float x)
 {
-    for (int row = 0; row < POOLED; row++)
-        for (int u = 0; u < POOLED; u++) {
-            float greatest[CO];
-            int32_t place[CO] = {0};
-            memcpy(greatest, x + (row * OUT + u) * POOL * CO, sizeof greatest);
-            for (int p = 1; p < POOL * POOL; p++) {
-                const float *here = x + ((row * POOL + p / POOL) * OUT + u * POOL + p % POOL) * CO;
-                EACH_CHANNEL(c) {
-                    int better = here[c] > greatest[c] || here[c] != here[c];
-                    greatest[c] = better ? here[c] : greatest[c];
-                    place[c] = better ? p : place[c];
-                }
-            }
-            EACH_CHANNEL(c) y[(row * POOLED + u) * CO + c] = keep(greatest[c]);
-            memcpy(at + (row * POOLED + u) * CO, place, sizeof place);
-        }
+    union { float number; uint32_t bits; } it = {.number = x};
+    return it.bits == 0x80000000;
 }
 
-/* Its backward pass: every gradient to the place that its value came from, times `scale`. */
-static inline void spread(const stored *restrict gy, const int32_t *restrict at, float scale, float *restrict gx)
+/* The greatest of each square of POOL rows, and in `at` its place within the square: the first of equals, and none,
+ * POOL × POOL, where it was dropped. */
+static inline void pool(const float *restrict rows, stored *restrict y, int32_t *restrict at)
 {
-    if (OUT % POOL)
-        memset(gx, 0, sizeof(float) * AREA * CO);
-    for (int row = 0; row < POOLED; row++)
-        for (int u = 0; u < POOLED; u++)
-            for (int p = 0; p < POOL * POOL; p++) {
-                const int from = (row * POOLED + u) * CO;
-                float *here = gx + ((row * POOL + p / POOL) * OUT + u * POOL + p % POOL) * CO;
-                EACH_CHANNEL(c) here[c] = at[from + c] == p ? value(gy[from + c]) * scale : 0;
+    for (int u = 0; u < POOLED; u++) {
+        float greatest[CO];
+        int32_t place[CO] = {0};
+        memcpy(greatest, rows + u * POOL * CO, sizeof greatest);
+        for (int p = 1; p < POOL * POOL; p++) {
+            const float *here = rows + (p / POOL * OUT + u * POOL + p % POOL) * CO;
+            EACH_CHANNEL(c) {
+                int better = here[c] > greatest[c] || here[c] != here[c];
+                greatest[c] = better ? here[c] : greatest[c];
+                place[c] = better ? p : place[c];
             }
+        }
+        EACH_CHANNEL(c) {
+            y[u * CO + c] = keep(greatest[c]);
+            at[u * CO + c] = dropped(greatest[c]) ? POOL * POOL : place[c];
+        }
+    }
 }
+
+/* POOL rows of numbers to a row of the block's output. */
+static inline void bring(const float *restrict rows, stored *restrict y, int32_t *restrict at)
+{
+    if (POOL > 1)
+        pool(rows, y, at);
+    else
+        for (int u = 0; u < OUT * CO; u++)
+            y[u] = keep(rows[u]);
+}
+
+/* Share of a thread: images from the first to before the last. */
+#define SHARE ((images + threads - 1) / threads)
+#define EACH_IMAGE(i) _Pragma("omp parallel for num_threads(threads) schedule(static, SHARE)") for (int i = 0; i < images; i++)
 
 /* y: the block's output; z: what the backward pass needs of it, the convolution's output, after ReLU where
  * that comes first. `saved` gets mean and 1/deviation of each channel. What `seed` and
@@ -96,16 +107,17 @@ void forward(const stored *restrict x, const stored *restrict w, const float *re
 {
     double total[2 * CO] = {0};
     double *part = calloc((size_t)threads * 2 * CO, sizeof(double));
-#pragma omp parallel for num_threads(threads) schedule(static, (images + threads - 1) / threads)
-    for (int i = 0; i < images; i++) {
-        double *mine = part + (size_t)(i / ((images + threads - 1) / threads)) * 2 * CO;
+    EACH_IMAGE(i) {
+        double *mine = part + (size_t)(i / SHARE) * 2 * CO;
         float result[RESULT];
+        stored copy[COPY];
+        const stored *image = readable(x, i, images, copy);
         begin();
         for (int row = 0; row < OUT; row++) {
             if (row % ROWS == 0)
-                convolve(x + (int64_t)i * SIDE * SIDE * CI, w, row, result);
+                convolve(image, w, row, result);
             const float *from = result + row % ROWS * RESULT_WIDTH * RESULT_CHANNELS;
-            stored *to = z + (int64_t)i * AREA * CO + row * OUT * CO;
+            stored *to = z + ((int64_t)i * OUT + row) * OUT * CO;
             float first[CO] = {0}, second[CO] = {0};
             for (int u = 0; u < OUT; u++)
                 EACH_CHANNEL(c) {
@@ -138,22 +150,22 @@ void forward(const stored *restrict x, const stored *restrict w, const float *re
         factor[c] = gamma[c] * saved[CO + c] * scale;
         offset[c] = beta[c] * scale - (float)m * factor[c];
     }
-#pragma omp parallel for num_threads(threads) schedule(static, (images + threads - 1) / threads)
-    for (int i = 0; i < images; i++) {
-        float whole[AREA * CO];
-        int64_t start = (int64_t)i * AREA * CO, pooled = (int64_t)i * POOLED * POOLED * CO;
-        for (int u = 0; u < AREA; u++)
-            EACH_CHANNEL(c) {
-                float it = value(z[start + u * CO + c]) * factor[c] + offset[c];
-                whole[u * CO + c] = RELU_FIRST ? it : RELU(it);
+    EACH_IMAGE(i) {
+        for (int top = 0; top < POOLED; top++) {
+            float rows[POOL * OUT * CO];
+            for (int r = 0; r < POOL; r++) {
+                const stored *from = z + ((int64_t)i * OUT + top * POOL + r) * OUT * CO;
+                for (int u = 0; u < OUT; u++)
+                    EACH_CHANNEL(c) {
+                        float it = value(from[u * CO + c]) * factor[c] + offset[c];
+                        rows[(r * OUT + u) * CO + c] = RELU_FIRST ? it : RELU(it);
+                    }
+                if (limit)
+                    drop(rows + r * OUT * CO, seed, i, top * POOL + r, limit);
             }
-        if (limit)
-            drop(whole, seed, i, limit);
-        if (POOL > 1)
-            pool(whole, y + pooled, at + pooled);
-        else
-            for (int u = 0; u < AREA * CO; u++)
-                y[start + u] = keep(whole[u]);
+            int64_t to = ((int64_t)i * POOLED + top) * POOLED * CO;
+            bring(rows, y + to, at + to);
+        }
     }
 }
 
@@ -161,58 +173,37 @@ void forward(const stored *restrict x, const stored *restrict w, const float *re
 void score(const stored *restrict x, const stored *restrict w, const float *restrict factor,
            const float *restrict offset, stored *restrict y, int images, int threads)
 {
-#pragma omp parallel for num_threads(threads) schedule(static, (images + threads - 1) / threads)
-    for (int i = 0; i < images; i++) {
-        float whole[AREA * CO], result[RESULT];
-        int32_t at[POOLED * POOLED * CO];
+    EACH_IMAGE(i) {
+        float rows[AREA * CO], result[RESULT];
+        int32_t at[POOLED * CO];
+        stored copy[COPY];
+        const stored *image = readable(x, i, images, copy);
         begin();
         for (int row = 0; row < OUT; row++) {
             if (row % ROWS == 0)
-                convolve(x + (int64_t)i * SIDE * SIDE * CI, w, row, result);
+                convolve(image, w, row, result);
             const float *from = result + row % ROWS * RESULT_WIDTH * RESULT_CHANNELS;
             for (int u = 0; u < OUT; u++)
                 EACH_CHANNEL(c) {
                     float it = from[u * RESULT_CHANNELS + c];
                     it = (RELU_FIRST ? RELU(it) : it) * factor[c] + offset[c];
-                    whole[(row * OUT + u) * CO + c] = RELU_FIRST ? it : RELU(it);
+                    rows[(row * OUT + u) * CO + c] = RELU_FIRST ? it : RELU(it);
                 }
         }
         end();
-        stored *to = y + (int64_t)i * POOLED * POOLED * CO;
-        if (POOL > 1)
-            pool(whole, to, at);
-        else
-            for (int u = 0; u < AREA * CO; u++)
-                to[u] = keep(whole[u]);
+        for (int top = 0; top < POOLED; top++)
+            bring(rows + top * POOL * OUT * CO, y + ((int64_t)i * POOLED + top) * POOLED * CO, at);
     }
 }
 
-/* The gradient before the pooling and dropout of image `i`, and before ReLU where that comes last. */
-static inline void unpool(const stored *restrict gy, const stored *restrict z, const float *restrict factor,
-                          const float *restrict offset, const int32_t *restrict at, uint64_t seed, uint32_t limit,
-                          float scale, int i, float *restrict g)
-{
-    int64_t start = (int64_t)i * AREA * CO, pooled = (int64_t)i * POOLED * POOLED * CO;
-    if (POOL > 1)
-        spread(gy + pooled, at + pooled, scale, g);
-    else
-        for (int u = 0; u < AREA * CO; u++)
-            g[u] = value(gy[start + u]) * scale;
-    if (limit)
-        drop(g, seed, i, limit);
-    if (!RELU_FIRST)
-        for (int u = 0; u < AREA; u++)
-            EACH_CHANNEL(c)
-                g[u * CO + c] = value(z[start + u * CO + c]) * factor[c] + offset[c] > 0 ? g[u * CO + c] : 0;
-}
-
 /* From `gy`, the gradient of y, to `gx`, that of the input (none where that is null), `gw` (kernel × kernel ×
- * GRADIENT_INPUTS × PADDED(CO)), `ggamma` and `gbeta`. `w`: the weights turned by 180°, inputs and outputs exchanged. */
+ * GRADIENT_INPUTS × PADDED(CO)), `ggamma` and `gbeta`. `w`: the weights turned by 180°, inputs and outputs exchanged.
+ * `g` is room for as many numbers as z, for a block without pooling. */
 void backward(const stored *restrict gy, const stored *restrict x, const stored *restrict z,
               const float *restrict gamma, const float *restrict beta, const float *restrict saved,
               const stored *restrict w, stored *restrict gx, float *restrict gw, float *restrict ggamma,
-              float *restrict gbeta, const int32_t *restrict at, uint64_t seed, uint32_t limit, float scale,
-              int images, int threads)
+              float *restrict gbeta, const int32_t *restrict at, stored *restrict g, uint64_t seed,
+              uint32_t limit, float scale, int images, int threads)
 {
     enum { WEIGHTS = TAPS * GRADIENT_INPUTS * PADDED(CO) };
     const float *m = saved, *inverse = saved + CO;
@@ -224,19 +215,39 @@ void backward(const stored *restrict gy, const stored *restrict x, const stored 
         factor[c] = gamma[c] * inverse[c];
         offset[c] = beta[c] - m[c] * factor[c];
     }
-#pragma omp parallel for num_threads(threads) schedule(static, (images + threads - 1) / threads)
-    for (int i = 0; i < images; i++) {
-        double *mine = part + (size_t)(i / ((images + threads - 1) / threads)) * 2 * CO;
-        const stored *values = z + (int64_t)i * AREA * CO;
-        float g[AREA * CO];
-        unpool(gy, z, factor, offset, at, seed, limit, scale, i, g);
-        for (int row = 0; row < OUT; row++) {
+    /* The gradient before dropout, and before ReLU where that comes last, but for `scale`. */
+    const int changed = limit || !RELU_FIRST;
+    const stored *before = changed ? g : gy;
+    EACH_IMAGE(i) {
+        double *mine = part + (size_t)(i / SHARE) * 2 * CO;
+        for (int row = 0; row < POOLED; row++) {
+            int64_t to = ((int64_t)i * POOLED + row) * POOLED * CO;
             float first[CO] = {0}, second[CO] = {0};
-            for (int u = row * OUT; u < (row + 1) * OUT; u++)
-                EACH_CHANNEL(c) {
-                    first[c] += g[u * CO + c];
-                    second[c] += g[u * CO + c] * (value(values[u * CO + c]) - m[c]);
+            float gradient[POOLED * CO];
+            for (int u = 0; u < POOLED * CO; u++)
+                gradient[u] = value(gy[to + u]);
+            if (POOL == 1 && limit)
+                drop(gradient, seed, i, row, limit);
+            for (int u = 0; u < POOLED; u++) {
+                /* What the gradient is of. */
+                float it[CO] = {0};
+                for (int p = 0; p < POOL * POOL; p++) {
+                    const stored *here = z + (((int64_t)i * OUT + row * POOL + p / POOL) * OUT + u * POOL + p % POOL) * CO;
+                    EACH_CHANNEL(c) it[c] = POOL == 1 || at[to + u * CO + c] == p ? value(here[c]) : it[c];
                 }
+                EACH_CHANNEL(c) {
+                    int kept = POOL == 1 || at[to + u * CO + c] < POOL * POOL;
+                    kept = kept && (RELU_FIRST || it[c] * factor[c] + offset[c] > 0);
+                    float its = kept ? gradient[u * CO + c] : 0;
+                    first[c] += its;
+                    second[c] += its * (it[c] - m[c]);
+                    if (POOL == 1)
+                        gradient[u * CO + c] = its;
+                }
+            }
+            if (POOL == 1 && changed)
+                for (int u = 0; u < OUT * CO; u++)
+                    g[to + u] = keep(gradient[u]);
             for (int c = 0; c < CO; c++) {
                 mine[c] += first[c];
                 mine[CO + c] += second[c];
@@ -245,35 +256,41 @@ void backward(const stored *restrict gy, const stored *restrict x, const stored 
     }
     for (int t = 0; t < threads; t++)
         for (int c = 0; c < 2 * CO; c++)
-            total[c] += part[(size_t)t * 2 * CO + c];
-    float by_z[CO], constant[CO];
+            total[c] += scale * part[(size_t)t * 2 * CO + c];
+    float by_g[CO], by_z[CO], constant[CO];
     double n = (double)images * AREA;
     for (int c = 0; c < CO; c++) {
         gbeta[c] = (float)total[c];
         ggamma[c] = (float)(total[CO + c] * inverse[c]);
+        by_g[c] = factor[c] * scale;
         by_z[c] = (float)(-factor[c] * inverse[c] * inverse[c] * total[CO + c] / n);
         constant[c] = (float)(-factor[c] * total[c] / n) - by_z[c] * m[c];
     }
-#pragma omp parallel for num_threads(threads) schedule(static, (images + threads - 1) / threads)
-    for (int i = 0; i < images; i++) {
+    EACH_IMAGE(i) {
         /* The gradient of the convolution's own output, in its frame. */
-        float g[AREA * CO];
-        stored frame[(LEAD + SIDE * SIDE) * CO + SLACK];
-        const stored *values = z + (int64_t)i * AREA * CO;
-        unpool(gy, z, factor, offset, at, seed, limit, scale, i, g);
+        stored frame[(LEAD + SIDE * SIDE) * CO + SLACK], copy[COPY];
         memset(frame, 0, sizeof frame);
-        for (int row = 0; row < OUT; row++) {
-            stored *to = frame + (LEAD + row * SIDE) * CO;
-            for (int u = 0; u < OUT; u++)
+        for (int row = 0; row < OUT; row++)
+            for (int u = 0; u < OUT; u++) {
+                const int inside = row < POOLED * POOL && u < POOLED * POOL;
+                const int p = inside ? row % POOL * POOL + u % POOL : -1;
+                const int64_t from = inside ? (((int64_t)i * POOLED + row / POOL) * POOLED + u / POOL) * CO : 0;
+                const stored *here = z + (((int64_t)i * OUT + row) * OUT + u) * CO;
+                stored *to = frame + (LEAD + row * SIDE + u) * CO;
                 EACH_CHANNEL(c) {
-                    float it = value(values[(row * OUT + u) * CO + c]);
-                    float whole = factor[c] * g[(row * OUT + u) * CO + c] + by_z[c] * it + constant[c];
-                    to[u * CO + c] = keep(RELU_FIRST && !(it > 0) ? 0 : whole);
+                    float it = value(here[c]), gradient;
+                    if (POOL == 1)
+                        gradient = value(before[from + c]);
+                    else {
+                        int kept = at[from + c] == p && (RELU_FIRST || it * factor[c] + offset[c] > 0);
+                        gradient = kept ? value(gy[from + c]) : 0;
+                    }
+                    float whole = by_g[c] * gradient + by_z[c] * it + constant[c];
+                    to[c] = keep(RELU_FIRST && !(it > 0) ? 0 : whole);
                 }
-        }
+            }
         begin();
-        weigh(x + (int64_t)i * SIDE * SIDE * CI, frame,
-              weights + (size_t)(i / ((images + threads - 1) / threads)) * WEIGHTS);
+        weigh(readable(x, i, images, copy), frame, weights + (size_t)(i / SHARE) * WEIGHTS);
         if (gx)
             turn_back(frame, w, gx + (int64_t)i * SIDE * SIDE * CI);
         end();

@@ -73,7 +73,7 @@ def functions(shape: Shape) -> tuple[Any, Any, Any]:
     dropout = (ctypes.c_uint64, ctypes.c_uint32, floats)
     forward, backward, score = library.forward, library.backward, library.score
     forward.argtypes = [*[pointer] * 6, floats, floats, *[pointer] * 4, *dropout, whole, whole]
-    backward.argtypes = [*[pointer] * 12, *dropout, whole, whole]
+    backward.argtypes = [*[pointer] * 13, *dropout, whole, whole]
     score.argtypes = [*[pointer] * 5, whole, whole]
     forward.restype = backward.restype = score.restype = None
     return forward, backward, score
@@ -176,7 +176,7 @@ class Block(_Reusing):
         super().__init__(dtype)
         self.convolution, self.norm = convolution, norm
         self.relu_first, self.dropout, self.pool = relu_first, dropout, pool
-        self.z = torch.empty(0, dtype=dtype)
+        self.z, self.g = torch.empty(0, dtype=dtype), torch.empty(0, dtype=dtype)
 
     def functions(self, side: int) -> tuple[Any, Any, Any]:
         """Its compiled functions for images of `side` × `side` pixels. Raises Unavailable."""
@@ -277,6 +277,7 @@ class _Fused(torch.autograd.Function):
         block, z = ctx.block, ctx.z
         gy = gy.to(block.dtype).contiguous(memory_format=torch.channels_last)
         gx = block.buffer("gx", x.shape, ctx.fresh) if ctx.needs_input_grad[0] else None
+        g = block.buffer("g", z.shape if block.pool == 1 else (0, 0, 0, 0), fresh=False)
         block.busy = block.busy and ctx.fresh
         ggamma, gbeta = torch.empty_like(gamma), torch.empty_like(beta)
         outputs, inputs, height, width = weight.shape
@@ -287,7 +288,7 @@ class _Fused(torch.autograd.Function):
             *(t.data_ptr() for t in (gy, x, z, gamma, beta, saved, packed)),
             *(
                 None if gx is None else gx.data_ptr(),
-                *(t.data_ptr() for t in (gweight, ggamma, gbeta, at)),
+                *(t.data_ptr() for t in (gweight, ggamma, gbeta, at, g)),
             ),
             *(*ctx.dropout, len(gy), torch.get_num_threads()),
         )
