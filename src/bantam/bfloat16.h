@@ -21,12 +21,21 @@ static ALWAYS float value(stored x)
     union { uint32_t bits; float number; } it = {.bits = (uint32_t)x << 16};
     return it.number;
 }
-/* To the nearest, of two that are as near to the even one. */
-static ALWAYS stored keep(float x)
+/* To the nearest, of two that are as near to the even one: so many numbers, 16 at a time. */
+typedef float floats __attribute__((vector_size(64), aligned(4)));
+typedef uint16_t halves __attribute__((vector_size(32), aligned(2)));
+static ALWAYS void keep(const float *restrict from, stored *restrict to, int count)
 {
-    union { float number; uint32_t bits; } it = {.number = x};
-    return (it.bits + 0x7fff + (it.bits >> 16 & 1)) >> 16;
+    int u = 0;
+    for (; u + 16 <= count; u += 16)
+        __asm__("vcvtneps2bf16 %1, %0" : "=v"(*(halves *)(to + u)) : "v"(*(const floats *)(from + u)));
+    for (; u < count; u++) {
+        union { float number; uint32_t bits; } it = {.number = from[u]};
+        to[u] = (it.bits + 0x7fff + (it.bits >> 16 & 1)) >> 16;
+    }
 }
+/* Where to put floats that `keep` shall bring to `to`. */
+static ALWAYS float *line(stored *to, float *room) { (void)to; return room; }
 
 #define GREATER(a, b) ((a) > (b) ? (a) : (b))
 #define UP_TO(multiple, count) (((count) + (multiple)-1) / (multiple) * (multiple))
@@ -68,7 +77,11 @@ static inline void configure(int rows)
 
 /* What PyTorch's kernels left is put back, since they may believe that it is still there. */
 static __thread struct { uint8_t palette, rest[63]; } before;
-static inline void begin(void) { __asm__ volatile("sttilecfg %0" : "=m"(before)); }
+static inline void begin(int rows)
+{
+    __asm__ volatile("sttilecfg %0" : "=m"(before));
+    configure(rows);
+}
 static inline void end(void)
 {
     if (before.palette)
@@ -96,7 +109,6 @@ static inline void end(void)
     static inline void NAME(const stored *x, const stored *w, float *y)                                        \
     {                                                                                                          \
         enum { STEPS = UP_TO(DEPTH, KERNEL * (IN)) / DEPTH };                                                  \
-        configure(TILE);                                                                                       \
         for (int group = 0; group < PADDED(OUTPUTS); group += TILE)                                            \
             for (int at = 0; at < (PIXELS); at += 4 * TILE) {                                                  \
                 EACH_OF_FOUR(CLEAR_PIXELS, IN, PIXELS)                                                         \
@@ -123,25 +135,27 @@ static inline void convolve(const stored *restrict x, const stored *restrict w, 
  * turned by 180°. */
 static inline void turn_back(const stored *restrict frame, const stored *restrict w, stored *restrict gx)
 {
+    if (TILE_ROWS != TILE)
+        configure(TILE);
     for (int at = 0; at < SIDE * SIDE; at += 4 * TILE) {
         float result[4 * TILE * PADDED(CI)];
         backward_pixels(frame + at * CO, w, result);
-        for (int u = at; u < SIDE * SIDE && u < at + 4 * TILE; u++) {
-#pragma omp simd
-            for (int c = 0; c < CI; c++)
-                gx[u * CI + c] = keep(result[(u - at) * PADDED(CI) + c]);
-        }
+        const int pixels = at + 4 * TILE < SIDE * SIDE ? 4 * TILE : SIDE * SIDE - at;
+        if (CI == PADDED(CI))
+            keep(result, gx + at * CI, pixels * CI);
+        else
+            for (int u = 0; u < pixels; u++)
+                keep(result + u * PADDED(CI), gx + (at + u) * CI, CI);
     }
 }
 
 typedef uint32_t pairs __attribute__((vector_size(64), aligned(4)));
-typedef uint16_t half __attribute__((vector_size(32), aligned(2)));
 
 /* 16 channels of two neighbouring pixels, the first in the lower half of each number. */
 static ALWAYS pairs paired(const stored *first, const stored *second)
 {
-    return __builtin_convertvector(*(const half *)first, pairs)
-        | __builtin_convertvector(*(const half *)second, pairs) << 16;
+    return __builtin_convertvector(*(const halves *)first, pairs)
+        | __builtin_convertvector(*(const halves *)second, pairs) << 16;
 }
 
 /* `x`, COLUMNS pixels × CI, to GRADIENT_INPUTS rows of COLUMNS pixels. */
@@ -185,6 +199,8 @@ static inline void transpose(const stored *restrict x, stored *restrict rows)
 /* Add to the gradient of the weights, kernel × kernel × GRADIENT_INPUTS × PADDED(CO), what an image brings. */
 static inline void weigh(const stored *restrict x, const stored *restrict frame, float *restrict gw)
 {
+    if (TILE_ROWS != TILE)
+        configure(TILE_ROWS);
     stored rows[CI > 1 ? GRADIENT_INPUTS * COLUMNS : 1];
     uint32_t gradient[PIXELS / 2 * PADDED(CO)];
     if (CI > 1)
@@ -194,7 +210,6 @@ static inline void weigh(const stored *restrict x, const stored *restrict frame,
             const stored *from = frame + (LEAD + u) * CO + group;
             *(pairs *)(gradient + u / 2 * PADDED(CO) + group) = paired(from, from + CO);
         }
-    configure(TILE_ROWS);
     for (int input = 0; input < CI; input += TILE)
         for (int output = 0; output < CO; output += TILE)
             for (int first = 0; first < TAPS; first += 6) {

@@ -15,7 +15,9 @@ typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
 
 typedef float stored;
 static ALWAYS float value(stored x) { return x; }
-static ALWAYS stored keep(float x) { return x; }
+/* Where to put what shall be at `to`: there. */
+static ALWAYS float *line(stored *to, float *room) { (void)room; return to; }
+static ALWAYS void keep(const float *from, stored *to, int count) { (void)from, (void)to, (void)count; }
 
 /* A vector may be read or written where only its first channels are wanted. */
 enum { SLACK = LANES };
@@ -115,5 +117,6 @@ static inline void weigh(const stored *restrict x, const stored *restrict frame,
             }
 }
 
-static inline void begin(void) {}
+enum { TILE = 0, TILE_ROWS = 0 };
+static inline void begin(int rows) { (void)rows; }
 static inline void end(void) {}

@@ -62,7 +62,7 @@ static ALWAYS int dropped(float x)
 
 /* The greatest of each square of POOL rows, and in `at` its place within the square: the first of equals, and none,
  * POOL × POOL, where it was dropped. */
-static inline void pool(const float *restrict rows, stored *restrict y, int32_t *restrict at)
+static inline void pool(const float *restrict rows, float *restrict y, int32_t *restrict at)
 {
     for (int u = 0; u < POOLED; u++) {
         float greatest[CO];
@@ -77,25 +77,16 @@ static inline void pool(const float *restrict rows, stored *restrict y, int32_t 
             }
         }
         EACH_CHANNEL(c) {
-            y[u * CO + c] = keep(greatest[c]);
+            y[u * CO + c] = greatest[c];
             at[u * CO + c] = dropped(greatest[c]) ? POOL * POOL : place[c];
         }
     }
 }
 
-/* POOL rows of numbers to a row of the block's output. */
-static inline void bring(const float *restrict rows, stored *restrict y, int32_t *restrict at)
-{
-    if (POOL > 1)
-        pool(rows, y, at);
-    else
-        for (int u = 0; u < OUT * CO; u++)
-            y[u] = keep(rows[u]);
-}
-
 /* Share of a thread: images from the first to before the last. */
 #define SHARE ((images + threads - 1) / threads)
-#define EACH_IMAGE(i) _Pragma("omp parallel for num_threads(threads) schedule(static, SHARE)") for (int i = 0; i < images; i++)
+#define IN_THREADS _Pragma("omp parallel num_threads(threads)")
+#define EACH_IMAGE(i) _Pragma("omp for schedule(static, SHARE)") for (int i = 0; i < images; i++)
 
 /* y: the block's output; z: what the backward pass needs of it, the convolution's output, after ReLU where
  * that comes first. `saved` gets mean and 1/deviation of each channel. What `seed` and
@@ -107,30 +98,33 @@ void forward(const stored *restrict x, const stored *restrict w, const float *re
 {
     double total[2 * CO] = {0};
     double *part = calloc((size_t)threads * 2 * CO, sizeof(double));
-    EACH_IMAGE(i) {
+    IN_THREADS {
+        begin(TILE);
+        EACH_IMAGE(i) {
         double *mine = part + (size_t)(i / SHARE) * 2 * CO;
-        float result[RESULT];
+        float result[RESULT], room[OUT * CO];
         stored copy[COPY];
         const stored *image = readable(x, i, images, copy);
-        begin();
         for (int row = 0; row < OUT; row++) {
             if (row % ROWS == 0)
                 convolve(image, w, row, result);
             const float *from = result + row % ROWS * RESULT_WIDTH * RESULT_CHANNELS;
             stored *to = z + ((int64_t)i * OUT + row) * OUT * CO;
-            float first[CO] = {0}, second[CO] = {0};
+            float first[CO] = {0}, second[CO] = {0}, *its = line(to, room);
             for (int u = 0; u < OUT; u++)
                 EACH_CHANNEL(c) {
                     float it = from[u * RESULT_CHANNELS + c];
                     it = RELU_FIRST ? RELU(it) : it;
-                    to[u * CO + c] = keep(it);
+                    its[u * CO + c] = it;
                     first[c] += it;
                     second[c] += it * it;
                 }
+            keep(its, to, OUT * CO);
             for (int c = 0; c < CO; c++) {
                 mine[c] += first[c];
                 mine[CO + c] += second[c];
             }
+        }
         }
         end();
     }
@@ -150,9 +144,11 @@ void forward(const stored *restrict x, const stored *restrict w, const float *re
         factor[c] = gamma[c] * saved[CO + c] * scale;
         offset[c] = beta[c] * scale - (float)m * factor[c];
     }
-    EACH_IMAGE(i) {
+    IN_THREADS EACH_IMAGE(i) {
         for (int top = 0; top < POOLED; top++) {
-            float rows[POOL * OUT * CO];
+            int64_t to = ((int64_t)i * POOLED + top) * POOLED * CO;
+            float room[POOLED * CO], *its = line(y + to, room), unpooled[POOL > 1 ? POOL * OUT * CO : 1];
+            float *rows = POOL > 1 ? unpooled : its;
             for (int r = 0; r < POOL; r++) {
                 const stored *from = z + ((int64_t)i * OUT + top * POOL + r) * OUT * CO;
                 for (int u = 0; u < OUT; u++)
@@ -163,8 +159,9 @@ void forward(const stored *restrict x, const stored *restrict w, const float *re
                 if (limit)
                     drop(rows + r * OUT * CO, seed, i, top * POOL + r, limit);
             }
-            int64_t to = ((int64_t)i * POOLED + top) * POOLED * CO;
-            bring(rows, y + to, at + to);
+            if (POOL > 1)
+                pool(rows, its, at + to);
+            keep(its, y + to, POOLED * CO);
         }
     }
 }
@@ -173,12 +170,13 @@ void forward(const stored *restrict x, const stored *restrict w, const float *re
 void score(const stored *restrict x, const stored *restrict w, const float *restrict factor,
            const float *restrict offset, stored *restrict y, int images, int threads)
 {
-    EACH_IMAGE(i) {
-        float rows[AREA * CO], result[RESULT];
+    IN_THREADS {
+        begin(TILE);
+        EACH_IMAGE(i) {
+        float rows[POOL * OUT * CO], result[RESULT], room[POOLED * CO];
         int32_t at[POOLED * CO];
         stored copy[COPY];
         const stored *image = readable(x, i, images, copy);
-        begin();
         for (int row = 0; row < OUT; row++) {
             if (row % ROWS == 0)
                 convolve(image, w, row, result);
@@ -187,12 +185,20 @@ void score(const stored *restrict x, const stored *restrict w, const float *rest
                 EACH_CHANNEL(c) {
                     float it = from[u * RESULT_CHANNELS + c];
                     it = (RELU_FIRST ? RELU(it) : it) * factor[c] + offset[c];
-                    rows[(row * OUT + u) * CO + c] = RELU_FIRST ? it : RELU(it);
+                    rows[(row % POOL * OUT + u) * CO + c] = RELU_FIRST ? it : RELU(it);
                 }
+            if (row % POOL == POOL - 1) {
+                stored *to = y + ((int64_t)i * POOLED + row / POOL) * POOLED * CO;
+                float *its = line(to, room);
+                if (POOL > 1)
+                    pool(rows, its, at);
+                else
+                    memcpy(its, rows, sizeof rows);
+                keep(its, to, POOLED * CO);
+            }
+        }
         }
         end();
-        for (int top = 0; top < POOLED; top++)
-            bring(rows + top * POOL * OUT * CO, y + ((int64_t)i * POOLED + top) * POOLED * CO, at);
     }
 }
 
@@ -218,12 +224,12 @@ void backward(const stored *restrict gy, const stored *restrict x, const stored 
     /* The gradient before dropout, and before ReLU where that comes last, but for `scale`. */
     const int changed = limit || !RELU_FIRST;
     const stored *before = changed ? g : gy;
-    EACH_IMAGE(i) {
+    IN_THREADS EACH_IMAGE(i) {
         double *mine = part + (size_t)(i / SHARE) * 2 * CO;
         for (int row = 0; row < POOLED; row++) {
             int64_t to = ((int64_t)i * POOLED + row) * POOLED * CO;
             float first[CO] = {0}, second[CO] = {0};
-            float gradient[POOLED * CO];
+            float room[POOLED * CO], *gradient = POOL == 1 && changed ? line(g + to, room) : room;
             for (int u = 0; u < POOLED * CO; u++)
                 gradient[u] = value(gy[to + u]);
             if (POOL == 1 && limit)
@@ -246,8 +252,7 @@ void backward(const stored *restrict gy, const stored *restrict x, const stored 
                 }
             }
             if (POOL == 1 && changed)
-                for (int u = 0; u < OUT * CO; u++)
-                    g[to + u] = keep(gradient[u]);
+                keep(gradient, g + to, OUT * CO);
             for (int c = 0; c < CO; c++) {
                 mine[c] += first[c];
                 mine[CO + c] += second[c];
@@ -266,17 +271,20 @@ void backward(const stored *restrict gy, const stored *restrict x, const stored 
         by_z[c] = (float)(-factor[c] * inverse[c] * inverse[c] * total[CO + c] / n);
         constant[c] = (float)(-factor[c] * total[c] / n) - by_z[c] * m[c];
     }
-    EACH_IMAGE(i) {
+    IN_THREADS {
+        begin(TILE_ROWS);
+        EACH_IMAGE(i) {
         /* The gradient of the convolution's own output, in its frame. */
         stored frame[(LEAD + SIDE * SIDE) * CO + SLACK], copy[COPY];
         memset(frame, 0, sizeof frame);
-        for (int row = 0; row < OUT; row++)
+        for (int row = 0; row < OUT; row++) {
+            stored *to = frame + (LEAD + row * SIDE) * CO;
+            float room[OUT * CO], *its = line(to, room);
             for (int u = 0; u < OUT; u++) {
                 const int inside = row < POOLED * POOL && u < POOLED * POOL;
                 const int p = inside ? row % POOL * POOL + u % POOL : -1;
                 const int64_t from = inside ? (((int64_t)i * POOLED + row / POOL) * POOLED + u / POOL) * CO : 0;
                 const stored *here = z + (((int64_t)i * OUT + row) * OUT + u) * CO;
-                stored *to = frame + (LEAD + row * SIDE + u) * CO;
                 EACH_CHANNEL(c) {
                     float it = value(here[c]), gradient;
                     if (POOL == 1)
@@ -286,13 +294,15 @@ void backward(const stored *restrict gy, const stored *restrict x, const stored 
                         gradient = kept ? value(gy[from + c]) : 0;
                     }
                     float whole = by_g[c] * gradient + by_z[c] * it + constant[c];
-                    to[c] = keep(RELU_FIRST && !(it > 0) ? 0 : whole);
+                    its[u * CO + c] = RELU_FIRST && !(it > 0) ? 0 : whole;
                 }
             }
-        begin();
+            keep(its, to, OUT * CO);
+        }
         weigh(readable(x, i, images, copy), frame, weights + (size_t)(i / SHARE) * WEIGHTS);
         if (gx)
             turn_back(frame, w, gx + (int64_t)i * SIDE * SIDE * CI);
+        }
         end();
     }
     memset(gw, 0, sizeof(float) * WEIGHTS);
