@@ -19,7 +19,7 @@ IMAGE = (1, 28, 28)
 def compiler() -> None:
     """Skip where nothing can be compiled: there the networks run on PyTorch alone."""
     try:
-        native.functions((4, 1, 1, 3, False, 1))
+        native.functions((4, 1, 1, 3, False, 1, False))
     except native.Unavailable as error:
         pytest.skip(str(error))
 
@@ -249,11 +249,11 @@ def test_nan_stays_nan() -> None:
 def test_compiled_blocks_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     forget()
-    native.functions((5, 1, 2, 3, True, 1))
+    native.functions((5, 1, 2, 3, True, 1, False))
     (kept,) = (tmp_path / "bantam").iterdir()
     forget()
     monkeypatch.setattr(subprocess, "run", None)
-    native.functions((5, 1, 2, 3, True, 1))
+    native.functions((5, 1, 2, 3, True, 1, False))
     assert list((tmp_path / "bantam").iterdir()) == [kept]
     forget()
 

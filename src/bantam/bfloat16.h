@@ -21,7 +21,13 @@ static ALWAYS float value(stored x)
     union { uint32_t bits; float number; } it = {.bits = (uint32_t)x << 16};
     return it.number;
 }
-/* To the nearest, of two that are as near to the even one: so many numbers, 16 at a time. */
+/* To the nearest, of two that are as near to the even one. */
+static ALWAYS stored rounded(float x)
+{
+    union { float number; uint32_t bits; } it = {.number = x};
+    return (it.bits + 0x7fff + (it.bits >> 16 & 1)) >> 16;
+}
+/* So many numbers, 16 at a time. */
 typedef float floats __attribute__((vector_size(64), aligned(4)));
 typedef uint16_t halves __attribute__((vector_size(32), aligned(2)));
 static ALWAYS void keep(const float *restrict from, stored *restrict to, int count)
@@ -29,10 +35,8 @@ static ALWAYS void keep(const float *restrict from, stored *restrict to, int cou
     int u = 0;
     for (; u + 16 <= count; u += 16)
         __asm__("vcvtneps2bf16 %1, %0" : "=v"(*(halves *)(to + u)) : "v"(*(const floats *)(from + u)));
-    for (; u < count; u++) {
-        union { float number; uint32_t bits; } it = {.number = from[u]};
-        to[u] = (it.bits + 0x7fff + (it.bits >> 16 & 1)) >> 16;
-    }
+    for (; u < count; u++)
+        to[u] = rounded(from[u]);
 }
 /* Where to put floats that `keep` shall bring to `to`. */
 static ALWAYS float *line(stored *to, float *room) { (void)to; return room; }
@@ -103,19 +107,27 @@ static inline void end(void)
     if (at + T * TILE < (PIXELS))                                                                              \
         STORE_TILE(T, y + (at + T * TILE) * PADDED(OUTPUTS) + group, 4 * PADDED(OUTPUTS));
 
-/* Convolve IN channels to OUTPUTS, for so many pixels one after another. A row of the kernel lies side by side in `x`. `w`:
- * kernel × steps × groups × 16 × 16 × 2, of which a step is 32 numbers of a kernel's row and a group 16 outputs. */
+/* Weights for a convolution: rows of the kernel × steps × groups × 16 × 16 × 2. A step is 32 numbers of a row, columns
+ * and inputs side by side, and a group 16 outputs. */
+#define STEPS(IN) (UP_TO(DEPTH, KERNEL * (IN)) / DEPTH)
+#define PACKED(IN, OUTPUTS) (KERNEL * STEPS(IN) * DEPTH * PADDED(OUTPUTS))
+#define PLACE(IN, OUTPUTS, row, column, in, out)                                                               \
+    PLACE_IN_ROW((row)*STEPS(IN) * DEPTH * PADDED(OUTPUTS), OUTPUTS, (column) * (IN) + (in), out)
+#define PLACE_IN_ROW(start, OUTPUTS, number, out)                                                              \
+    ((start) + ((number) / DEPTH * PADDED(OUTPUTS) + (out) / TILE * TILE) * DEPTH + (number) % DEPTH / 2 * DEPTH \
+     + (out) % TILE * 2 + (number) % 2)
+
+/* Convolve IN channels to OUTPUTS, for so many pixels one after another. A row of the kernel lies side by side in `x`. */
 #define DEFINE_CONVOLUTION(NAME, IN, OUTPUTS, PIXELS)                                                          \
     static inline void NAME(const stored *x, const stored *w, float *y)                                        \
     {                                                                                                          \
-        enum { STEPS = UP_TO(DEPTH, KERNEL * (IN)) / DEPTH };                                                  \
         for (int group = 0; group < PADDED(OUTPUTS); group += TILE)                                            \
             for (int at = 0; at < (PIXELS); at += 4 * TILE) {                                                  \
                 EACH_OF_FOUR(CLEAR_PIXELS, IN, PIXELS)                                                         \
                 for (int kh = 0; kh < KERNEL; kh++)                                                            \
-                    for (int step = 0; step < STEPS; step++) {                                                 \
+                    for (int step = 0; step < STEPS(IN); step++) {                                                 \
                         const stored *from = x + (at + kh * SIDE) * (IN) + step * DEPTH;                       \
-                        LOAD_TILE(7, w + ((kh * STEPS + step) * PADDED(OUTPUTS) + group) * DEPTH, 64);         \
+                        LOAD_TILE(7, w + ((kh * STEPS(IN) + step) * PADDED(OUTPUTS) + group) * DEPTH, 64);         \
                         EACH_OF_FOUR(ADD_PIXELS, IN, PIXELS)                                                   \
                     }                                                                                          \
                 EACH_OF_FOUR(STORE_PIXELS, OUTPUTS, PIXELS)                                                    \
@@ -131,8 +143,7 @@ static inline void convolve(const stored *restrict x, const stored *restrict w, 
     forward_pixels(x + row * SIDE * CI, w, result);
 }
 
-/* `gx`, the gradient of an image, from that of the convolution's output in its frame. `w` as above, of the weights
- * turned by 180°. */
+/* `gx`, the gradient of an image, from that of the convolution's output in its frame. */
 static inline void turn_back(const stored *restrict frame, const stored *restrict w, stored *restrict gx)
 {
     if (TILE_ROWS != TILE)

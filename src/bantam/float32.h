@@ -15,6 +15,7 @@ typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
 
 typedef float stored;
 static ALWAYS float value(stored x) { return x; }
+static ALWAYS stored rounded(float x) { return x; }
 /* Where to put what shall be at `to`: there. */
 static ALWAYS float *line(stored *to, float *room) { (void)room; return to; }
 static ALWAYS void keep(const float *from, stored *to, int count) { (void)from, (void)to, (void)count; }
@@ -32,9 +33,12 @@ static inline const stored *readable(const stored *x, int i, int images, stored 
     return x + (int64_t)i * SIDE * SIDE * CI;
 }
 
+/* Weights for a convolution: kernel × kernel × IN × PADDED(OUTPUTS). */
+#define PACKED(IN, OUTPUTS) (TAPS * (IN) * PADDED(OUTPUTS))
+#define PLACE(IN, OUTPUTS, row, column, in, out) ((((row)*KERNEL + (column)) * (IN) + (in)) * PADDED(OUTPUTS) + (out))
+
 /* Convolve IN channels to OUTPUTS: results of a row, TILE neighbours at a time, stay in registers. The last
- * tile of a row overlaps the one before where the row is no multiple of it. `w`: kernel × kernel ×
- * IN × PADDED(OUTPUTS). */
+ * tile of a row overlaps the one before where the row is no multiple of it. */
 #define DEFINE_CONVOLUTION(NAME, IN, OUTPUTS, RESULTS)                                                        \
     enum { NAME##_fit = AT_LEAST_1(REGISTERS / VECTORS(OUTPUTS)) };                                            \
     enum { NAME##_most = NAME##_fit < 14 ? NAME##_fit : 14 };                                                  \
@@ -77,8 +81,7 @@ static inline void convolve(const stored *restrict x, const stored *restrict w, 
     forward_row(x + row * SIDE * CI, w, result);
 }
 
-/* `gx`, the gradient of an image, from that of the convolution's output in its frame. `w`: kernel × kernel × CO ×
- * PADDED(CI), turned by 180°. */
+/* `gx`, the gradient of an image, from that of the convolution's output in its frame. */
 static inline void turn_back(const stored *restrict frame, const stored *restrict w, stored *restrict gx)
 {
     for (int row = 0; row < SIDE; row++)

@@ -12,7 +12,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-/* `native.py` lays weights out in rows of 16, whatever the processor's vectors are. */
+/* Rows of weights, and of their gradients, are as long as some multiple of 16. */
 #define PADDED(channels) (((channels) + 15) / 16 * 16)
 #define OUT (SIDE - KERNEL + 1)
 #define AREA (OUT * OUT)
@@ -88,14 +88,31 @@ static inline void pool(const float *restrict rows, float *restrict y, int32_t *
 #define IN_THREADS _Pragma("omp parallel num_threads(threads)")
 #define EACH_IMAGE(i) _Pragma("omp for schedule(static, SHARE)") for (int i = 0; i < images; i++)
 
+/* Put a weight where the convolutions read it: of `row` and `column` of the kernel, from channel `in` to `out` of so
+ * many; forward as it is, backward turned by 180°, inputs and outputs exchanged. */
+#define DEFINE_PACK(NAME, IN, OUTPUTS, WEIGHT)                                                                 \
+    static inline void NAME(const float *restrict weight, stored *restrict w)                                  \
+    {                                                                                                          \
+        memset(w, 0, sizeof(stored) * PACKED(IN, OUTPUTS));                                                    \
+        for (int row = 0; row < KERNEL; row++)                                                                 \
+            for (int column = 0; column < KERNEL; column++)                                                    \
+                for (int in = 0; in < (IN); in++)                                                              \
+                    for (int out = 0; out < (OUTPUTS); out++)                                                  \
+                        w[PLACE(IN, OUTPUTS, row, column, in, out)] = rounded(WEIGHT);                         \
+    }
+DEFINE_PACK(pack_forward, CI, CO, weight[((out * KERNEL + row) * KERNEL + column) * CI + in])
+DEFINE_PACK(pack_backward, CO, CI, weight[(in * TAPS + TAPS - 1 - row * KERNEL - column) * CI + out])
+
 /* y: the block's output; z: what the backward pass needs of it, the convolution's output, after ReLU where
- * that comes first. `saved` gets mean and 1/deviation of each channel. What `seed` and
+ * that comes first. `weight`: outputs × kernel × kernel × inputs. `saved` gets mean and 1/deviation of each channel. What `seed` and
  * `limit` do not drop is multiplied by `scale`. `at`: what `pool` notes, unused without. */
-void forward(const stored *restrict x, const stored *restrict w, const float *restrict gamma,
+void forward(const stored *restrict x, const float *restrict weight, const float *restrict gamma,
              const float *restrict beta, float *restrict mean, float *restrict variance, float momentum,
              float epsilon, stored *restrict z, stored *restrict y, float *restrict saved,
              int32_t *restrict at, uint64_t seed, uint32_t limit, float scale, int images, int threads)
 {
+    stored w[PACKED(CI, CO)];
+    pack_forward(weight, w);
     double total[2 * CO] = {0};
     double *part = calloc((size_t)threads * 2 * CO, sizeof(double));
     IN_THREADS {
@@ -167,9 +184,11 @@ void forward(const stored *restrict x, const stored *restrict w, const float *re
 }
 
 /* y as it is outside training: batch norm is factor × value + offset, and nothing is dropped. */
-void score(const stored *restrict x, const stored *restrict w, const float *restrict factor,
+void score(const stored *restrict x, const float *restrict weight, const float *restrict factor,
            const float *restrict offset, stored *restrict y, int images, int threads)
 {
+    stored w[PACKED(CI, CO)];
+    pack_forward(weight, w);
     IN_THREADS {
         begin(TILE);
         EACH_IMAGE(i) {
@@ -202,16 +221,18 @@ void score(const stored *restrict x, const stored *restrict w, const float *rest
     }
 }
 
-/* From `gy`, the gradient of y, to `gx`, that of the input (none where that is null), `gw` (kernel × kernel ×
- * GRADIENT_INPUTS × PADDED(CO)), `ggamma` and `gbeta`. `w`: the weights turned by 180°, inputs and outputs exchanged.
- * `g` is room for as many numbers as z, for a block without pooling. */
+/* From `gy`, the gradient of y, to `gx`, that of the input (none where that is null), `gweight`, `ggamma` and
+ * `gbeta`. `g` is room for as many numbers as z, for a block without pooling. */
 void backward(const stored *restrict gy, const stored *restrict x, const stored *restrict z,
               const float *restrict gamma, const float *restrict beta, const float *restrict saved,
-              const stored *restrict w, stored *restrict gx, float *restrict gw, float *restrict ggamma,
+              const float *restrict weight, stored *restrict gx, float *restrict gweight, float *restrict ggamma,
               float *restrict gbeta, const int32_t *restrict at, stored *restrict g, uint64_t seed,
               uint32_t limit, float scale, int images, int threads)
 {
     enum { WEIGHTS = TAPS * GRADIENT_INPUTS * PADDED(CO) };
+    stored w[PACKED(CO, CI)];
+    if (gx)
+        pack_backward(weight, w);
     const float *m = saved, *inverse = saved + CO;
     float factor[CO], offset[CO];
     double total[2 * CO] = {0};
@@ -305,10 +326,13 @@ void backward(const stored *restrict gy, const stored *restrict x, const stored 
         }
         end();
     }
-    memset(gw, 0, sizeof(float) * WEIGHTS);
-    for (int t = 0; t < threads; t++)
-        for (int c = 0; c < WEIGHTS; c++)
-            gw[c] += weights[(size_t)t * WEIGHTS + c];
+    for (int t = 1; t < threads; t++)
+        for (int k = 0; k < WEIGHTS; k++)
+            weights[k] += weights[(size_t)t * WEIGHTS + k];
+    for (int o = 0; o < CO; o++)
+        for (int tap = 0; tap < TAPS; tap++)
+            for (int c = 0; c < CI; c++)
+                gweight[(o * TAPS + tap) * CI + c] = weights[(tap * GRADIENT_INPUTS + c) * PADDED(CO) + o];
     free(part);
     free(weights);
 }

@@ -184,10 +184,6 @@ class Block(_Reusing):
         kernel, bfloat16 = self.convolution.kernel_size[0], self.dtype == torch.bfloat16
         return functions((side, inputs, outputs, kernel, self.relu_first, self.pool, bfloat16))
 
-    def packed(self, weight: Tensor) -> Tensor:
-        """Weights, kernel × kernel × inputs × outputs, as the C code reads them."""
-        return _tiles(weight) if self.dtype == torch.bfloat16 else _padded(weight)
-
     def forward(self, x: Tensor) -> Tensor:
         """B×C×H×W in, B×C×H×W out, channels last."""
         norm, x = self.norm, x.to(self.dtype)
@@ -209,36 +205,12 @@ class Block(_Reusing):
         y = self.buffer("y", (len(x), channels, side, side), fresh=True)
         factor = norm.weight / (norm.running_var + norm.eps).sqrt()
         offset = norm.bias - norm.running_mean * factor
-        packed = self.packed(weight.permute(2, 3, 1, 0))
+        weight = weight.contiguous(memory_format=torch.channels_last)
         self.functions(x.shape[-1])[2](
-            *(t.data_ptr() for t in (x, packed, factor, offset, y)),
+            *(t.data_ptr() for t in (x, weight, factor, offset, y)),
             *(len(x), torch.get_num_threads()),
         )
         return y
-
-
-def _rows_of_16(channels: int) -> int:
-    return -(-channels // 16) * 16
-
-
-def _padded(weight: Tensor) -> Tensor:
-    """Kernel × kernel × inputs × outputs, with so many zeros at the end that rows of 16 can be read."""
-    height, width, inputs, outputs = weight.shape
-    result = torch.zeros(height, width, inputs, _rows_of_16(outputs))
-    result[..., :outputs] = weight
-    return result
-
-
-def _tiles(weight: Tensor) -> Tensor:
-    """Rows of the kernel × steps × groups × 16 × 16 × 2 in bfloat16.
-
-    A step is 32 numbers of a row, columns and inputs side by side, and a group 16 outputs; what they lack is zeros.
-    """
-    height, width, inputs, outputs = weight.shape
-    steps, groups = -(-width * inputs // 32), _rows_of_16(outputs) // 16
-    result = torch.zeros(height, steps * 32, groups * 16, dtype=torch.bfloat16)
-    result[:, : width * inputs, :outputs] = weight.flatten(1, 2)
-    return result.view(height, steps, 16, 2, groups, 16).permute(0, 1, 4, 2, 5, 3).contiguous()
 
 
 class _Fused(torch.autograd.Function):
@@ -260,9 +232,9 @@ class _Fused(torch.autograd.Function):
         norm = block.norm
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        packed = block.packed(weight.permute(2, 3, 1, 0))
+        weight = weight.contiguous(memory_format=torch.channels_last)
         block.functions(side)[0](
-            *(t.data_ptr() for t in (x, packed, gamma, beta, norm.running_mean, norm.running_var)),
+            *(t.data_ptr() for t in (x, weight, gamma, beta, norm.running_mean, norm.running_var)),
             *(norm.momentum, norm.eps),
             *(t.data_ptr() for t in (z, y, saved, at)),
             *(*ctx.dropout, images, torch.get_num_threads()),
@@ -280,19 +252,16 @@ class _Fused(torch.autograd.Function):
         g = block.buffer("g", z.shape if block.pool == 1 else (0, 0, 0, 0), fresh=False)
         block.busy = block.busy and ctx.fresh
         ggamma, gbeta = torch.empty_like(gamma), torch.empty_like(beta)
-        outputs, inputs, height, width = weight.shape
-        rows = _rows_of_16(inputs) if block.dtype == torch.bfloat16 and inputs > 16 else inputs
-        gweight = torch.empty(height, width, rows, _rows_of_16(outputs))
-        packed = block.packed(weight.flip(2, 3).permute(2, 3, 0, 1))
+        gweight = torch.empty_like(weight, memory_format=torch.channels_last)
         block.functions(x.shape[-1])[1](
-            *(t.data_ptr() for t in (gy, x, z, gamma, beta, saved, packed)),
+            *(t.data_ptr() for t in (gy, x, z, gamma, beta, saved, weight)),
             *(
                 None if gx is None else gx.data_ptr(),
                 *(t.data_ptr() for t in (gweight, ggamma, gbeta, at, g)),
             ),
             *(*ctx.dropout, len(gy), torch.get_num_threads()),
         )
-        return gx, gweight[:, :, :inputs, :outputs].permute(3, 2, 0, 1), ggamma, gbeta, None
+        return gx, gweight, ggamma, gbeta, None
 
 
 def covers(model: nn.Module) -> bool:
