@@ -6,6 +6,7 @@ height and width in pixels.
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -68,19 +69,21 @@ class Augmentation:
         if strength == 0:
             return x
 
-        def draw(reach: float, *size: int) -> Tensor:
-            """B numbers, or B tensors of a size, uniform within ± `reach`."""
-            return torch.empty(count, *size, device=x.device).uniform_(-reach * strength, reach * strength)
+        def draw(*reaches: float) -> Sequence[Tensor]:
+            """For each reach, B numbers uniform within ± as much: drawn together, since small operations add up."""
+            drawn = torch.empty(len(reaches), count, device=x.device).uniform_(-strength, strength)
+            return drawn.mul_(_column(reaches, x.device)).unbind()
 
         if self.brightness or self.contrast:
-            contrast_first = torch.rand(count, device=x.device) < 0.5
-            x = jitter(x, 1 + draw(self.brightness), 1 + draw(self.contrast), contrast_first)
+            brightness, contrast, order = draw(self.brightness, self.contrast, 1.0)
+            x = jitter(x, 1 + brightness, 1 + contrast, order < 0)
         if self.degrees or self.pixels or self.scale or self.shear_degrees or self.elastic_pixels:
-            angle, shear = draw(self.degrees), draw(self.shear_degrees)
-            right, down = draw(self.pixels), draw(self.pixels)
-            scale = 1 + draw(self.scale)
-            bend = draw(self.elastic_pixels, 2, *BENDS) if self.elastic_pixels else None
-            x = warp(x, angle, right, down, scale, shear, self.interpolation, bend)
+            reaches = (self.degrees, self.shear_degrees, self.pixels, self.pixels, self.scale)
+            angle, shear, right, down, scale = draw(*reaches)
+            bend = None
+            if reach := self.elastic_pixels * strength:
+                bend = torch.empty(count, 2, *BENDS, device=x.device).uniform_(-reach, reach)
+            x = warp(x, angle, right, down, 1 + scale, shear, self.interpolation, bend)
         return x
 
 
@@ -90,13 +93,16 @@ def jitter(x: Tensor, brightness: Tensor, contrast: Tensor, contrast_first: Tens
     `contrast_first` says, per image, in which order; between the two and after, values are clipped
     to 0 … 1.
     """
-    brightness, contrast = brightness.view(-1, 1, 1, 1), contrast.view(-1, 1, 1, 1)
-    contrast_first = contrast_first.view(-1, 1, 1, 1)
+    first = torch.where(contrast_first, contrast, brightness).view(-1, 1, 1, 1)
+    second = torch.where(contrast_first, brightness, contrast).view(-1, 1, 1, 1)
     # Either is a line, factor × x + offset; an image takes the two in its order, and all of them together.
-    offset = torch.where(contrast_first, _mean(x) * (1 - contrast), 0)
-    x = x.mul(torch.where(contrast_first, contrast, brightness)).add_(offset).clamp_(0, 1)
-    offset = torch.where(contrast_first, 0, _mean(x) * (1 - contrast))
-    return x.mul_(torch.where(contrast_first, brightness, contrast)).add_(offset).clamp_(0, 1)
+    stretched = 1 - contrast
+    before = torch.where(contrast_first, stretched, 0)
+    after = (stretched - before).view(-1, 1, 1, 1)
+    offset = _mean(x).mul_(before.view(-1, 1, 1, 1))
+    x = x.mul(first).add_(offset).clamp_(0, 1)
+    offset = _mean(x).mul_(after)
+    return x.mul_(second).add_(offset).clamp_(0, 1)
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -122,23 +128,18 @@ def warp(
     that; for the others bicubic curves.
     """
     height, width = x.shape[-2:]
-    radians, slant = angle * (math.pi / 180), torch.tan(shear * (math.pi / 180))
+    radians, slant = torch.stack([angle, shear]).mul_(math.pi / 180)
+    slant = torch.tan(slant)
     cos, sin = torch.cos(radians) / scale, torch.sin(radians) / scale
     # grid_sample asks where each output pixel comes from: first undo the shift, then the rotation
-    # and scale, then the shear. Square pixels are kept when height and width differ.
-    xx, xy = cos + slant * sin, -sin + slant * cos
-    yx, yy = sin, cos
-    dx, dy = -2 * right / width, -2 * down / height
-    ratio = height / width
-    theta = torch.stack(
-        [
-            torch.stack([xx, xy * ratio, xx * dx + xy * ratio * dy], dim=1),
-            torch.stack([yx / ratio, yy, yx / ratio * dx + yy * dy], dim=1),
-        ],
-        dim=1,
-    )
+    # and scale, then the shear.
+    xx, xy = torch.addcmul(cos, slant, sin), torch.addcmul(-sin, slant, cos)
+    dx, dy = torch.addcmul(xx * right, xy, down), torch.addcmul(sin * right, cos, down)
+    theta = torch.stack([xx, xy, -dx, sin, cos, -dy], dim=1)
     # affine_grid with all images in one product, and x and y apart, as grid_sample reads them fastest.
     grid = (theta.view(-1, 3) @ _pixels(height, width, x.device)).view(-1, 2, height, width)
+    if height != width:
+        grid[:, 1] *= width / height
     if bend is not None:
         pixel = torch.tensor([2 / width, 2 / height], device=x.device).view(1, 2, 1)
         curves = _curves(*bend.shape[-2:], height, width, x.device)
@@ -149,11 +150,16 @@ def warp(
 
 
 @functools.cache
+def _column(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, device=device).unsqueeze(1)
+
+
+@functools.cache
 def _pixels(height: int, width: int, device: torch.device) -> Tensor:
-    """3×(H·W): x and y of every pixel's centre, in an image that reaches from -1 to 1, and a row of ones."""
-    x, y = ((2 * torch.arange(size, device=device) + 1) / size - 1 for size in (width, height))
+    """3×(H·W): x and y of every pixel from the centre, and ones, where the width is 2, as grid_sample has it."""
+    x, y = (torch.arange(size, device=device) - (size - 1) / 2 for size in (width, height))
     yy, xx = torch.meshgrid(y, x, indexing="ij")
-    return torch.stack([xx.flatten(), yy.flatten(), torch.ones(height * width, device=device)])
+    return torch.stack([xx.flatten(), yy.flatten(), torch.ones(height * width, device=device)]) * (2 / width)
 
 
 @functools.cache
