@@ -3,9 +3,6 @@
  * Its eight registers are tiles. A product adds 16×32 numbers times 32×16 numbers to 16×16 sums, which are
  * floats; of the second factor, two numbers that follow one another in a column lie side by side in memory.
  */
-#ifndef __AMX_BF16__
-#error "this processor has no matrix unit for bfloat16"
-#endif
 /* Not those of immintrin.h: GCC's do not say that they read and write memory, so that it may take for dead, or
  * move, what was stored for them. Registers are numbers, since the instructions have them built in. */
 #define LOAD_TILE(t, from, stride)                                                                             \
@@ -14,32 +11,6 @@
     __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(to), "r"((int64_t)(stride)) : "memory")
 #define CLEAR_TILE(t) __asm__ volatile("tilezero %%tmm" #t ::)
 #define ADD_PRODUCT(t, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #t ::)
-
-typedef uint16_t stored;
-static ALWAYS float value(stored x)
-{
-    union { uint32_t bits; float number; } it = {.bits = (uint32_t)x << 16};
-    return it.number;
-}
-/* To the nearest, of two that are as near to the even one. */
-static ALWAYS stored rounded(float x)
-{
-    union { float number; uint32_t bits; } it = {.number = x};
-    return (it.bits + 0x7fff + (it.bits >> 16 & 1)) >> 16;
-}
-/* So many numbers, 16 at a time. */
-typedef float floats __attribute__((vector_size(64), aligned(4)));
-typedef uint16_t halves __attribute__((vector_size(32), aligned(2)));
-static ALWAYS void keep(const float *restrict from, stored *restrict to, int count)
-{
-    int u = 0;
-    for (; u + 16 <= count; u += 16)
-        __asm__("vcvtneps2bf16 %1, %0" : "=v"(*(halves *)(to + u)) : "v"(*(const floats *)(from + u)));
-    for (; u < count; u++)
-        to[u] = rounded(from[u]);
-}
-/* Where to put floats that `keep` shall bring to `to`. */
-static ALWAYS float *line(stored *to, float *room) { (void)to; return room; }
 
 #define GREATER(a, b) ((a) > (b) ? (a) : (b))
 #define UP_TO(multiple, count) (((count) + (multiple)-1) / (multiple) * (multiple))

@@ -13,13 +13,6 @@ typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
 #define VECTORS(channels) (((channels) + LANES - 1) / LANES)
 #define AT_LEAST_1(count) ((count) > 0 ? (count) : 1)
 
-typedef float stored;
-static ALWAYS float value(stored x) { return x; }
-static ALWAYS stored rounded(float x) { return x; }
-/* Where to put what shall be at `to`: there. */
-static ALWAYS float *line(stored *to, float *room) { (void)room; return to; }
-static ALWAYS void keep(const float *from, stored *to, int count) { (void)from, (void)to, (void)count; }
-
 /* A vector may be read or written where only its first channels are wanted. */
 enum { SLACK = LANES };
 /* `convolve` brings so many rows at a time, as wide as they are in the output, their channels side by side. */

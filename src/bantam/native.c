@@ -5,13 +5,11 @@
  * `native.py` compiles this file for every shape, with the sizes as constants, so that the compiler
  * keeps a whole tile of results in registers: SIDE and CI, side and channels of the input; CO,
  * channels of the output; KERNEL, side of the kernel; RELU_FIRST, 1 for ReLU before batch norm, 0 for
- * after it; POOL, side of the max-pool's squares, 1 for none; BFLOAT16, 1 for images in bfloat16. What differs
- * between the two kinds of number is in `float32.h` and `bfloat16.h`.
+ * after it; POOL, side of the max-pool's squares, 1 for none; BFLOAT16, 1 for images in bfloat16. What
+ * differs between the two kinds of number is in `numbers.h`, `float32.h` and `bfloat16.h`.
  */
+#include "numbers.h"
 #include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
 /* Rows of weights, and of their gradients, are as long as some multiple of 16. */
 #define PADDED(channels) (((channels) + 15) / 16 * 16)
 #define OUT (SIDE - KERNEL + 1)
@@ -22,8 +20,6 @@
 /* The gradient of an output lies in a frame of zeros: as wide as the input, so that the zeros at the end of a row
  * are before the next one too, with so many pixels before the first row. */
 #define LEAD (BORDER * SIDE + BORDER)
-/* Small functions within loops over channels must not stop those from becoming vectors. */
-#define ALWAYS inline __attribute__((always_inline))
 #if BFLOAT16
 #include "bfloat16.h"
 #else

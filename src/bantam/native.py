@@ -4,8 +4,7 @@ A network is built of PyTorch's layers, and those remain what is counted and sav
 makes a second network with the same parameters, in which every run of convolution, batch norm,
 ReLU, dropout and max-pool is one function of `native.c`, and every convolution of channels by themselves one
 of `depthwise.c`: these small networks spend more time on moving their activations through memory than on
-computing them. In float32 that goes for every processor; in bfloat16 only for those with a matrix unit, and
-convolutions of channels by themselves stay in float32.
+computing them. In float32 that goes for every processor, in bfloat16 only for those with a matrix unit.
 """
 
 import copy
@@ -80,9 +79,10 @@ def functions(shape: Shape) -> tuple[Any, Any, Any]:
 
 
 @functools.cache
-def depthwise_functions(side: int, channels: int, kernel: int) -> tuple[Any, Any]:
+def depthwise_functions(side: int, channels: int, kernel: int, bfloat16: bool) -> tuple[Any, Any]:
     """`forward` and `backward` of a convolution of every channel by itself. Raises Unavailable."""
-    library = _library("depthwise.c", (("SIDE", side), ("CHANNELS", channels), ("KERNEL", kernel)))
+    sizes = (("SIDE", side), ("CHANNELS", channels), ("KERNEL", kernel), ("BFLOAT16", bfloat16))
+    library = _library("depthwise.c", sizes)
     forward, backward = library.forward, library.backward
     forward.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int, ctypes.c_int]
     backward.argtypes = [*[ctypes.c_void_p] * 5, ctypes.c_int, ctypes.c_int]
@@ -277,17 +277,18 @@ def is_fused(model: nn.Module) -> bool:
 class Depthwise(_Reusing):
     """A valid convolution of every channel by itself."""
 
-    def __init__(self, convolution: nn.Conv2d) -> None:
-        super().__init__()
+    def __init__(self, convolution: nn.Conv2d, dtype: torch.dtype) -> None:
+        super().__init__(dtype)
         self.convolution = convolution
 
     def functions(self, side: int) -> tuple[Any, Any]:
         """Its compiled functions for images of `side` × `side` pixels. Raises Unavailable."""
-        return depthwise_functions(side, self.convolution.in_channels, self.convolution.kernel_size[0])
+        kernel, bfloat16 = self.convolution.kernel_size[0], self.dtype == torch.bfloat16
+        return depthwise_functions(side, self.convolution.in_channels, kernel, bfloat16)
 
     def forward(self, x: Tensor) -> Tensor:
         """B×C×H×W in, B×C×H×W out, channels last."""
-        return _Depthwise.apply(x.float(), self.convolution.weight, self)  # type: ignore[no-any-return]
+        return _Depthwise.apply(x.to(self.dtype), self.convolution.weight, self)  # type: ignore[no-any-return]
 
 
 class _Depthwise(torch.autograd.Function):
@@ -309,7 +310,7 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, Tensor, None]:
         x, rows = ctx.saved_tensors
         block = ctx.block
-        gy = gy.contiguous(memory_format=torch.channels_last)
+        gy = gy.to(block.dtype).contiguous(memory_format=torch.channels_last)
         gx = block.buffer("gx", x.shape, ctx.fresh) if ctx.needs_input_grad[0] else None
         block.busy = block.busy and ctx.fresh
         grows = torch.empty_like(rows)
@@ -374,7 +375,7 @@ def _blocks(layers: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[nn.Modu
                 at += last
                 continue
         if _plain(convolution) and convolution.groups == convolution.in_channels == convolution.out_channels > 1:
-            yield Depthwise(convolution)
+            yield Depthwise(convolution, dtype)
         else:
             yield convolution
 
