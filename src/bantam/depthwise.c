@@ -11,15 +11,6 @@
 /* From the first pixel under the kernel to the one under `tap`. */
 #define TO(tap) ((((tap) / KERNEL) * SIDE + (tap) % KERNEL) * CHANNELS)
 
-/* So many numbers as floats: in their place, or in `room`. */
-static ALWAYS const float *floats_of(const stored *x, int count, float *room)
-{
-    if (!BFLOAT16)
-        return (const float *)x;
-    for (int u = 0; u < count; u++)
-        room[u] = value(x[u]);
-    return room;
-}
 enum { ROOM = BFLOAT16 ? SIDE * SIDE * CHANNELS : 1 };
 
 void forward(const stored *restrict x, const float *restrict w, stored *restrict y, int images, int threads)

@@ -163,10 +163,11 @@ void forward(const stored *restrict x, const float *restrict weight, const float
             float room[POOLED * CO], *its = line(y + to, room), unpooled[POOL > 1 ? POOL * OUT * CO : 1];
             float *rows = POOL > 1 ? unpooled : its;
             for (int r = 0; r < POOL; r++) {
-                const stored *from = z + ((int64_t)i * OUT + top * POOL + r) * OUT * CO;
+                float room_of_z[OUT * CO];
+                const float *from = floats_of(z + ((int64_t)i * OUT + top * POOL + r) * OUT * CO, OUT * CO, room_of_z);
                 for (int u = 0; u < OUT; u++)
                     EACH_CHANNEL(c) {
-                        float it = value(from[u * CO + c]) * factor[c] + offset[c];
+                        float it = from[u * CO + c] * factor[c] + offset[c];
                         rows[(r * OUT + u) * CO + c] = RELU_FIRST ? it : RELU(it);
                     }
                 if (limit)
@@ -240,7 +241,7 @@ void backward(const stored *restrict gy, const stored *restrict x, const stored 
     }
     /* The gradient before dropout, and before ReLU where that comes last, but for `scale`. */
     const int changed = limit || !RELU_FIRST;
-    const stored *before = changed ? g : gy;
+    const stored *before = POOL == 1 && changed ? g : gy;
     IN_THREADS EACH_IMAGE(i) {
         double *mine = part + (size_t)(i / SHARE) * 2 * CO;
         for (int row = 0; row < POOLED; row++) {
@@ -251,12 +252,14 @@ void backward(const stored *restrict gy, const stored *restrict x, const stored 
                 gradient[u] = value(gy[to + u]);
             if (POOL == 1 && limit)
                 drop(gradient, seed, i, row, limit);
+            float room_of_z[POOL * OUT * CO];
+            const float *zs = floats_of(z + ((int64_t)i * OUT + row * POOL) * OUT * CO, POOL * OUT * CO, room_of_z);
             for (int u = 0; u < POOLED; u++) {
                 /* What the gradient is of. */
                 float it[CO] = {0};
                 for (int p = 0; p < POOL * POOL; p++) {
-                    const stored *here = z + (((int64_t)i * OUT + row * POOL + p / POOL) * OUT + u * POOL + p % POOL) * CO;
-                    EACH_CHANNEL(c) it[c] = POOL == 1 || at[to + u * CO + c] == p ? value(here[c]) : it[c];
+                    const float *here = zs + (p / POOL * OUT + u * POOL + p % POOL) * CO;
+                    EACH_CHANNEL(c) it[c] = POOL == 1 || at[to + u * CO + c] == p ? here[c] : it[c];
                 }
                 EACH_CHANNEL(c) {
                     int kept = POOL == 1 || at[to + u * CO + c] < POOL * POOL;
@@ -296,19 +299,20 @@ void backward(const stored *restrict gy, const stored *restrict x, const stored 
         memset(frame, 0, sizeof frame);
         for (int row = 0; row < OUT; row++) {
             stored *to = frame + (LEAD + row * SIDE) * CO;
-            float room[OUT * CO], *its = line(to, room);
+            float room[OUT * CO], room_of_z[OUT * CO], room_of_g[OUT * CO], *its = line(to, room);
+            const float *zs = floats_of(z + ((int64_t)i * OUT + row) * OUT * CO, OUT * CO, room_of_z);
+            const int pooled_row = row / POOL < POOLED ? row / POOL : 0;
+            const float *gs = floats_of(before + ((int64_t)i * POOLED + pooled_row) * POOLED * CO, POOLED * CO, room_of_g);
             for (int u = 0; u < OUT; u++) {
                 const int inside = row < POOLED * POOL && u < POOLED * POOL;
                 const int p = inside ? row % POOL * POOL + u % POOL : -1;
                 const int64_t from = inside ? (((int64_t)i * POOLED + row / POOL) * POOLED + u / POOL) * CO : 0;
-                const stored *here = z + (((int64_t)i * OUT + row) * OUT + u) * CO;
+                const float *here = zs + u * CO, *g_here = gs + (inside ? u / POOL * CO : 0);
                 EACH_CHANNEL(c) {
-                    float it = value(here[c]), gradient;
-                    if (POOL == 1)
-                        gradient = value(before[from + c]);
-                    else {
+                    float it = here[c], gradient = g_here[c];
+                    if (POOL > 1) {
                         int kept = at[from + c] == p && (RELU_FIRST || it * factor[c] + offset[c] > 0);
-                        gradient = kept ? value(gy[from + c]) : 0;
+                        gradient = kept ? gradient : 0;
                     }
                     float whole = by_g[c] * gradient + by_z[c] * it + constant[c];
                     its[u * CO + c] = RELU_FIRST && !(it > 0) ? 0 : whole;

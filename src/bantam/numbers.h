@@ -42,3 +42,13 @@ static ALWAYS stored rounded(float x) { return x; }
 static ALWAYS float *line(stored *to, float *room) { (void)room; return to; }
 static ALWAYS void keep(const float *from, stored *to, int count) { (void)from, (void)to, (void)count; }
 #endif
+
+/* So many numbers as floats: in their place, or in `room`. */
+static ALWAYS const float *floats_of(const stored *x, int count, float *room)
+{
+    if (!BFLOAT16)
+        return (const float *)x;
+    for (int u = 0; u < count; u++)
+        room[u] = value(x[u]);
+    return room;
+}
