@@ -280,7 +280,7 @@ def _device(name: str) -> torch.device:
 def _precision(cfg: DictConfig, device: torch.device, model: nn.Module) -> torch.dtype:
     """bfloat16 only pays where it is computed natively; elsewhere it is emulated and slower than float32.
 
-    Even there the blocks in C, which are in float32, are as fast (RESULTS.md, Speed).
+    On a processor without a matrix unit the blocks in C, which are in float32 there, are as fast (RESULTS.md, Speed).
     """
     if cfg.precision == "auto":
         if device.type == "cuda":
@@ -289,9 +289,8 @@ def _precision(cfg: DictConfig, device: torch.device, model: nn.Module) -> torch
             features = torch.cpu.get_capabilities() if device.type == "cpu" else {}
             native_bfloat16 = bool(features.get("avx512_bf16") or features.get("amx_bf16"))
         in_c = device.type == "cpu" and cfg.channels_last and not cfg.compile and cfg.kernels != "torch"
-        if native_bfloat16 and not (in_c and (cfg.kernels == "native" or native.covers(model))):
-            return torch.bfloat16
-        return torch.float32
+        in_float32 = in_c and not native.matrix_unit() and (cfg.kernels == "native" or native.covers(model))
+        return torch.bfloat16 if native_bfloat16 and not in_float32 else torch.float32
     return torch.float32 if cfg.precision == "float32" else torch.bfloat16
 
 
