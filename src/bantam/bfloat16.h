@@ -36,27 +36,42 @@ static inline const stored *readable(const stored *x, int i, int images, stored 
     return copy;
 }
 
+/* What `ldtilecfg` reads: bytes in a row of each tile, and rows. */
+struct sizes { uint8_t palette, start, unused[14]; uint16_t bytes[16]; uint8_t rows[16]; };
+
 /* A tile of inputs has as many rows as there are channels, and else 16. */
 enum { TILE_ROWS = CI < TILE ? CI : TILE, GRADIENT_INPUTS = UP_TO(TILE_ROWS, CI) };
 
-/* Tiles 0 to 6 with so many rows. */
-static inline void configure(int rows)
+/* A kernel's row, columns and channels side by side, takes so many steps of DEPTH numbers, the last of REST: an even
+ * number. */
+#define STEPS(channels) (UP_TO(DEPTH, KERNEL * (channels)) / DEPTH)
+#define REST(channels) (UP_TO(2, KERNEL * (channels)) - (STEPS(channels) - 1) * DEPTH)
+
+/* Tiles 0 to 3 are sums, 4 and 7 factors, 5 and 6 those of so many numbers in a last step. */
+static inline void configure_pixels(int rest)
 {
-    struct { uint8_t palette, start, unused[14]; uint16_t bytes[16]; uint8_t rows[16]; } sizes = {.palette = 1};
+    struct sizes sizes = {.palette = 1};
+    for (int t = 0; t < 8; t++) {
+        sizes.bytes[t] = t == 5 ? 2 * rest : 4 * TILE;
+        sizes.rows[t] = t == 6 ? rest / 2 : TILE;
+    }
+    __asm__ volatile("ldtilecfg %0" ::"m"(sizes));
+}
+
+/* Tiles 0 to 5 are sums and 6 a factor, all with a row for each input, 7 the other factor. */
+static inline void configure_weights(void)
+{
+    struct sizes sizes = {.palette = 1};
     for (int t = 0; t < 8; t++) {
         sizes.bytes[t] = 4 * TILE;
-        sizes.rows[t] = t < 7 ? rows : TILE;
+        sizes.rows[t] = t < 7 ? TILE_ROWS : TILE;
     }
     __asm__ volatile("ldtilecfg %0" ::"m"(sizes));
 }
 
 /* What PyTorch's kernels left is put back, since they may believe that it is still there. */
-static __thread struct { uint8_t palette, rest[63]; } before;
-static inline void begin(int rows)
-{
-    __asm__ volatile("sttilecfg %0" : "=m"(before));
-    configure(rows);
-}
+static __thread struct sizes before;
+static inline void begin(void) { __asm__ volatile("sttilecfg %0" : "=m"(before)); }
 static inline void end(void)
 {
     if (before.palette)
@@ -74,13 +89,17 @@ static inline void end(void)
         LOAD_TILE(4, from + T * TILE * (IN), 2 * (IN));                                                        \
         ADD_PRODUCT(T, 4, 7);                                                                                  \
     }
+#define ADD_REST(T, IN, PIXELS)                                                                                \
+    if (at + T * TILE < (PIXELS)) {                                                                            \
+        LOAD_TILE(5, from + T * TILE * (IN), 2 * (IN));                                                        \
+        ADD_PRODUCT(T, 5, 6);                                                                                  \
+    }
 #define STORE_PIXELS(T, OUTPUTS, PIXELS)                                                                       \
     if (at + T * TILE < (PIXELS))                                                                              \
         STORE_TILE(T, y + (at + T * TILE) * PADDED(OUTPUTS) + group, 4 * PADDED(OUTPUTS));
 
 /* Weights for a convolution: rows of the kernel × steps × groups × 16 × 16 × 2. A step is 32 numbers of a row, columns
  * and inputs side by side, and a group 16 outputs. */
-#define STEPS(IN) (UP_TO(DEPTH, KERNEL * (IN)) / DEPTH)
 #define PACKED(IN, OUTPUTS) (KERNEL * STEPS(IN) * DEPTH * PADDED(OUTPUTS))
 #define PLACE(IN, OUTPUTS, row, column, in, out)                                                               \
     PLACE_IN_ROW((row)*STEPS(IN) * DEPTH * PADDED(OUTPUTS), OUTPUTS, (column) * (IN) + (in), out)
@@ -95,12 +114,18 @@ static inline void end(void)
         for (int group = 0; group < PADDED(OUTPUTS); group += TILE)                                            \
             for (int at = 0; at < (PIXELS); at += 4 * TILE) {                                                  \
                 EACH_OF_FOUR(CLEAR_PIXELS, IN, PIXELS)                                                         \
-                for (int kh = 0; kh < KERNEL; kh++)                                                            \
-                    for (int step = 0; step < STEPS(IN); step++) {                                                 \
-                        const stored *from = x + (at + kh * SIDE) * (IN) + step * DEPTH;                       \
-                        LOAD_TILE(7, w + ((kh * STEPS(IN) + step) * PADDED(OUTPUTS) + group) * DEPTH, 64);         \
+                for (int kh = 0; kh < KERNEL; kh++) {                                                          \
+                    const stored *from = x + (at + kh * SIDE) * (IN);                                          \
+                    const stored *weights = w + (kh * STEPS(IN) * PADDED(OUTPUTS) + group) * DEPTH;            \
+                    for (int step = 1; step < STEPS(IN); step++) {                                             \
+                        LOAD_TILE(7, weights, 64);                                                             \
                         EACH_OF_FOUR(ADD_PIXELS, IN, PIXELS)                                                   \
+                        from += DEPTH;                                                                         \
+                        weights += DEPTH * PADDED(OUTPUTS);                                                    \
                     }                                                                                          \
+                    LOAD_TILE(6, weights, 64);                                                                 \
+                    EACH_OF_FOUR(ADD_REST, IN, PIXELS)                                                         \
+                }                                                                                              \
                 EACH_OF_FOUR(STORE_PIXELS, OUTPUTS, PIXELS)                                                    \
             }                                                                                                  \
     }
@@ -111,14 +136,15 @@ DEFINE_CONVOLUTION(backward_pixels, CO, CI, 4 * TILE)
 /* ROWS rows of the convolution of image `x`, from `row` on. */
 static inline void convolve(const stored *restrict x, const stored *restrict w, int row, float *restrict result)
 {
+    if (row == 0)
+        configure_pixels(REST(CI));
     forward_pixels(x + row * SIDE * CI, w, result);
 }
 
 /* `gx`, the gradient of an image, from that of the convolution's output in its frame. */
 static inline void turn_back(const stored *restrict frame, const stored *restrict w, stored *restrict gx)
 {
-    if (TILE_ROWS != TILE)
-        configure(TILE);
+    configure_pixels(REST(CO));
     for (int at = 0; at < SIDE * SIDE; at += 4 * TILE) {
         float result[4 * TILE * PADDED(CI)];
         backward_pixels(frame + at * CO, w, result);
@@ -181,8 +207,6 @@ static inline void transpose(const stored *restrict x, stored *restrict rows)
 /* Add to the gradient of the weights, kernel × kernel × GRADIENT_INPUTS × PADDED(CO), what an image brings. */
 static inline void weigh(const stored *restrict x, const stored *restrict frame, float *restrict gw)
 {
-    if (TILE_ROWS != TILE)
-        configure(TILE_ROWS);
     stored rows[CI > 1 ? GRADIENT_INPUTS * COLUMNS : 1];
     uint32_t gradient[PIXELS / 2 * PADDED(CO)];
     if (CI > 1)
@@ -192,6 +216,7 @@ static inline void weigh(const stored *restrict x, const stored *restrict frame,
             const stored *from = frame + (LEAD + u) * CO + group;
             *(pairs *)(gradient + u / 2 * PADDED(CO) + group) = paired(from, from + CO);
         }
+    configure_weights();
     for (int input = 0; input < CI; input += TILE)
         for (int output = 0; output < CO; output += TILE)
             for (int first = 0; first < TAPS; first += 6) {

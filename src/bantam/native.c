@@ -112,7 +112,7 @@ void forward(const stored *restrict x, const float *restrict weight, const float
     double total[2 * CO] = {0};
     double *part = calloc((size_t)threads * 2 * CO, sizeof(double));
     IN_THREADS {
-        begin(TILE);
+        begin();
         EACH_IMAGE(i) {
         double *mine = part + (size_t)(i / SHARE) * 2 * CO;
         float result[RESULT], room[OUT * CO];
@@ -187,7 +187,7 @@ void score(const stored *restrict x, const float *restrict weight, const float *
     stored w[PACKED(CI, CO)];
     pack_forward(weight, w);
     IN_THREADS {
-        begin(TILE);
+        begin();
         EACH_IMAGE(i) {
         float rows[POOL * OUT * CO], result[RESULT], room[POOLED * CO];
         int32_t at[POOLED * CO];
@@ -292,7 +292,7 @@ void backward(const stored *restrict gy, const stored *restrict x, const stored 
         constant[c] = (float)(-factor[c] * total[c] / n) - by_z[c] * m[c];
     }
     IN_THREADS {
-        begin(TILE_ROWS);
+        begin();
         EACH_IMAGE(i) {
         /* The gradient of the convolution's own output, in its frame. */
         stored frame[(LEAD + SIDE * SIDE) * CO + SLACK], copy[COPY];
