@@ -26,7 +26,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from bantam import config
-from bantam.augmentation import Augmentation
+from bantam.augmentation import Augmentation, Changes
 from bantam.run import Place, Prepared, prepare
 from bantam.training import train
 
@@ -64,9 +64,16 @@ class Marked(Augmentation):
     def __init__(self, inner: Augmentation) -> None:
         self.inner = inner
 
-    def __call__(self, images: Tensor, progress: float = 0.0) -> Tensor:
+    def strength(self, progress: float) -> float:
+        return self.inner.strength(progress)
+
+    def draw(self, strengths: Tensor) -> Changes:
         with record_function("augmentation"):
-            return self.inner(images, progress)
+            return self.inner.draw(strengths)
+
+    def apply(self, images: Tensor, changes: Changes) -> Tensor:
+        with record_function("augmentation"):
+            return self.inner.apply(images, changes)
 
 
 def product_rate(dtype: torch.dtype, size: int = 1024) -> float:

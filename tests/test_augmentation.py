@@ -1,5 +1,3 @@
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +5,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from bantam import augmentation
-from bantam.augmentation import Augmentation, jitter, warp
+from bantam.augmentation import Augmentation, jitter, light, mapping, warp
 
 NEAREST, BILINEAR = InterpolationMode.NEAREST, InterpolationMode.BILINEAR
 
@@ -49,7 +47,7 @@ def numbers(count: int, reach: float) -> Tensor:
 @pytest.mark.parametrize(("name", "mode"), [("nearest", NEAREST), ("bilinear", BILINEAR)])
 def test_rotation_is_torchvisions_image_by_image(images: Tensor, name: str, mode: InterpolationMode) -> None:
     angle, zero, one = numbers(16, 180), torch.zeros(16), torch.ones(16)
-    rotated = warp(images, angle, zero, zero, one, zero, name)
+    rotated = warp(images, mapping(angle, zero, zero, one, zero), name)
     expected = torch.stack(
         [tv.rotate(x, float(a), interpolation=mode) for x, a in zip(images, angle, strict=True)]
     )
@@ -61,7 +59,7 @@ def test_a_positive_angle_turns_counter_clockwise() -> None:
     image = torch.zeros(1, 1, 28, 28)
     image[..., 13:15, 20:] = 1  # a bar to the right
     zero, one = torch.zeros(1), torch.ones(1)
-    turned = warp(image, torch.tensor([90.0]), zero, zero, one, zero, "nearest")
+    turned = warp(image, mapping(torch.tensor([90.0]), zero, zero, one, zero), "nearest")
     assert turned[0, 0, :8, 13:15].mean() == 1  # points up
     assert turned.sum() == image.sum()
 
@@ -69,7 +67,7 @@ def test_a_positive_angle_turns_counter_clockwise() -> None:
 def test_affine_is_torchvisions_image_by_image(images: Tensor) -> None:
     angle, shear, scale = numbers(16, 30), numbers(16, 20), 1 + numbers(16, 0.3)
     right, down = numbers(16, 4).round(), numbers(16, 4).round()
-    warped = warp(images, angle, right, down, scale, shear, "bilinear")
+    warped = warp(images, mapping(angle, right, down, scale, shear), "bilinear")
     expected = torch.stack(
         [
             # torchvision's affine counts angles clockwise and wants whole pixels.
@@ -89,7 +87,7 @@ def test_affine_is_torchvisions_image_by_image(images: Tensor) -> None:
 
 def test_a_shift_moves_right_and_down_and_fills_with_black(images: Tensor) -> None:
     zero, one = torch.zeros(16), torch.ones(16)
-    moved = warp(images, zero, zero + 3, zero + 2, one, zero, "bilinear")
+    moved = warp(images, mapping(zero, zero + 3, zero + 2, one, zero), "bilinear")
     torch.testing.assert_close(moved[:, :, 2:, 3:], images[:, :, :-2, :-3], atol=1e-4, rtol=0)
     assert moved[:, :, :2].abs().max() < 1e-4
     assert moved[:, :, :, :3].abs().max() < 1e-4
@@ -98,8 +96,8 @@ def test_a_shift_moves_right_and_down_and_fills_with_black(images: Tensor) -> No
 def test_points_that_shift_alike_shift_the_image(images: Tensor) -> None:
     zero, one = torch.zeros(16), torch.ones(16)
     shifts = torch.stack([numbers(16, 3).round(), zero - 2], dim=1).view(16, 2, 1, 1).expand(-1, -1, 5, 5)
-    expected = warp(images, zero, shifts[:, 0, 0, 0], zero - 2, one, zero, "bilinear")
-    bent = warp(images, zero, zero, zero, one, zero, "bilinear", shifts)
+    expected = warp(images, mapping(zero, shifts[:, 0, 0, 0], zero - 2, one, zero), "bilinear")
+    bent = warp(images, mapping(zero, zero, zero, one, zero), "bilinear", shifts)
     torch.testing.assert_close(bent, expected, atol=1e-4, rtol=0)
     assert (bent - images).abs().max() > 0.1
 
@@ -108,7 +106,7 @@ def test_a_point_that_shifts_bends_the_image_around_it_and_leaves_the_rest(image
     zero, one = torch.zeros(16), torch.ones(16)
     bend = torch.zeros(16, 2, 5, 5)
     bend[:, 0, 0, 0] = 3  # the upper left corner to the right
-    bent = warp(images, zero, zero, zero, one, zero, "bilinear", bend)
+    bent = warp(images, mapping(zero, zero, zero, one, zero), "bilinear", bend)
     change = (bent - images).abs()
     assert change[:, :, :4, :4].mean() > 10 * change[:, :, 14:, 14:].mean()
     assert change[:, :, 14:, 14:].max() < 1e-4
@@ -119,7 +117,7 @@ def test_a_point_that_shifts_bends_the_image_around_it_and_leaves_the_rest(image
 def test_jitter_is_torchvisions_in_either_order(images: Tensor) -> None:
     brightness, contrast = 1 + numbers(16, 0.5), 1 + numbers(16, 0.5)
     contrast_first = torch.arange(16) % 2 == 0
-    result = jitter(images, brightness, contrast, contrast_first)
+    result = jitter(images, light(brightness, contrast, contrast_first))
     for i in range(16):
         steps = [
             lambda x, i=i: tv.adjust_brightness(x, float(brightness[i])),
@@ -140,29 +138,20 @@ def drawn(monkeypatch: pytest.MonkeyPatch, augment: Augmentation, count: int) ->
     """The numbers that an augmentation draws for `count` images."""
     caught: dict[str, Tensor] = {}
 
-    def catch_warp(
-        x: Tensor,
-        angle: Tensor,
-        right: Tensor,
-        down: Tensor,
-        scale: Tensor,
-        shear: Tensor,
-        _: Any,
-        bend: Tensor | None,
-    ) -> Tensor:
+    def catch_mapping(angle: Tensor, right: Tensor, down: Tensor, scale: Tensor, shear: Tensor) -> Tensor:
         caught.update(angle=angle, right=right, down=down, scale=scale - 1, shear=shear)
-        if bend is not None:
-            assert bend.shape == (count, 2, 5, 5)
-            caught.update(corner_right=bend[:, 0, 0, 0], middle_down=bend[:, 1, 2, 2])
-        return x
+        return torch.zeros(count, 2, 3)
 
-    def catch_jitter(x: Tensor, brightness: Tensor, contrast: Tensor, first: Tensor) -> Tensor:
+    def catch_light(brightness: Tensor, contrast: Tensor, first: Tensor) -> Tensor:
         caught.update(brightness=brightness - 1, contrast=contrast - 1, first=first.float() - 0.5)
-        return x
+        return torch.zeros(4, count, 1, 1, 1)
 
-    monkeypatch.setattr(augmentation, "warp", catch_warp)
-    monkeypatch.setattr(augmentation, "jitter", catch_jitter)
-    augment(torch.zeros(count, 2, 2, dtype=torch.uint8))
+    monkeypatch.setattr(augmentation, "mapping", catch_mapping)
+    monkeypatch.setattr(augmentation, "light", catch_light)
+    bend = augment.draw(torch.ones(count)).bend
+    if bend is not None:
+        assert bend.shape == (count, 2, 5, 5)
+        caught.update(corner_right=bend[:, 0, 0, 0], middle_down=bend[:, 1, 2, 2])
     return caught
 
 

@@ -7,6 +7,7 @@ height and width in pixels.
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,23 @@ from torch import Tensor
 
 BENDS = (5, 5)
 """Points of an image, rows and columns, that an elastic change shifts."""
+
+
+class Changes(NamedTuple):
+    """What is done to B images; None where that is nothing."""
+
+    light: Tensor | None = None
+    """4×B×1×1×1, see `light`."""
+    mapping: Tensor | None = None
+    """B×2×3, see `mapping`."""
+    bend: Tensor | None = None
+    """B×2×rows×columns, see `warp`."""
+
+    def of(self, batch: slice) -> "Changes":
+        """Those of some of the images."""
+        light = None if self.light is None else self.light[:, batch]
+        mapping = None if self.mapping is None else self.mapping[batch]
+        return Changes(light, mapping, None if self.bend is None else self.bend[batch])
 
 
 class Augmentation:
@@ -64,42 +82,66 @@ class Augmentation:
 
     def __call__(self, images: Tensor, progress: float = 0.0) -> Tensor:
         """Augment B×H×W bytes into B×1×H×W floats from 0 to 1, as strongly as at this moment of the training."""
-        x = images.unsqueeze(1).float().div_(255)
-        count, strength = len(x), self.strength(progress)
-        if strength == 0:
-            return x
+        strength = self.strength(progress)
+        return self.apply(images, self.draw(torch.full((len(images),), strength, device=images.device)))
 
-        def draw(*reaches: float) -> Sequence[Tensor]:
-            """For each reach, B numbers uniform within ± as much: drawn together, since small operations add up."""
-            drawn = torch.empty(len(reaches), count, device=x.device).uniform_(-strength, strength)
-            return drawn.mul_(_column(reaches, x.device)).unbind()
+    def draw(self, strengths: Tensor) -> Changes:
+        """Draw the changes of as many images as there are strengths, which are B floats.
 
+        The numbers of an epoch are drawn at once: for a batch at a time it would take longer than to apply them.
+        """
+        if not strengths.any():
+            return Changes()
+
+        def uniform(*reaches: float) -> Sequence[Tensor]:
+            """For each reach, B numbers within ± as much times the strength."""
+            drawn = torch.empty(len(reaches), *strengths.shape, device=strengths.device).uniform_(-1, 1)
+            return [numbers * reach for numbers, reach in zip(drawn.mul_(strengths), reaches, strict=True)]
+
+        changes = Changes()
         if self.brightness or self.contrast:
-            brightness, contrast, order = draw(self.brightness, self.contrast, 1.0)
-            x = jitter(x, 1 + brightness, 1 + contrast, order < 0)
+            contrast_first = torch.rand_like(strengths) < 0.5
+            brightness, contrast = uniform(self.brightness, self.contrast)
+            changes = changes._replace(light=light(1 + brightness, 1 + contrast, contrast_first))
         if self.degrees or self.pixels or self.scale or self.shear_degrees or self.elastic_pixels:
-            reaches = (self.degrees, self.shear_degrees, self.pixels, self.pixels, self.scale)
-            angle, shear, right, down, scale = draw(*reaches)
-            bend = None
-            if reach := self.elastic_pixels * strength:
-                bend = torch.empty(count, 2, *BENDS, device=x.device).uniform_(-reach, reach)
-            x = warp(x, angle, right, down, 1 + scale, shear, self.interpolation, bend)
+            angle, shear, scale = uniform(self.degrees, self.shear_degrees, self.scale)
+            right, down = uniform(self.pixels, self.pixels)
+            changes = changes._replace(mapping=mapping(angle, right, down, 1 + scale, shear))
+        if self.elastic_pixels:
+            drawn = torch.empty(len(strengths), 2, *BENDS, device=strengths.device).uniform_(-1, 1)
+            changes = changes._replace(bend=drawn * (self.elastic_pixels * strengths.view(-1, 1, 1, 1)))
+        return changes
+
+    def apply(self, images: Tensor, changes: Changes) -> Tensor:
+        """Change B×H×W bytes into B×1×H×W floats from 0 to 1."""
+        x = images.unsqueeze(1).float().div_(255)
+        if changes.light is not None:
+            x = jitter(x, changes.light)
+        if changes.mapping is not None:
+            x = warp(x, changes.mapping, self.interpolation, changes.bend)
         return x
 
 
-def jitter(x: Tensor, brightness: Tensor, contrast: Tensor, contrast_first: Tensor) -> Tensor:
-    """Multiply the brightness and stretch the contrast about the mean of B×1×H×W images, a factor each.
+def light(brightness: Tensor, contrast: Tensor, contrast_first: Tensor) -> Tensor:
+    """For `jitter`: B factors of brightness and of contrast as two lines, 4×B×1×1×1.
 
-    `contrast_first` says, per image, in which order; between the two and after, values are clipped
-    to 0 … 1.
+    Either is a line, factor × x + offset; an image takes the two in its order, which `contrast_first` says.
+    A line's offset is so many times the image's mean.
     """
-    first = torch.where(contrast_first, contrast, brightness).view(-1, 1, 1, 1)
-    second = torch.where(contrast_first, brightness, contrast).view(-1, 1, 1, 1)
-    # Either is a line, factor × x + offset; an image takes the two in its order, and all of them together.
     stretched = 1 - contrast
     before = torch.where(contrast_first, stretched, 0)
-    after = (stretched - before).view(-1, 1, 1, 1)
-    offset = _mean(x).mul_(before.view(-1, 1, 1, 1))
+    first = torch.where(contrast_first, contrast, brightness)
+    second = torch.where(contrast_first, brightness, contrast)
+    return torch.stack([first, before, second, stretched - before]).view(4, -1, 1, 1, 1)
+
+
+def jitter(x: Tensor, light: Tensor) -> Tensor:
+    """Multiply the brightness and stretch the contrast about the mean of B×1×H×W images, a factor each.
+
+    Between the two and after, values are clipped to 0 … 1.
+    """
+    first, before, second, after = light.unbind()
+    offset = _mean(x).mul_(before)
     x = x.mul(first).add_(offset).clamp_(0, 1)
     offset = _mean(x).mul_(after)
     return x.mul_(second).add_(offset).clamp_(0, 1)
@@ -109,35 +151,30 @@ def _mean(x: Tensor) -> Tensor:
     return x.mean(dim=(1, 2, 3), keepdim=True)
 
 
-def warp(
-    x: Tensor,
-    angle: Tensor,
-    right: Tensor,
-    down: Tensor,
-    scale: Tensor,
-    shear: Tensor,
-    interpolation: str,
-    bend: Tensor | None = None,
-) -> Tensor:
-    """Rotate, shear, scale and then shift B×1×H×W images about their centre, each by its own numbers.
+def mapping(angle: Tensor, right: Tensor, down: Tensor, scale: Tensor, shear: Tensor) -> Tensor:
+    """For `warp`: rotate, shear, scale and then shift about the centre, B×2×3.
 
     `angle` (counter-clockwise) and `shear` (along x) are B degrees, `right` and `down` B pixels,
-    `scale` B factors; outside is black. The same mapping as torchvision's `affine` with angle
-    `-angle` (its angles run clockwise) and `rotate` with `angle`. `bend`, B×2×rows×columns: for points of the
-    result, from corner to corner, by how many pixels of `x` what is seen there has come right and down before all
-    that; for the others bicubic curves.
+    `scale` B factors. The same mapping as torchvision's `affine` with angle `-angle` (its angles run clockwise)
+    and `rotate` with `angle`. It says where each pixel of the result comes from, both in pixels from the centre.
+    """
+    radians, slant = angle * (math.pi / 180), torch.tan(shear * (math.pi / 180))
+    cos, sin = torch.cos(radians) / scale, torch.sin(radians) / scale
+    # First undo the shift, then the rotation and scale, then the shear.
+    xx, xy = cos + slant * sin, slant * cos - sin
+    rows = [xx, xy, -(xx * right + xy * down), sin, cos, -(sin * right + cos * down)]
+    return torch.stack(rows, dim=1).view(-1, 2, 3)
+
+
+def warp(x: Tensor, mapping: Tensor, interpolation: str, bend: Tensor | None = None) -> Tensor:
+    """Change the geometry of B×1×H×W images, each by its own mapping; outside is black.
+
+    `bend`, B×2×rows×columns: for points of the result, from corner to corner, by how many pixels of `x` what is
+    seen there has come right and down before all that; for the others bicubic curves.
     """
     height, width = x.shape[-2:]
-    radians, slant = torch.stack([angle, shear]).mul_(math.pi / 180)
-    slant = torch.tan(slant)
-    cos, sin = torch.cos(radians) / scale, torch.sin(radians) / scale
-    # grid_sample asks where each output pixel comes from: first undo the shift, then the rotation
-    # and scale, then the shear.
-    xx, xy = torch.addcmul(cos, slant, sin), torch.addcmul(-sin, slant, cos)
-    dx, dy = torch.addcmul(xx * right, xy, down), torch.addcmul(sin * right, cos, down)
-    theta = torch.stack([xx, xy, -dx, sin, cos, -dy], dim=1)
     # affine_grid with all images in one product, and x and y apart, as grid_sample reads them fastest.
-    grid = (theta.view(-1, 3) @ _pixels(height, width, x.device)).view(-1, 2, height, width)
+    grid = (mapping.view(-1, 3) @ _pixels(height, width, x.device)).view(-1, 2, height, width)
     if height != width:
         grid[:, 1] *= width / height
     if bend is not None:
@@ -147,11 +184,6 @@ def warp(
     return F.grid_sample(
         x, grid.permute(0, 2, 3, 1), mode=interpolation, padding_mode="zeros", align_corners=False
     )
-
-
-@functools.cache
-def _column(numbers: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(numbers, device=device).unsqueeze(1)
 
 
 @functools.cache

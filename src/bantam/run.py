@@ -108,7 +108,11 @@ class Prepared:
         """What computes the logits of the result: `saved` or, with kernels in C, its twin."""
         if self.kernels == "torch":
             return self.saved
-        return (native.fuse(self.average.model, budget.IMAGE, self.precision) or self.saved) if self.average else self.forward
+        return (
+            (native.fuse(self.average.model, budget.IMAGE, self.precision) or self.saved)
+            if self.average
+            else self.forward
+        )
 
 
 def prepare(cfg: DictConfig, place: Place) -> Prepared:
@@ -280,7 +284,7 @@ def _device(name: str) -> torch.device:
 def _precision(cfg: DictConfig, device: torch.device, model: nn.Module) -> torch.dtype:
     """bfloat16 only pays where it is computed natively; elsewhere it is emulated and slower than float32.
 
-    On a processor without a matrix unit the blocks in C, which are in float32 there, are as fast (RESULTS.md, Speed).
+    On a processor without a matrix unit the blocks in C, which are in float32 there, are as fast (RESULTS.md).
     """
     if cfg.precision == "auto":
         if device.type == "cuda":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from bantam.augmentation import Augmentation
+from bantam.augmentation import Augmentation, Changes
 from bantam.data import Data
 from bantam.schedulers import LossDip, OneCycle
 
@@ -144,17 +144,22 @@ def train(
         order = torch.randperm(count, device=device)
         losses = torch.zeros(steps, device=device)
         correct = torch.zeros((), dtype=torch.int64, device=device)
+        strengths = [augmentation.strength((epoch - 1 + step / steps) / epochs) for step in range(steps)]
+        of_images = torch.tensor(strengths, device=device).repeat_interleave(batch_size)[:count]
+        changes = augmentation.draw(of_images)
         lr = 0.0
         looked = 0
         for step in range(steps):
             if isinstance(scheduler, OneCycle):
                 scheduler.step(epoch - 1 + step / steps)
             lr = float(optimizer.param_groups[0]["lr"])
-            batch = order[step * batch_size : (step + 1) * batch_size]
+            place = slice(step * batch_size, (step + 1) * batch_size)
+            batch = order[place]
             labels = data.train_labels[batch]
-            progress = (epoch - 1 + step / steps) / epochs
             # index_select: plain indexing copies bytes one by one on a CPU.
-            x = augmentation(data.train_images.index_select(0, batch), progress).sub_(data.mean).div_(data.std)
+            images = data.train_images.index_select(0, batch)
+            x = augmentation.apply(images, changes.of(place) if strengths[step] else Changes())
+            x = x.sub_(data.mean).div_(data.std)
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 logits = forward(x)
                 loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
