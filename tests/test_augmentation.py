@@ -117,7 +117,7 @@ def test_a_point_that_shifts_bends_the_image_around_it_and_leaves_the_rest(image
 def test_jitter_is_torchvisions_in_either_order(images: Tensor) -> None:
     brightness, contrast = 1 + numbers(16, 0.5), 1 + numbers(16, 0.5)
     contrast_first = torch.arange(16) % 2 == 0
-    result = jitter(images, light(brightness, contrast, contrast_first))
+    result = jitter(images.clone(), light(brightness, contrast, contrast_first))
     for i in range(16):
         steps = [
             lambda x, i=i: tv.adjust_brightness(x, float(brightness[i])),

@@ -136,13 +136,13 @@ def light(brightness: Tensor, contrast: Tensor, contrast_first: Tensor) -> Tenso
 
 
 def jitter(x: Tensor, light: Tensor) -> Tensor:
-    """Multiply the brightness and stretch the contrast about the mean of B×1×H×W images, a factor each.
+    """Multiply the brightness and stretch the contrast about the mean of B×1×H×W images, in their place.
 
     Between the two and after, values are clipped to 0 … 1.
     """
     first, before, second, after = light.unbind()
     offset = _mean(x).mul_(before)
-    x = x.mul(first).add_(offset).clamp_(0, 1)
+    x.mul_(first).add_(offset).clamp_(0, 1)
     offset = _mean(x).mul_(after)
     return x.mul_(second).add_(offset).clamp_(0, 1)
 
