@@ -250,7 +250,7 @@ def test_evaluate_repeats_the_recorded_accuracy(
         run.evaluate(tmp_path, composed(*SMALL, "model.width=5"), {})
 
 
-def test_precision_auto_is_bfloat16_where_the_processor_has_it_and_no_block_is_in_c(
+def test_precision_auto_is_bfloat16_where_the_processor_has_it_but_for_blocks_in_c_without_a_matrix_unit(
     composed: Compose, place: run.Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def chosen(*overrides: str) -> torch.dtype:
@@ -258,6 +258,9 @@ def test_precision_auto_is_bfloat16_where_the_processor_has_it_and_no_block_is_i
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     monkeypatch.setattr(native, "compiler", lambda: "/usr/bin/cc")
+    monkeypatch.setattr(native, "matrix_unit", lambda: True)
+    assert chosen() == chosen("kernels=torch") == torch.bfloat16
+    monkeypatch.setattr(native, "matrix_unit", lambda: False)
     assert chosen() == torch.float32
     assert chosen("kernels=torch") == chosen("model=skeleton") == torch.bfloat16
     assert chosen("channels_last=false") == torch.bfloat16
@@ -268,14 +271,18 @@ def test_precision_auto_is_bfloat16_where_the_processor_has_it_and_no_block_is_i
     assert chosen() == chosen("model=skeleton") == torch.float32
 
 
-def test_kernels_auto_takes_c_on_a_cpu_in_float32_and_else_pytorch(
+def test_kernels_auto_takes_c_on_a_cpu_where_it_can_and_else_pytorch(
     composed: Compose, place: run.Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def chosen(*overrides: str) -> str:
         return run.prepare(composed(*SMALL, "precision=float32", *overrides), place).kernels
 
     assert chosen("kernels=torch") == "torch"
-    assert chosen("precision=bfloat16") == "torch"
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "matrix_unit", lambda: False)
+        assert chosen("precision=bfloat16") == "torch"
+        with pytest.raises(ValueError, match="kernels is native, but this processor has no matrix unit"):
+            chosen("precision=bfloat16", "kernels=native")
     assert chosen("channels_last=false") == "torch"
     assert chosen("model=skeleton") == "torch"  # it has no block that the C code knows
     monkeypatch.setenv("CC", "no-such-compiler")
@@ -287,13 +294,14 @@ def test_kernels_auto_takes_c_on_a_cpu_in_float32_and_else_pytorch(
     native.functions.cache_clear()
     if shutil.which(os.environ.get("CC", "cc")):
         assert chosen() == chosen("kernels=native") == "native"
+        if native.matrix_unit():
+            assert chosen("precision=bfloat16") == chosen("precision=bfloat16", "kernels=native") == "native"
 
 
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (("precision=bfloat16",), "in float32 and channels_last; device is cpu, precision bfloat16"),
-        (("channels_last=false",), "channels_last False: use kernels=auto"),
+        (("channels_last=false",), "in channels_last; device is cpu, channels_last False: use kernels=auto"),
         (("compile=true",), "kernels is native, but compile is true"),
         (("model=skeleton",), "kernels is native, but model=skeleton has no block"),
     ],
