@@ -2,6 +2,7 @@ import copy
 import functools
 import platform
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,18 @@ def far(ours: Tensor, theirs: Tensor) -> float:
     return float(((ours.double() - theirs).norm() / theirs.norm()).detach())
 
 
-@pytest.fixture
-def matrix_unit() -> None:
-    """Skip where the processor has none."""
-    if not native.matrix_unit():
+@pytest.fixture(params=["tiles", "vectors"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Both ways of multiplying bfloat16; skip where the processor does not have them."""
+    if not native.bfloat16():
+        pytest.skip("this processor does not compute in bfloat16")
+    if request.param == "tiles" and not native.matrix_unit():
         pytest.skip("this processor has no matrix unit for bfloat16")
+    if request.param == "vectors":
+        monkeypatch.setattr(native, "matrix_unit", lambda: False)
+    forget()
+    yield
+    forget()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -144,7 +152,7 @@ def matrix_unit() -> None:
         (2, 200, 3, 3, 1),
     ],
 )
-@pytest.mark.usefixtures("matrix_unit")
+@pytest.mark.usefixtures("products")
 def test_in_bfloat16_a_block_is_as_exact_as_its_numbers(
     inputs: int, outputs: int, side: int, kernel: int, pool: int, relu_first: bool, dropout: float
 ) -> None:
@@ -199,7 +207,7 @@ def test_in_bfloat16_a_block_is_as_exact_as_its_numbers(
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.usefixtures("matrix_unit")
+@pytest.mark.usefixtures("products")
 def test_in_bfloat16_networks_are_as_exact_as_with_pytorchs_kernels(network: Any) -> None:
     torch.manual_seed(1)
     model = network().to(memory_format=torch.channels_last)
@@ -215,7 +223,7 @@ def test_in_bfloat16_networks_are_as_exact_as_with_pytorchs_kernels(network: Any
         assert far(ours, exact) < 1.5 * far(theirs, exact) + 0.002
 
 
-@pytest.mark.usefixtures("matrix_unit")
+@pytest.mark.usefixtures("products")
 def test_pytorchs_own_products_in_bfloat16_are_not_disturbed() -> None:
     torch.manual_seed(1)
     a, b = torch.randn(2, 300, 300).bfloat16().unbind()
@@ -228,9 +236,9 @@ def test_pytorchs_own_products_in_bfloat16_are_not_disturbed() -> None:
         assert torch.equal(a @ b, before)
 
 
-def test_bfloat16_needs_a_matrix_unit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "matrix_unit", lambda: False)
-    with pytest.raises(native.Unavailable, match="no matrix unit for bfloat16: use precision=float32"):
+def test_bfloat16_needs_a_processor_that_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "bfloat16", lambda: False)
+    with pytest.raises(native.Unavailable, match="does not compute in bfloat16: use precision=float32"):
         native.fuse(models.V2(), IMAGE, torch.bfloat16)
 
 

@@ -5,8 +5,9 @@
  * `native.py` compiles this file for every shape, with the sizes as constants, so that the compiler
  * keeps a whole tile of results in registers: SIDE and CI, side and channels of the input; CO,
  * channels of the output; KERNEL, side of the kernel; RELU_FIRST, 1 for ReLU before batch norm, 0 for
- * after it; POOL, side of the max-pool's squares, 1 for none; BFLOAT16, 1 for images in bfloat16. What
- * differs between the two kinds of number is in `numbers.h`, `float32.h` and `bfloat16.h`.
+ * after it; POOL, side of the max-pool's squares, 1 for none; BFLOAT16, 1 for images in bfloat16, and
+ * MATRIX_UNIT, 1 for a processor that multiplies those in tiles. What differs between the two kinds of number is in
+ * `numbers.h`; the convolution's products are in `vectors.h` and, by the matrix unit, in `tiles.h`.
  */
 #include "numbers.h"
 #include <math.h>
@@ -21,10 +22,26 @@
  * are before the next one too, with so many pixels before the first row. */
 #define LEAD (BORDER * SIDE + BORDER)
 #if BFLOAT16
-#include "bfloat16.h"
-#else
-#include "float32.h"
+#include "pairs.h"
 #endif
+#if MATRIX_UNIT
+#include "tiles.h"
+#else
+#include "vectors.h"
+#endif
+
+/* Image `i` of `x`, with as many numbers as are read of it: beyond its own end any numbers will do, those of the next
+ * image, or zeros in a copy. */
+enum { COPY = READ > SIDE * SIDE * CI ? READ : 1 };
+static inline const stored *readable(const stored *x, int i, int images, stored *copy)
+{
+    const stored *image = x + (int64_t)i * SIDE * SIDE * CI;
+    if (COPY == 1 || (i + 1 < images && 2 * SIDE * SIDE * CI >= READ))
+        return image;
+    memcpy(copy, image, sizeof(stored) * SIDE * SIDE * CI);
+    memset(copy + SIDE * SIDE * CI, 0, sizeof(stored) * (COPY - SIDE * SIDE * CI));
+    return copy;
+}
 /* NaN must stay NaN, so that a training that diverges is seen to. */
 #define RELU(x) ((x) < 0 ? 0 : (x))
 /* The channels of one pixel at once: left alone, compilers would rather take many pixels and gather. */

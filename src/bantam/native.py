@@ -64,10 +64,16 @@ def matrix_unit() -> bool:
     return ctypes.CDLL(None).syscall(*ASK_FOR_UNIT) == 0  # type: ignore[no-any-return]
 
 
+def bfloat16() -> bool:
+    """Whether this processor computes in bfloat16, one pair of numbers at a time at least."""
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
 @functools.cache
 def functions(shape: Shape) -> tuple[Any, Any, Any]:
     """A shape's `forward`, `backward` and `score`, compiled or found compiled. Raises Unavailable."""
-    library = _library("native.c", zip(SIZES, shape, strict=True))
+    sizes = [*zip(SIZES, shape, strict=True), ("MATRIX_UNIT", shape[-1] and matrix_unit())]
+    library = _library("native.c", sizes)
     pointer, floats, whole = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
     dropout = (ctypes.c_uint64, ctypes.c_uint32, floats)
     forward, backward, score = library.forward, library.backward, library.score
@@ -328,10 +334,10 @@ def fuse(
     """A network with the parameters and statistics of `model` and its blocks compiled; None where it has none.
 
     `image` is channels, height and width of the input. Raises Unavailable where nothing can be compiled, and for
-    bfloat16 without a matrix unit.
+    bfloat16 on a processor that does not compute in it.
     """
-    if precision == torch.bfloat16 and not matrix_unit():
-        raise Unavailable("this processor has no matrix unit for bfloat16: use precision=float32")
+    if precision == torch.bfloat16 and not bfloat16():
+        raise Unavailable("this processor does not compute in bfloat16: use precision=float32")
     fused = _replaced(model, precision)
     if not is_fused(fused):
         return None

@@ -6,8 +6,8 @@
 /* Small functions within loops over channels must not stop those from becoming vectors. */
 #define ALWAYS inline __attribute__((always_inline))
 #if BFLOAT16
-#ifndef __AMX_BF16__
-#error "this processor has no matrix unit for bfloat16"
+#ifndef __AVX512BF16__
+#error "this processor does not compute in bfloat16"
 #endif
 typedef uint16_t stored;
 static ALWAYS float value(stored x)

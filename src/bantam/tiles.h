@@ -12,9 +12,6 @@
 #define CLEAR_TILE(t) __asm__ volatile("tilezero %%tmm" #t ::)
 #define ADD_PRODUCT(t, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #t ::)
 
-#define GREATER(a, b) ((a) > (b) ? (a) : (b))
-#define UP_TO(multiple, count) (((count) + (multiple)-1) / (multiple) * (multiple))
-enum { TILE = 16, DEPTH = 32 };
 /* Columns that the kernel reaches over the end of a row bring results that nobody reads. */
 enum { ROWS = GREATER(4 * TILE / SIDE, 1), RESULT_WIDTH = SIDE, RESULT_CHANNELS = PADDED(CO) };
 enum { RESULT = UP_TO(TILE, ROWS * SIDE) * PADDED(CO) };
@@ -22,19 +19,8 @@ enum { RESULT = UP_TO(TILE, ROWS * SIDE) * PADDED(CO) };
 /* The gradient of the weights takes so many pixels of the output, and so many of the input for them. */
 enum { PIXELS = UP_TO(DEPTH, OUT * SIDE), COLUMNS = UP_TO(DEPTH, PIXELS + LEAD) };
 enum { SLACK = GREATER(REACH(CO), (LEAD + PIXELS) * CO + TILE) - (LEAD + SIDE * SIDE) * CO };
-/* Image `i` of `x`. Whole tiles are read, also beyond its end, where any numbers will do; for the last image that needs
- * a copy with zeros after it. */
-enum { BEYOND = GREATER(REACH(CI) + (UP_TO(4 * TILE, OUT * SIDE) - OUT * SIDE) * CI, COLUMNS * CI + TILE) };
-enum { COPY = GREATER(BEYOND, SIDE * SIDE * CI) };
-static inline const stored *readable(const stored *x, int i, int images, stored *copy)
-{
-    const stored *image = x + (int64_t)i * SIDE * SIDE * CI;
-    if (i + 1 < images && 2 * SIDE * SIDE * CI >= COPY)
-        return image;
-    memcpy(copy, image, sizeof(stored) * SIDE * SIDE * CI);
-    memset(copy + SIDE * SIDE * CI, 0, sizeof(stored) * (COPY - SIDE * SIDE * CI));
-    return copy;
-}
+/* Whole tiles are read, also beyond an image's end. */
+enum { READ = GREATER(REACH(CI) + (UP_TO(4 * TILE, OUT * SIDE) - OUT * SIDE) * CI, COLUMNS * CI + TILE) };
 
 /* What `ldtilecfg` reads: bytes in a row of each tile, and rows. */
 struct sizes { uint8_t palette, start, unused[14]; uint16_t bytes[16]; uint8_t rows[16]; };
@@ -157,40 +143,6 @@ static inline void turn_back(const stored *restrict frame, const stored *restric
     }
 }
 
-typedef uint32_t pairs __attribute__((vector_size(64), aligned(4)));
-
-/* 16 channels of two neighbouring pixels, the first in the lower half of each number. */
-static ALWAYS pairs paired(const stored *first, const stored *second)
-{
-    return __builtin_convertvector(*(const halves *)first, pairs)
-        | __builtin_convertvector(*(const halves *)second, pairs) << 16;
-}
-
-/* `x`, COLUMNS pixels × CI, to GRADIENT_INPUTS rows of COLUMNS pixels. */
-static inline void transpose(const stored *restrict x, stored *restrict rows)
-{
-    const pairs lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    for (int group = 0; group < CI; group += TILE)
-        for (int u = 0; u < COLUMNS; u += DEPTH) {
-            pairs row[TILE];
-            for (int r = 0; r < TILE; r++) {
-                const stored *from = x + (u + 2 * r) * CI + group;
-                row[r] = paired(from, from + CI);
-            }
-            /* Squares of 8×8, then of 4, 2 and 1, change places across the diagonal. */
-            _Pragma("GCC unroll 4") for (int size = TILE / 2; size; size /= 2)
-                _Pragma("GCC unroll 16") for (int r = 0; r < TILE; r++)
-                    if (!(r & size)) {
-                        pairs above = row[r], below = row[r + size];
-                        pairs moved = lane + ((pairs)((lane & size) != 0) & (TILE - size));
-                        row[r] = __builtin_shuffle(above, below, moved);
-                        row[r + size] = __builtin_shuffle(above, below, moved + size);
-                    }
-            for (int r = 0; r < TILE && group + r < GRADIENT_INPUTS; r++)
-                memcpy(rows + (group + r) * COLUMNS + u, &row[r], sizeof row[r]);
-        }
-}
-
 #define LOAD_SUM(T)                                                                                            \
     if (first + T < TAPS)                                                                                      \
         LOAD_TILE(T, sums + T * GRADIENT_INPUTS * PADDED(CO), 4 * PADDED(CO));
@@ -210,12 +162,8 @@ static inline void weigh(const stored *restrict x, const stored *restrict frame,
     stored rows[CI > 1 ? GRADIENT_INPUTS * COLUMNS : 1];
     uint32_t gradient[PIXELS / 2 * PADDED(CO)];
     if (CI > 1)
-        transpose(x, rows);
-    for (int u = 0; u < PIXELS; u += 2)
-        for (int group = 0; group < CO; group += TILE) {
-            const stored *from = frame + (LEAD + u) * CO + group;
-            *(pairs *)(gradient + u / 2 * PADDED(CO) + group) = paired(from, from + CO);
-        }
+        transpose(x, rows, COLUMNS, GRADIENT_INPUTS);
+    pair(frame + LEAD * CO, gradient, PIXELS);
     configure_weights();
     for (int input = 0; input < CI; input += TILE)
         for (int output = 0; output < CO; output += TILE)

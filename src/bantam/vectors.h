@@ -1,0 +1,165 @@
+/* The three products of a block's convolution in vector registers, of floats or of bfloat16: see `native.c`.
+ *
+ * A step adds NUMBERS products to each of LANES sums, which are floats: one of floats, or two of bfloat16 that lie
+ * side by side in memory. A row of the kernel, columns and channels, lies side by side in an image.
+ */
+#if BFLOAT16
+#define NUMBERS 2
+#else
+#define NUMBERS 1
+#endif
+#if defined(__AVX512F__)
+#define LANES 16
+#define REGISTERS 28
+#elif defined(__AVX__)
+#define LANES 8
+#define REGISTERS 12
+#else
+#define LANES 4
+#define REGISTERS 24
+#endif
+typedef float vector __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
+#define VECTORS(channels) (((channels) + LANES - 1) / LANES)
+#define AT_LEAST_1(count) ((count) > 0 ? (count) : 1)
+#define STEPS(channels) ((KERNEL * (channels) + NUMBERS - 1) / NUMBERS)
+
+/* sum += the NUMBERS at `from`, the same for every lane, times `factors`. */
+#if BFLOAT16
+typedef uint32_t one_pair __attribute__((aligned(2), may_alias));
+#define ADD_PRODUCT(sum, from, factors)                                                                        \
+    __asm__("vdpbf16ps %1%{1to16%}, %2, %0" : "+v"(sum) : "m"(*(const one_pair *)(from)), "v"(factors))
+#else
+#define ADD_PRODUCT(sum, from, factors) (sum) += *(from) * (factors)
+#endif
+
+/* `convolve` brings so many rows at a time, as wide as they are in the output, their channels side by side. */
+enum { ROWS = 1, RESULT_WIDTH = OUT, RESULT_CHANNELS = CO, RESULT = OUT * CO };
+enum { GRADIENT_INPUTS = CI };
+
+/* Weights for a convolution: rows of the kernel × steps × PADDED(OUTPUTS) × NUMBERS. */
+#define PACKED(IN, OUTPUTS) (KERNEL * STEPS(IN) * PADDED(OUTPUTS) * NUMBERS)
+#define PLACE(IN, OUTPUTS, row, column, in, out)                                                               \
+    ((((row)*STEPS(IN) + ((column) * (IN) + (in)) / NUMBERS) * PADDED(OUTPUTS) + (out)) * NUMBERS              \
+     + ((column) * (IN) + (in)) % NUMBERS)
+
+/* Convolve IN channels to OUTPUTS, with the kernel's rows from `first` to before `last`: results of a row, TILE
+ * neighbours at a time, stay in registers. The last tile of a row overlaps the one before where the row is no
+ * multiple of it. */
+#define DEFINE_CONVOLUTION(NAME, IN, OUTPUTS, RESULTS)                                                        \
+    enum { NAME##_fit = AT_LEAST_1(REGISTERS / VECTORS(OUTPUTS)) };                                            \
+    enum { NAME##_most = NAME##_fit < 14 ? NAME##_fit : 14 };                                                  \
+    enum { NAME##_tiles = (RESULTS + NAME##_most - 1) / NAME##_most };                                         \
+    enum { NAME##_tile = (RESULTS + NAME##_tiles - 1) / NAME##_tiles };                                        \
+    static inline void NAME(const stored *restrict x, const stored *restrict w, float *restrict y, int first,  \
+                            int last)                                                                          \
+    {                                                                                                          \
+        for (int part = 0; part < NAME##_tiles; part++) {                                                      \
+            int at = part * NAME##_tile;                                                                       \
+            if (at > RESULTS - NAME##_tile)                                                                    \
+                at = RESULTS - NAME##_tile;                                                                    \
+            vector sum[NAME##_tile][VECTORS(OUTPUTS)];                                                         \
+            for (int u = 0; u < NAME##_tile; u++)                                                              \
+                for (int v = 0; v < VECTORS(OUTPUTS); v++)                                                     \
+                    sum[u][v] = (vector){0};                                                                   \
+            for (int kh = first; kh < last; kh++) {                                                            \
+                const stored *from = x + (kh * SIDE + at) * (IN);                                              \
+                const stored *row = w + kh * STEPS(IN) * PADDED(OUTPUTS) * NUMBERS;                            \
+                for (int step = 0; step < STEPS(IN); step++)                                                   \
+                    for (int v = 0; v < VECTORS(OUTPUTS); v++) {                                               \
+                        vector weight = *(const vector *)(row + (step * PADDED(OUTPUTS) + v * LANES) * NUMBERS); \
+                        _Pragma("GCC unroll 16") for (int u = 0; u < NAME##_tile; u++)                         \
+                            ADD_PRODUCT(sum[u][v], from + u * (IN) + step * NUMBERS, weight);                  \
+                    }                                                                                          \
+            }                                                                                                  \
+            for (int u = 0; u < NAME##_tile; u++)                                                              \
+                for (int v = 0; v < VECTORS(OUTPUTS); v++)                                                     \
+                    memcpy(y + (at + u) * (OUTPUTS) + v * LANES, &sum[u][v],                                   \
+                           4 * ((OUTPUTS) - v * LANES < LANES ? (OUTPUTS) - v * LANES : LANES));               \
+        }                                                                                                      \
+    }
+
+DEFINE_CONVOLUTION(forward_row, CI, CO, OUT)
+DEFINE_CONVOLUTION(backward_row, CO, CI, SIDE)
+
+/* ROWS rows of the convolution of image `x`, from `row` on. */
+static inline void convolve(const stored *restrict x, const stored *restrict w, int row, float *restrict result)
+{
+    forward_row(x + row * SIDE * CI, w, result, 0, KERNEL);
+}
+
+/* `gx`, the gradient of an image, from that of the convolution's output in its frame. */
+static inline void turn_back(const stored *restrict frame, const stored *restrict w, stored *restrict gx)
+{
+    for (int row = 0; row < SIDE; row++) {
+        /* Rows of the frame above and below the gradient are zeros. */
+        const int first = row < BORDER ? BORDER - row : 0, last = row < OUT ? KERNEL : KERNEL - 1 - (row - OUT);
+        float room[SIDE * CI], *its = line(gx + row * SIDE * CI, room);
+        backward_row(frame + row * SIDE * CO, w, its, first, last);
+        keep(its, gx + row * SIDE * CI, SIDE * CI);
+    }
+}
+
+/* The gradient of the weights takes inputs of a channel side by side where a step is of more than one, and the
+ * gradient of the outputs in steps too. */
+#if BFLOAT16
+enum { COLUMNS = UP_TO(DEPTH, SIDE * SIDE + 1), READ = COLUMNS * CI + TILE };
+#define INPUT(pixel, place) ((pixel) + (place) % CI * COLUMNS + (place) / CI)
+#else
+enum { READ = SIDE * SIDE * CI };
+#define INPUT(pixel, place) ((pixel)*CI + (place))
+#endif
+/* A vector may be read where only its first channels are wanted. */
+enum { SLACK = LANES * NUMBERS };
+
+/* Add to the gradient of the weights, kernel × kernel × CI × PADDED(CO), what an image brings: BAND rows at a
+ * time, so few that they stay in the first cache. */
+enum { BAND = 6 };
+static inline void weigh(const stored *restrict x, const stored *restrict frame, float *restrict gw)
+{
+    enum { SPAN = KERNEL * CI, MOST = AT_LEAST_1(REGISTERS / VECTORS(CO)) };
+    /* Of a few channels all rows of the kernel at once, so that there are sums enough to be computed side by side. */
+    enum { TOGETHER = KERNEL * SPAN <= MOST ? KERNEL : 1, SUMS = TOGETHER * SPAN };
+    enum { PARTS = (SUMS + MOST - 1) / MOST, PART = (SUMS + PARTS - 1) / PARTS };
+    enum { GROUPS = (OUT + NUMBERS - 1) / NUMBERS };
+#if BFLOAT16
+    stored rows[CI > 1 ? CI * COLUMNS : 1];
+    uint32_t gradients[OUT * GROUPS * PADDED(CO)];
+    if (CI > 1)
+        transpose(x, rows, COLUMNS, CI);
+    const stored *inputs = CI > 1 ? rows : x;
+    for (int row = 0; row < OUT; row++)
+        pair(frame + (LEAD + row * SIDE) * CO, gradients + row * GROUPS * PADDED(CO), OUT);
+#else
+    const stored *inputs = x;
+#endif
+    for (int top = 0; top < OUT; top += BAND)
+        for (int kh = 0; kh < KERNEL; kh += TOGETHER)
+            _Pragma("GCC unroll 64") for (int part = 0; part < PARTS; part++) {
+                vector sum[PART][VECTORS(CO)];
+                for (int c = 0; c < PART; c++)
+                    for (int v = 0; v < VECTORS(CO); v++)
+                        sum[c][v] = (vector){0};
+                for (int row = top; row < (top + BAND < OUT ? top + BAND : OUT); row++)
+                    for (int u = 0; u < GROUPS; u++) {
+                        const stored *from = inputs + INPUT((row + kh) * SIDE + u * NUMBERS, 0);
+                        for (int v = 0; v < VECTORS(CO); v++) {
+#if BFLOAT16
+                            vector gradient = *(const vector *)(gradients + (row * GROUPS + u) * PADDED(CO) + v * LANES);
+#else
+                            vector gradient = *(const vector *)(frame + (LEAD + row * SIDE + u) * CO + v * LANES);
+#endif
+                            _Pragma("GCC unroll 32") for (int c = 0; c < PART; c++) {
+                                const int it = part * PART + c;
+                                if (it < SUMS)
+                                    ADD_PRODUCT(sum[c][v], from + INPUT(it / SPAN * SIDE, it % SPAN), gradient);
+                            }
+                        }
+                    }
+                for (int c = 0; c < PART && part * PART + c < SUMS; c++)
+                    for (int v = 0; v < VECTORS(CO); v++)
+                        *(vector *)(gw + (kh * SPAN + part * PART + c) * PADDED(CO) + v * LANES) += sum[c][v];
+            }
+}
+
+static inline void begin(void) {}
+static inline void end(void) {}
