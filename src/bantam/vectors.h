@@ -114,6 +114,8 @@ enum { SLACK = LANES * NUMBERS };
 /* Add to the gradient of the weights, kernel × kernel × CI × PADDED(CO), what an image brings: BAND rows at a
  * time, so few that they stay in the first cache. */
 enum { BAND = 6 };
+/* Sums stay in registers only where all loops over them are unrolled. */
+#define EACH_OF_PART _Pragma("GCC unroll 32") for (int c = 0; c < PART; c++)
 static inline void weigh(const stored *restrict x, const stored *restrict frame, float *restrict gw)
 {
     enum { SPAN = KERNEL * CI, MOST = AT_LEAST_1(REGISTERS / VECTORS(CO)) };
@@ -136,7 +138,7 @@ static inline void weigh(const stored *restrict x, const stored *restrict frame,
         for (int kh = 0; kh < KERNEL; kh += TOGETHER)
             _Pragma("GCC unroll 64") for (int part = 0; part < PARTS; part++) {
                 vector sum[PART][VECTORS(CO)];
-                for (int c = 0; c < PART; c++)
+                EACH_OF_PART
                     for (int v = 0; v < VECTORS(CO); v++)
                         sum[c][v] = (vector){0};
                 for (int row = top; row < (top + BAND < OUT ? top + BAND : OUT); row++)
@@ -148,16 +150,17 @@ static inline void weigh(const stored *restrict x, const stored *restrict frame,
 #else
                             vector gradient = *(const vector *)(frame + (LEAD + row * SIDE + u) * CO + v * LANES);
 #endif
-                            _Pragma("GCC unroll 32") for (int c = 0; c < PART; c++) {
+                            EACH_OF_PART {
                                 const int it = part * PART + c;
                                 if (it < SUMS)
                                     ADD_PRODUCT(sum[c][v], from + INPUT(it / SPAN * SIDE, it % SPAN), gradient);
                             }
                         }
                     }
-                for (int c = 0; c < PART && part * PART + c < SUMS; c++)
+                EACH_OF_PART
                     for (int v = 0; v < VECTORS(CO); v++)
-                        *(vector *)(gw + (kh * SPAN + part * PART + c) * PADDED(CO) + v * LANES) += sum[c][v];
+                        if (part * PART + c < SUMS)
+                            *(vector *)(gw + (kh * SPAN + part * PART + c) * PADDED(CO) + v * LANES) += sum[c][v];
             }
 }
 
