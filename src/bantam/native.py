@@ -143,31 +143,50 @@ def _processor() -> str:
     return f"{sys.platform} {os.uname().machine}"
 
 
-class _Reusing(nn.Module):
-    """Keeps memory that every step uses again: what is fresh would have to be mapped first, page by page."""
+class _Compiled(nn.Module):
+    """Layers whose place a function in C takes. In a step it is quick in Python too, where a small network waits.
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    Memory that every step uses again is kept: what is fresh would have to be mapped first, page by page.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
-        self.dtype = dtype
-        self.y, self.gx = torch.empty(0, dtype=dtype), torch.empty(0, dtype=dtype)
+        self.convolution, self.dtype = convolution, dtype
+        self.memory: dict[str, Tensor] = {}
+        self.views: dict[tuple[str, int, int, int, int], Tensor] = {}
+        self.functions: dict[int, tuple[Any, ...]] = {}
+        """By side of the input."""
         self.busy = False
         """Between forward and backward, while that memory is in use."""
 
-    def buffer(self, name: str, size: tuple[int, ...], fresh: bool) -> Tensor:
+    def compiled(self, side: int) -> tuple[Any, ...]:
+        """Its compiled functions for images of `side` × `side` pixels. Raises Unavailable."""
+        raise NotImplementedError
+
+    def function(self, side: int, which: int) -> Any:
+        """One of them."""
+        if side not in self.functions:
+            self.functions[side] = self.compiled(side)
+        return self.functions[side][which]
+
+    def buffer(self, name: str, images: int, channels: int, side: int, fresh: bool = False) -> Tensor:
         """Memory for a B×C×H×W tensor, channels last, in its place of the last step unless it must be fresh."""
-        images, channels, height, width = size
-        count = images * channels * height * width
-        memory = torch.empty(0) if fresh else getattr(self, name)
-        if memory.numel() < count:
-            memory = torch.empty(count, dtype=self.dtype)
-            if not fresh:
-                setattr(self, name, memory)
+        size = images, side, side, channels
+        if fresh:
+            return torch.empty(size, dtype=self.dtype).permute(0, 3, 1, 2)
+        view = self.views.get((name, *size))
+        if view is None:
+            count = images * side * side * channels
+            if name not in self.memory or self.memory[name].numel() < count:
+                self.memory[name] = torch.empty(count, dtype=self.dtype)
+                self.views = {key: view for key, view in self.views.items() if key[0] != name}
+            view = self.memory[name][:count].view(size).permute(0, 3, 1, 2)
+            self.views[name, *size] = view
         # Detached, or the next layer might not change it in place, as ReLU does.
-        result: Tensor = memory[:count].view(images, height, width, channels).permute(0, 3, 1, 2).detach()
-        return result
+        return view.detach()
 
 
-class Block(_Reusing):
+class Block(_Compiled):
     """A valid convolution, batch norm, ReLU, perhaps dropout and a max-pool, as one function."""
 
     def __init__(
@@ -179,43 +198,46 @@ class Block(_Reusing):
         pool: int,
         dtype: torch.dtype,
     ) -> None:
-        super().__init__(dtype)
-        self.convolution, self.norm = convolution, norm
+        super().__init__(convolution, dtype)
+        self.norm = norm
         self.relu_first, self.dropout, self.pool = relu_first, dropout, pool
-        self.z, self.g = torch.empty(0, dtype=dtype), torch.empty(0, dtype=dtype)
+        self.outputs, self.kernel = convolution.out_channels, convolution.kernel_size[0]
+        self.momentum, self.epsilon = norm.momentum, norm.eps
+        # A module looks its tensors up slowly: these are asked for in every step.
+        self.found = (convolution._parameters, norm._parameters, norm._buffers)
 
-    def functions(self, side: int) -> tuple[Any, Any, Any]:
-        """Its compiled functions for images of `side` × `side` pixels. Raises Unavailable."""
-        inputs, outputs = self.convolution.in_channels, self.convolution.out_channels
-        kernel, bfloat16 = self.convolution.kernel_size[0], self.dtype == torch.bfloat16
-        return functions((side, inputs, outputs, kernel, self.relu_first, self.pool, bfloat16))
+    def compiled(self, side: int) -> tuple[Any, ...]:
+        bfloat16 = self.dtype == torch.bfloat16
+        inputs = self.convolution.in_channels
+        return functions((side, inputs, self.outputs, self.kernel, self.relu_first, self.pool, bfloat16))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Weight, factors, offsets, running mean and running variance."""
+        convolution, norm, buffers = self.found
+        found = convolution["weight"], norm["weight"], norm["bias"], buffers["running_mean"], buffers["running_var"]
+        return found  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         """B×C×H×W in, B×C×H×W out, channels last."""
-        norm, x = self.norm, x.to(self.dtype)
+        x = x.to(self.dtype)
         if not self.training:
             return self.score(x)
-        assert norm.num_batches_tracked is not None
-        norm.num_batches_tracked.add_(1)
-        return _Fused.apply(x, self.convolution.weight, norm.weight, norm.bias, self)  # type: ignore[no-any-return]
+        self.found[2]["num_batches_tracked"].add_(1)  # type: ignore[union-attr]
+        weight, gamma, beta, _, _ = self.tensors()
+        return _Fused.apply(x, weight, gamma, beta, self)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def score(self, x: Tensor) -> Tensor:
         """What `forward` returns outside training."""
-        norm, weight = self.norm, self.convolution.weight
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
+        weight, gamma, beta, mean, variance = self.tensors()
         x = x.contiguous(memory_format=torch.channels_last)
-        channels, _, kernel, _ = weight.shape
-        side = (x.shape[-1] - kernel + 1) // self.pool
-        y = self.buffer("y", (len(x), channels, side, side), fresh=True)
-        factor = norm.weight / (norm.running_var + norm.eps).sqrt()
-        offset = norm.bias - norm.running_mean * factor
+        images, _, side, _ = x.shape
+        y = self.buffer("y", images, self.outputs, (side - self.kernel + 1) // self.pool, fresh=True)
+        factor = gamma / (variance + self.epsilon).sqrt()
+        offset = beta - mean * factor
         weight = weight.contiguous(memory_format=torch.channels_last)
-        self.functions(x.shape[-1])[2](
-            *(t.data_ptr() for t in (x, weight, factor, offset, y)),
-            *(len(x), torch.get_num_threads()),
-        )
+        pointers = (t.data_ptr() for t in (x, weight, factor, offset, y))
+        self.function(side, 2)(*pointers, images, torch.get_num_threads())
         return y
 
 
@@ -224,24 +246,20 @@ class _Fused(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, block: Block) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         images, _, side, _ = x.shape
-        channels, _, kernel, _ = weight.shape
-        out = side - kernel + 1
-        size, pooled = (images, channels, out, out), (images, channels, out // block.pool, out // block.pool)
+        out = side - block.kernel + 1
         # A block that runs twice before its backward pass must not overwrite its first results.
         ctx.fresh, block.busy = block.busy, True
-        z, y = block.buffer("z", size, ctx.fresh), block.buffer("y", pooled, ctx.fresh)
+        z = block.buffer("z", images, block.outputs, out, ctx.fresh)
+        y = block.buffer("y", images, block.outputs, out // block.pool, ctx.fresh)
         at = torch.empty(y.numel() if block.pool > 1 else 0, dtype=torch.int32)
-        saved = torch.empty(2, channels)
+        saved = torch.empty(2, block.outputs)
         # The backward pass drops the same elements again; which ones follows from a number of PyTorch's generator.
         seed = int(torch.randint(2**63 - 1, ())) if block.dropout else 0
         ctx.dropout = (seed, min(round(block.dropout * 2**16), 2**16 - 1), 1 / (1 - block.dropout))
-        norm = block.norm
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
         weight = weight.contiguous(memory_format=torch.channels_last)
-        block.functions(side)[0](
-            *(t.data_ptr() for t in (x, weight, gamma, beta, norm.running_mean, norm.running_var)),
-            *(norm.momentum, norm.eps),
+        block.function(side, 0)(
+            *(t.data_ptr() for t in (x, weight, gamma, beta, *block.tensors()[3:])),
+            *(block.momentum, block.epsilon),
             *(t.data_ptr() for t in (z, y, saved, at)),
             *(*ctx.dropout, images, torch.get_num_threads()),
         )
@@ -253,42 +271,26 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None]:
         x, weight, gamma, beta, saved, at = ctx.saved_tensors
         block, z = ctx.block, ctx.z
+        images, inputs, side, _ = x.shape
         gy = gy.to(block.dtype).contiguous(memory_format=torch.channels_last)
-        gx = block.buffer("gx", x.shape, ctx.fresh) if ctx.needs_input_grad[0] else None
-        g = block.buffer("g", z.shape if block.pool == 1 else (0, 0, 0, 0), fresh=False)
+        gx = block.buffer("gx", images, inputs, side, ctx.fresh) if ctx.needs_input_grad[0] else None
+        g = block.buffer("g", images, block.outputs, z.shape[-1]) if block.pool == 1 else gy  # gy: any would do
         block.busy = block.busy and ctx.fresh
         ggamma, gbeta = torch.empty_like(gamma), torch.empty_like(beta)
         gweight = torch.empty_like(weight, memory_format=torch.channels_last)
-        block.functions(x.shape[-1])[1](
+        block.function(side, 1)(
             *(t.data_ptr() for t in (gy, x, z, gamma, beta, saved, weight)),
-            *(
-                None if gx is None else gx.data_ptr(),
-                *(t.data_ptr() for t in (gweight, ggamma, gbeta, at, g)),
-            ),
-            *(*ctx.dropout, len(gy), torch.get_num_threads()),
+            None if gx is None else gx.data_ptr(),
+            *(t.data_ptr() for t in (gweight, ggamma, gbeta, at, g)),
+            *(*ctx.dropout, images, torch.get_num_threads()),
         )
         return gx, gweight, ggamma, gbeta, None
 
 
-def covers(model: nn.Module) -> bool:
-    """Whether `fuse` would find blocks in a network, and a compiler for them."""
-    return compiler() is not None and is_fused(_replaced(model, torch.float32))
-
-
-def is_fused(model: nn.Module) -> bool:
-    """Whether a network has blocks in C."""
-    return any(isinstance(module, _Reusing) for module in model.modules())
-
-
-class Depthwise(_Reusing):
+class Depthwise(_Compiled):
     """A valid convolution of every channel by itself."""
 
-    def __init__(self, convolution: nn.Conv2d, dtype: torch.dtype) -> None:
-        super().__init__(dtype)
-        self.convolution = convolution
-
-    def functions(self, side: int) -> tuple[Any, Any]:
-        """Its compiled functions for images of `side` × `side` pixels. Raises Unavailable."""
+    def compiled(self, side: int) -> tuple[Any, ...]:
         kernel, bfloat16 = self.convolution.kernel_size[0], self.dtype == torch.bfloat16
         return depthwise_functions(side, self.convolution.in_channels, kernel, bfloat16)
 
@@ -302,12 +304,12 @@ class _Depthwise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, block: Depthwise) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         images, channels, side, _ = x.shape
-        out = side - weight.shape[-1] + 1
         ctx.fresh = block.busy or not block.training
         block.busy = block.busy or block.training
-        y = block.buffer("y", (images, channels, out, out), ctx.fresh)
+        y = block.buffer("y", images, channels, side - weight.shape[-1] + 1, ctx.fresh)
         rows = weight.permute(2, 3, 1, 0).contiguous()
-        block.functions(side)[0](*(t.data_ptr() for t in (x, rows, y)), images, torch.get_num_threads())
+        pointers = (t.data_ptr() for t in (x, rows, y))
+        block.function(side, 0)(*pointers, images, torch.get_num_threads())
         ctx.save_for_backward(x, rows)
         ctx.block = block
         return y
@@ -316,16 +318,27 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, Tensor, None]:
         x, rows = ctx.saved_tensors
         block = ctx.block
+        images, channels, side, _ = x.shape
         gy = gy.to(block.dtype).contiguous(memory_format=torch.channels_last)
-        gx = block.buffer("gx", x.shape, ctx.fresh) if ctx.needs_input_grad[0] else None
+        gx = block.buffer("gx", images, channels, side, ctx.fresh) if ctx.needs_input_grad[0] else None
         block.busy = block.busy and ctx.fresh
         grows = torch.empty_like(rows)
-        block.functions(x.shape[-1])[1](
+        block.function(side, 1)(
             *(t.data_ptr() for t in (gy, x, rows)),
             *(None if gx is None else gx.data_ptr(), grows.data_ptr()),
-            *(len(gy), torch.get_num_threads()),
+            *(images, torch.get_num_threads()),
         )
         return gx, grows.permute(3, 2, 0, 1), None
+
+
+def covers(model: nn.Module) -> bool:
+    """Whether `fuse` would find blocks in a network, and a compiler for them."""
+    return compiler() is not None and is_fused(_replaced(model, torch.float32))
+
+
+def is_fused(model: nn.Module) -> bool:
+    """Whether a network has blocks in C."""
+    return any(isinstance(module, _Compiled) for module in model.modules())
 
 
 def fuse(
