@@ -147,7 +147,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config.register()
     with initialize_config_dir(str(Path(__file__).resolve().parent.parent / "conf")):
-        cfg = compose("config", [f"threads={arguments.threads}", "scheduler=constant", *arguments.overrides])
+        cfg = compose("config", [f"threads={arguments.threads}", *arguments.overrides])
     groups = ("model", "optimizer", "scheduler", "augmentation", "data")
     prepared = prepare(cfg, Place(Path("none"), dict.fromkeys(groups, "that"), 1, None))
     console = Console()

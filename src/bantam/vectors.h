@@ -20,6 +20,8 @@
 #endif
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
 #define VECTORS(channels) (((channels) + LANES - 1) / LANES)
+/* Sums stay in registers only where all loops over them are unrolled. */
+#define UNROLLED(i, count) _Pragma("GCC unroll 32") for (int i = 0; i < (count); i++)
 #define AT_LEAST_1(count) ((count) > 0 ? (count) : 1)
 #define STEPS(channels) ((KERNEL * (channels) + NUMBERS - 1) / NUMBERS)
 
@@ -58,21 +60,19 @@ enum { GRADIENT_INPUTS = CI };
             if (at > RESULTS - NAME##_tile)                                                                    \
                 at = RESULTS - NAME##_tile;                                                                    \
             vector sum[NAME##_tile][VECTORS(OUTPUTS)];                                                         \
-            for (int u = 0; u < NAME##_tile; u++)                                                              \
-                for (int v = 0; v < VECTORS(OUTPUTS); v++)                                                     \
-                    sum[u][v] = (vector){0};                                                                   \
+            UNROLLED(u, NAME##_tile) UNROLLED(v, VECTORS(OUTPUTS)) sum[u][v] = (vector){0};                    \
             for (int kh = first; kh < last; kh++) {                                                            \
                 const stored *from = x + (kh * SIDE + at) * (IN);                                              \
                 const stored *row = w + kh * STEPS(IN) * PADDED(OUTPUTS) * NUMBERS;                            \
                 for (int step = 0; step < STEPS(IN); step++)                                                   \
-                    for (int v = 0; v < VECTORS(OUTPUTS); v++) {                                               \
+                    UNROLLED(v, VECTORS(OUTPUTS)) {                                                            \
                         vector weight = *(const vector *)(row + (step * PADDED(OUTPUTS) + v * LANES) * NUMBERS); \
-                        _Pragma("GCC unroll 16") for (int u = 0; u < NAME##_tile; u++)                         \
+                        UNROLLED(u, NAME##_tile)                                                               \
                             ADD_PRODUCT(sum[u][v], from + u * (IN) + step * NUMBERS, weight);                  \
                     }                                                                                          \
             }                                                                                                  \
-            for (int u = 0; u < NAME##_tile; u++)                                                              \
-                for (int v = 0; v < VECTORS(OUTPUTS); v++)                                                     \
+            UNROLLED(u, NAME##_tile)                                                                           \
+                UNROLLED(v, VECTORS(OUTPUTS))                                                                  \
                     memcpy(y + (at + u) * (OUTPUTS) + v * LANES, &sum[u][v],                                   \
                            4 * ((OUTPUTS) - v * LANES < LANES ? (OUTPUTS) - v * LANES : LANES));               \
         }                                                                                                      \
@@ -114,8 +114,6 @@ enum { SLACK = LANES * NUMBERS };
 /* Add to the gradient of the weights, kernel × kernel × CI × PADDED(CO), what an image brings: BAND rows at a
  * time, so few that they stay in the first cache. */
 enum { BAND = 6 };
-/* Sums stay in registers only where all loops over them are unrolled. */
-#define EACH_OF_PART _Pragma("GCC unroll 32") for (int c = 0; c < PART; c++)
 static inline void weigh(const stored *restrict x, const stored *restrict frame, float *restrict gw)
 {
     enum { SPAN = KERNEL * CI, MOST = AT_LEAST_1(REGISTERS / VECTORS(CO)) };
@@ -138,27 +136,25 @@ static inline void weigh(const stored *restrict x, const stored *restrict frame,
         for (int kh = 0; kh < KERNEL; kh += TOGETHER)
             _Pragma("GCC unroll 64") for (int part = 0; part < PARTS; part++) {
                 vector sum[PART][VECTORS(CO)];
-                EACH_OF_PART
-                    for (int v = 0; v < VECTORS(CO); v++)
-                        sum[c][v] = (vector){0};
+                UNROLLED(c, PART) UNROLLED(v, VECTORS(CO)) sum[c][v] = (vector){0};
                 for (int row = top; row < (top + BAND < OUT ? top + BAND : OUT); row++)
                     for (int u = 0; u < GROUPS; u++) {
                         const stored *from = inputs + INPUT((row + kh) * SIDE + u * NUMBERS, 0);
-                        for (int v = 0; v < VECTORS(CO); v++) {
+                        UNROLLED(v, VECTORS(CO)) {
 #if BFLOAT16
                             vector gradient = *(const vector *)(gradients + (row * GROUPS + u) * PADDED(CO) + v * LANES);
 #else
                             vector gradient = *(const vector *)(frame + (LEAD + row * SIDE + u) * CO + v * LANES);
 #endif
-                            EACH_OF_PART {
+                            UNROLLED(c, PART) {
                                 const int it = part * PART + c;
                                 if (it < SUMS)
                                     ADD_PRODUCT(sum[c][v], from + INPUT(it / SPAN * SIDE, it % SPAN), gradient);
                             }
                         }
                     }
-                EACH_OF_PART
-                    for (int v = 0; v < VECTORS(CO); v++)
+                UNROLLED(c, PART)
+                    UNROLLED(v, VECTORS(CO))
                         if (part * PART + c < SUMS)
                             *(vector *)(gw + (kh * SPAN + part * PART + c) * PADDED(CO) + v * LANES) += sum[c][v];
             }
