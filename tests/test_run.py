@@ -250,25 +250,18 @@ def test_evaluate_repeats_the_recorded_accuracy(
         run.evaluate(tmp_path, composed(*SMALL, "model.width=5"), {})
 
 
-def test_precision_auto_is_bfloat16_where_the_processor_has_it_but_for_blocks_in_c_without_a_matrix_unit(
+def test_precision_auto_is_bfloat16_where_the_processor_computes_in_it(
     composed: Compose, place: run.Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def chosen(*overrides: str) -> torch.dtype:
         return run.prepare(composed(*SMALL, *overrides), place).precision
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    monkeypatch.setattr(native, "compiler", lambda: "/usr/bin/cc")
-    monkeypatch.setattr(native, "matrix_unit", lambda: True)
-    assert chosen() == chosen("kernels=torch") == torch.bfloat16
-    monkeypatch.setattr(native, "matrix_unit", lambda: False)
-    assert chosen() == torch.float32
-    assert chosen("kernels=torch") == chosen("model=skeleton") == torch.bfloat16
-    assert chosen("channels_last=false") == torch.bfloat16
-    assert chosen("kernels=torch", "precision=float32") == torch.float32
-    monkeypatch.setattr(native, "compiler", lambda: None)
-    assert chosen() == chosen("precision=bfloat16") == torch.bfloat16
+    assert chosen() == chosen("kernels=torch") == chosen("model=skeleton") == torch.bfloat16
+    assert chosen("precision=float32") == chosen("kernels=torch", "precision=float32") == torch.float32
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     assert chosen() == chosen("model=skeleton") == torch.float32
+    assert chosen("precision=bfloat16") == torch.bfloat16
 
 
 def test_kernels_auto_takes_c_on_a_cpu_where_it_can_and_else_pytorch(
@@ -279,9 +272,9 @@ def test_kernels_auto_takes_c_on_a_cpu_where_it_can_and_else_pytorch(
 
     assert chosen("kernels=torch") == "torch"
     with monkeypatch.context() as patch:
-        patch.setattr(native, "matrix_unit", lambda: False)
+        patch.setattr(native, "bfloat16", lambda: False)
         assert chosen("precision=bfloat16") == "torch"
-        with pytest.raises(ValueError, match="kernels is native, but this processor has no matrix unit"):
+        with pytest.raises(ValueError, match="kernels is native, but this processor does not compute in bfloat16"):
             chosen("precision=bfloat16", "kernels=native")
     assert chosen("channels_last=false") == "torch"
     assert chosen("model=skeleton") == "torch"  # it has no block that the C code knows
@@ -294,7 +287,7 @@ def test_kernels_auto_takes_c_on_a_cpu_where_it_can_and_else_pytorch(
     native.functions.cache_clear()
     if shutil.which(os.environ.get("CC", "cc")):
         assert chosen() == chosen("kernels=native") == "native"
-        if native.matrix_unit():
+        if native.bfloat16():
             assert chosen("precision=bfloat16") == chosen("precision=bfloat16", "kernels=native") == "native"
 
 

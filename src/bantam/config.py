@@ -256,7 +256,7 @@ class Config:
     seed: int = ranged(least=0, most=2**40)
     device: Literal["auto", "cpu", "cuda", "mps"] = MISSING
     precision: Literal["auto", "float32", "bfloat16"] = MISSING
-    """auto: bfloat16 where the device computes it natively, unless blocks in C do the work, else float32."""
+    """auto: bfloat16 where the device computes it natively, else float32."""
     threads: int | None = ranged(least=1)
     """null: all cores, divided among the jobs that run side by side."""
     channels_last: bool = MISSING

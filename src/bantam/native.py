@@ -4,7 +4,7 @@ A network is built of PyTorch's layers, and those remain what is counted and sav
 makes a second network with the same parameters, in which every run of convolution, batch norm,
 ReLU, dropout and max-pool is one function of `native.c`, and every convolution of channels by themselves one
 of `depthwise.c`: these small networks spend more time on moving their activations through memory than on
-computing them. In float32 that goes for every processor, in bfloat16 only for those with a matrix unit.
+computing them. In float32 that goes for every processor, in bfloat16 for those that compute in it.
 """
 
 import copy
@@ -65,7 +65,7 @@ def matrix_unit() -> bool:
 
 
 def bfloat16() -> bool:
-    """Whether this processor computes in bfloat16, one pair of numbers at a time at least."""
+    """Whether this processor computes in bfloat16: in vectors, and those with a matrix unit in tiles too."""
     return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
@@ -211,10 +211,16 @@ class Block(_Compiled):
         inputs = self.convolution.in_channels
         return functions((side, inputs, self.outputs, self.kernel, self.relu_first, self.pool, bfloat16))
 
-    def tensors(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> list[Tensor]:
         """Weight, factors, offsets, running mean and running variance."""
         convolution, norm, buffers = self.found
-        found = convolution["weight"], norm["weight"], norm["bias"], buffers["running_mean"], buffers["running_var"]
+        found = (
+            convolution["weight"],
+            norm["weight"],
+            norm["bias"],
+            buffers["running_mean"],
+            buffers["running_var"],
+        )
         return found  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -329,11 +335,6 @@ class _Depthwise(torch.autograd.Function):
             *(images, torch.get_num_threads()),
         )
         return gx, grows.permute(3, 2, 0, 1), None
-
-
-def covers(model: nn.Module) -> bool:
-    """Whether `fuse` would find blocks in a network, and a compiler for them."""
-    return compiler() is not None and is_fused(_replaced(model, torch.float32))
 
 
 def is_fused(model: nn.Module) -> bool:

@@ -144,7 +144,7 @@ def prepare(cfg: DictConfig, place: Place) -> Prepared:
     model: nn.Module = _build(cfg, "model", place)
     layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
-    precision = _precision(cfg, device, model)
+    precision = _precision(cfg, device)
     optimizer, scheduler = _optimizer_and_scheduler(cfg, place, model)
     prepared = Prepared(
         cfg,
@@ -281,20 +281,14 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _precision(cfg: DictConfig, device: torch.device, model: nn.Module) -> torch.dtype:
-    """bfloat16 only pays where it is computed natively; elsewhere it is emulated and slower than float32.
-
-    On a processor without a matrix unit the blocks in C, which are in float32 there, are as fast (RESULTS.md).
-    """
+def _precision(cfg: DictConfig, device: torch.device) -> torch.dtype:
+    """bfloat16 only pays where it is computed natively; elsewhere it is emulated and slower than float32."""
     if cfg.precision == "auto":
         if device.type == "cuda":
             native_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
-            features = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-            native_bfloat16 = bool(features.get("avx512_bf16") or features.get("amx_bf16"))
-        in_c = device.type == "cpu" and cfg.channels_last and not cfg.compile and cfg.kernels != "torch"
-        in_float32 = in_c and not native.matrix_unit() and (cfg.kernels == "native" or native.covers(model))
-        return torch.bfloat16 if native_bfloat16 and not in_float32 else torch.float32
+            native_bfloat16 = device.type == "cpu" and native.bfloat16()
+        return torch.bfloat16 if native_bfloat16 else torch.float32
     return torch.float32 if cfg.precision == "float32" else torch.bfloat16
 
 
