@@ -156,7 +156,7 @@ LAYERS = [
     ("pictures",),
     ("record",),
     ("training", "native"),
-    ("data", "models", "schedulers", "optimizers", "augmentation", "budget", "config"),
+    ("data", "models", "schedulers", "optimizers", "augmentation", "budget", "config", "crew"),
 ]
 
 

@@ -641,9 +641,14 @@ def started(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 def workers(process: subprocess.Popen[str]) -> list[int]:
-    """The process numbers of a search's workers."""
-    answer = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
-    return [int(line) for line in answer.stdout.split()]
+    """The process numbers of a search's workers: the forks of a process that it started."""
+
+    def children(parents: list[int]) -> list[int]:
+        command = ["ps", "-o", "pid=", "--ppid", ",".join(map(str, parents))]
+        return [int(line) for line in subprocess.run(command, capture_output=True, text=True).stdout.split()]
+
+    helpers = children([process.pid])
+    return children(helpers) if helpers else []
 
 
 def study(folder: Path, storage: str = "") -> optuna.Study:

@@ -279,7 +279,7 @@ class Config:
 def register() -> None:
     """Store the schema for Hydra: `schema` for the whole, `schema/<group>/<name>` for the components."""
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
+    store.store(name="schema", node=Config, replace=True)
     groups: dict[str, dict[str, Any]] = {
         "model": {"skeleton": Skeleton, "study": Study, "flexible": Flexible},
         "optimizer": {"sgd": SGD, "adamw": AdamW, "muon": Muon},
@@ -296,7 +296,7 @@ def register() -> None:
     }
     for group, components in groups.items():
         for name, node in components.items():
-            store.store(group=f"hydra/schema/{group}", name=name, node=node)
+            store.store(group=f"hydra/schema/{group}", name=name, node=node, replace=True)
 
 
 def validate(cfg: DictConfig) -> None:

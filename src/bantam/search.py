@@ -9,7 +9,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -18,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -52,16 +52,10 @@ from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from bantam import config as schema
-from bantam import confirm, record, run, trials
-
-WORKER = "BANTAM_WORKER_UNTIL"
-"""Environment variable that makes a process a worker: the Unix time after which it begins no trial."""
+from bantam import confirm, crew, record, run, trials
 
 MOST_OVER_BUDGET = 50
 """Networks over the budget in a row after which the space counts as one that holds no others."""
-
-DISMISS_SECONDS = 60
-"""How long a worker may take to put its trial back before it is killed."""
 
 MOST_CRASHES = 3
 """Workers that may break, other than by being killed, before the search stops."""
@@ -120,8 +114,8 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, argumen
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     search = Search(config, context, launcher, *space(config.hydra.sweeper, arguments))
     try:
-        if WORKER in os.environ:
-            work(search, float(os.environ[WORKER]))
+        if crew.UNTIL in os.environ:
+            work(search, float(os.environ[crew.UNTIL]))
         else:
             check(search)
             try:
@@ -338,7 +332,7 @@ def open_study(search: Search) -> Study:
         sampler=SeededByTrial(search) if seeded else plain,
         pruner=trials.pruner(search.hydra),
     )
-    if WORKER in os.environ:
+    if crew.UNTIL in os.environ:
         return load()
     try:
         # Creating fails for all but one of the processes that start together: that one fills the queue.
@@ -608,7 +602,7 @@ def watch(search: Search) -> None:
     """Start workers, show what they do, replace those that die, and sum up. Raises ValueError if stuck."""
     search.folder.mkdir(parents=True, exist_ok=True)
     study = open_study(search)
-    crew: dict[int, subprocess.Popen[bytes]] = {}
+    workers: dict[int, BaseProcess] = {}
     console = Console(highlight=False)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
@@ -624,20 +618,20 @@ def watch(search: Search) -> None:
         return
     try:
         with Live(console=console, transient=True, refresh_per_second=2) as live:
-            for listed in _looks(search, study, crew, started):
+            for listed in _looks(search, study, workers, started):
                 before = len(told)
                 _tell(listed, told, console)
                 if len(told) > before:
                     trials.write(search.folder, listed)  # for whoever looks before the end
                 live.update(_status(search, listed, started))
     except KeyboardInterrupt:
-        _dismiss(crew)
+        crew.dismiss(workers.values())
         _tell(study.get_trials(deepcopy=False), told, console)
         trials.write(search.folder, study.get_trials(deepcopy=False))
         console.print("Interrupted. The same command line continues the search.")
         raise SystemExit(130) from None
     except BaseException:
-        _dismiss(crew)
+        crew.dismiss(workers.values())
         with suppress(SQLAlchemyError, StorageInternalError):
             trials.write(search.folder, study.get_trials(deepcopy=False))
         raise
@@ -645,9 +639,9 @@ def watch(search: Search) -> None:
 
 
 def _looks(
-    search: Search, study: Study, crew: dict[int, subprocess.Popen[bytes]], started: float
+    search: Search, study: Study, workers: dict[int, BaseProcess], started: float
 ) -> Iterator[list[FrozenTrial]]:
-    """Keep the crew at work and yield the trials every half second, until the search is done."""
+    """Keep the workers at work and yield the trials every half second, until the search is done."""
     until = started + (search.settings.timeout or math.inf)
     silence = trials.SILENT * search.settings.heartbeat
     idle_since = math.inf
@@ -657,13 +651,13 @@ def _looks(
         listed = study.get_trials(deepcopy=False)
         counts = trials.count(listed)
         yield listed
-        for slot, worker in list(crew.items()):
-            code = worker.poll()
+        for slot, worker in list(workers.items()):
+            code = worker.exitcode
             if code is not None:
-                del crew[slot]
+                del workers[slot]
                 crashes += code > 0
                 if crashes > MOST_CRASHES:
-                    log = search.folder / f"worker-{slot}.log"
+                    log = _log(search, slot)
                     last = log.read_text(errors="replace").strip().splitlines()[-1:]
                     raise ValueError(f"workers keep breaking: {''.join(last)} ({log})")
         reason = stuck(search, listed)
@@ -673,9 +667,9 @@ def _looks(
         late = time.time() > until
         if missing(search, counts) > 0 and not late:
             for slot in range(min(_workers(search), unfinished)):
-                if slot not in crew:
-                    crew[slot] = _hire(search, slot, until)
-        elif not crew:
+                if slot not in workers:
+                    workers[slot] = crew.hire(_log(search, slot), until)
+        elif not workers:
             idle_since = min(idle_since, time.time())
             # Others may still be at work on this study; whoever is silent is dead, and its trial told so.
             if counts["running"] == 0 or (late and time.time() > idle_since + silence):
@@ -683,36 +677,15 @@ def _looks(
         time.sleep(0.5)
 
 
+def _log(search: Search, slot: int) -> Path:
+    """What a worker prints."""
+    return search.folder / f"worker-{slot}.log"
+
+
 def _workers(search: Search) -> int:
     """How many processes train side by side."""
     cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     return int(search.settings.n_jobs or (cpu_count() if cpu else 1))
-
-
-def _hire(search: Search, slot: int, until: float) -> subprocess.Popen[bytes]:
-    """Start a worker: this very command line, in a session of its own so that Ctrl-C reaches only us."""
-    with (search.folder / f"worker-{slot}.log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, *sys.orig_argv[1:]],
-            env={**os.environ, WORKER: str(until)},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-
-
-def _dismiss(crew: dict[int, subprocess.Popen[bytes]]) -> None:
-    """Have all workers put their trials back, and wait for them; a second Ctrl-C kills them."""
-    try:
-        for worker in crew.values():
-            worker.send_signal(signal.SIGINT)
-        for worker in crew.values():
-            worker.wait(DISMISS_SECONDS)
-    except (KeyboardInterrupt, subprocess.TimeoutExpired):
-        for worker in crew.values():
-            worker.kill()
-            worker.wait()
 
 
 def _tell(listed: Sequence[FrozenTrial], told: set[int], console: Console) -> None:

@@ -3,6 +3,7 @@
 Optuna and torch are imported only when a search begins.
 """
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper.config import Direction, OptunaSweeperConf, TPESamplerConfig
 from omegaconf import II, MISSING, DictConfig
 
-from bantam import launch
+from bantam import crew, launch
 from bantam.config import ranged
 
 
@@ -120,8 +121,8 @@ class SearchConf(OptunaSweeperConf):
 def register() -> None:
     """Make `hydra/sweeper=bantam` known to Hydra, with its pruners and its sampler."""
     store = ConfigStore.instance()
-    store.store(group="hydra/sweeper", name="bantam", node=SearchConf)
-    store.store(group="hydra/sweeper/sampler", name="multivariate_tpe", node=MultivariateTPE)
+    store.store(group="hydra/sweeper", name="bantam", node=SearchConf, replace=True)
+    store.store(group="hydra/sweeper/sampler", name="multivariate_tpe", node=MultivariateTPE, replace=True)
     for name, node in {
         "none": NoPruner,
         "median": MedianPruner,
@@ -129,7 +130,7 @@ def register() -> None:
         "hyperband": HyperbandPruner,
         "dominated": DominatedPruner,
     }.items():
-        store.store(group="hydra/sweeper/pruner", name=name, node=node)
+        store.store(group="hydra/sweeper/pruner", name=name, node=node, replace=True)
     Plugins.instance().register(BantamSweeper)
 
 
@@ -152,8 +153,10 @@ class BantamSweeper(Sweeper):
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
+        if crew.UNTIL not in os.environ:
+            crew.warm_up()
         try:
-            from bantam import search
+            from bantam import search  # loads PyTorch and Optuna
 
             search.sweep(self.config, self.hydra_context, self.launcher, arguments)
         except ValueError as error:

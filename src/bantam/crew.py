@@ -1,0 +1,75 @@
+"""Worker processes of a search, which need not import everything anew.
+
+On Linux they are forks of a process that does nothing but import, while the search is still being checked;
+elsewhere, where system libraries do not survive a fork, each one begins from nothing.
+"""
+
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import runpy
+import signal
+import sys
+import threading
+from collections.abc import Iterable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+UNTIL = "BANTAM_WORKER_UNTIL"
+"""Environment variable that makes a process a worker: the Unix time after which it begins no trial."""
+
+DISMISS_SECONDS = 60
+"""How long a worker may take to put its trial back before it is killed."""
+
+if sys.platform == "linux":
+    CONTEXT = multiprocessing.get_context("forkserver")
+else:
+    CONTEXT = multiprocessing.get_context("spawn")
+
+
+def warm_up() -> None:
+    """Begin to import what workers need, in the background; does nothing where that is done."""
+    if sys.platform == "linux":
+        # PyTorch's optimizers import torch._dynamo when the first of them is made.
+        CONTEXT.set_forkserver_preload(["bantam.search", "torch._dynamo"])
+        multiprocessing.forkserver.ensure_running()
+
+
+def hire(log: Path, until: float) -> BaseProcess:
+    """Start a worker: this very command line, which writes to `log` and begins no trial after `until`."""
+    warm_up()
+    worker = CONTEXT.Process(target=_enter, args=(sys.argv, log, until))
+    worker.start()
+    return worker
+
+
+def _enter(arguments: list[str], log: Path, until: float) -> None:
+    if hasattr(os, "setsid"):
+        os.setsid()  # so that Ctrl-C reaches only who watches
+    with log.open("ab") as stream:
+        for output in (1, 2):
+            os.dup2(stream.fileno(), output)
+    os.environ[UNTIL] = str(until)
+    sys.argv = arguments
+    try:
+        runpy.run_path(arguments[0], run_name="__main__")
+    finally:
+        # As Python does when a program ends: joblib's processes are told that no work will come. `multiprocessing`
+        # would wait for them first, and does so five minutes.
+        threading._shutdown()  # type: ignore[attr-defined]
+
+
+def dismiss(workers: Iterable[BaseProcess]) -> None:
+    """Have all workers put their trials back, and wait for them; a second Ctrl-C kills them."""
+    crew = [worker for worker in workers if worker.pid]
+    try:
+        for worker in crew:
+            if worker.is_alive():
+                os.kill(worker.pid, signal.SIGINT)  # type: ignore[arg-type]
+        for worker in crew:
+            worker.join(DISMISS_SECONDS)
+    except KeyboardInterrupt:
+        pass
+    for worker in crew:
+        worker.kill()
+        worker.join()

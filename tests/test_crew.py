@@ -1,0 +1,70 @@
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from bantam import crew
+
+
+@pytest.fixture
+def hired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[BaseProcess, Path]]:
+    """Hire a worker whose command line is a script of those lines, and an argument."""
+
+    def hire(lines: str) -> tuple[BaseProcess, Path]:
+        script, log = tmp_path / "script.py", tmp_path / "worker.log"
+        script.write_text(f"import os, signal, sys, time\n{lines}\n")
+        monkeypatch.setattr(sys, "argv", [str(script), "seed=3"])
+        return crew.hire(log, 12.5), log
+
+    return hire
+
+
+def wait_for(log: Path, text: str) -> None:
+    until = time.monotonic() + 120
+    while text not in (log.read_text() if log.exists() else ""):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_a_worker_is_the_same_command_line_in_a_session_of_its_own(
+    hired: Callable[[str], tuple[BaseProcess, Path]],
+) -> None:
+    worker, log = hired(
+        "own = os.getsid(0) == os.getpid()\n"
+        f"if __name__ == '__main__': print(sys.argv[1:], os.environ['{crew.UNTIL}'], own)\n"
+        "print('torch' in sys.modules, file=sys.stderr)\n"
+        "sys.exit(3)"
+    )
+    worker.join(120)
+    assert worker.exitcode == 3
+    assert log.read_text().split("\n")[-3:-1] == ["['seed=3'] 12.5 True", str(sys.platform == "linux")]
+    assert crew.UNTIL not in os.environ
+
+
+def test_a_dismissed_worker_puts_its_trial_back_first(
+    hired: Callable[[str], tuple[BaseProcess, Path]],
+) -> None:
+    worker, log = hired(
+        "try:\n    print('trains', flush=True)\n    time.sleep(120)\nexcept KeyboardInterrupt:\n    print('back')"
+    )
+    wait_for(log, "trains")
+    crew.dismiss([worker])
+    assert worker.exitcode == 0
+    assert "back" in log.read_text()
+
+
+def test_one_that_does_not_listen_is_killed(
+    hired: Callable[[str], tuple[BaseProcess, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "DISMISS_SECONDS", 0.3)
+    worker, log = hired(
+        "signal.signal(signal.SIGINT, signal.SIG_IGN); print('trains', flush=True); time.sleep(120)"
+    )
+    wait_for(log, "trains")
+    crew.dismiss([worker])
+    assert worker.exitcode == -signal.SIGKILL
