@@ -5,7 +5,8 @@
 Every search has the default space on the images that come with a package, fifteen epochs a trial, its own
 sampler seed a turn, and begins in an empty folder; they take turns, and the medians are compared. A
 trial is finished when its training came to its end or was given up by the pruner; what the stock sweeper
-launches only to see it refused for its size is counted apart.
+launches only to see it refused for its size is counted apart. The blocks of all widths are compiled beforehand, since
+otherwise whoever comes first would do so for the others.
 """
 
 import argparse
@@ -73,6 +74,9 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=10, help="trials in a search")
     arguments = parser.parse_args()
     console = Console()
+    with console.status("compiling"), tempfile.TemporaryDirectory() as folder:
+        widths = [sys.executable, TRAIN, "-m", "model.width=range(8,17)", "dry_run=true", *SMALL]
+        subprocess.run(widths, cwd=folder, capture_output=True, check=True)
     found: dict[str, list[tuple[float, int, int, float]]] = {name: [] for name in CASES}
     for turn in range(arguments.repeats):
         for name, case in CASES.items():

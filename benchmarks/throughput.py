@@ -124,9 +124,11 @@ def measure(way: str, processes: int, threads: int, images: int, extra: list[str
         took, kibibytes = process.stdout.readline().split()
         seconds.append(float(took))
         memory.append(float(kibibytes) / 2**20)
+    together = time.perf_counter() - start
+    for process in crew:
         process.wait()
-    # Side by side it takes as long as the slowest, from the first that begins to the last that ends.
-    return processes * images / (time.perf_counter() - start if processes > 1 else seconds[0]), max(memory)
+    # Side by side it takes as long as the slowest, from the first that begins to the last that is done.
+    return processes * images / (together if processes > 1 else seconds[0]), max(memory)
 
 
 def main() -> None:
