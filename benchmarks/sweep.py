@@ -5,8 +5,8 @@
 Every search has the default space on the images that come with a package, fifteen epochs a trial, its own
 sampler seed a turn, and begins in an empty folder; they take turns, and the medians are compared. A
 trial is finished when its training came to its end or was given up by the pruner; what the stock sweeper
-launches only to see it refused for its size is counted apart. The blocks of all widths are compiled beforehand, since
-otherwise whoever comes first would do so for the others.
+launches only to see it refused for its size is counted apart. The blocks of all widths are compiled beforehand,
+since otherwise whoever comes first would do so for the others.
 """
 
 import argparse

@@ -61,7 +61,7 @@ def _enter(arguments: list[str], log: Path, until: float) -> None:
 
 def dismiss(workers: Iterable[BaseProcess]) -> None:
     """Have all workers put their trials back, and wait for them; a second Ctrl-C kills them."""
-    crew = [worker for worker in workers if worker.pid]
+    crew = list(workers)
     try:
         for worker in crew:
             if worker.is_alive():
@@ -71,5 +71,6 @@ def dismiss(workers: Iterable[BaseProcess]) -> None:
     except KeyboardInterrupt:
         pass
     for worker in crew:
-        worker.kill()
-        worker.join()
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
