@@ -149,6 +149,7 @@ def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         (17, 33, 7, 3, 1),
         (40, 48, 6, 1, 1),
         (12, 24, 24, 1, 2),
+        (16, 8, 11, 1, 1),
         (2, 200, 3, 3, 1),
     ],
 )
@@ -376,6 +377,17 @@ def test_what_the_c_code_does_not_compute_stays_as_it_is(convolution: nn.Conv2d)
     assert native.fuse(models.Skeleton(), IMAGE) is None  # no batch norm
     odd = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.BatchNorm2d(4, momentum=None))
     assert native.fuse(odd, IMAGE) is None
+
+
+def test_the_most_channels_fit_on_the_stack() -> None:
+    most = native.MOST_CHANNELS
+    layers = (nn.Conv2d(most, most, 3, bias=False), nn.ReLU(), nn.BatchNorm2d(most))
+    fused = native.fuse(nn.Sequential(*layers).to(memory_format=torch.channels_last), (most, 5, 5))
+    assert fused is not None
+    x = torch.randn(2, most, 5, 5).requires_grad_()
+    fused.train()(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
 
 
 def test_nan_stays_nan() -> None:

@@ -263,7 +263,7 @@ class Config:
     """Memory layout B×H×W×C, the faster one for convolutions; false for B×C×H×W."""
     kernels: Literal["auto", "native", "torch"] = MISSING
     """What computes the blocks of a network in training: C compiled for this processor, or PyTorch; auto: C on a
-    CPU in float32 where there is a compiler."""
+    CPU where there is a compiler, in channels_last."""
     compile: bool = MISSING
     """torch.compile the network: needs a C++ compiler and half a minute."""
     pictures: bool = MISSING

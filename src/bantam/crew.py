@@ -6,12 +6,14 @@ elsewhere, where system libraries do not survive a fork, each one begins from no
 
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import runpy
 import signal
 import sys
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -20,6 +22,9 @@ UNTIL = "BANTAM_WORKER_UNTIL"
 
 DISMISS_SECONDS = 60
 """How long a worker may take to put its trial back before it is killed."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""What asks a search to stop."""
 
 if sys.platform == "linux":
     CONTEXT = multiprocessing.get_context("forkserver")
@@ -32,12 +37,20 @@ def warm_up() -> None:
     if sys.platform == "linux":
         # PyTorch's optimizers import torch._dynamo when the first of them is made.
         CONTEXT.set_forkserver_preload(["bantam.search", "torch._dynamo"])
-        multiprocessing.forkserver.ensure_running()
+        # Signals to the whole group must not end the process that forks workers: they would be lost with it. It
+        # starts the tracker too where there is none, and that would unblock the signals.
+        multiprocessing.resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            multiprocessing.forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def hire(log: Path, until: float) -> BaseProcess:
     """Start a worker: this very command line, which writes to `log` and begins no trial after `until`."""
     warm_up()
+    log.touch()
     worker = CONTEXT.Process(target=_enter, args=(sys.argv, log, until))
     worker.start()
     return worker
@@ -52,11 +65,19 @@ def _enter(arguments: list[str], log: Path, until: float) -> None:
     os.environ[UNTIL] = str(until)
     sys.argv = arguments
     try:
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         runpy.run_path(arguments[0], run_name="__main__")
     finally:
         # As Python does when a program ends: joblib's processes are told that no work will come. `multiprocessing`
         # would wait for them first, and does so five minutes.
         threading._shutdown()  # type: ignore[attr-defined]
+
+
+def abandoned() -> bool:
+    """In a worker, whether the process that watches is gone."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
 
 
 def dismiss(workers: Iterable[BaseProcess]) -> None:
@@ -65,7 +86,8 @@ def dismiss(workers: Iterable[BaseProcess]) -> None:
     try:
         for worker in crew:
             if worker.is_alive():
-                os.kill(worker.pid, signal.SIGINT)  # type: ignore[arg-type]
+                with suppress(ProcessLookupError):  # it has just ended
+                    os.kill(worker.pid, signal.SIGINT)  # type: ignore[arg-type]
         for worker in crew:
             worker.join(DISMISS_SECONDS)
     except KeyboardInterrupt:

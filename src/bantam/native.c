@@ -124,7 +124,7 @@ void forward(const stored *restrict x, const float *restrict weight, const float
              float epsilon, stored *restrict z, stored *restrict y, float *restrict saved,
              int32_t *restrict at, uint64_t seed, uint32_t limit, float scale, int images, int threads)
 {
-    stored w[PACKED(CI, CO)];
+    stored *w = aligned_alloc(64, sizeof(stored) * PACKED(CI, CO));
     pack_forward(weight, w);
     double total[2 * CO] = {0};
     double *part = calloc((size_t)threads * 2 * CO, sizeof(double));
@@ -162,6 +162,7 @@ void forward(const stored *restrict x, const float *restrict weight, const float
         for (int c = 0; c < 2 * CO; c++)
             total[c] += part[(size_t)t * 2 * CO + c];
     free(part);
+    free(w);
     float factor[CO], offset[CO];
     double n = (double)images * AREA;
     for (int c = 0; c < CO; c++) {
@@ -201,7 +202,7 @@ void forward(const stored *restrict x, const float *restrict weight, const float
 void score(const stored *restrict x, const float *restrict weight, const float *restrict factor,
            const float *restrict offset, stored *restrict y, int images, int threads)
 {
-    stored w[PACKED(CI, CO)];
+    stored *w = aligned_alloc(64, sizeof(stored) * PACKED(CI, CO));
     pack_forward(weight, w);
     IN_THREADS {
         begin();
@@ -233,6 +234,7 @@ void score(const stored *restrict x, const float *restrict weight, const float *
         }
         end();
     }
+    free(w);
 }
 
 /* From `gy`, the gradient of y, to `gx`, that of the input (none where that is null), `gweight`, `ggamma` and
@@ -244,7 +246,7 @@ void backward(const stored *restrict gy, const stored *restrict x, const stored 
               uint32_t limit, float scale, int images, int threads)
 {
     enum { WEIGHTS = TAPS * GRADIENT_INPUTS * PADDED(CO) };
-    stored w[PACKED(CO, CI)];
+    stored *w = aligned_alloc(64, sizeof(stored) * PACKED(CO, CI));
     if (gx)
         pack_backward(weight, w);
     const float *m = saved, *inverse = saved + CO;
@@ -352,4 +354,5 @@ void backward(const stored *restrict gy, const stored *restrict x, const stored 
                 gweight[(o * TAPS + tap) * CI + c] = weights[(tap * GRADIENT_INPUTS + c) * PADDED(CO) + o];
     free(part);
     free(weights);
+    free(w);
 }

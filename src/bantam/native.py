@@ -130,7 +130,8 @@ def _compile(cc: str, folder: Path) -> None:
     ):
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if done.returncode:
-            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[0]
+            lines = done.stderr.strip().splitlines()
+            reason = next((line for line in lines if "error" in line), [*lines, f"exit code {done.returncode}"][0])
             raise Unavailable(f"{cc} cannot compile the blocks: {reason}")
 
 

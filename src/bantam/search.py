@@ -451,7 +451,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.asked = self.training = False
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in crew.SIGNALS:
             signal.signal(number, self)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
@@ -462,15 +462,14 @@ class Interrupt:
 
 def work(search: Search, until: float) -> None:
     """Ask for settings and train with them, trial after trial, until there are enough or `until` has passed."""
-    interrupt, parent = Interrupt(), os.getppid()
+    interrupt = Interrupt()
     study = open_study(search)
 
     def enough() -> bool:
         listed = study.get_trials(deepcopy=False)
-        abandoned = os.getppid() != parent
         return (
             interrupt.asked
-            or abandoned
+            or crew.abandoned()
             or missing(search, trials.count(listed)) <= 0
             or stuck(search, listed) != ""
         )
@@ -604,7 +603,7 @@ def watch(search: Search) -> None:
     study = open_study(search)
     workers: dict[int, BaseProcess] = {}
     console = Console(highlight=False)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in crew.SIGNALS:
         signal.signal(number, signal.default_int_handler)
     started = time.time()
     told = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}

@@ -19,8 +19,9 @@ enum { RESULT = UP_TO(TILE, ROWS * SIDE) * PADDED(CO) };
 /* The gradient of the weights takes so many pixels of the output, and so many of the input for them. */
 enum { PIXELS = UP_TO(DEPTH, OUT * SIDE), COLUMNS = UP_TO(DEPTH, PIXELS + LEAD) };
 enum { SLACK = GREATER(REACH(CO), (LEAD + PIXELS) * CO + TILE) - (LEAD + SIDE * SIDE) * CO };
-/* Whole tiles are read, also beyond an image's end. */
-enum { READ = GREATER(REACH(CI) + (UP_TO(4 * TILE, OUT * SIDE) - OUT * SIDE) * CI, COLUMNS * CI + TILE) };
+/* Whole tiles are read, also beyond an image's end: for the last ROWS of the output, and for the gradients. */
+enum { LAST_ROWS = ((OUT - 1) / ROWS * ROWS + BORDER) * SIDE + UP_TO(TILE, ROWS * SIDE) };
+enum { READ = GREATER(LAST_ROWS * CI + UP_TO(DEPTH, KERNEL * CI), COLUMNS * CI + TILE) };
 
 /* What `ldtilecfg` reads: bytes in a row of each tile, and rows. */
 struct sizes { uint8_t palette, start, unused[14]; uint16_t bytes[16]; uint8_t rows[16]; };
