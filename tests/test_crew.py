@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -71,50 +72,49 @@ def test_one_that_does_not_listen_is_killed(
     assert worker.exitcode == -signal.SIGKILL
 
 
-def test_a_worker_learns_that_nobody_watches_any_more(tmp_path: Path) -> None:
-    script, log = tmp_path / "script.py", tmp_path / "worker.log"
-    script.write_text(
-        "import os, sys, time\n"
-        "from pathlib import Path\n"
-        "from bantam import crew\n"
-        "if __name__ == '__main__' and crew.UNTIL in os.environ:\n"
-        "    print('works', flush=True)\n"
-        "    while not crew.abandoned(): time.sleep(0.05)\n"
-        "    print('abandoned', flush=True)\n"
-        "elif __name__ == '__main__':\n"
-        "    crew.hire(Path('worker.log'), 1.0)\n"
-        "    time.sleep(120)\n"
-    )
-    watcher = subprocess.Popen([sys.executable, str(script)], cwd=tmp_path, start_new_session=True)
-    wait_for(log, "works")
-    os.killpg(watcher.pid, signal.SIGTERM)  # its group: the process that forks workers is in it too
-    watcher.wait()
-    wait_for(log, "abandoned")
-
-
-def test_a_signal_to_the_group_leaves_the_workers_to_who_watches(tmp_path: Path) -> None:
-    script, log = tmp_path / "script.py", tmp_path / "worker.log"
+def watcher(folder: Path, works: str, watches: str) -> subprocess.Popen[bytes]:
+    """A process, in a group of its own, that hires `worker` and then watches; the lines are what either does."""
+    script, log = folder / "script.py", folder / "worker.log"
     script.write_text(
         "import os, signal, sys, time\n"
         "from pathlib import Path\n"
         "from bantam import crew\n"
         "if __name__ == '__main__' and crew.UNTIL in os.environ:\n"
-        "    try:\n"
-        "        print('works', flush=True)\n"
-        "        time.sleep(120)\n"
-        "    except KeyboardInterrupt:\n"
-        "        print('back', flush=True)\n"
+        f"{textwrap.indent(works, '    ')}\n"
         "elif __name__ == '__main__':\n"
         "    signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
         "    worker = crew.hire(Path('worker.log'), 1.0)\n"
-        "    try:\n"
-        "        time.sleep(120)\n"
-        "    except KeyboardInterrupt:\n"
-        "        crew.dismiss([worker])\n"
-        "        sys.exit(worker.exitcode)\n"
+        f"{textwrap.indent(watches, '    ')}\n"
     )
-    watcher = subprocess.Popen([sys.executable, str(script)], cwd=tmp_path, start_new_session=True)
+    process = subprocess.Popen([sys.executable, str(script)], cwd=folder, start_new_session=True)
     wait_for(log, "works")
-    os.killpg(watcher.pid, signal.SIGTERM)
-    assert watcher.wait(60) == 0
-    assert "back" in log.read_text()
+    return process
+
+
+def test_a_worker_learns_that_nobody_watches_any_more(tmp_path: Path) -> None:
+    works = (
+        "print('works', flush=True)\nwhile not crew.abandoned(): time.sleep(0.05)\nprint('abandoned', flush=True)"
+    )
+    process = watcher(tmp_path, works, "time.sleep(120)")
+    process.kill()
+    process.wait()
+    wait_for(tmp_path / "worker.log", "abandoned")
+
+
+def test_a_signal_to_the_group_leaves_the_workers_to_who_watches(tmp_path: Path) -> None:
+    process = watcher(
+        tmp_path,
+        "try:\n"
+        "    print('works', flush=True)\n"
+        "    time.sleep(120)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('back', flush=True)",
+        "try:\n"
+        "    time.sleep(120)\n"
+        "except KeyboardInterrupt:\n"
+        "    crew.dismiss([worker])\n"
+        "    sys.exit(worker.exitcode)",
+    )
+    os.killpg(process.pid, signal.SIGTERM)  # the process that forks workers is in its group too
+    assert process.wait(60) == 0
+    assert "back" in (tmp_path / "worker.log").read_text()
