@@ -3,7 +3,9 @@
 import argparse
 from pathlib import Path
 
-from bantam import config, confirm, launch, report, sweeper
+from bantam import config, launch
+from bantam.report import page as report
+from bantam.search import confirm, sweeper
 
 
 def main() -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from hydra import initialize_config_dir
 
-from bantam import config, launch, sweeper
+from bantam import config, launch
+from bantam.search import sweeper
 
 MAY_CHANGE = ("data", "device", "threads", "precision")
 
@@ -30,7 +31,7 @@ def main() -> None:
                 )
             for key in MAY_CHANGE:
                 cfg[key] = changed[key]
-        from bantam import run
+        from bantam.training import run
 
         same = run.evaluate(arguments.folder, cfg, dict(choices))
     except ValueError as error:

@@ -6,7 +6,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from bantam import launch, report
+from bantam import launch
+from bantam.report import page as report
 
 
 def main() -> None:

@@ -7,8 +7,10 @@ import statistics
 import sys
 from pathlib import Path
 
-from bantam import evidence, launch, record
-from bantam.evidence import Group
+from bantam import launch
+from bantam.report import folders as evidence
+from bantam.report.folders import Group
+from bantam.training import folder as record
 
 MARKS = re.compile(r"(?s)<!-- table\b.*?-->\n.*?<!-- /table -->")
 """The part of a file that is rewritten; its first line holds the command that wrote it."""

@@ -3,7 +3,8 @@
 import hydra
 from omegaconf import DictConfig
 
-from bantam import config, launch, sweeper
+from bantam import config, launch
+from bantam.search import sweeper
 
 config.register()
 sweeper.register()

@@ -31,8 +31,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from bantam import config
 from bantam.augmentation import Augmentation, Changes
-from bantam.run import Place, Prepared, prepare
-from bantam.training import train
+from bantam.training.loop import train
+from bantam.training.run import Place, Prepared, prepare
 
 PARTS = {
     "blocks in C": ("_Fused", "_Depthwise"),

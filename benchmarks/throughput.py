@@ -32,7 +32,7 @@ from torchvision import datasets, transforms
 
 from bantam import config
 from bantam.models import V2, Dropout
-from bantam.run import Place, prepare
+from bantam.training.run import Place, prepare
 
 ROOT = os.environ.get("BANTAM_DATA", "data")
 BATCH = 128

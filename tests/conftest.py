@@ -10,8 +10,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from bantam import config, sweeper
-from bantam.run import Place
+from bantam import config
+from bantam.search import sweeper
+from bantam.training.run import Place
 
 PROJECT = Path(__file__).parent.parent
 SMALL = ("data=mnist5k", "model.width=4", "epochs=1", "pictures=false", "threads=1")

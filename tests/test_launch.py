@@ -18,7 +18,8 @@ from hydra.types import RunMode
 from omegaconf import open_dict, read_write
 from test_run import history
 
-from bantam import launch, run
+from bantam import launch
+from bantam.training import run
 
 Bantam = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -9,7 +9,9 @@ import pytest
 from conftest import PROJECT
 from omegaconf import DictConfig, OmegaConf
 
-from bantam import evidence, launch, record
+from bantam import launch
+from bantam.report import folders as evidence
+from bantam.training import folder as record
 
 RESULTS = PROJECT / "docs" / "results"
 PUBLISHED = ("skeleton", "v1", "v2", "sprint", "flyweight", "champion")

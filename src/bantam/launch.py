@@ -22,7 +22,7 @@ from rich.markup import escape
 
 from bantam import config as schema
 
-SWEEPER = "bantam.sweeper.BantamSweeper"
+SWEEPER = "bantam.search.sweeper.BantamSweeper"
 """The `_target_` of our sweeper, which is imported where a command line is read, not in every job."""
 
 FAILED = float("nan")
@@ -35,7 +35,7 @@ def job(cfg: DictConfig) -> float:
     In a multirun whatever goes wrong is recorded in the job's folder and the other jobs go on. A
     single run ends with exit code 1, and an error of ours with its traceback.
     """
-    from bantam import run
+    from bantam.training import run
 
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
@@ -55,7 +55,7 @@ def job(cfg: DictConfig) -> float:
             run.describe(prepared, place)
             return FAILED
         if searching:
-            from bantam import trials
+            from bantam.search import trials
 
             objective = run.run(prepared, place, trials.reporter(hydra))
         else:
@@ -94,7 +94,7 @@ class Preflight(Callback):
             folder = Path(config.hydra.run.dir)
             _refuse_used(folder)
             _refuse_unwritable(folder, "hydra.run.dir")
-            from bantam import run
+            from bantam.training import run
 
             place = run.Place(folder, dict(hydra.runtime.choices), 1, None)
             prepared = run.prepare(cfg, place)
@@ -119,11 +119,11 @@ class Preflight(Callback):
             return
         if config.hydra.sweeper._target_ == SWEEPER:  # it has its own summary
             return
-        from bantam import run
+        from bantam.training import run
 
         good = run.summarize(Path(config.hydra.sweep.dir))
         if config.report:
-            from bantam import report
+            from bantam.report import page as report
 
             report.at_end(Path(config.hydra.sweep.dir))
         if not good:
@@ -210,7 +210,7 @@ def _resume(cfg: DictConfig, hydra: DictConfig, config_name: str) -> int:
                 f"{OmegaConf.select(own, key)}: "
                 f"a run is resumed with its own settings; leave {' '.join(given)} out"
             )
-    from bantam import run
+    from bantam.training import run
 
     place = run.Place(folder, dict(choices), 1, None)
     prepared = run.prepare(own, place)

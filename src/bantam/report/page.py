@@ -22,9 +22,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from bantam import budget, evidence, figures, record
-from bantam.evidence import Difference, Evidence, Finding, Group, Run, Study, Trial
-from bantam.figures import Figure
+from bantam import budget
+from bantam.report import figures
+from bantam.report import folders as evidence
+from bantam.report.figures import Figure
+from bantam.report.folders import Difference, Evidence, Finding, Group, Run, Study, Trial
+from bantam.training import folder as record
 
 PAGE = "report.html"
 
@@ -685,7 +688,7 @@ def render(page: Page) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(files("bantam").joinpath(PAGE).read_text(encoding="utf-8"))
+    template = environment.from_string(files("bantam.report").joinpath("page.html").read_text(encoding="utf-8"))
     return template.render(page=page, number=number, data=data, plotly=_plotly())
 
 

@@ -14,8 +14,9 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper.config import Direction, OptunaSweeperConf, TPESamplerConfig
 from omegaconf import II, MISSING, DictConfig
 
-from bantam import crew, launch
+from bantam import launch
 from bantam.config import ranged
+from bantam.search import processes as crew
 
 
 @dataclass
@@ -72,7 +73,7 @@ class HyperbandPruner(Pruner):
 
 @dataclass
 class DominatedPruner(Pruner):
-    _target_: str = "bantam.trials.Dominated"
+    _target_: str = "bantam.search.trials.Dominated"
     n_warmup_steps: int = ranged(10, least=0)
     """Epochs that every trial gets: while the rate is high, some of many smaller networks are ahead by luck."""
     n_min_trials: int = ranged(3, least=1)
@@ -156,7 +157,7 @@ class BantamSweeper(Sweeper):
         if crew.UNTIL not in os.environ:
             crew.warm_up()
         try:
-            from bantam import search  # loads PyTorch and Optuna
+            from bantam.search import watch as search  # loads PyTorch and Optuna
 
             search.sweep(self.config, self.hydra_context, self.launcher, arguments)
         except ValueError as error:

@@ -11,7 +11,9 @@ from browser import CHROMIUM, NARROW, WIDE, Browser
 from rich.console import Console
 from test_evidence import SETTINGS, write_run, write_study
 
-from bantam import evidence, record, report
+from bantam.report import folders as evidence
+from bantam.report import page as report
+from bantam.training import folder as record
 
 Bantam = Callable[..., subprocess.CompletedProcess[str]]
 EVIL = "<script>window.evil=1</script><b>%{x}"

@@ -52,7 +52,10 @@ from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from bantam import config as schema
-from bantam import confirm, crew, record, run, trials
+from bantam.search import confirm, trials
+from bantam.search import processes as crew
+from bantam.training import folder as record
+from bantam.training import run
 
 MOST_OVER_BUDGET = 50
 """Networks over the budget in a row after which the space counts as one that holds no others."""
@@ -135,7 +138,7 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, argumen
 def end(search: Search) -> None:
     """Write the report of what was found, unless `report=false` or no trial has ended."""
     if search.config.report and (search.folder / "trials.csv").exists():
-        from bantam import report  # draws with packages that no worker needs
+        from bantam.report import page as report  # draws with packages that no worker needs
 
         report.at_end(search.folder)
 

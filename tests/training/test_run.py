@@ -11,7 +11,9 @@ import torch
 from conftest import SMALL
 from omegaconf import DictConfig, OmegaConf
 
-from bantam import native, record, run
+from bantam.kernels import blocks as native
+from bantam.training import folder as record
+from bantam.training import run
 
 Compose = Callable[..., DictConfig]
 
@@ -117,7 +119,7 @@ def test_over_budget_names_count_excess_and_remedy_before_data_are_opened(
         (["batch_size=100000"], "batch_size is 100,000, but mnist5k has 4,000 images to train on"),
         (["model._target_=os.system"], "model=v2 cannot be built: .*whitelist"),
         (["model._target_=bantam.data.os.system"], "model=v2 cannot be built: .*whitelist"),
-        (["data._target_=bantam.record.write"], "data=.* cannot be built: .*whitelist"),
+        (["data._target_=bantam.training.folder.write"], "data=.* cannot be built: .*whitelist"),
         (["+optimizer.colour=1"], "optimizer=sgd cannot be built: .*colour"),
         (["optimizer.nesterov=true", "optimizer.momentum=0"], "optimizer=sgd cannot be built: Nesterov"),
         (["scheduler._target_=torch.optim.lr_scheduler.Nope"], "scheduler=step cannot be built"),

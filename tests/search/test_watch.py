@@ -31,8 +31,10 @@ from optuna.trial import TrialState
 from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
-from bantam import record, search, trials
-from bantam.training import Epoch
+from bantam.search import trials
+from bantam.search import watch as search
+from bantam.training import folder as record
+from bantam.training.loop import Epoch
 
 
 class Jobs:

@@ -18,7 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from bantam import budget, record
+from bantam import budget
+from bantam.training import folder as record
 
 MOST_RETRIES = 3
 """How often a trial is run again whose process died: one that kills its process must not do so for ever."""
@@ -90,7 +91,7 @@ def pruner(hydra: Any) -> optuna.pruners.BasePruner:
     """Build the pruner. Raises ValueError where Optuna refuses its settings."""
     try:
         built: optuna.pruners.BasePruner = instantiate(
-            hydra.sweeper.pruner, _execution_whitelist_=("optuna.pruners.*", "bantam.trials.Dominated")
+            hydra.sweeper.pruner, _execution_whitelist_=("optuna.pruners.*", "bantam.search.trials.Dominated")
         )
     except Exception as error:  # Hydra wraps whatever the constructor raises
         reason = " ".join(str(error.__cause__ or error).split())

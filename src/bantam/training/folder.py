@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from bantam.training import Epoch
+from bantam.training.loop import Epoch
 
 HISTORY, RESULT, WEIGHTS, CHECKPOINT = "history.csv", "result.json", "weights.safetensors", "checkpoint.pt"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bantam import crew
+from bantam.search import processes as crew
 
 
 @pytest.fixture

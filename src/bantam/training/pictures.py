@@ -15,8 +15,8 @@ from sklearn.metrics import ConfusionMatrixDisplay
 from torch import Tensor
 
 from bantam.data import Data
-from bantam.record import write
-from bantam.training import Epoch
+from bantam.training.folder import write
+from bantam.training.loop import Epoch
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # from Okabe and Ito's colour-blind safe set
 MISTAKES = 40

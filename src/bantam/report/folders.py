@@ -20,8 +20,10 @@ from typing import Any
 from omegaconf import OmegaConf
 from scipy import stats
 
-from bantam import budget, config, record, run
-from bantam.training import Epoch
+from bantam import budget, config
+from bantam.training import folder as record
+from bantam.training import run
+from bantam.training.loop import Epoch
 
 MACHINE = (
     *("seed", "data.split_seed", "data.root", "device", "threads", "compile", "channels_last"),

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bantam import models, record
-from bantam.training import Epoch
+from bantam import models
+from bantam.training import folder as record
+from bantam.training.loop import Epoch
 
 
 def epoch(number: int, accuracy: float, *, validation: bool = False) -> Epoch:

@@ -19,7 +19,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bantam import evidence, launch, record
+from bantam import launch
+from bantam.report import folders as evidence
+from bantam.training import folder as record
 
 TOP, SEEDS = 3, 5
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from test_evidence import of_seeds, one, write_run, write_study
 
-from bantam import evidence, figures
-from bantam.evidence import Group, Study, Trial
+from bantam.report import figures
+from bantam.report import folders as evidence
+from bantam.report.folders import Group, Study, Trial
 
 
 def test_every_colour_is_one_of_the_page_in_light_and_in_dark() -> None:

@@ -10,7 +10,7 @@ from bantam import data
 from bantam.augmentation import Augmentation
 from bantam.models import V2
 from bantam.schedulers import LossDip, OneCycle
-from bantam.training import Average, Diverged, Epoch, Scheduler, measure, score, train
+from bantam.training.loop import Average, Diverged, Epoch, Scheduler, measure, score, train
 
 STUDY = Augmentation(0.1, 0.1, 7, interpolation="nearest")
 

@@ -11,7 +11,10 @@ import pytest
 from conftest import PROJECT
 from omegaconf import OmegaConf
 
-from bantam import confirm, evidence, record, report
+from bantam.report import folders as evidence
+from bantam.report import page as report
+from bantam.search import confirm
+from bantam.training import folder as record
 
 PRETENDER = """
 import json, pathlib, sys

@@ -24,10 +24,12 @@ from rich.table import Table
 from torch import nn
 from torch.optim import Optimizer
 
-from bantam import budget, config, data, native, record
+from bantam import budget, config, data
 from bantam.augmentation import Augmentation
+from bantam.kernels import blocks as native
 from bantam.schedulers import OneCycle
-from bantam.training import Average, Diverged, Epoch, Scheduler, advance, measure, score, train
+from bantam.training import folder as record
+from bantam.training.loop import Average, Diverged, Epoch, Scheduler, advance, measure, score, train
 
 
 @dataclass(frozen=True)
@@ -430,7 +432,7 @@ def run(
     )
     record.write_weights(folder, prepared.saved)
     if cfg.pictures:
-        from bantam import pictures
+        from bantam.training import pictures
 
         heading = f"{place.name}, {prepared.parameters:,} parameters, seed {cfg.seed}"
         pictures.draw(folder, heading, history, logits, images, cfg.target.accuracy)

@@ -8,9 +8,11 @@ import pytest
 from omegaconf import OmegaConf
 from scipy import stats
 
-from bantam import budget, evidence, record
-from bantam.evidence import Group, Run
-from bantam.training import Epoch
+from bantam import budget
+from bantam.report import folders as evidence
+from bantam.report.folders import Group, Run
+from bantam.training import folder as record
+from bantam.training.loop import Epoch
 
 LAYERS = [
     budget.Layer("conv 3×3 → ReLU", (16, 26, 26), 3, 144, 97_344),

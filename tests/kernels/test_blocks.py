@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bantam import models, native
+from bantam import models
+from bantam.kernels import blocks as native
 
 IMAGE = (1, 28, 28)
 

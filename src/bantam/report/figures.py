@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bantam.evidence import COLLAPSE, Difference, Group, Study, Trial
+from bantam.report.folders import COLLAPSE, Difference, Group, Study, Trial
 
 SERIES = 7
 """Colours of the page; further groups are drawn in grey."""

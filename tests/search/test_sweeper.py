@@ -13,8 +13,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from bantam import config, trials
+from bantam import config
 from bantam.budget import count
+from bantam.search import trials
 
 
 def hydra(*overrides: str) -> DictConfig:
@@ -29,7 +30,7 @@ def hydra(*overrides: str) -> DictConfig:
 
 def test_the_default_search() -> None:
     settings = hydra("hparams_search=optuna").sweeper
-    assert settings._target_ == "bantam.sweeper.BantamSweeper"
+    assert settings._target_ == "bantam.search.sweeper.BantamSweeper"
     assert settings.params == {
         "optimizer.lr": "tag(log, interval(0.005, 0.3))",
         "optimizer.momentum": "interval(0.7, 0.97)",
@@ -55,7 +56,7 @@ def test_the_search_for_a_network_has_two_objectives_and_the_champions_recipe() 
         champion = loader.load_configuration("config", ["experiment=champion"], RunMode.MULTIRUN)
     settings = cfg.hydra.sweeper
     assert settings.objectives == ["accuracy", "parameters"]
-    assert settings.pruner._target_ == "bantam.trials.Dominated"
+    assert settings.pruner._target_ == "bantam.search.trials.Dominated"
     assert cfg.model._target_ == "bantam.models.Flexible"
     assert cfg.data.validation == 10_000
     found, recipe = (OmegaConf.to_container(each, resolve=False) for each in (cfg, champion))

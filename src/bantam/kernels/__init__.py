@@ -1,0 +1,1 @@
+"""Blocks of a network as C functions, compiled for the processor that trains it."""

@@ -1,0 +1,1 @@
+"""What finished folders hold: read, compared, analysed, drawn, and shown on one page and in the terminal."""

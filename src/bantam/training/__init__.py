@@ -1,0 +1,1 @@
+"""A run: built and checked, trained into its folder, judged, and scored again."""
