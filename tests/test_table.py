@@ -3,7 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_evidence import write_run
+from test_folders import write_run
 
 Bantam = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_evidence import of_seeds, one, write_run, write_study
+from test_folders import of_seeds, one, write_run, write_study
 
 from bantam.report import figures
 from bantam.report import folders as evidence

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from browser import CHROMIUM, NARROW, WIDE, Browser
 from rich.console import Console
-from test_evidence import SETTINGS, write_run, write_study
+from test_folders import SETTINGS, write_run, write_study
 
 from bantam.report import folders as evidence
 from bantam.report import page as report
