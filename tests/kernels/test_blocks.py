@@ -1,7 +1,6 @@
 import copy
 import functools
 import platform
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bantam import models
-from bantam.kernels import blocks as native
+from bantam.kernels import compiler
+from bantam.kernels.fuse import MOST_CHANNELS, fuse
 
 IMAGE = (1, 28, 28)
-
-
-@pytest.fixture(autouse=True)
-def compiler() -> None:
-    """Skip where nothing can be compiled: there the networks run on PyTorch alone."""
-    try:
-        native.functions((4, 1, 1, 3, False, 1, False))
-    except native.Unavailable as error:
-        pytest.skip(str(error))
 
 
 def gradients(forward: nn.Module, model: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -73,18 +64,12 @@ def test_processors_with_narrower_vectors_compute_the_same(
     if needs not in Path("/proc/cpuinfo").read_text():
         pytest.skip(f"this processor has no {needs}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(native, "FLAGS", [flag.replace("native", architecture) for flag in native.FLAGS])
-    forget()
+    monkeypatch.setattr(compiler, "FLAGS", [flag.replace("native", architecture) for flag in compiler.FLAGS])
+    compiler.library.cache_clear()
     try:
         compare(lambda: network(dropout=0.0))
     finally:
-        forget()
-
-
-def forget() -> None:
-    """Load or compile every block anew."""
-    native.functions.cache_clear()
-    native.depthwise_functions.cache_clear()
+        compiler.library.cache_clear()
 
 
 def compare(network: Any) -> None:
@@ -92,7 +77,7 @@ def compare(network: Any) -> None:
     torch.manual_seed(1)
     model = network().to(memory_format=torch.channels_last).train()
     exact = copy.deepcopy(model).double()
-    fused = native.fuse(model, IMAGE)
+    fused = fuse(model, IMAGE)
     assert fused is not None
     for count in (7, 32, 5):  # the memory of a larger batch serves a smaller one, and the other way round
         x, labels = torch.randn(count, *IMAGE), torch.randint(10, (count,))
@@ -126,15 +111,15 @@ def far(ours: Tensor, theirs: Tensor) -> float:
 @pytest.fixture(params=["tiles", "vectors"])
 def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Both ways of multiplying bfloat16; skip where the processor does not have them."""
-    if not native.bfloat16():
+    if not compiler.bfloat16():
         pytest.skip("this processor does not compute in bfloat16")
-    if request.param == "tiles" and not native.matrix_unit():
+    if request.param == "tiles" and not compiler.matrix_unit():
         pytest.skip("this processor has no matrix unit for bfloat16")
     if request.param == "vectors":
-        monkeypatch.setattr(native, "matrix_unit", lambda: False)
-    forget()
+        monkeypatch.setattr(compiler, "matrix_unit", lambda: False)
+    compiler.library.cache_clear()
     yield
-    forget()
+    compiler.library.cache_clear()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -168,9 +153,9 @@ def test_in_bfloat16_a_block_is_as_exact_as_its_numbers(
     exact = copy.deepcopy([convolution, *middle])
     layers = [convolution, *middle, *([models.Dropout(dropout)] if dropout else [])]
     pooling = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
-    fused = native.fuse(nn.Sequential(*layers, pooling).train(), (inputs, side, side), torch.bfloat16)
+    fused = fuse(nn.Sequential(*layers, pooling).train(), (inputs, side, side), torch.bfloat16)
     twin = nn.Sequential(*copy.deepcopy(layers)).train()
-    unpooled = native.fuse(twin, (inputs, side, side), torch.bfloat16)
+    unpooled = fuse(twin, (inputs, side, side), torch.bfloat16)
     assert fused is not None
     assert unpooled is not None
     torch.set_num_threads(2)
@@ -213,7 +198,7 @@ def test_in_bfloat16_a_block_is_as_exact_as_its_numbers(
 def test_in_bfloat16_networks_are_as_exact_as_with_pytorchs_kernels(network: Any) -> None:
     torch.manual_seed(1)
     model = network().to(memory_format=torch.channels_last)
-    fused = native.fuse(model, IMAGE, torch.bfloat16)
+    fused = fuse(model, IMAGE, torch.bfloat16)
     assert fused is not None
     x = torch.randn(64, *IMAGE)
     for training in (True, False):
@@ -229,19 +214,13 @@ def test_in_bfloat16_networks_are_as_exact_as_with_pytorchs_kernels(network: Any
 def test_pytorchs_own_products_in_bfloat16_are_not_disturbed() -> None:
     torch.manual_seed(1)
     a, b = torch.randn(2, 300, 300).bfloat16().unbind()
-    fused = native.fuse(models.V2(), IMAGE, torch.bfloat16)
+    fused = fuse(models.V2(), IMAGE, torch.bfloat16)
     assert fused is not None
     before = a @ b
     for _ in range(3):
         with torch.autocast("cpu", torch.bfloat16):
             fused.train()(torch.randn(4, *IMAGE)).float().sum().backward()
         assert torch.equal(a @ b, before)
-
-
-def test_bfloat16_needs_a_processor_that_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "bfloat16", lambda: False)
-    with pytest.raises(native.Unavailable, match="does not compute in bfloat16: use precision=float32"):
-        native.fuse(models.V2(), IMAGE, torch.bfloat16)
 
 
 @pytest.mark.parametrize("pool", [1, 2])
@@ -251,8 +230,8 @@ def test_dropout_zeroes_and_scales_the_same_elements_forward_and_backward(relu_f
     middle = [nn.ReLU(), nn.BatchNorm2d(6)] if relu_first else [nn.BatchNorm2d(6), nn.ReLU()]
     layers = (nn.Conv2d(2, 6, 3, bias=False), *middle)
     dropout, pooling = models.Dropout(0.3), nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
-    fused = native.fuse(nn.Sequential(*layers, dropout, pooling).train(), (2, 12, 12))
-    unpooled = native.fuse(nn.Sequential(*layers, dropout).train(), (2, 12, 12))
+    fused = fuse(nn.Sequential(*layers, dropout, pooling).train(), (2, 12, 12))
+    unpooled = fuse(nn.Sequential(*layers, dropout).train(), (2, 12, 12))
     assert fused is not None
     assert unpooled is not None
     exact = copy.deepcopy(nn.Sequential(*layers)).double()
@@ -276,7 +255,7 @@ def test_dropout_chooses_every_element_by_itself_with_its_probability(p: float) 
     norm = nn.BatchNorm2d(5)
     nn.init.zeros_(norm.weight)
     nn.init.ones_(norm.bias)  # so that only what is dropped is zero
-    fused = native.fuse(nn.Sequential(nn.Conv2d(1, 5, 3, bias=False), nn.ReLU(), norm, models.Dropout(p)), IMAGE)
+    fused = fuse(nn.Sequential(nn.Conv2d(1, 5, 3, bias=False), nn.ReLU(), norm, models.Dropout(p)), IMAGE)
     assert fused is not None
     torch.manual_seed(6)
     with torch.no_grad():
@@ -312,7 +291,7 @@ def test_a_block_that_runs_twice_before_its_backward_pass_keeps_both_results() -
     torch.manual_seed(4)
     model = Twice().to(memory_format=torch.channels_last).train()
     exact = copy.deepcopy(model).double()
-    fused = native.fuse(model, (3, 6, 6))
+    fused = fuse(model, (3, 6, 6))
     assert fused is not None
     for _ in range(2):
         x, labels = torch.randn(8, 3, 6, 6), torch.randint(6, (8,))
@@ -334,7 +313,7 @@ def test_outside_training_the_logits_are_those_of_the_layers(network: Any, threa
     torch.set_num_threads(threads)
     torch.manual_seed(5)
     model = network().to(memory_format=torch.channels_last).train()
-    fused = native.fuse(model, IMAGE)
+    fused = fuse(model, IMAGE)
     assert fused is not None
     with torch.no_grad():
         for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
@@ -350,40 +329,10 @@ def test_outside_training_the_logits_are_those_of_the_layers(network: Any, threa
     assert all(torch.equal(*pair) for pair in zip(before, model.buffers(), strict=True))
 
 
-def test_the_fused_network_shares_everything() -> None:
-    model = models.V2()
-    fused = native.fuse(model, IMAGE)
-    assert fused is not None
-    assert {id(p) for p in fused.parameters()} == {id(p) for p in model.parameters()}
-    assert {id(b) for b in fused.buffers()} == {id(b) for b in model.buffers()}
-
-
-@pytest.mark.parametrize(
-    "convolution",
-    [
-        nn.Conv2d(1, 4, 3, padding=1, bias=False),
-        nn.Conv2d(1, 4, 3, stride=2, bias=False),
-        nn.Conv2d(1, 4, 3, dilation=2, bias=False),
-        nn.Conv2d(1, 4, (3, 1), bias=False),
-        nn.Conv2d(1, 4, 3),
-        nn.Conv2d(1, 2048, 3, bias=False),
-        nn.Conv2d(4, 4, 3, groups=2, bias=False),
-        nn.Conv2d(4, 8, 3, groups=4, bias=False),
-    ],
-)
-def test_what_the_c_code_does_not_compute_stays_as_it_is(convolution: nn.Conv2d) -> None:
-    channels = convolution.out_channels
-    image = (convolution.in_channels, 28, 28)
-    assert native.fuse(nn.Sequential(convolution, nn.ReLU(), nn.BatchNorm2d(channels)), image) is None
-    assert native.fuse(models.Skeleton(), IMAGE) is None  # no batch norm
-    odd = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.BatchNorm2d(4, momentum=None))
-    assert native.fuse(odd, IMAGE) is None
-
-
 def test_the_most_channels_fit_on_the_stack() -> None:
-    most = native.MOST_CHANNELS
+    most = MOST_CHANNELS
     layers = (nn.Conv2d(most, most, 3, bias=False), nn.ReLU(), nn.BatchNorm2d(most))
-    fused = native.fuse(nn.Sequential(*layers).to(memory_format=torch.channels_last), (most, 5, 5))
+    fused = fuse(nn.Sequential(*layers).to(memory_format=torch.channels_last), (most, 5, 5))
     assert fused is not None
     x = torch.randn(2, most, 5, 5).requires_grad_()
     fused.train()(x).sum().backward()
@@ -392,33 +341,6 @@ def test_the_most_channels_fit_on_the_stack() -> None:
 
 
 def test_nan_stays_nan() -> None:
-    fused = native.fuse(models.V2(dropout=0.0).to(memory_format=torch.channels_last), IMAGE)
+    fused = fuse(models.V2(dropout=0.0).to(memory_format=torch.channels_last), IMAGE)
     assert fused is not None
     assert fused.train()(torch.full((2, *IMAGE), float("nan"))).isnan().all()
-
-
-def test_compiled_blocks_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    forget()
-    native.functions((5, 1, 2, 3, True, 1, False))
-    (kept,) = (tmp_path / "bantam").iterdir()
-    forget()
-    monkeypatch.setattr(subprocess, "run", None)
-    native.functions((5, 1, 2, 3, True, 1, False))
-    assert list((tmp_path / "bantam").iterdir()) == [kept]
-    forget()
-
-
-@pytest.mark.parametrize(
-    ("compiler", "reason"),
-    [("no-such-compiler", "there is no C compiler"), ("false", "cannot compile the blocks: exit code 1")],
-)
-def test_a_machine_that_cannot_compile_says_so(
-    compiler: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CC", compiler)
-    forget()
-    with pytest.raises(native.Unavailable, match=reason):
-        native.fuse(models.V2(), IMAGE)
-    forget()

@@ -11,7 +11,7 @@ import torch
 from conftest import SMALL
 from omegaconf import DictConfig, OmegaConf
 
-from bantam.kernels import blocks as native
+from bantam.kernels import compiler
 from bantam.training import folder as record
 from bantam.training import run
 
@@ -274,22 +274,22 @@ def test_kernels_auto_takes_c_on_a_cpu_where_it_can_and_else_pytorch(
 
     assert chosen("kernels=torch") == "torch"
     with monkeypatch.context() as patch:
-        patch.setattr(native, "bfloat16", lambda: False)
+        patch.setattr(compiler, "bfloat16", lambda: False)
         assert chosen("precision=bfloat16") == "torch"
         with pytest.raises(ValueError, match="kernels is native, but this processor does not compute in bfloat16"):
             chosen("precision=bfloat16", "kernels=native")
     assert chosen("channels_last=false") == "torch"
     assert chosen("model=skeleton") == "torch"  # it has no block that the C code knows
     monkeypatch.setenv("CC", "no-such-compiler")
-    native.functions.cache_clear()
+    compiler.library.cache_clear()
     assert chosen() == "torch"
     with pytest.raises(ValueError, match="kernels is native, but there is no C compiler .* kernels=auto"):
         chosen("kernels=native")
     monkeypatch.undo()
-    native.functions.cache_clear()
+    compiler.library.cache_clear()
     if shutil.which(os.environ.get("CC", "cc")):
         assert chosen() == chosen("kernels=native") == "native"
-        if native.bfloat16():
+        if compiler.bfloat16():
             assert chosen("precision=bfloat16") == chosen("precision=bfloat16", "kernels=native") == "native"
 
 

@@ -2,7 +2,7 @@
  * convolution → batch norm and ReLU in either order → dropout → max-pool. Images are N×H×W×C numbers, floats or
  * bfloat16; all that is not the convolution's products is computed in floats.
  *
- * `native.py` compiles this file for every shape, with the sizes as constants, so that the compiler
+ * `blocks.py` compiles this file for every shape, with the sizes as constants, so that the compiler
  * keeps a whole tile of results in registers: SIDE and CI, side and channels of the input; CO,
  * channels of the output; KERNEL, side of the kernel; RELU_FIRST, 1 for ReLU before batch norm, 0 for
  * after it; POOL, side of the max-pool's squares, 1 for none; BFLOAT16, 1 for images in bfloat16, and

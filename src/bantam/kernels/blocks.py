@@ -1,79 +1,30 @@
-"""Blocks of a network in C, compiled for this processor, for a CPU.
+"""Layers whose work a function in C does, as PyTorch modules with their autograd functions.
 
-A network is built of PyTorch's layers, and those remain what is counted and saved. Of it `fuse`
-makes a second network with the same parameters, in which every run of convolution, batch norm,
-ReLU, dropout and max-pool is one function of `native.c`, and every convolution of channels by themselves one
-of `depthwise.c`: these small networks spend more time on moving their activations through memory than on
-computing them. In float32 that goes for every processor, in bfloat16 for those that compute in it.
+A `Block` is a function of `block.c`, a `Depthwise` one of `depthwise.c`: these small networks spend more time on
+moving their activations through memory than on computing them. In float32 that goes for every processor, in
+bfloat16 for those that compute in it.
 """
 
-import copy
 import ctypes
-import functools
-import hashlib
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bantam.models import Dropout
-
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=gnu11")
-
-MOST_CHANNELS = 512
-"""With more, an image's activations would not fit on the stack, where the C code keeps them."""
+from bantam.kernels import compiler
 
 Shape = tuple[int, int, int, int, bool, int, bool]
 """Side and channels of the input, channels of the output, side of the kernel, whether ReLU comes first, side of
 the max-pool's squares, whether images are bfloat16."""
 
 SIZES = ("SIDE", "CI", "CO", "KERNEL", "RELU_FIRST", "POOL", "BFLOAT16")
-"""What `native.c` calls them."""
+"""What `block.c` calls them."""
 
 
-ASK_FOR_UNIT = (158, 0x1023, 18)
-"""The system call arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA): a Linux process asks for its tiles once."""
-
-
-class Unavailable(ValueError):
-    """This machine cannot compile the blocks."""
-
-
-def cache() -> Path:
-    """Where compiled blocks are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bantam"
-
-
-def compiler() -> str | None:
-    """Path of the C compiler; None where there is none, or none that this works with."""
-    return None if os.name == "nt" else shutil.which(os.environ.get("CC", "cc"))
-
-
-@functools.cache
-def matrix_unit() -> bool:
-    """Whether this processor multiplies matrices of bfloat16 (AMX), and the system lets this process do so."""
-    if sys.platform != "linux" or not torch.cpu.get_capabilities().get("amx_bf16"):
-        return False
-    return ctypes.CDLL(None).syscall(*ASK_FOR_UNIT) == 0  # type: ignore[no-any-return]
-
-
-def bfloat16() -> bool:
-    """Whether this processor computes in bfloat16: in vectors, and those with a matrix unit in tiles too."""
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-
-
-@functools.cache
 def functions(shape: Shape) -> tuple[Any, Any, Any]:
     """A shape's `forward`, `backward` and `score`, compiled or found compiled. Raises Unavailable."""
-    sizes = [*zip(SIZES, shape, strict=True), ("MATRIX_UNIT", shape[-1] and matrix_unit())]
-    library = _library("native.c", sizes)
+    sizes = (*zip(SIZES, shape, strict=True), ("MATRIX_UNIT", shape[-1] and compiler.matrix_unit()))
+    library = compiler.library("block.c", sizes)
     pointer, floats, whole = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
     dropout = (ctypes.c_uint64, ctypes.c_uint32, floats)
     forward, backward, score = library.forward, library.backward, library.score
@@ -84,11 +35,10 @@ def functions(shape: Shape) -> tuple[Any, Any, Any]:
     return forward, backward, score
 
 
-@functools.cache
 def depthwise_functions(side: int, channels: int, kernel: int, bfloat16: bool) -> tuple[Any, Any]:
     """`forward` and `backward` of a convolution of every channel by itself. Raises Unavailable."""
     sizes = (("SIDE", side), ("CHANNELS", channels), ("KERNEL", kernel), ("BFLOAT16", bfloat16))
-    library = _library("depthwise.c", sizes)
+    library = compiler.library("depthwise.c", sizes)
     forward, backward = library.forward, library.backward
     forward.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int, ctypes.c_int]
     backward.argtypes = [*[ctypes.c_void_p] * 5, ctypes.c_int, ctypes.c_int]
@@ -96,55 +46,7 @@ def depthwise_functions(side: int, channels: int, kernel: int, bfloat16: bool) -
     return forward, backward
 
 
-def _library(name: str, sizes: Iterable[tuple[str, int]]) -> ctypes.CDLL:
-    """A C file beside this one with its sizes as constants, compiled or found compiled. Raises Unavailable."""
-    cc = compiler()
-    if cc is None:
-        raise Unavailable("there is no C compiler (cc): install one, for example gcc")
-    constants = "".join(f"#define {size} {int(value)}\n" for size, value in sizes)
-    here = Path(__file__).parent
-    source = constants + (here / name).read_text()
-    headers = [header.read_text() for header in sorted(here.glob("*.h"))]
-    # The processor and the compiler belong to the key: a home folder may be shared by unlike machines.
-    key = "".join((source, *headers, *FLAGS, cc, _processor()))
-    path = cache() / f"block-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
-    try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-                (Path(folder) / "block.c").write_text(source)
-                _compile(cc, Path(folder))
-                os.replace(Path(folder) / "block.so", path)
-        # RTLD_NOW: what is missing shows here, not in the middle of a training.
-        return ctypes.CDLL(str(path), mode=os.RTLD_NOW)
-    except OSError as error:
-        raise Unavailable(f"compiled blocks cannot be kept in {path.parent} or loaded: {error}") from error
-
-
-def _compile(cc: str, folder: Path) -> None:
-    # Linked without OpenMP: PyTorch's own, which is loaded already, serves. Two of them, each with
-    # its threads spinning for work, would take the processor from one another.
-    for command in (
-        [cc, *FLAGS, f"-I{Path(__file__).parent}", "-fopenmp", "-fPIC", "-c", "block.c", "-o", "block.o"],
-        [cc, "-shared", "block.o", "-o", "block.so", "-lm"],
-    ):
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines()
-            reason = next((line for line in lines if "error" in line), [*lines, f"exit code {done.returncode}"][0])
-            raise Unavailable(f"{cc} cannot compile the blocks: {reason}")
-
-
-@functools.cache
-def _processor() -> str:
-    """What distinguishes this processor from others for the compiler."""
-    if sys.platform == "linux":
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-    return f"{sys.platform} {os.uname().machine}"
-
-
-class _Compiled(nn.Module):
+class Compiled(nn.Module):
     """Layers whose place a function in C takes. In a step it is quick in Python too, where a small network waits.
 
     Memory that every step uses again is kept: what is fresh would have to be mapped first, page by page.
@@ -187,7 +89,7 @@ class _Compiled(nn.Module):
         return view.detach()
 
 
-class Block(_Compiled):
+class Block(Compiled):
     """A valid convolution, batch norm, ReLU, perhaps dropout and a max-pool, as one function."""
 
     def __init__(
@@ -294,7 +196,7 @@ class _Fused(torch.autograd.Function):
         return gx, gweight, ggamma, gbeta, None
 
 
-class Depthwise(_Compiled):
+class Depthwise(Compiled):
     """A valid convolution of every channel by itself."""
 
     def compiled(self, side: int) -> tuple[Any, ...]:
@@ -336,87 +238,3 @@ class _Depthwise(torch.autograd.Function):
             *(images, torch.get_num_threads()),
         )
         return gx, grows.permute(3, 2, 0, 1), None
-
-
-def is_fused(model: nn.Module) -> bool:
-    """Whether a network has blocks in C."""
-    return any(isinstance(module, _Compiled) for module in model.modules())
-
-
-def fuse(
-    model: nn.Module, image: tuple[int, int, int], precision: torch.dtype = torch.float32
-) -> nn.Module | None:
-    """A network with the parameters and statistics of `model` and its blocks compiled; None where it has none.
-
-    `image` is channels, height and width of the input. Raises Unavailable where nothing can be compiled, and for
-    bfloat16 on a processor that does not compute in it.
-    """
-    if precision == torch.bfloat16 and not bfloat16():
-        raise Unavailable("this processor does not compute in bfloat16: use precision=float32")
-    fused = _replaced(model, precision)
-    if not is_fused(fused):
-        return None
-    training = model.training
-    with torch.no_grad(), torch.autocast("cpu", precision, enabled=precision != torch.float32):
-        fused.eval()(torch.zeros(1, *image))  # compiles whatever is not compiled yet
-    fused.train(training)
-    return fused
-
-
-def _replaced(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy that shares all parameters, its runs of fitting layers replaced by blocks."""
-    children = {name: child and _replaced(child, dtype) for name, child in module._modules.items()}
-    if isinstance(module, nn.Sequential):
-        return nn.Sequential(*_blocks([child for child in children.values() if child is not None], dtype))
-    twin = copy.copy(module)
-    twin._modules = children
-    return twin
-
-
-def _blocks(layers: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[nn.Module]:
-    """Layers that run one after another, with blocks for those that fit."""
-    at = 0
-    while at < len(layers):
-        convolution, rest = layers[at], layers[at + 1 : at + 5]
-        kinds = [type(layer) for layer in rest]
-        at += 1
-        if (
-            _plain(convolution)
-            and convolution.groups == 1
-            and kinds[:2] in ([nn.ReLU, nn.BatchNorm2d], [nn.BatchNorm2d, nn.ReLU])
-        ):
-            norm = next(layer for layer in rest if isinstance(layer, nn.BatchNorm2d))
-            if norm.affine and norm.track_running_stats and norm.momentum is not None:
-                p, pool, last = 0.0, 1, 2
-                if last < len(rest) and isinstance(dropout := rest[last], Dropout):
-                    p, last = dropout.p, last + 1
-                if last < len(rest) and (squares := _pool(rest[last])):
-                    pool, last = squares, last + 1
-                yield Block(convolution, norm, kinds[0] is nn.ReLU, p, pool, dtype)
-                at += last
-                continue
-        if _plain(convolution) and convolution.groups == convolution.in_channels == convolution.out_channels > 1:
-            yield Depthwise(convolution, dtype)
-        else:
-            yield convolution
-
-
-def _plain(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether a layer is a convolution of a kind that there is C code for, groups aside."""
-    return (
-        type(layer) is nn.Conv2d
-        and layer.kernel_size[0] == layer.kernel_size[1]
-        and layer.stride == layer.dilation == (1, 1)
-        and layer.padding == (0, 0)
-        and layer.bias is None
-        and max(layer.in_channels, layer.out_channels) <= MOST_CHANNELS
-    )
-
-
-def _pool(layer: nn.Module) -> int:
-    """The side of a max-pool's squares, which lie side by side; 0 for any other layer."""
-    if type(layer) is not nn.MaxPool2d or layer.return_indices or layer.ceil_mode:
-        return 0
-    pool = layer.kernel_size
-    plain = isinstance(pool, int) and layer.stride == pool and layer.padding == 0 and layer.dilation == 1
-    return pool if isinstance(pool, int) and plain and pool > 1 else 0

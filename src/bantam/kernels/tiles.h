@@ -1,4 +1,4 @@
-/* The three products of a block's convolution in bfloat16, by the matrix unit (AMX): see `native.c`.
+/* The three products of a block's convolution in bfloat16, by the matrix unit (AMX): see `block.c`.
  *
  * Its eight registers are tiles. A product adds 16×32 numbers times 32×16 numbers to 16×16 sums, which are
  * floats; of the second factor, two numbers that follow one another in a column lie side by side in memory.

@@ -1,4 +1,4 @@
-/* The three products of a block's convolution in vector registers, of floats or of bfloat16: see `native.c`.
+/* The three products of a block's convolution in vector registers, of floats or of bfloat16: see `block.c`.
  *
  * A step adds NUMBERS products to each of LANES sums, which are floats: one of floats, or two of bfloat16 that lie
  * side by side in memory. A row of the kernel, columns and channels, lies side by side in an image.

@@ -26,7 +26,8 @@ from torch.optim import Optimizer
 
 from bantam import budget, config, data
 from bantam.augmentation import Augmentation
-from bantam.kernels import blocks as native
+from bantam.kernels import compiler
+from bantam.kernels.fuse import fuse, is_fused
 from bantam.schedulers import OneCycle
 from bantam.training import folder as record
 from bantam.training.loop import Average, Diverged, Epoch, Scheduler, advance, measure, score, train
@@ -98,7 +99,7 @@ class Prepared:
     @property
     def kernels(self) -> str:
         """Whose code that is, native or torch."""
-        return "native" if native.is_fused(self.forward) else "torch"
+        return "native" if is_fused(self.forward) else "torch"
 
     @property
     def saved(self) -> nn.Module:
@@ -111,7 +112,7 @@ class Prepared:
         if self.kernels == "torch":
             return self.saved
         return (
-            (native.fuse(self.average.model, budget.IMAGE, self.precision) or self.saved)
+            (fuse(self.average.model, budget.IMAGE, self.precision) or self.saved)
             if self.average
             else self.forward
         )
@@ -185,8 +186,8 @@ def _forward(
     if cfg.kernels == "torch" or not fits:
         return model
     try:
-        fused = native.fuse(model, budget.IMAGE, precision)
-    except native.Unavailable as error:
+        fused = fuse(model, budget.IMAGE, precision)
+    except compiler.Unavailable as error:
         if cfg.kernels == "native":
             raise ValueError(f"kernels is native, but {error}; or use kernels=auto") from error
         return model
@@ -289,7 +290,7 @@ def _precision(cfg: DictConfig, device: torch.device) -> torch.dtype:
         if device.type == "cuda":
             native_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
-            native_bfloat16 = device.type == "cpu" and native.bfloat16()
+            native_bfloat16 = device.type == "cpu" and compiler.bfloat16()
         return torch.bfloat16 if native_bfloat16 else torch.float32
     return torch.float32 if cfg.precision == "float32" else torch.bfloat16
 
