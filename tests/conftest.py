@@ -1,12 +1,11 @@
 """What several test modules need: composing a configuration and finding the real MNIST."""
 
 import os
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from commands import PROJECT, Bantam, Forks
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
@@ -14,7 +13,6 @@ from bantam import config
 from bantam.search import sweeper
 from bantam.training.run import Place
 
-PROJECT = Path(__file__).parent.parent
 SMALL = ("data=mnist5k", "model.width=4", "epochs=1", "pictures=false", "threads=1")
 """Overrides that make a run a matter of seconds, on a busy machine too: one thread waits for no other."""
 
@@ -48,18 +46,17 @@ def mnist_root() -> str:
     return str(Path(root).absolute())
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """What the commands of all tests are forked from."""
+    server = Forks()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def bantam(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run one of the project's commands, such as `bantam("train.py", "seed=2")`, in an empty folder."""
-
-    def call(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(PROJECT / script), *arguments],
-            cwd=tmp_path,
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-
-    return call
+def bantam(tmp_path: Path, forks: Forks) -> Iterator[Bantam]:
+    """Run the project's commands, such as `bantam("train.py", "seed=2")`, in an empty folder."""
+    commands = Bantam(tmp_path, forks)
+    yield commands
+    commands.close()

@@ -1,16 +1,14 @@
-"""The command line: what people type and what they get, in real processes."""
+"""The command line: what people type and what they get, in processes of their own."""
 
 import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import Bantam
 from conftest import PROJECT, SMALL
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -21,8 +19,6 @@ from test_run import history
 from bantam import launch
 from bantam.training import run
 
-Bantam = Callable[..., subprocess.CompletedProcess[str]]
-
 
 def only_run(tmp_path: Path) -> Path:
     """The folder of the only single run."""
@@ -30,13 +26,13 @@ def only_run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_typo_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+def test_a_typo_is_refused_before_torch_is_imported(bantam: Bantam, tmp_path: Path) -> None:
+    # An interpreter of its own, since it is about what that imports.
     for override, message in (
         ("optimizer.lrr=1", "Key 'lrr' not in 'SGD'. Did you mean: 'lr'?"),
         ("optimizer.lr=nan", "Error: optimizer.lr is nan: it must be a finite number above 0"),
     ):
-        command = [sys.executable, "-X", "importtime", str(PROJECT / "train.py"), override]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        result = bantam.interpreter("train.py", override, options=("-X", "importtime"))
         assert result.returncode == 1
         imported = [line.split("|")[-1].strip() for line in result.stderr.splitlines() if "import time:" in line]
         assert "hydra" in imported
@@ -202,11 +198,10 @@ def test_a_used_folder_is_not_overwritten(bantam: Bantam, tmp_path: Path) -> Non
     assert "Error: run is finished (not judged): there is nothing to resume" in result.stderr
 
 
-def interrupt(tmp_path: Path, arguments: list[str], after: int, sign: signal.Signals) -> tuple[int, str]:
-    """Start a run in `tmp_path`/run, send it a signal when some epochs are done; its exit code and output."""
-    command = [sys.executable, str(PROJECT / "train.py"), *arguments, "hydra.run.dir=run"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    history_file = tmp_path / "run" / "history.csv"
+def interrupt(bantam: Bantam, arguments: list[str], after: int, sign: signal.Signals) -> tuple[int, str]:
+    """Start a run in the folder run, send it a signal when some epochs are done; its exit code and output."""
+    process = bantam.start("train.py", *arguments, "hydra.run.dir=run")
+    history_file = bantam.folder / "run" / "history.csv"
     deadline = time.monotonic() + 120
     while not (history_file.exists() and len(history_file.read_text().splitlines()) > after):
         assert process.poll() is None, process.communicate()[0]
@@ -214,7 +209,7 @@ def interrupt(tmp_path: Path, arguments: list[str], after: int, sign: signal.Sig
         time.sleep(0.02)
     process.send_signal(sign)
     output, _ = process.communicate(timeout=60)
-    return process.returncode, output
+    return process.wait(), output
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
@@ -222,7 +217,7 @@ def test_an_interrupted_run_resumes_in_place_and_ends_bitwise_the_same(
     bantam: Bantam, tmp_path: Path, sign: signal.Signals
 ) -> None:
     arguments = [*SMALL, "epochs=8", "scheduler=one_cycle", "model.width=6"]
-    code, output = interrupt(tmp_path, arguments, 3, sign)
+    code, output = interrupt(bantam, arguments, 3, sign)
     if sign == signal.SIGINT:
         assert code == 130
         assert "python train.py resume=run" in output

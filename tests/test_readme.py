@@ -3,11 +3,10 @@
 import re
 import shlex
 import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import Bantam
 from conftest import PROJECT, SMALL
 from test_data import idx
 
@@ -25,8 +24,6 @@ INSTALLS = [
     "pip install -e . && python train.py model=v2 optimizer.lr=0.025",
     "pip install -e '.[dev]' && pytest -n auto",
 ]
-
-Bantam = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def little_root(root: Path) -> Path:
@@ -116,10 +113,12 @@ def test_adding_a_network_takes_the_class_and_the_file_of_the_readme(bantam: Ban
         stream.write("\n\n" + class_)
     (tmp_path / "conf" / "model" / "tiny.yaml").write_text(file)
     arguments = ["model=tiny", "model.width=12", "data=mnist5k", "epochs=1", "pictures=false"]
-    result = bantam(str(tmp_path / "train.py"), *arguments, PYTHONPATH=str(tmp_path / "src"))
+    # In interpreters of their own: they import another copy of the package.
+    result = bantam.interpreter(str(tmp_path / "train.py"), *arguments, PYTHONPATH=str(tmp_path / "src"))
     assert result.returncode == 0, result.stderr
     assert "conv 5×5 → ReLU" in result.stdout
-    result = bantam(str(tmp_path / "train.py"), *arguments, "model.width=60", PYTHONPATH=str(tmp_path / "src"))
+    wide = (*arguments, "model.width=60")
+    result = bantam.interpreter(str(tmp_path / "train.py"), *wide, PYTHONPATH=str(tmp_path / "src"))
     assert result.returncode == 1
     assert "model=tiny has 11,110 parameters, 1,111 over the 9,999" in result.stderr
 

@@ -1,0 +1,149 @@
+"""Runs the project's commands: as forks of what has imported everything, or in interpreters of their own."""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO
+
+import fork_server
+
+PROJECT = Path(__file__).parent.parent
+
+
+class Forked:
+    """A command that a fork runs, with those methods of `subprocess.Popen` that tests use; it writes to files."""
+
+    def __init__(self, args: list[str], pipe: int, stdout: IO[str], stderr: IO[str]) -> None:
+        self.args, self.stdout, self.stderr = args, stdout, stderr
+        self.returncode: int | None = None
+        self._pipe = os.fdopen(pipe, "rb", buffering=0)
+        self.pid = int(self._pipe.readline())
+
+    def poll(self) -> int | None:
+        """The exit code, -N where signal N ended it; None while it runs."""
+        return self._ended(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, when it has ended. Raises subprocess.TimeoutExpired after so many seconds."""
+        code = self._ended(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return code
+
+    def _ended(self, timeout: float | None) -> int | None:
+        if self.returncode is None and select.select([self._pipe], [], [], timeout)[0]:
+            self.returncode = int(self._pipe.readline())
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for its end; what it and its children have written, "" for errors that went where the rest went."""
+        self.wait(timeout)
+        return self.written(self.stdout), "" if self.stderr is self.stdout else self.written(self.stderr)
+
+    @staticmethod
+    def written(stream: IO[str]) -> str:
+        """What has been written so far."""
+        stream.seek(0)
+        return stream.read()
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it at once, wherever it is."""
+        self.send_signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Kill it if it still runs, and forget what it wrote."""
+        self.kill()
+        self.wait()
+        for stream in (self._pipe, self.stdout, self.stderr):
+            stream.close()
+
+
+class Forks:
+    """A fork server, which begins to import when the first command is asked for."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def _connection(self) -> socket.socket:
+        if self._process is None:
+            self._ours, theirs = socket.socketpair()
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, fork_server.__file__, str(theirs.fileno())],
+                    # OpenBLAS starts threads when it is loaded, and threads do not survive a fork.
+                    env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                )
+        return self._ours
+
+    def start(self, args: list[str], folder: Path, environment: dict[str, str], joined: bool) -> Forked:
+        """Run a script in a folder; `joined` puts its errors where the rest of its output goes."""
+        stdout = tempfile.TemporaryFile("w+")  # noqa: SIM115 - they are the command's, which closes them
+        stderr = stdout if joined else tempfile.TemporaryFile("w+")  # noqa: SIM115
+        ours, theirs = os.pipe()
+        with open(os.devnull) as nothing:
+            outputs = [stream.fileno() for stream in (nothing, stdout, stderr)]
+            request = fork_server.request_for(args, [0, 1, 2], folder=str(folder), environment=environment)
+            fork_server.send(self._connection(), request, [theirs, *outputs])
+        os.close(theirs)
+        return Forked(args, ours, stdout, stderr)
+
+    def close(self) -> None:
+        """End the server."""
+        if self._process is not None:
+            self._ours.close()
+            self._process.wait(60)
+
+
+class Bantam:
+    """Runs commands in one folder: `bantam("train.py", "seed=2")`; what was started ends with the test."""
+
+    def __init__(self, folder: Path, forks: Forks) -> None:
+        self.folder, self._forks = folder, forks
+        self._started: list[Forked] = []
+
+    def __call__(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end, in a fork of what has imported everything."""
+        if sys.platform != "linux":
+            return self.interpreter(script, *arguments, **environment)
+        process = self._start(script, arguments, environment, joined=False)
+        output, errors = process.communicate(300)
+        return subprocess.CompletedProcess(process.args, process.wait(), output, errors)
+
+    def start(self, script: str, *arguments: str, **environment: str) -> Forked:
+        """Start a command in a fork; its output and its errors go to one file, `stdout`."""
+        return self._start(script, arguments, environment, joined=True)
+
+    def _start(self, script: str, arguments: tuple[str, ...], environment: dict[str, str], joined: bool) -> Forked:
+        args = [str(PROJECT / script), *arguments]
+        self._started.append(self._forks.start(args, self.folder, {**os.environ, **environment}, joined))
+        return self._started[-1]
+
+    def interpreter(
+        self, script: str, *arguments: str, options: tuple[str, ...] = (), **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in an interpreter of its own: for tests of how it starts, or of other code than this."""
+        return subprocess.run(
+            [sys.executable, *options, str(PROJECT / script), *arguments],
+            cwd=self.folder,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def close(self) -> None:
+        """End what still runs."""
+        for process in self._started:
+            process.close()
