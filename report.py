@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from bantam import launch
 from bantam.report import page as report
+from bantam.report import terminal
 
 
 def main() -> None:
@@ -18,7 +19,9 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(highlight=False)
     try:
-        path = report.write(arguments.folders, arguments.output, console)
+        page = report.read(arguments.folders)
+        path = report.save(page, arguments.folders, arguments.output)
+        terminal.show(page, console)
     except ValueError as error:
         launch.show_error(error)
         raise SystemExit(1) from None

@@ -10,7 +10,7 @@ from conftest import PROJECT
 from omegaconf import DictConfig, OmegaConf
 
 from bantam import launch
-from bantam.report import folders as evidence
+from bantam.report import folders, groups
 from bantam.training import folder as record
 
 RESULTS = PROJECT / "docs" / "results"
@@ -37,7 +37,7 @@ def test_published_runs_are_of_the_experiment_as_it_is_now(name: str, composed: 
 @pytest.mark.parametrize("name", CLAIMED)
 def test_what_holds_the_target_does_so_on_the_seeds_that_it_claims(name: str) -> None:
     least, seeds = CLAIMED[name]
-    (group,) = evidence.gather([RESULTS / name]).groups
+    (group,) = groups.group(folders.gather([RESULTS / name]).runs)
     assert sorted(run.seed or 0 for run in group.runs) == list(range(seeds))
     held = [run for run in group.runs if min(run.last) >= run.target]
     assert len(held) == group.met >= least

@@ -3,7 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_folders import write_run
+from made_folders import write_run
 
 Bantam = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -3,20 +3,19 @@ import math
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import pytest
-from test_folders import of_seeds, one, write_run, write_study
+from made_folders import of_seeds, one, write_run
 
-from bantam.report import figures
-from bantam.report import folders as evidence
-from bantam.report.folders import Group, Study, Trial
+from bantam.report import figures, folders, study_figures
+from bantam.report.folders import Study
+from bantam.report.groups import Group
 
 
 def test_every_colour_is_one_of_the_page_in_light_and_in_dark() -> None:
-    page = files("bantam").joinpath("report.html").read_text()
+    page = files("bantam.report").joinpath("page.html").read_text(encoding="utf-8")
     light, dark = page.split("@media (prefers-color-scheme: dark) {", 1)
-    names = set(re.findall(r"var\(--([\w-]+)\)", inspect.getsource(figures)))
+    names = set(re.findall(r"var\(--([\w-]+)\)", inspect.getsource(figures) + inspect.getsource(study_figures)))
     names |= {f"{kind}{number}" for kind in "cb" for number in range(figures.SERIES)}
     assert len(names) > 15
     for name in names:
@@ -92,53 +91,12 @@ def test_there_is_no_figure_of_nothing(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "0")
     (folder / "history.csv").unlink()
     (folder / "result.json").unlink()
-    nothing = [Group("v2", [evidence.read_run(folder)])]
+    nothing = [Group("v2", [folders.read_run(folder)])]
     for draw in (figures.curves, figures.rates, figures.last_epochs, figures.classes):
         assert draw(nothing) is None
     assert figures.step(nothing[0]) is None
     assert figures.confusion(nothing[0]) is None
     assert figures.differences([]) is None
     empty = Study(tmp_path, [], [], [], None)
-    for look in (figures.history, figures.sizes, figures.intermediate, figures.parallel):
+    for look in (study_figures.history, study_figures.sizes, study_figures.intermediate, study_figures.parallel):
         assert look(empty) is None
-
-
-def test_trials_are_told_apart_by_their_state(tmp_path: Path) -> None:
-    study = evidence.read_study(write_study(tmp_path / "study", (97.0, 99.0, 98.0), pruned=2, over=3))
-    for drawn, line in ((figures.history(study), "best so far"), (figures.sizes(study), "Pareto front")):
-        assert drawn is not None
-        names = [trace["name"] for trace in drawn.data]
-        assert names == [line, "complete (3)", "pruned (2)", "over budget (3)"]
-        assert len({trace["marker"]["symbol"] for trace in drawn.data[1:]}) == 3
-    history, sizes, epochs = figures.history(study), figures.sizes(study), figures.intermediate(study)
-    assert history is not None
-    assert history.data[0]["y"] == [97.0, 99.0, 99.0]
-    assert sizes is not None
-    assert sizes.data[0]["x"] == [2000, 3000]
-    assert sizes.layout["shapes"][0]["x0"] == 10_000
-    assert epochs is not None
-    assert "2 trials were given up, after 2.0 epochs on average" in epochs.see
-
-
-def trial(number: int, **settings: Any) -> Trial:
-    return Trial(number, "complete", "", settings, 5000, 90.0 + number / 10, 1.0, [(1, 90.0)])
-
-
-def test_settings_side_by_side_have_the_best_tenth_in_colour(tmp_path: Path) -> None:
-    trials = [trial(i, lr=10 ** (-i / 10), kind="ab"[i % 2], same=1) for i in range(20)]
-    drawn = figures.parallel(Study(tmp_path, trials, ["lr", "kind", "same"], [], None))
-    assert drawn is not None
-    others, best = drawn.data
-    assert best["name"] == "best tenth (2)"
-    assert len(others["x"]) == 18 * 4
-    assert drawn.layout["xaxis"]["ticktext"] == ["lr", "kind", "accuracy, %"]  # what never differs is left out
-    assert best["y"][:3] == pytest.approx([1 / 19, 0.0, 18 / 19])  # lr spans decades: its axis is logarithmic
-    assert drawn.see.startswith("The best tenth of the trials have lr 0.01259 to 0.01585")
-
-
-def test_a_thousand_trials_are_a_few_traces(tmp_path: Path) -> None:
-    trials = [trial(i, lr=0.1 + i, width=i % 7) for i in range(1000)]
-    study = Study(tmp_path, trials, ["lr", "width"], [], None)
-    for drawn in (figures.history(study), figures.intermediate(study), figures.parallel(study)):
-        assert drawn is not None
-        assert len(drawn.data) <= 4

@@ -8,35 +8,17 @@ from typing import Any
 
 import pytest
 from browser import CHROMIUM, NARROW, WIDE, Browser
-from rich.console import Console
-from test_folders import SETTINGS, write_run, write_study
+from made_folders import EVIL, SETTINGS, story, thousand, write_run, write_study
 
-from bantam.report import folders as evidence
+from bantam.report import folders
 from bantam.report import page as report
 from bantam.training import folder as record
 
 Bantam = Callable[..., subprocess.CompletedProcess[str]]
-EVIL = "<script>window.evil=1</script><b>%{x}"
 
 
-def story(folder: Path) -> Path:
-    """A multirun with two groups of seeds, one that was refused and one that was interrupted."""
-    matrix = [[50 - (i != j) * 49 - (j == 9) for j in range(10)] for i in range(10)]
-    scored = {"confusion": matrix, "classes": [str(i) for i in range(10)]}
-    for i, end in enumerate((98.9, 99.1, 99.0)):
-        write_run(folder / f"{i}", (97.0, 99.2, end, end), i, "v1", verdict="not met", **scored)
-    for i, end in enumerate((99.3, 99.35, 99.4)):
-        other = {"model": {"_target_": "bantam.models.Flexible"}}
-        write_run(folder / f"{i + 3}", (97.0, 99.2, end, end), i, "flexible", settings=other, **scored)
-    refused = write_run(folder / "6", name="big", settings={"model": {"width": 99}})
-    (refused / "history.csv").unlink()
-    record.write_result(refused, {"verdict": "refused", "reason": f"too big {EVIL}", "model": "big"})
-    (write_run(folder / "7", name="late", settings={"epochs": 9}) / "result.json").unlink()
-    return folder
-
-
-def html(*folders: Path) -> str:
-    return report.render(report.build(evidence.gather(folders), "title"))
+def html(*given: Path) -> str:
+    return report.render(report.read(given))
 
 
 def figure_titles(page: str) -> list[str]:
@@ -67,7 +49,7 @@ def test_the_page_needs_nothing_beside_itself(tmp_path: Path) -> None:
 
 
 def test_the_story_is_told(tmp_path: Path) -> None:
-    page = report.build(evidence.gather([story(tmp_path / "runs")]), "runs")
+    page = report.build(folders.gather([story(tmp_path / "runs")]), "runs")
     assert page.runs is not None
     assert len(page.runs.rows) == 8
     first, second, refused, late = page.steps
@@ -93,18 +75,6 @@ def test_the_story_is_told(tmp_path: Path) -> None:
     assert [row[1].text for row in page.broken.rows] == ["refused", "unfinished"]
 
 
-def test_the_terminal_shows_the_same(tmp_path: Path) -> None:
-    console = Console(record=True, width=160, file=open("/dev/null", "w"))  # noqa: SIM115
-    with console.file:
-        report.write([story(tmp_path / "runs")], tmp_path / "page.html", console)
-    shown = console.export_text()
-    page = (tmp_path / "page.html").read_text()
-    for sentence in ("met by 0 of 3 seeds", "3 against 3 seeds", "conv 3×3 → ReLU", "lowest of the last epochs"):
-        assert sentence in shown
-        assert sentence in page
-    assert EVIL in shown
-
-
 def test_what_folders_say_is_text_and_nothing_else(tmp_path: Path) -> None:
     folder = story(tmp_path / "<script>alert(1)" / "runs")
     write_run(folder / "8", name=EVIL, overrides=(EVIL,))
@@ -121,7 +91,7 @@ def test_no_value_in_a_result_stops_the_report(tmp_path: Path, value: Any) -> No
     whole = record.read_result(folder)
     for key in (*whole, "classes", "confusion", "processor", "threads", "data"):
         record.write_result(folder, {**whole, key: value})
-        report.build(evidence.gather([tmp_path]), "title")
+        report.build(folders.gather([tmp_path]), "title")
 
 
 @pytest.mark.parametrize("part", list(SETTINGS))
@@ -135,7 +105,7 @@ def test_no_value_in_a_configuration_stops_the_report(tmp_path: Path, part: str)
 
 def test_a_study_with_two_objectives_tells_its_front(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 99.2), two=True)
-    (study,) = report.build(evidence.gather([folder]), "study").studies
+    (study,) = report.build(folders.gather([folder]), "study").studies
     assert study.front is not None
     assert [row[0].text for row in study.front.rows] == ["0", "1", "4"]
     said = {figure.title: figure.see for figure in study.figures}
@@ -146,17 +116,13 @@ def test_a_study_with_two_objectives_tells_its_front(tmp_path: Path) -> None:
     assert "The trials of the front have" in said["Settings side by side"]
     assert study.best is not None
     assert study.best.title == "Trial 4, the most accurate"
-    console = Console(record=True, width=160, file=open("/dev/null", "w"))  # noqa: SIM115
-    with console.file:
-        report.write([folder], tmp_path / "page.html", console)
-    assert "Study study: the front" in console.export_text()
-    assert "The front: no trial is as accurate with fewer parameters" in (tmp_path / "page.html").read_text()
+    assert "The front: no trial is as accurate with fewer parameters" in html(folder)
 
 
 def test_a_study_is_shown_with_its_figures(tmp_path: Path) -> None:
     objectives = (97.0, 99.0, 98.0, 98.5, 98.7)
     folder = write_study(tmp_path / "study", objectives)
-    page = report.build(evidence.gather([folder]), "study")
+    page = report.build(folders.gather([folder]), "study")
     (study,) = page.studies
     assert [figure.title for figure in study.figures] == [
         "History",
@@ -172,30 +138,9 @@ def test_a_study_is_shown_with_its_figures(tmp_path: Path) -> None:
     assert page.runs is None
 
 
-@pytest.mark.parametrize(
-    ("objectives", "why"),
-    [
-        ((), "0 completed trials are too few"),
-        ((97.0, 98.0), "2 completed trials are too few"),
-        ((97.0,) * 5, "all completed trials have the same accuracy"),
-    ],
-)
-def test_importances_are_there_or_the_reason(tmp_path: Path, objectives: tuple[float, ...], why: str) -> None:
-    study = evidence.read_study(write_study(tmp_path / "study", objectives))
-    assert report.importances(study) == ({}, why)
-    assert f"No importances: {why}." in html(study.folder)
-
-
-def test_importances_find_what_decides(tmp_path: Path) -> None:
-    trials = [
-        evidence.Trial(
-            i, "complete", "", {"a": i / 40, "b": (i * 7) % 11, "c": "xy"[i % 2]}, 1, 90 + i / 8, 1.0, []
-        )
-        for i in range(40)
-    ]
-    shares, _ = report.importances(evidence.Study(tmp_path, trials, ["a", "b", "c"], [], None))
-    assert max(shares, key=lambda key: shares[key]) == "a"
-    assert sum(shares.values()) == pytest.approx(1)
+def test_a_figure_that_cannot_be_drawn_says_why(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", (97.0, 98.0))
+    assert "No importances: 2 completed trials are too few." in html(folder)
 
 
 def test_the_confirmation_is_shown(tmp_path: Path) -> None:
@@ -216,33 +161,13 @@ def test_many_groups_are_shown_by_the_best(tmp_path: Path) -> None:
         write_run(
             tmp_path / f"{i}", (90.0, 95.0, 96.0, 96 + i / 10), settings={"optimizer": {"lr": 0.01 * (i + 1)}}
         )
-    page = report.build(evidence.gather([tmp_path]), "many")
+    page = report.build(folders.gather([tmp_path]), "many")
     assert len(page.steps) == report.STEPS
     assert "best 12 of 30" in page.steps_note
     assert page.comparison is not None
     assert len(page.comparison.rows) == report.COMPARED - 1
     assert page.runs is not None
     assert len(page.runs.rows) == 30
-
-
-def thousand(folder: Path) -> Path:
-    """A study of 1,000 trials of 15 epochs: half complete, half pruned, two widths over the budget."""
-    folder.mkdir()
-    rows = ["number,state,reason,optimizer.lr,model.width,parameters,objective,seconds,folder"]
-    for i in range(1000):
-        width, rate = 8 + i % 11, 0.001 * (1 + i)
-        if width > 16:
-            rows.append(f"{i},over budget,too many,{rate},{width},{600 * width},,0.1,")
-            continue
-        (folder / f"{i}").mkdir()
-        epochs = 15 if i % 2 else 7
-        lines = [f"{e},{rate},0.1,98,0.05,{97 + e / 10 + i / 2000},,,20,3000" for e in range(1, epochs + 1)]
-        head = "epoch,lr,train_loss,train_accuracy,validation_loss,validation_accuracy,test_loss,test_accuracy"
-        (folder / f"{i}" / "history.csv").write_text("\n".join([f"{head},seconds,images_per_second", *lines]))
-        end = f"complete,,{rate},{width},{600 * width},{98.5 + i / 2000}" if epochs == 15 else ""
-        rows.append(f"{i},{end or f'pruned,given up,{rate},{width},{600 * width},'},300,{i}")
-    (folder / "trials.csv").write_text("\n".join(rows) + "\n")
-    return folder
 
 
 def test_a_thousand_trials_stay_small(tmp_path: Path) -> None:

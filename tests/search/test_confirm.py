@@ -11,8 +11,7 @@ import pytest
 from conftest import PROJECT
 from omegaconf import OmegaConf
 
-from bantam.report import folders as evidence
-from bantam.report import page as report
+from bantam.report import analysis, folders
 from bantam.search import confirm
 from bantam.training import folder as record
 
@@ -184,7 +183,7 @@ def test_the_test_images_may_wait(study: Path, tmp_path: Path, capsys: pytest.Ca
     assert "test" not in summary(study)
     ahead = "Trial 1 is ahead on the validation images; it was not scored on the test images."
     assert ahead in " ".join(capsys.readouterr().out.split())
-    assert report._confirmation(evidence.read_study(study)) == ahead
+    assert analysis.confirmation(folders.read_study(study)) == ahead
     confirm.confirm(study, 3, 5, script)
     assert commands(study)[1]["data.validation"] == "0"
     assert summary(study)["test"]["verdict"] == "met"

@@ -1,4 +1,4 @@
-"""Look instead of read: one page, `report.html`, and the same tables in the terminal, from folders alone."""
+"""Look instead of read: one page, `report.html`, from folders alone."""
 
 import base64
 import gzip
@@ -13,20 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import optuna
 from markupsafe import Markup
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState, create_trial
 from plotly.offline import get_plotlyjs
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table as RichTable
 
-from bantam import budget
-from bantam.report import figures
-from bantam.report import folders as evidence
+from bantam.report import analysis, figures, folders, groups, study_figures, tables
+from bantam.report.analysis import Finding
 from bantam.report.figures import Figure
-from bantam.report.folders import Difference, Evidence, Finding, Group, Run, Study, Trial
+from bantam.report.folders import Evidence, Run, Study
+from bantam.report.groups import Difference, Group
+from bantam.report.tables import Cell, Table
 from bantam.training import folder as record
 
 PAGE = "report.html"
@@ -34,43 +29,8 @@ PAGE = "report.html"
 STEPS = 12
 """Steps that are shown one by one; of more, the best."""
 
-BEST = 20
-"""Trials of a study that the terminal shows; the page has all."""
-
 COMPARED = 24
 """Groups that are compared; of more, the best."""
-
-MARKS = {"met": "good", "complete": "good", "not met": "bad", "diverged": "bad", "failed": "bad", "damaged": "bad"}
-"""How a verdict or a state is coloured; all others call for attention only."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table; numbers stand on the right."""
-
-    title: str
-    numeric: bool = True
-    everywhere: bool = True
-    """False for one that only the page has room for."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What stands in a table, by what it is sorted, and whether it is good or bad."""
-
-    text: str
-    value: float | str | None = None
-    mark: str = ""
-    link: str = ""
-    """Part of the page that has the details."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table for the page and for the terminal."""
-
-    columns: list[Column]
-    rows: list[list[Cell]]
 
 
 @dataclass(frozen=True)
@@ -140,14 +100,23 @@ class Page:
     broken: Table | None = field(default=None)
 
 
-def write(folders: Sequence[Path], output: Path | None = None, console: Console | None = None) -> Path:
-    """Write the report of some folders and print its tables on `console`; returns the page's path.
+def write(given: Sequence[Path], output: Path | None = None) -> Path:
+    """Write the report of some folders; returns the page's path.
 
     It goes into the folder where one is given, and into the current one where several are, unless
     `output` says where. Raises ValueError for a folder that does not exist or cannot be written.
     """
-    page = build(evidence.gather(folders), ", ".join(_shown(folder) for folder in folders))
-    path = output or (folders[0] / PAGE if len(folders) == 1 else Path(PAGE))
+    return save(read(given), given, output)
+
+
+def read(given: Sequence[Path]) -> Page:
+    """All that the report of some folders says. Raises ValueError for a folder that does not exist."""
+    return build(folders.gather(given), ", ".join(tables.shown(folder) for folder in given))
+
+
+def save(page: Page, given: Sequence[Path], output: Path | None = None) -> Path:
+    """Write a page of some folders as `write` does; returns its path."""
+    path = output or (given[0] / PAGE if len(given) == 1 else Path(PAGE))
     if path.is_dir():
         path = path / PAGE
     try:
@@ -156,85 +125,59 @@ def write(folders: Sequence[Path], output: Path | None = None, console: Console 
         raise ValueError(
             f"{path} cannot be written ({error.strerror}): give another place with --output"
         ) from error
-    if console is not None:
-        show(page, console)
     return path
 
 
 def at_end(folder: Path) -> None:
     """Write the report of a multirun or a search that has just ended; whatever goes wrong is one sentence."""
-    console = Console(highlight=False)
     try:
         path = write([folder])
-        console.print(f"\nLook at it: {escape(_shown(path))}", soft_wrap=True)
+        print(f"\nLook at it: {tables.shown(path)}")
     except Exception as error:  # the runs are done and recorded: nothing of the report may change how they end
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        console.print(f"\n[yellow]No report was written[/]: {escape(reason)}", soft_wrap=True)
-
-
-def _shown(path: Path) -> str:
-    """A path as a person would type it."""
-    path = path.absolute()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+        print(f"\nNo report was written: {reason}")
 
 
 def build(found: Evidence, title: str) -> Page:
     """Turn evidence into what the page and the terminal show."""
-    groups = found.groups
-    shown, note = groups, ""
-    if len(groups) > STEPS:
-        shown = sorted(groups, key=lambda g: -(g.mean or -math.inf))[:STEPS]
-        shown = [g for g in groups if g in shown]
-        note = f"The best {STEPS} of {len(groups)}, in the order in which they ran; the others are in the table."
+    every = groups.group(found.runs)
+    shown, note = every, ""
+    if len(every) > STEPS:
+        shown = sorted(every, key=lambda g: -(g.mean or -math.inf))[:STEPS]
+        shown = [g for g in every if g in shown]
+        note = f"The best {STEPS} of {len(every)}, in the order in which they ran; the others are in the table."
     steps = [
         _step(g, shown[number - 1] if number else None, f"step-{number + 1}") for number, g in enumerate(shown)
     ]
-    compared = groups
-    if len(groups) > COMPARED:
-        best = sorted(groups, key=lambda g: -(g.mean or -math.inf))[:COMPARED]
-        compared = [g for g in groups if g in best]
-    differences = evidence.compare(compared)
+    compared = every
+    if len(every) > COMPARED:
+        best = sorted(every, key=lambda g: -(g.mean or -math.inf))[:COMPARED]
+        compared = [g for g in every if g in best]
+    differences = groups.compare(compared)
     charts = [figures.curves(shown), figures.rates(shown), figures.last_epochs(shown), figures.classes(shown)]
     anchors = {id(r): step.anchor for step, g in zip(steps, shown, strict=True) for r in g.runs}
     return Page(
         title=title,
         written=f"{datetime.now():%Y-%m-%d %H:%M}",
-        facts=_facts(found),
-        runs=_runs(found.runs, anchors) if found.runs else None,
+        facts=_facts(found, every),
+        runs=tables.runs(found.runs, anchors) if found.runs else None,
         steps=steps,
         steps_note=note,
         figures=[chart for chart in charts if chart],
-        comparison=_comparison(differences),
-        comparison_note=_comparison_note(differences, groups, len(compared) < len(groups)),
+        comparison=tables.comparison(differences),
+        comparison_note=_comparison_note(differences, every, len(compared) < len(every)),
         comparison_figure=figures.differences(differences),
         studies=[_study(study, f"study-{number}") for number, study in enumerate(found.studies, 1)],
-        broken=_broken(found),
+        broken=tables.broken(found),
     )
 
 
-def _percent(value: float | None, digits: int = 2) -> Cell:
-    return Cell("" if value is None else f"{value:.{digits}f}", value)
-
-
-def _integer(value: Any) -> Cell:
-    number = value if isinstance(value, int | float) else None
-    return Cell("" if number is None else f"{number:,.0f}", number)
-
-
-def _verdict(word: str) -> Cell:
-    return Cell(word, word, _mark(word))
-
-
-def _mark(word: str) -> str:
-    return MARKS.get(word.removesuffix(" (at chance)"), "warn")
-
-
-def _facts(found: Evidence) -> list[tuple[str, str, str]]:
+def _facts(found: Evidence, every: Sequence[Group]) -> list[tuple[str, str, str]]:
     facts = []
-    runs, groups = found.runs, found.groups
+    runs = found.runs
     if runs:
         ended = sum(r.objective is not None for r in runs)
-        facts.append(("runs", f"{len(runs)}", f"in {len(groups)} configurations" if len(groups) > 1 else ""))
+        facts.append(("runs", f"{len(runs)}", f"in {len(every)} configurations" if len(every) > 1 else ""))
         if ended < len(runs):
             facts.append(("without a result", f"{len(runs) - ended}", "see below"))
         judged = [r for r in runs if r.state in ("met", "not met")]
@@ -242,7 +185,7 @@ def _facts(found: Evidence) -> list[tuple[str, str, str]]:
             targets = {r.target for r in judged if not math.isnan(r.target)}
             what = f"{targets.pop():g} % in the last epochs" if len(targets) == 1 else ""
             facts.append(("meet the target", f"{sum(r.state == 'met' for r in judged)} of {len(judged)}", what))
-    best = max((g for g in groups if g.mean is not None), key=lambda g: g.mean or 0.0, default=None)
+    best = max((g for g in every if g.mean is not None), key=lambda g: g.mean or 0.0, default=None)
     if best:
         facts.append(("best mean of the last epochs", f"{best.mean:.2f} %", best.label))
     for study in found.studies:
@@ -253,66 +196,6 @@ def _facts(found: Evidence) -> list[tuple[str, str, str]]:
     return facts
 
 
-def _runs(runs: Sequence[Run], anchors: dict[int, str]) -> Table:
-    columns = [
-        Column("folder", False),
-        Column("network", False),
-        *(Column(title) for title in ("seed", "parameters", "best")),
-        Column("in epoch", everywhere=False),
-        *(Column(title) for title in ("last", "lowest")),
-        Column("minutes", everywhere=False),
-        Column("verdict", False),
-    ]
-    rows = []
-    for r in runs:
-        lowest = min(r.last, default=None)
-        took = sum(epoch.seconds for epoch in r.history) / 60 if r.history else None
-        judged = lowest is not None and r.state in ("met", "not met")
-        missed = lowest is not None and lowest < r.target
-        rows.append(
-            [
-                Cell(_shown(r.folder), r.folder.name.zfill(6), link=anchors.get(id(r), "")),
-                Cell(r.name, r.name),
-                Cell("" if r.seed is None else str(r.seed), r.seed),
-                _integer(r.result.get("parameters")),
-                _percent(r.result.get("best_accuracy")),
-                _integer(r.result.get("best_epoch")),
-                _percent(r.objective),
-                Cell(_percent(lowest).text, lowest, "" if not judged else "bad" if missed else "good"),
-                Cell("" if took is None else f"{took:.1f}", took),
-                _verdict(r.state + " (at chance)" * bool(r.result.get("at_chance"))),
-            ]
-        )
-    return Table(columns, rows)
-
-
-def _layers(rows: Sequence[budget.Layer]) -> Table | None:
-    if not rows:
-        return None
-    columns = [
-        Column("layer", False),
-        *(Column(title) for title in ("output", "field", "parameters", "mult-adds")),
-    ]
-    return Table(
-        columns,
-        [
-            [
-                Cell(row.name, row.name),
-                Cell("×".join(map(str, row.shape)), row.shape[0] if row.shape else 0),
-                Cell(str(row.receptive_field), row.receptive_field),
-                Cell(f"{row.parameters:,}" if row.parameters else "", row.parameters),
-                Cell(_brief(row.multiply_adds), row.multiply_adds),
-            ]
-            for row in rows
-        ],
-    )
-
-
-def _brief(count: int) -> str:
-    """A count in thousands where it has so many; nothing for zero."""
-    return f"{count / 1000:,.0f} k" if count >= 1000 else f"{count}" if count else ""
-
-
 def _step(g: Group, before: Group | None, anchor: str) -> Step:
     r = next(iter(g.ended), g.first)
     settings, result = r.settings, r.result
@@ -320,7 +203,7 @@ def _step(g: Group, before: Group | None, anchor: str) -> Step:
     if not math.isnan(r.target):
         limits = [
             f"{r.target:g} % in every one of the last {settings.get('target.last_epochs')} epochs",
-            f"fewer than {_integer(settings.get('budget.parameters')).text} parameters",
+            f"fewer than {tables.integer(settings.get('budget.parameters')).text} parameters",
             f"at most {settings.get('budget.epochs')} epochs",
         ]
         target = ", ".join(limits)
@@ -332,11 +215,14 @@ def _step(g: Group, before: Group | None, anchor: str) -> Step:
             results.append(("best seed", f"{max(g.objectives):.2f} %"))
             results.append(("worst seed", f"{min(g.objectives):.2f} %"))
     elif r.objective is not None:
-        best, when = _percent(result.get("best_accuracy")).text, _integer(result.get("best_epoch")).text
+        best, when = (
+            tables.percent(result.get("best_accuracy")).text,
+            tables.integer(result.get("best_epoch")).text,
+        )
         results.append(("best epoch", f"{best} % in epoch {when}"))
         results.append(("mean of the last epochs", f"{r.objective:.2f} %"))
     if result.get("scored_images"):
-        data = f"{result.get('data')}: {_integer(result.get('train_images')).text} images to train on, "
+        data = f"{result.get('data')}: {tables.integer(result.get('train_images')).text} images to train on, "
         results.append(("scored on", f"{data}{r.scored_images:,} {r.split} images"))
     judged = r.state in ("met", "not met") and not math.isnan(r.target)
     epochs = range(len(r.history) - len(r.last) + 1, len(r.history) + 1)
@@ -358,19 +244,19 @@ def _step(g: Group, before: Group | None, anchor: str) -> Step:
         anchor=anchor,
         title=g.label,
         verdict=g.verdict,
-        mark=_mark(g.verdict) if len(g.runs) == 1 else _seeds_mark(g),
+        mark=tables.mark(g.verdict) if len(g.runs) == 1 else _seeds_mark(g),
         target=target,
         results=results,
         last=last,
         last_note=last_note or "last epochs",
         network=f"{len(r.layers)} layers, {parameters:,} parameters{field_}" if parameters and r.layers else "",
-        layers=_layers(r.layers),
+        layers=tables.layers(r.layers),
         settings=_settings(r),
-        changes=_changes(before, g),
+        changes=tables.changes(before, g),
         before=before.label if before else "",
         layer_changes=_layer_changes(before, g),
         brought=_brought(before, g),
-        findings=evidence.analyse(g),
+        findings=analysis.analyse(g),
         figure=figures.step(g),
         errors=figures.confusion(g),
         pictures=_pictures(r, drawn=bool(g.confusion)),
@@ -384,7 +270,7 @@ def _seeds_mark(g: Group) -> str:
 
 def _settings(r: Run) -> list[tuple[str, str]]:
     parts = ("model", "optimizer", "scheduler", "augmentation")
-    found = [(part, evidence.component(r, part)) for part in parts]
+    found = [(part, groups.component(r, part)) for part in parts]
     plain = [f"{key} {r.settings[key]}" for key in ("epochs", "batch_size") if key in r.settings]
     plain += [f"{key} {r.settings[key]}" for key in ("label_smoothing", "ema") if r.settings.get(key)]
     machine = [r.result.get("device"), r.result.get("processor"), r.result.get("precision")]
@@ -394,18 +280,10 @@ def _settings(r: Run) -> list[tuple[str, str]]:
     return [(name, value) for name, value in found if value]
 
 
-def _changes(before: Group | None, g: Group) -> Table | None:
-    found = evidence.changes(before.first, g.first) if before else []
-    if not found:
-        return None
-    columns = [Column("changed", False), Column("before", False), Column("now", False)]
-    return Table(columns, [[Cell(c.key, c.key), Cell(c.before, c.before), Cell(c.after, c.after)] for c in found])
-
-
 def _layer_changes(before: Group | None, g: Group) -> list[str]:
     if not before or not before.first.layers or not g.first.layers:
         return []
-    found = evidence.layer_changes(before.first.layers, g.first.layers)
+    found = groups.layer_changes(before.first.layers, g.first.layers)
     if sum(sign == "-" for sign, _ in found) == len(before.first.layers):
         return [f"Another network: none of its {len(g.first.layers)} layers is one of {before.label}."]
     return [
@@ -418,7 +296,7 @@ def _layer_changes(before: Group | None, g: Group) -> list[str]:
 def _brought(before: Group | None, g: Group) -> str:
     if before is None:
         return ""
-    found = evidence.difference(before, g)
+    found = groups.difference(before, g)
     if found is None:
         missing = before.mean is None or g.mean is None
         return "No difference: " + (
@@ -438,33 +316,6 @@ def _pictures(r: Run, drawn: bool) -> list[tuple[str, str]]:
             continue
         found.append((f"{title}, seed {r.seed}", f"data:image/png;base64,{picture}"))
     return found
-
-
-def _comparison(found: Sequence[Difference]) -> Table | None:
-    if not found:
-        return None
-    columns = [
-        Column("compared", False),
-        Column("what it says", False),
-        *(Column(title) for title in ("points", "from", "to")),
-    ]
-
-    def signed(value: float | None) -> Cell:
-        return Cell("" if value is None else evidence.signed(value), value)
-
-    return Table(
-        columns,
-        [
-            [
-                Cell(f"{each.label} against {each.reference}", each.label),
-                Cell(each.sentence, each.sentence),
-                Cell(evidence.signed(each.points), each.points, "warn" if each.told else ""),
-                signed(each.low),
-                signed(each.high),
-            ]
-            for each in found
-        ],
-    )
 
 
 def _comparison_note(found: Sequence[Difference], groups: Sequence[Group], some: bool) -> str:
@@ -492,18 +343,6 @@ def _comparison_note(found: Sequence[Difference], groups: Sequence[Group], some:
     return f"{note}." + (f" {left} without a result are left out." if left else "")
 
 
-def _broken(found: Evidence) -> Table | None:
-    rows = [
-        [Cell(_shown(r.folder), str(r.folder)), _verdict(r.state), Cell(r.reason or r.state, r.reason)]
-        for r in found.runs
-        if r.objective is None or r.problems
-    ]
-    rows += [[Cell(_shown(path), str(path)), _verdict("no run"), Cell(why, why)] for path, why in found.broken]
-    return (
-        Table([Column("folder", False), Column("state", False), Column("reason", False)], rows) if rows else None
-    )
-
-
 def _study(study: Study, anchor: str) -> StudyPart:
     counts = [
         f"{study.count(s)} {s}" for s in ("complete", "pruned", "over budget", "failed", "stopped", "running")
@@ -518,13 +357,17 @@ def _study(study: Study, anchor: str) -> StudyPart:
         size = "" if top.parameters is None else f" with {top.parameters:,} parameters"
         name = "most accurate" if study.two else "best"
         facts.append((name, f"trial {top.number}, {top.objective:.3f} % of the validation images{size}"))
-        facts.append(("its settings", ", ".join(f"{key} {_setting(v)}" for key, v in top.settings.items())))
+        facts.append(("its settings", ", ".join(f"{key} {tables.setting(v)}" for key, v in top.settings.items())))
     if study.best is not None:
         title = f"Trial {study.best.folder.name}, the {'most accurate' if study.two else 'best'}"
         best = _step(Group(title, [study.best]), None, f"{anchor}-best")
-    shares, why = importances(study)
-    charts: list[Figure | None] = [figures.history(study), figures.sizes(study), figures.intermediate(study)]
-    charts += [figures.importances(shares, why) if shares else None, figures.parallel(study)]
+    shares, why = study_figures.shares(study)
+    charts: list[Figure | None] = [
+        study_figures.history(study),
+        study_figures.sizes(study),
+        study_figures.intermediate(study),
+    ]
+    charts += [study_figures.importances(shares, why) if shares else None, study_figures.parallel(study)]
     missing = []
     if not shares:
         missing.append(f"No importances: {why}.")
@@ -532,9 +375,10 @@ def _study(study: Study, anchor: str) -> StudyPart:
         missing.append("No picture of accuracy against size: all trials have the same number of parameters.")
     if not study.trials:
         missing.append("No trial has ended yet.")
+    confirmed, tested = groups.confirmed(study), groups.tested(study)
     confirm_charts = [
-        figures.last_epochs(study.confirmed, "Fresh seeds, validation images") if study.confirmed else None,
-        figures.last_epochs([study.tested], "The winner on the test images") if study.tested else None,
+        figures.last_epochs(confirmed, "Fresh seeds, validation images") if confirmed else None,
+        figures.last_epochs([tested], "The winner on the test images") if tested else None,
     ]
     return StudyPart(
         anchor=anchor,
@@ -543,134 +387,13 @@ def _study(study: Study, anchor: str) -> StudyPart:
         problems=study.problems,
         figures=[chart for chart in charts if chart],
         missing=missing,
-        trials=_trials(study.keys, sorted(study.trials, key=lambda t: -(t.objective or -math.inf))),
-        front=_trials(study.keys, study.front, ended=True) if study.two and study.front else None,
+        trials=tables.trials(study.keys, sorted(study.trials, key=lambda t: -(t.objective or -math.inf))),
+        front=tables.trials(study.keys, study.front, ended=True) if study.two and study.front else None,
         best=best,
-        confirmed=_confirmed(study),
-        confirmation=_confirmation(study),
+        confirmed=tables.confirmed(study, confirmed),
+        confirmation=analysis.confirmation(study),
         confirm_figures=[chart for chart in confirm_charts if chart],
     )
-
-
-def _setting(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _trials(keys: Sequence[str], listed: Sequence[Trial], ended: bool = False) -> Table:
-    """Trials with their settings; of those that have `ended` well there is no state to tell and no reason."""
-    columns = [
-        Column("trial"),
-        *([] if ended else [Column("state", False)]),
-        Column("accuracy"),
-        Column("parameters"),
-        *(Column(key, everywhere=False) for key in keys),
-        Column("seconds", everywhere=False),
-        *([] if ended else [Column("reason", False)]),
-    ]
-    rows = []
-    for t in listed:
-        values = [t.settings.get(key) for key in keys]
-        rows.append(
-            [
-                Cell(str(t.number), t.number),
-                *([] if ended else [_verdict(t.state)]),
-                _percent(t.objective, 3),
-                _integer(t.parameters),
-                *(Cell("" if value is None else _setting(value), value) for value in values),
-                Cell("" if t.seconds is None else f"{t.seconds:.1f}", t.seconds),
-                *([] if ended else [Cell(t.reason, t.reason)]),
-            ]
-        )
-    return Table(columns, rows)
-
-
-def importances(study: Study) -> tuple[dict[str, float], str]:
-    """How much each setting decides, by Optuna, and by which method; nothing and why where it cannot be said."""
-    done = study.completed
-    keys = [key for key in study.keys if all(key in t.settings for t in done)]
-    keys = [key for key in keys if len({t.settings[key] for t in done}) > 1]
-    if len(done) < 4:
-        return {}, f"{len(done)} completed trials are too few"
-    if not keys:
-        return {}, "no setting differs between the completed trials"
-    if len({t.objective for t in done}) < 2:
-        return {}, "all completed trials have the same accuracy"
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    rebuilt = optuna.create_study(direction="maximize")
-    ranges = {key: _distribution([t.settings[key] for t in done]) for key in keys}
-    rebuilt.add_trials(
-        create_trial(
-            state=TrialState.COMPLETE,
-            value=t.objective,
-            params={key: t.settings[key] for key in keys},
-            distributions=ranges,
-        )
-        for t in done
-    )
-    try:
-        shares = optuna.importance.get_param_importances(rebuilt)
-    except (RuntimeError, ValueError) as error:
-        return {}, f"Optuna cannot say ({error})"
-    if not sum(shares.values()) > 0:
-        return {}, "no setting explains which trials are the better ones"
-    better = "more accurate" if study.two else "better"
-    return shares, f"PED-ANOVA: what sets the {better} ones of {len(done)} completed trials apart"
-
-
-def _distribution(values: Sequence[Any]) -> BaseDistribution:
-    """The range that the values of a setting span."""
-    if not all(isinstance(value, int | float) for value in values):
-        return CategoricalDistribution(sorted(set(values), key=str))
-    logarithmic = figures.spans_decades(values)
-    if all(isinstance(value, int) for value in values):
-        return IntDistribution(min(values), max(values), log=logarithmic)
-    return FloatDistribution(float(min(values)), float(max(values)), log=logarithmic)
-
-
-def _confirmed(study: Study) -> Table | None:
-    if not study.confirmed:
-        return None
-    searched = {f"trial {t.number}": t.objective for t in study.trials}
-    differences = {d.label: d for d in evidence.compare(study.confirmed)}
-    columns = [
-        Column("trial", False),
-        *(Column(title) for title in ("in the search", "seeds", "mean", "±", "lowest seed")),
-        Column("against the best", False),
-    ]
-    rows = []
-    for g in study.confirmed:
-        found = differences.get(g.label)
-        rows.append(
-            [
-                Cell(g.label, g.label),
-                _percent(searched.get(g.label), 3),
-                Cell(
-                    f"{len(g.ended)} of {len(g.runs)}", len(g.ended), "" if len(g.ended) == len(g.runs) else "bad"
-                ),
-                _percent(g.mean, 3),
-                _percent(g.deviation, 3),
-                _percent(min(g.objectives, default=None), 3),
-                Cell(found.sentence if found else "", found.points if found else 0.0),
-            ]
-        )
-    return Table(columns, rows)
-
-
-def _confirmation(study: Study) -> str:
-    """The verdict of the winner on the test images, in one sentence; empty where there is none."""
-    test = study.confirmation.get("test")
-    if "winner" in study.confirmation and test is None:
-        return evidence.AHEAD.format(study.confirmation["winner"])
-    if not isinstance(test, dict):
-        return "The confirmation has not ended: confirm.json is not there." if study.confirmed else ""
-    seeds = study.confirmation.get("seeds")
-    count = len(seeds) if isinstance(seeds, list) else 0
-    said = f"Trial {study.confirmation.get('winner')} on the test images: {test.get('verdict')}"
-    if test.get("verdict") != "not judged":
-        said += f"; {test.get('met')} of {count} seeds hold the target in every one of the last epochs"
-    if isinstance(test.get("mean"), float):
-        said += f". Mean of the last epochs {test['mean']:.3f} %, over {count} seeds"
-    return f"{said}."
 
 
 def render(page: Page) -> str:
@@ -705,98 +428,3 @@ def _finite(node: Any) -> Any:
     if isinstance(node, list):
         return [_finite(value) for value in node]
     return None if isinstance(node, float) and not math.isfinite(node) else node
-
-
-COLOURS = {"good": "green", "bad": "red", "warn": "yellow", "": ""}
-
-
-def show(page: Page, console: Console) -> None:
-    """Print the tables and the sentences of the page in the terminal."""
-
-    def heading(text: str) -> None:
-        console.print(f"\n[bold underline]{escape(text)}[/]")
-
-    def line(text: str) -> None:
-        console.print(escape(text), soft_wrap=True)
-
-    for name, value, what in page.facts:
-        line(f"{name}: {value}" + f" ({what})" * bool(what))
-    if page.runs:
-        heading("Runs")
-        console.print(_terminal(page.runs))
-    for step in page.steps:
-        _show_step(step, console)
-    if page.comparison:
-        heading("Comparison")
-        line(page.comparison_note)
-        console.print(_terminal(page.comparison))
-    for study in page.studies:
-        heading(f"Study {study.title}")
-        for name, value in study.facts:
-            line(f"{name}: {value}")
-        for problem in [*study.problems, *study.missing]:
-            line(problem)
-        if study.front:
-            heading(f"Study {study.title}: the front")
-            console.print(_terminal(study.front))
-            heading(f"Study {study.title}: the most accurate trials")
-        console.print(_terminal(study.trials, BEST))
-        for figure in [*study.figures, *study.confirm_figures]:
-            line(f"{figure.title}: {figure.see}")
-        if study.best:
-            _show_step(study.best, console)
-        if study.confirmed:
-            heading(f"Study {study.title}: confirmation on fresh seeds")
-            console.print(_terminal(study.confirmed))
-        if study.confirmation:
-            line(study.confirmation)
-    if page.broken:
-        heading("Without a result, or damaged")
-        console.print(_terminal(page.broken))
-
-
-def _show_step(step: Step, console: Console) -> None:
-    colour = COLOURS[step.mark]
-    verdict = f"[{colour}]{escape(step.verdict)}[/]" if colour else escape(step.verdict)
-    console.print(f"\n[bold underline]{escape(step.title)}[/]: {verdict}", soft_wrap=True)
-    lines = [("target", step.target), ("network", step.network), *step.settings, *step.results]
-    lines += [(step.last_note, " ".join(cell.text for cell in step.last))] if step.last else []
-    lines += [(finding.topic.lower(), finding.sentence) for finding in step.findings]
-    if step.before:
-        lines.append((f"against {step.before}", step.brought))
-    grid = RichTable.grid(padding=(0, 2))
-    grid.add_column(style="bold")
-    grid.add_column(overflow="fold")
-    for name, value in lines:
-        if value:
-            grid.add_row(escape(name), escape(value))
-    console.print(grid)
-    if step.layers:
-        console.print("", _terminal(step.layers))
-    if step.changes:
-        console.print("", _terminal(step.changes))
-    for change in step.layer_changes:
-        console.print(f"  {escape(change)}")
-
-
-def _terminal(table: Table, most: int | None = None) -> RichTable:
-    """A table, or its first rows, without the columns that only the page has room for; long texts wrap."""
-    result = RichTable(box=None, pad_edge=False, header_style="bold")
-    kept = [i for i, column in enumerate(table.columns) if column.everywhere]
-    for i in kept:
-        column = table.columns[i]
-        result.add_column(
-            escape(column.title),
-            justify="right" if column.numeric else "left",
-            no_wrap=max((len(row[i].text) for row in table.rows), default=0) < 36,
-            overflow="fold",
-        )
-    for row in table.rows[:most]:
-        cells = [row[i] for i in kept]
-        result.add_row(
-            *(
-                f"[{COLOURS[cell.mark]}]{escape(cell.text)}[/]" if COLOURS[cell.mark] else escape(cell.text)
-                for cell in cells
-            )
-        )
-    return result

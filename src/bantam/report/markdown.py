@@ -1,0 +1,61 @@
+"""A table of finished runs in Markdown, such as the first one of the README."""
+
+import re
+import statistics
+from pathlib import Path
+
+from bantam.report.groups import Group
+from bantam.training import folder as record
+
+MARKS = re.compile(r"(?s)<!-- table\b.*?-->\n.*?<!-- /table -->")
+"""The part of a file that is rewritten; its first line holds the command that wrote it."""
+
+
+def table(groups: list[Group]) -> str:
+    """A row for every group of seeds, in Markdown. Raises ValueError where they cannot stand in one table."""
+    if not groups:
+        raise ValueError("there is no run in these folders: give those of multiruns that have ended")
+    for g in groups:
+        for r in g.runs:
+            if r.state in ("unfinished", "damaged"):
+                raise ValueError(f"{r.folder} is {r.state}: finish it with resume=, or leave its folder out")
+            if r.split != "test":
+                raise ValueError(f"{r.folder} was scored on validation images: the table is about the test images")
+    targets = {g.first.target for g in groups}
+    if len(targets) > 1:
+        raise ValueError("the runs have several targets: give folders with the same target.accuracy")
+    titles = ("`experiment=`", "parameters", "epochs", "CPU-minutes", "last epochs", "their mean, %")
+    rows = [(*titles, f"{targets.pop():g} % in every one of them"), ("---",) * (len(titles) + 1)]
+    rows += [_row(g) for g in groups]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _row(g: Group) -> tuple[str, ...]:
+    """The cells of a group; means over its seeds. CPU-minutes are of all threads together, scoring included."""
+    ended, seeds = g.ended, len(g.runs)
+    on_cpu = bool(ended) and all(r.result.get("device") == "cpu" for r in ended)
+    minutes = [sum(e.seconds for e in r.history) / 60 * float(r.result.get("threads") or 1) for r in ended]
+    mean = "" if g.mean is None else f"{g.mean:.2f}"
+    spread = "" if g.deviation is None else f" ± {g.deviation:.2f}"
+    word = {"met": "yes", "not met": "no"}.get(g.verdict, g.verdict)
+    return (
+        f"`{g.label}`",
+        f"{g.parameters:,}" if g.parameters else "",
+        str(max((len(r.history) for r in ended), default="")),
+        f"{statistics.fmean(minutes):.1f}" if on_cpu else "",
+        str(g.first.settings.get("target.last_epochs", "")),
+        f"{mean}{spread}",
+        f"{word}, one seed" if seeds == 1 else word,
+    )
+
+
+def write_into(path: Path, rows: str, command: str) -> None:
+    """Replace what stands between the marks of a file. Raises ValueError where it has none."""
+    try:
+        before = path.read_text()
+    except OSError as error:
+        raise ValueError(f"--into={path} cannot be read: {error.strerror}") from error
+    if len(MARKS.findall(before)) != 1:
+        raise ValueError(f"--into={path} must have one line <!-- table --> and one line <!-- /table --> below it")
+    written = f"<!-- table: {command} -->\n{rows}\n<!-- /table -->"
+    record.write(path, MARKS.sub(lambda found: written, before).encode())

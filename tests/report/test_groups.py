@@ -1,0 +1,127 @@
+import json
+from pathlib import Path
+
+import pytest
+from made_folders import LAYERS, of_seeds, write_run, write_study
+from scipy import stats
+
+from bantam import budget
+from bantam.report import folders, groups
+
+
+def test_runs_that_differ_in_the_seed_are_a_group(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write_run(tmp_path / f"{seed}", seed=seed)
+        write_run(
+            tmp_path / f"1{seed}", seed=seed, overrides=("optimizer.lr=0.1",), settings={"optimizer": {"lr": 0.1}}
+        )
+    found = groups.group(folders.gather([tmp_path]).runs)
+    assert [(g.label, [r.seed for r in g.runs]) for g in found] == [
+        ("v2", [1, 2]),
+        ("v2, optimizer.lr=0.1", [1, 2]),
+    ]
+
+
+def test_threads_and_folders_of_data_do_not_make_another_group_but_other_data_do(tmp_path: Path) -> None:
+    write_run(tmp_path / "0")
+    write_run(tmp_path / "1", seed=2, settings={"threads": 2, "data": {"root": "elsewhere"}})
+    write_run(tmp_path / "2", seed=3, data="mnist5k", scored_images=1000)
+    assert [len(g.runs) for g in groups.group(folders.gather([tmp_path]).runs)] == [2, 1]
+
+
+def test_the_interval_over_seeds_is_welchs(tmp_path: Path) -> None:
+    before, after = (
+        of_seeds(tmp_path, (99.1, 99.2, 99.4), "v1"),
+        of_seeds(tmp_path, (99.5, 99.55, 99.6, 99.52), "v2"),
+    )
+    found = groups.difference(before, after)
+    expected = stats.ttest_ind(after.objectives, before.objectives, equal_var=False).confidence_interval(0.95)
+    assert found is not None
+    assert found.points == pytest.approx(99.5425 - 99.2333, abs=1e-3)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.told == (expected.low > 0)
+    wider = groups.difference(before, after, comparisons=10)
+    assert wider is not None
+    assert wider.low is not None
+    assert found.low is not None
+    assert wider.low < found.low
+
+
+def test_a_clear_difference_is_told_from_noise(tmp_path: Path) -> None:
+    found = groups.difference(of_seeds(tmp_path, (98.0, 98.1, 98.2), "v1"), of_seeds(tmp_path, (99.0, 99.1, 99.2)))
+    assert found is not None
+    assert found.told
+    assert "1.00 points above v1" in found.sentence
+    assert "3 against 3 seeds" in found.sentence
+
+
+def test_equal_seeds_have_no_interval(tmp_path: Path) -> None:
+    found = groups.difference(of_seeds(tmp_path, (99.0, 99.0), "v1"), of_seeds(tmp_path, (99.1, 99.1)))
+    assert found is not None
+    assert (found.low, found.told) == (None, False)
+
+
+@pytest.mark.parametrize(("end", "said"), [(99.1, "cannot be told from noise"), (97.0, "another seed might")])
+def test_one_seed_each_is_never_more_than_the_images_say(tmp_path: Path, end: float, said: str) -> None:
+    found = groups.difference(of_seeds(tmp_path, (99.0,), "v1"), of_seeds(tmp_path, (end,)))
+    assert found is not None
+    assert not found.told
+    assert not found.seeds
+    assert said in found.sentence
+    assert "10,000 images" in found.sentence
+
+
+def test_the_error_of_an_accuracy_is_binomial() -> None:
+    assert groups.standard_error(99.0, 10_000) == pytest.approx(0.0995, abs=1e-4)
+
+
+def test_runs_on_other_images_are_not_compared(tmp_path: Path) -> None:
+    other = of_seeds(tmp_path, (99.0,), "v1", split="validation", scored_images=5000)
+    assert groups.difference(other, of_seeds(tmp_path, (99.1,))) is None
+    assert groups.compare([other, of_seeds(tmp_path / "more", (98.0,))]) == []
+
+
+def test_all_are_compared_with_the_best_as_wide_as_all_pairs(tmp_path: Path) -> None:
+    compared = [
+        of_seeds(tmp_path, ends, name)
+        for name, ends in (("a", (99.0, 99.2)), ("b", (99.5, 99.6)), ("c", (98.0, 98.3)))
+    ]
+    found = groups.compare(compared)
+    assert [(each.reference, each.label) for each in found] == [("b", "a"), ("b", "c")]
+    assert [each.confidence for each in found] == pytest.approx([1 - 0.05 / 3] * 2)
+
+
+def test_what_changed_is_a_row_a_group_without_seed_and_machine(tmp_path: Path) -> None:
+    constant = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1.0}
+    before = folders.read_run(write_run(tmp_path / "0"))
+    settings = {"scheduler": constant, "optimizer": {"lr": 0.1, "momentum": 0.9}, "batch_size": 64, "threads": 3}
+    after = folders.read_run(write_run(tmp_path / "1", seed=2, settings=settings))
+    found = {change.key: (change.before, change.after) for change in groups.changes(before, after)}
+    assert found["optimizer"] == ("lr 0.025, momentum 0.8", "lr 0.1, momentum 0.9")
+    assert found["scheduler"][0] == "StepLR: step_size 2, gamma 0.1"
+    assert found["scheduler"][1].startswith("ConstantLR: ")
+    assert found["batch_size"] == ("128", "64")
+    assert set(found) == {"optimizer", "scheduler", "batch_size"}
+    assert groups.changes(before, before) == []
+
+
+def test_layers_that_went_and_came() -> None:
+    smaller = [LAYERS[0], budget.Layer("linear", (10, 1, 1), 28, 90, 80)]
+    assert groups.layer_changes(LAYERS, smaller) == [("-", LAYERS[1]), ("+", smaller[1])]
+    same = [LAYERS[0], budget.Layer("linear", (10, 1, 1), 28, 250, 240)]
+    assert groups.layer_changes(LAYERS, same) == []
+
+
+def test_the_confirmation_of_a_study(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", (97.0, 99.0))
+    for trial, end in ((0, 98.0), (1, 97.0)):
+        for seed in (2, 3):
+            write_run(
+                folder / "confirm" / f"trial_{trial}-validation-{seed}", (90.0, end, end, end + seed / 10), seed
+            )
+    write_run(folder / "confirm" / "trial_0-test-2", seed=2)
+    (folder / "confirm" / "confirm.json").write_text(json.dumps({"winner": 0, "seeds": [2, 3], "test": {}}))
+    study = folders.read_study(folder)
+    assert [(g.label, len(g.runs)) for g in groups.confirmed(study)] == [("trial 0", 2), ("trial 1", 2)]
+    assert groups.tested(study) is not None
+    assert study.confirmation["winner"] == 0
