@@ -2,15 +2,19 @@
 
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import fork_server
+import held
+import pytest
 
 PROJECT = Path(__file__).parent.parent
 
@@ -87,14 +91,17 @@ class Forks:
                 )
         return self._ours
 
-    def start(self, args: list[str], folder: Path, environment: dict[str, str], joined: bool) -> Forked:
-        """Run a script in a folder; `joined` puts its errors where the rest of its output goes."""
+    def start(
+        self, args: list[str], folder: Path, environment: dict[str, str], joined: bool, before: str = ""
+    ) -> Forked:
+        """Run a script in a folder after the code in `before`; `joined` puts its errors where its output goes."""
         stdout = tempfile.TemporaryFile("w+")  # noqa: SIM115 - they are the command's, which closes them
         stderr = stdout if joined else tempfile.TemporaryFile("w+")  # noqa: SIM115
         ours, theirs = os.pipe()
         with open(os.devnull) as nothing:
             outputs = [stream.fileno() for stream in (nothing, stdout, stderr)]
-            request = fork_server.request_for(args, [0, 1, 2], folder=str(folder), environment=environment)
+            where = {"folder": str(folder), "environment": environment}
+            request = fork_server.request_for(args, [0, 1, 2], before=before, **where)
             fork_server.send(self._connection(), request, [theirs, *outputs])
         os.close(theirs)
         return Forked(args, ours, stdout, stderr)
@@ -112,6 +119,7 @@ class Bantam:
     def __init__(self, folder: Path, forks: Forks) -> None:
         self.folder, self._forks = folder, forks
         self._started: list[Forked] = []
+        self._signs = Path(tempfile.mkdtemp())
 
     def __call__(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, in a fork of what has imported everything."""
@@ -121,14 +129,34 @@ class Bantam:
         output, errors = process.communicate(300)
         return subprocess.CompletedProcess(process.args, process.wait(), output, errors)
 
-    def start(self, script: str, *arguments: str, **environment: str) -> Forked:
-        """Start a command in a fork; its output and its errors go to one file, `stdout`."""
-        return self._start(script, arguments, environment, joined=True)
+    def start(self, script: str, *arguments: str, hold: int | None = None, **environment: str) -> Forked:
+        """Start a command in a fork; its output and its errors go to one file, `stdout`.
 
-    def _start(self, script: str, arguments: tuple[str, ...], environment: dict[str, str], joined: bool) -> Forked:
+        With `hold` its trainings wait after so many epochs: `wait_until_held`, and then `let_go`.
+        """
+        if sys.platform != "linux":
+            pytest.skip("what is watched is a fork, and only Linux forks what has imported everything")
+        before = "" if hold is None else f"import held; held.hold({hold}, {str(self._signs)!r})"
+        return self._start(script, arguments, environment, joined=True, before=before)
+
+    def _start(self, script: str, arguments: tuple[str, ...], environment: dict[str, str], **how: Any) -> Forked:
         args = [str(PROJECT / script), *arguments]
-        self._started.append(self._forks.start(args, self.folder, {**os.environ, **environment}, joined))
+        self._started.append(self._forks.start(args, self.folder, {**os.environ, **environment}, **how))
         return self._started[-1]
+
+    def wait_until_held(self, *runs: str) -> None:
+        """Wait until the runs with these folder names have all reached their epoch; a search's are numbers."""
+        until = time.monotonic() + 120
+        while missing := [run for run in runs if not (self._signs / f"{run}.waits").exists()]:
+            said = [process.written(process.stdout) for process in self._started]
+            assert any(process.poll() is None for process in self._started), (missing, said)
+            assert time.monotonic() < until, (missing, said)
+            time.sleep(0.02)
+
+    def let_go(self, *runs: str) -> None:
+        """Let the runs with these folder names go on; without a name all of them, and those that come."""
+        for run in runs or (held.ALL,):
+            (self._signs / run).touch()
 
     def interpreter(
         self, script: str, *arguments: str, options: tuple[str, ...] = (), **environment: str
@@ -144,6 +172,8 @@ class Bantam:
         )
 
     def close(self) -> None:
-        """End what still runs."""
+        """End what still runs, and let whatever it left behind go."""
+        self.let_go()
         for process in self._started:
             process.close()
+        shutil.rmtree(self._signs)

@@ -1,6 +1,7 @@
 """What several test modules need: composing a configuration and finding the real MNIST."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from bantam.training.run import Place
 
 SMALL = ("data=mnist5k", "model.width=4", "epochs=1", "pictures=false", "threads=1")
 """Overrides that make a run a matter of seconds, on a busy machine too: one thread waits for no other."""
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a shell that runs the tests in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 config.register()
 sweeper.register()

@@ -123,8 +123,11 @@ def keep_spare() -> Request | None:
 
 
 def request_for(arguments: list[str], descriptors: list[int], **other: Any) -> dict[str, Any]:
-    """What to run, by default this script in this folder and environment, with no signal blocked."""
-    own = {"folder": os.getcwd(), "environment": dict(os.environ), "blocked": [], "code": ""}
+    """What to run, by default this script in this folder and environment, with no signal blocked.
+
+    `before` is code for the command and for the workers of a search; `code` runs in place of a script.
+    """
+    own = {"folder": os.getcwd(), "environment": dict(os.environ), "blocked": [], "code": "", "before": ""}
     return {"arguments": arguments, "descriptors": descriptors, **own, **other}
 
 
@@ -173,6 +176,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which then ask no more
     import_everything()
     request, descriptors = serve(socket.socket(fileno=int(sys.argv[1])))
+    exec(request["before"])
     request, descriptors = keep_spare() or (request, descriptors)
     become(request, descriptors)
     run(request)

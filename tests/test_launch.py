@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -198,15 +197,10 @@ def test_a_used_folder_is_not_overwritten(bantam: Bantam, tmp_path: Path) -> Non
     assert "Error: run is finished (not judged): there is nothing to resume" in result.stderr
 
 
-def interrupt(bantam: Bantam, arguments: list[str], after: int, sign: signal.Signals) -> tuple[int, str]:
-    """Start a run in the folder run, send it a signal when some epochs are done; its exit code and output."""
-    process = bantam.start("train.py", *arguments, "hydra.run.dir=run")
-    history_file = bantam.folder / "run" / "history.csv"
-    deadline = time.monotonic() + 120
-    while not (history_file.exists() and len(history_file.read_text().splitlines()) > after):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def interrupt(bantam: Bantam, arguments: list[str], epochs: int, sign: signal.Signals) -> tuple[int, str]:
+    """Start a run in the folder run, send it a signal when so many epochs are done; its exit code and output."""
+    process = bantam.start("train.py", *arguments, "hydra.run.dir=run", hold=epochs)
+    bantam.wait_until_held("run")
     process.send_signal(sign)
     output, _ = process.communicate(timeout=60)
     return process.wait(), output
