@@ -1,9 +1,11 @@
-"""The published runs in `docs/results/`: of the experiments as they are now, and the README's table is theirs."""
+"""The runs in `docs/results/` are of the experiments as they are now; README, RESULTS.md and records agree."""
 
 import re
 import shlex
+import statistics
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from conftest import PROJECT
@@ -14,6 +16,7 @@ from bantam.report import folders, groups
 from bantam.training import folder as record
 
 RESULTS = PROJECT / "docs" / "results"
+RECORDS = PROJECT / "docs" / "records"
 PUBLISHED = ("skeleton", "v1", "v2", "sprint", "flyweight", "champion")
 """Experiments in the README's table."""
 CLAIMED = {"champion": (10, 10), "flyweight": (8, 10), "sprint": (8, 10)}
@@ -67,3 +70,45 @@ def test_a_published_network_has_the_accuracy_that_it_claims(
     shown = float(done.stdout.split()[0])
     # On another processor sums round otherwise, and an image between two digits may fall to either side.
     assert shown == pytest.approx(record.read_history(run)[-1].accuracy, abs=0.02), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_results_md_says_what_the_published_runs_reached(name: str) -> None:
+    runs = [path.parent for path in (RESULTS / name).glob("*/result.json")]
+    results = [record.read_result(run) for run in runs]
+    first = results[0]
+    last = [result["last_accuracies"] for result in results]
+    objectives = [result["objective"] for result in results]
+    seconds = [sum(epoch.seconds for epoch in record.read_history(run)) * first["threads"] for run in runs]
+    row = (
+        f"`{name}`",
+        f"{first['parameters']:,}",
+        f"{first['multiply_adds']:,}",
+        str(first["epochs"]),
+        str(first["target"]["last_epochs"]),
+        f"{statistics.fmean(objectives):.3f} ± {statistics.stdev(objectives):.3f}",
+        f"{min(map(min, last)):.2f}",
+        f"{sum(result['verdict'] == 'met' for result in results)} of {len(results)} seeds",
+        f"{statistics.fmean(seconds):.0f}",
+    )
+    assert f"| {' | '.join(row)} |" in (PROJECT / "RESULTS.md").read_text().splitlines()
+    records = "".join(path.read_text() for path in RECORDS.glob("*.md"))
+    for accuracies in last:
+        assert f"| {' '.join(f'{accuracy:.2f}' for accuracy in accuracies)} |" in records
+
+
+def test_results_md_is_short_and_every_record_is_listed_once() -> None:
+    assert len((PROJECT / "RESULTS.md").read_text().splitlines()) <= 200
+    records = sorted(path.name for path in RECORDS.glob("*.md") if path.name != "README.md")
+    assert all(re.fullmatch(r"\d{4}-\d{2}-\d{2}-[a-z0-9-]+\.md", name) for name in records)
+    rows = re.findall(r"(?m)^\| (\S+) \| \[[^]]+\]\(([^)]+)\) \| \S.* \|$", (RECORDS / "README.md").read_text())
+    assert sorted(name for _, name in rows) == records
+    assert all(name.startswith(date) for date, name in rows)
+
+
+@pytest.mark.parametrize(
+    "page", [PROJECT / "RESULTS.md", *sorted(RECORDS.glob("*.md"))], ids=lambda page: page.name
+)
+def test_links_of_results_and_records_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        assert (page.parent / target).is_file(), target
