@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
-from bantam import config, launch
+from bantam import config
 from bantam.report import page as report
 from bantam.search import confirm, sweeper
+from bantam.training import terminal
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
         )
         report.at_end(arguments.study)
     except ValueError as error:
-        launch.show_error(error)
+        terminal.show_error(error)
         raise SystemExit(1) from None
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from hydra import initialize_config_dir
 
-from bantam import config, launch
+from bantam import config, launch, ranges
 from bantam.search import sweeper
+from bantam.training import saved, terminal
 
 MAY_CHANGE = ("data", "device", "threads", "precision")
 
@@ -20,10 +21,11 @@ def main() -> None:
     config.register()
     sweeper.register()
     try:
-        cfg, before, choices = launch.saved(arguments.folder)
+        own = saved.load(arguments.folder)
+        cfg = own.config
         if arguments.overrides:
             with initialize_config_dir(str(Path(__file__).parent.absolute() / "conf")):
-                changed, keys = launch.changed("config", before, arguments.overrides)
+                changed, keys = launch.changed("config", own.overrides, arguments.overrides)
             refused = [key for key in keys if key.split(".")[0] not in MAY_CHANGE]
             if refused:
                 raise ValueError(
@@ -31,11 +33,13 @@ def main() -> None:
                 )
             for key in MAY_CHANGE:
                 cfg[key] = changed[key]
-        from bantam.training import run
+        ranges.validate(cfg)
+        from bantam.training.evaluate import evaluate
+        from bantam.training.setup import RunInfo, prepare_finished
 
-        same = run.evaluate(arguments.folder, cfg, dict(choices))
+        same = evaluate(prepare_finished(cfg, RunInfo(arguments.folder, dict(own.choices), 1, None)))
     except ValueError as error:
-        launch.show_error(error)
+        terminal.show_error(error)
         raise SystemExit(1) from None
     raise SystemExit(0 if same else 1)
 

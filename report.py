@@ -6,9 +6,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from bantam import launch
 from bantam.report import page as report
 from bantam.report import terminal
+from bantam.training.terminal import show_error
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
         path = report.save(page, arguments.folders, arguments.output)
         terminal.show(page, console)
     except ValueError as error:
-        launch.show_error(error)
+        show_error(error)
         raise SystemExit(1) from None
     console.print(f"\nLook at it: {escape(str(path))}", soft_wrap=True)
 

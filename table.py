@@ -5,8 +5,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from bantam import launch
 from bantam.report import folders, groups, markdown
+from bantam.training import terminal
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
         if arguments.into:
             markdown.write_into(arguments.into, rows, shlex.join(["python", "table.py", *sys.argv[1:]]))
     except ValueError as error:
-        launch.show_error(error)
+        terminal.show_error(error)
         raise SystemExit(1) from None
 
 

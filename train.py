@@ -13,7 +13,7 @@ sweeper.register()
 @hydra.main(config_path="conf", config_name="config", execution_whitelist=config.WHITELIST)
 def main(cfg: DictConfig) -> float:
     """Train what `cfg` says in the folder that Hydra made; returns the objective in percent."""
-    return launch.job(cfg)
+    return launch.job(cfg, sweeper.reporter)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from bantam import config
 from bantam.augmentation import Augmentation, Changes
 from bantam.training.loop import train
-from bantam.training.run import Place, Prepared, prepare
+from bantam.training.setup import Prepared, RunInfo, prepare
 
 PARTS = {
     "blocks in C": ("_Fused", "_Depthwise"),
@@ -112,18 +112,10 @@ def steps(prepared: Prepared, count: int) -> float:
         held_out_images=data.held_out_images[:1],
         held_out_labels=data.held_out_labels[:1],
     )
-    (epoch,) = train(
-        prepared.model,
-        prepared.optimizer,
-        prepared.scheduler,
-        Marked(prepared.augmentation),
-        few,
-        epochs=1,
-        batch_size=prepared.cfg.batch_size,
-        seed=1,
-        precision=prepared.precision,
-        forward=prepared.forward,
+    training = replace(
+        prepared.training, augmentation=Marked(prepared.augmentation), data=few, epochs=1, seed=1, average=None
     )
+    (epoch,) = train(training)
     return images / epoch.images_per_second
 
 
@@ -149,7 +141,7 @@ def main() -> None:
     with initialize_config_dir(str(Path(__file__).resolve().parent.parent / "conf")):
         cfg = compose("config", [f"threads={arguments.threads}", *arguments.overrides])
     groups = ("model", "optimizer", "scheduler", "augmentation", "data")
-    prepared = prepare(cfg, Place(Path("none"), dict.fromkeys(groups, "that"), 1, None))
+    prepared = prepare(cfg, RunInfo(Path("none"), dict.fromkeys(groups, "that"), 1, None))
     console = Console()
     with console.status("measuring"):
         rates: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
@@ -168,7 +160,7 @@ def main() -> None:
         spent[part(event)] += event.self_cpu_time_total / 1e6 / arguments.steps
     spent["augmentation"] = statistics.median(augmentation)
     step = statistics.median(seconds)
-    macs = [row.multiply_adds for row in prepared.rows if row.multiply_adds]
+    macs = [layer.multiply_adds for layer in prepared.layers if layer.multiply_adds]
     flops = 2 * (3 * sum(macs) - macs[0]) * cfg.batch_size
     limit = {dtype: statistics.median(measured) for dtype, measured in rates.items()}
     console.print(

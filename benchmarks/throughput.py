@@ -32,7 +32,7 @@ from torchvision import datasets, transforms
 
 from bantam import config
 from bantam.models import V2, Dropout
-from bantam.training.run import Place, prepare
+from bantam.training.setup import RunInfo, prepare
 
 ROOT = os.environ.get("BANTAM_DATA", "data")
 BATCH = 128
@@ -95,7 +95,7 @@ def bantam(images: int, overrides: list[str], wait: Any) -> float:
             "config", ["data=mnist", f"data.root={ROOT}", f"threads={torch.get_num_threads()}", *overrides]
         )
     choices = {"model": "v2", "optimizer": "sgd", "scheduler": "step", "augmentation": "study", "data": "mnist"}
-    prepared = prepare(cfg, Place(Path("none"), choices, 1, None))
+    prepared = prepare(cfg, RunInfo(Path("none"), choices, 1, None))
 
     steps(prepared, WARM_UP // BATCH)
     wait()

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from bantam import config
 from bantam.search import sweeper
-from bantam.training.run import Place
+from bantam.training.setup import RunInfo
 
 SMALL = ("data=mnist5k", "model.width=4", "epochs=1", "pictures=false", "threads=1")
 """Overrides that make a run a matter of seconds, on a busy machine too: one thread waits for no other."""
@@ -36,9 +36,9 @@ def composed() -> Callable[..., DictConfig]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def info(tmp_path: Path) -> RunInfo:
     """A single run's empty folder."""
-    return Place(tmp_path, {"model": "v2", "optimizer": "sgd", "scheduler": "step"}, 1, None)
+    return RunInfo(tmp_path, {"model": "v2", "optimizer": "sgd", "scheduler": "step"}, 1, None)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hydra.errors import ConfigCompositionException, HydraException
 from hydra.utils import get_class, get_method
 from omegaconf import DictConfig
 
-from bantam import config
+from bantam import ranges
 
 CONF = Path(__file__).parent.parent / "conf"
 GROUPS = ("model", "optimizer", "scheduler", "augmentation", "data", "experiment")
@@ -19,7 +19,7 @@ Compose = Callable[..., DictConfig]
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_file_composes_and_is_valid(composed: Compose, group: str, option: str) -> None:
-    config.validate(composed(f"{group}={option}"))
+    ranges.validate(composed(f"{group}={option}"))
 
 
 @pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair[0] != "experiment"])
@@ -134,12 +134,12 @@ def test_a_wrong_type_is_refused_by_name(composed: Compose, override: str) -> No
 )
 def test_a_value_out_of_its_range_is_refused_by_name(composed: Compose, override: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        config.validate(composed(override))
+        ranges.validate(composed(override))
 
 
 def test_every_number_of_a_list_is_checked(composed: Compose) -> None:
     with pytest.raises(ValueError, match="scheduler.milestones is 0: it must be at least 1"):
-        config.validate(composed("scheduler=multistep", "scheduler.milestones=[5,0]"))
+        ranges.validate(composed("scheduler=multistep", "scheduler.milestones=[5,0]"))
 
 
 # From the entry point down to plain torch: a module may import only from those below it.

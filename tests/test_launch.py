@@ -13,10 +13,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import open_dict, read_write
-from test_run import history
+from single_runs import history
 
 from bantam import launch
-from bantam.training import run
+from bantam.search import sweeper
 
 
 def only_run(tmp_path: Path) -> Path:
@@ -155,9 +155,9 @@ def test_a_broken_job_is_recorded_with_its_traceback(tmp_path: Path, monkeypatch
     def broken(*arguments: object) -> float:
         raise RuntimeError("the roof fell in")
 
-    monkeypatch.setattr(run, "run", broken)
+    monkeypatch.setattr("bantam.training.run.run", broken)
     try:
-        assert math.isnan(launch.job(config))
+        assert math.isnan(launch.job(config, sweeper.reporter))
     finally:
         HydraConfig.instance().cfg = None
     result = json.loads((tmp_path / "result.json").read_text())

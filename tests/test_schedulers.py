@@ -1,23 +1,17 @@
+import functools
 import math
 
 import pytest
-import torch
-from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, StepLR
 
-from bantam.schedulers import LossDip, OneCycle
-
-
-def optimizer(lr: float = 0.1, momentum: float = 0.0) -> torch.optim.SGD:
-    return torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=lr, momentum=momentum)
+from bantam.schedulers import LossDip, OneCycle, TorchSchedule
 
 
 def test_one_cycle_rises_linearly_falls_as_a_cosine_and_stays_at_its_floor() -> None:
-    sgd = optimizer(0.1)
-    schedule = OneCycle(sgd, epochs=10, warmup=0.2, end=0.8, initial=0.5, floor=0.01)
+    schedule = OneCycle(epochs=10, warmup=0.2, end=0.8, initial=0.5, floor=0.01)
 
     def rate(epoch: float) -> float:
-        schedule.step(epoch)
-        return float(sgd.param_groups[0]["lr"])
+        return schedule.rate(0.1, epoch, [])
 
     assert rate(0) == pytest.approx(0.05)
     assert rate(1) == pytest.approx(0.075)
@@ -28,32 +22,33 @@ def test_one_cycle_rises_linearly_falls_as_a_cosine_and_stays_at_its_floor() -> 
 
 
 def test_one_cycle_starts_at_its_initial_rate() -> None:
-    sgd = optimizer(0.1)
-    OneCycle(sgd, epochs=10, initial=0.04)
-    assert sgd.param_groups[0]["lr"] == pytest.approx(0.004)
+    assert OneCycle(epochs=10, initial=0.04).rate(0.1, 0.0, []) == pytest.approx(0.004)
 
 
 def test_one_cycle_refuses_a_warm_up_after_its_end() -> None:
     with pytest.raises(ValueError, match="warmup is 0.9 and end is 0.5"):
-        OneCycle(optimizer(), epochs=10, warmup=0.9, end=0.5)
+        OneCycle(epochs=10, warmup=0.9, end=0.5)
 
 
-def test_one_cycle_resumes() -> None:
-    schedule = OneCycle(optimizer(0.1), epochs=10)
-    other = OneCycle(optimizer(0.7), epochs=10)
-    other.load_state_dict(schedule.state_dict())
-    other.step(2.0)
-    assert other.optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+def test_the_rate_follows_from_the_moment_alone_whatever_was_asked_before() -> None:
+    for schedule in (OneCycle(epochs=10), TorchSchedule(functools.partial(StepLR, step_size=3, gamma=0.1))):
+        forward = [schedule.rate(0.1, epoch / 2, []) for epoch in range(20)]
+        assert [schedule.rate(0.1, epoch / 2, []) for epoch in reversed(range(20))] == forward[::-1]
+
+
+def test_a_schedule_of_torch_moves_at_the_end_of_an_epoch_and_for_every_rate_by_itself() -> None:
+    schedule = TorchSchedule(functools.partial(StepLR, step_size=2, gamma=0.5))
+    assert [schedule.rate(0.1, epoch, []) for epoch in (0.0, 1.9, 2.0, 3.5, 4.0)] == [0.1, 0.1, 0.05, 0.05, 0.025]
+    assert [schedule.rate(8.0, epoch, []) for epoch in (4.0, 0.0)] == [2.0, 8.0]
+    # eta_min is a rate, not a factor.
+    cosine = TorchSchedule(functools.partial(CosineAnnealingLR, T_max=4, eta_min=0.01))
+    assert [cosine.rate(lr, 4.0, []) for lr in (0.1, 0.5)] == [pytest.approx(0.01)] * 2
+    with pytest.raises(TypeError, match="metrics"):
+        TorchSchedule(ReduceLROnPlateau).rate(0.1, 1.0, [])
 
 
 def rates(losses: list[float]) -> list[float]:
-    sgd = optimizer(1.0)
-    schedule = LossDip(sgd, factor=0.9)
-    result = []
-    for loss in losses:
-        schedule.step(loss)
-        result.append(float(sgd.param_groups[0]["lr"]))
-    return result
+    return [LossDip(factor=0.9).rate(1.0, float(epochs), losses[:epochs]) for epochs in range(1, len(losses) + 1)]
 
 
 def test_loss_dip_follows_the_studys_rule() -> None:
@@ -72,23 +67,7 @@ def test_loss_dip_survives_a_loss_that_does_not_move() -> None:
     assert rates([1.0, 0.5, 0.0, 0.0, 0.0]) == [1.0] * 5
 
 
-def test_loss_dip_drops_the_momentum_as_a_rebuilt_optimizer_would() -> None:
-    sgd = optimizer(1.0, momentum=0.9)
-    for parameter in sgd.param_groups[0]["params"]:
-        parameter.grad = torch.ones_like(parameter)
-    sgd.step()
-    assert sgd.state
-    schedule = LossDip(sgd, factor=0.9)
-    for loss in (1.0, 0.5, 0.25, 0.24):
-        schedule.step(loss)
-    assert not sgd.state
-
-
-def test_loss_dip_resumes() -> None:
-    schedule = LossDip(optimizer())
-    for loss in (1.0, 0.5, 0.25):
-        schedule.step(loss)
-    other = LossDip(optimizer(1.0))
-    other.load_state_dict(schedule.state_dict())
-    other.step(0.24)
-    assert other.optimizer.param_groups[0]["lr"] == pytest.approx(0.9)
+def test_loss_dip_lowers_the_rate_again_and_drops_the_momentum_as_a_rebuilt_optimizer_would() -> None:
+    assert rates([1.0, 0.5, 0.25, 0.24, 0.239]) == pytest.approx([1.0, 1.0, 1.0, 0.9, 0.81])
+    assert LossDip.drops_momentum
+    assert LossDip.follows_loss

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
 IMAGE = (1, 28, 28)
@@ -27,6 +26,14 @@ class Layer:
     parameters: int
     multiply_adds: int
     """Of the convolutions and linear layers, for one image."""
+
+
+class OverBudget(ValueError):
+    """The network has too many parameters; `layers` is its layer table."""
+
+    def __init__(self, message: str, layers: list[Layer]) -> None:
+        super().__init__(message)
+        self.layers = layers
 
 
 def layers(model: nn.Module) -> list[Layer]:
@@ -112,26 +119,3 @@ def front(costs: Sequence[tuple[int, float]]) -> list[int]:
         if not found or costs[i][1] > costs[found[-1]][1]:
             found.append(i)
     return found
-
-
-def table(rows: list[Layer]) -> Table:
-    """The layer table for the terminal."""
-    result = Table(box=None, pad_edge=False, header_style="bold", footer_style="bold", show_footer=True)
-    result.add_column("layer", "total")
-    result.add_column("output", justify="right")
-    for title, total in (
-        ("receptive\nfield", ""),
-        ("parameters", f"{sum(row.parameters for row in rows):,}"),
-        ("multiply-adds", f"{sum(row.multiply_adds for row in rows):,}"),
-    ):
-        result.add_column(title, total, justify="right")
-    for row in rows:
-        shape = "×".join(map(str, row.shape))
-        result.add_row(
-            row.name,
-            shape,
-            f"{row.receptive_field}",
-            f"{row.parameters:,}" if row.parameters else "",
-            f"{row.multiply_adds:,}" if row.multiply_adds else "",
-        )
-    return result

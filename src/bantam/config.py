@@ -4,15 +4,14 @@ The files in `conf/` hold the values and extend these types, so Hydra refuses an
 wrong type while it composes. torch is not imported here: a mistake is answered at once.
 """
 
-import math
-import operator
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING
+
+from bantam.ranges import ranged
 
 WHITELIST = (
     "bantam.augmentation.*",
@@ -24,19 +23,6 @@ WHITELIST = (
     "torch.optim.*",
 )
 """The only `_target_`s that a configuration may name: a security boundary, so keep it short."""
-
-
-def ranged(
-    default: Any = MISSING,
-    *,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    most: float | None = None,
-) -> Any:
-    """A key, required unless it has a default, whose number or numbers lie in a range."""
-    limits = {"above": above, "at least": least, "below": below, "at most": most}
-    return field(default=default, metadata={"limits": {k: v for k, v in limits.items() if v is not None}})
 
 
 @dataclass
@@ -154,7 +140,13 @@ class Cosine(Partial):
 
 
 @dataclass
-class OneCycle(Partial):
+class Schedule(Component):
+    _partial_: bool = False
+    """Runs of older versions say true, which changes nothing."""
+
+
+@dataclass
+class OneCycle(Schedule):
     epochs: int = ranged(least=1)
     warmup: float = ranged(least=0, below=1)
     """Fraction of the training after which the rate reaches optimizer.lr."""
@@ -167,7 +159,7 @@ class OneCycle(Partial):
 
 
 @dataclass
-class LossDip(Partial):
+class LossDip(Schedule):
     factor: float = ranged(above=0, most=1)
     """What the learning rate is multiplied by when the loss dips less than before."""
 
@@ -297,52 +289,6 @@ def register() -> None:
     for group, components in groups.items():
         for name, node in components.items():
             store.store(group=f"hydra/schema/{group}", name=name, node=node, replace=True)
-
-
-def validate(cfg: DictConfig) -> None:
-    """Raise ValueError, naming the key, for an added unknown key, a missing value or one out of its range."""
-    for node, name in ((cfg, ""), (cfg.budget, "budget."), (cfg.target, "target.")):
-        kind = OmegaConf.get_type(node)
-        known = [entry.name for entry in fields(kind)] if is_dataclass(kind) else list(node)
-        for key in node:
-            if key not in known:
-                close = get_close_matches(str(key), known, 1)
-                hint = f"did you mean {name}{close[0]}?" if close else "see python train.py --help"
-                raise ValueError(f"{name}{key!s} is no key of Bantam: {hint}")
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise ValueError(f"{missing[0]} has no value: set it, for example {missing[0]}=…")
-    validate_ranges(cfg)
-
-
-def validate_ranges(node: DictConfig, place: str = "") -> None:
-    """Raise ValueError for a number out of its range below a node that stands at the key `place`."""
-    for key, value, limits in _numbers(node, place):
-        words = " and ".join(f"{word} {limit:,}" for word, limit in limits.items())
-        if not math.isfinite(value):
-            raise ValueError(f"{key} is {value}: it must be a finite number{' ' + words if words else ''}")
-        if not all(INSIDE[word](value, limit) for word, limit in limits.items()):
-            raise ValueError(f"{key} is {value:,}: it must be {words}")
-
-
-INSIDE = {"above": operator.gt, "at least": operator.ge, "below": operator.lt, "at most": operator.le}
-
-
-def _numbers(
-    node: Any, key: str = "", limits: dict[str, float] | None = None
-) -> Iterator[tuple[str, float, dict[str, float]]]:
-    """All numbers below a node, each with its full key and the limits that the schema sets."""
-    if isinstance(node, DictConfig):
-        kind = OmegaConf.get_type(node)
-        schema = fields(kind) if is_dataclass(kind) else ()
-        known = {entry.name: entry.metadata.get("limits") for entry in schema}
-        for name, value in node.items():
-            yield from _numbers(value, f"{key}.{name!s}".lstrip("."), known.get(str(name)))
-    elif isinstance(node, ListConfig):
-        for value in node:
-            yield from _numbers(value, key, limits)
-    elif isinstance(node, int | float) and not isinstance(node, bool):
-        yield key, node, limits or {}
 
 
 def flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:

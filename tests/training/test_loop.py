@@ -1,16 +1,18 @@
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+import functools
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import StepLR
 
 from bantam import data
 from bantam.augmentation import Augmentation
 from bantam.models import V2
-from bantam.schedulers import LossDip, OneCycle
-from bantam.training.loop import Average, Diverged, Epoch, Scheduler, measure, score, train
+from bantam.schedulers import OneCycle, Schedule, TorchSchedule
+from bantam.training.average import Average
+from bantam.training.loop import Diverged, Epoch, Training, measure, score, train
 
 STUDY = Augmentation(0.1, 0.1, 7, interpolation="nearest")
 
@@ -26,35 +28,31 @@ def start(
     epochs: int = 2,
     lr: float = 0.05,
     validation: int = 0,
-    schedule: type[OneCycle] | type[LossDip] | None = None,
+    schedule: Schedule | None = None,
     precision: torch.dtype = torch.float32,
     decay: float = 0.0,
-    **more: Any,
+    label_smoothing: float = 0.0,
 ) -> tuple[nn.Module, Iterator[Epoch]]:
     torch.manual_seed(seed)
     model = V2(width=4)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    scheduler: Scheduler
-    if schedule is OneCycle:
-        scheduler = OneCycle(optimizer, epochs)
-    elif schedule is LossDip:
-        scheduler = LossDip(optimizer)
-    else:
-        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
-    records = train(
-        model,
-        optimizer,
-        scheduler,
-        STUDY,
-        images(validation),
+    average = Average(model, decay) if decay else None
+    training = Training(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9),
+        schedule=schedule or TorchSchedule(functools.partial(StepLR, step_size=1, gamma=0.5)),
+        augmentation=STUDY,
+        data=images(validation),
         epochs=epochs,
         batch_size=100,
         seed=seed,
         precision=precision,
-        average=Average(model, decay) if decay else None,
-        **more,
+        training_model=model,
+        scoring_model=average.model if average else model,
+        rates=[lr],
+        label_smoothing=label_smoothing,
+        average=average,
     )
-    return model, records
+    return model, train(training)
 
 
 def numbers(epoch: Epoch) -> dict[str, float]:
@@ -88,18 +86,49 @@ def test_it_learns_and_the_schedule_steps() -> None:
 
 
 def test_one_cycle_moves_within_an_epoch() -> None:
-    _, records = start(epochs=2, schedule=OneCycle)
+    cycle = OneCycle(epochs=2)
+    _, records = start(epochs=2, schedule=cycle)
     rates = [record.lr for record in records]
     # Six steps an epoch; the record holds the rate of the last one.
-    cycle = OneCycle(torch.optim.SGD(V2(width=4).parameters(), lr=0.05), epochs=2)
-    assert rates == [0.05 * cycle.factor((5 / 6) / 2), 0.05 * cycle.factor((1 + 5 / 6) / 2)]
+    assert rates == [cycle.rate(0.05, 5 / 6, []), cycle.rate(0.05, 1 + 5 / 6, [])]
 
 
-def test_loss_dip_sees_the_training_loss_of_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[float] = []
-    monkeypatch.setattr(LossDip, "step", lambda self, loss: seen.append(loss))
-    _, records = start(epochs=3, schedule=LossDip)
-    assert [record.train_loss for record in records] == seen
+class Listening(Schedule):
+    """Keeps the losses that it is told, and changes the rate with the epoch."""
+
+    drops_momentum = True
+
+    def __init__(self, changes: bool) -> None:
+        self.changes = changes
+        self.seen: dict[float, list[float]] = {}
+
+    def rate(self, lr: float, epoch: float, losses: Sequence[float]) -> float:
+        self.seen[epoch] = list(losses)
+        return lr / (1 + int(epoch)) if self.changes else lr
+
+
+def test_a_schedule_sees_the_training_loss_of_every_epoch_that_has_ended() -> None:
+    listening = Listening(changes=False)
+    _, records = start(epochs=3, schedule=listening)
+    losses = [record.train_loss for record in records]
+    assert len(listening.seen) == 18  # six steps an epoch
+    for epoch, seen in listening.seen.items():
+        assert seen == losses[: int(epoch)]
+
+
+def test_a_schedule_may_drop_the_momentum_where_the_rate_changes() -> None:
+    def weights(schedule: Schedule) -> list[torch.Tensor]:
+        model, records = start(epochs=2, schedule=schedule)
+        list(records)
+        return list(model.parameters())
+
+    class Keeping(Listening):
+        drops_momentum = False
+
+    dropped, kept = weights(Listening(changes=True)), weights(Keeping(changes=True))
+    assert not all(torch.equal(a, b) for a, b in zip(dropped, kept, strict=True))
+    same, unchanged = weights(Listening(changes=False)), weights(Keeping(changes=False))
+    assert all(torch.equal(a, b) for a, b in zip(same, unchanged, strict=True))
 
 
 def test_an_epoch_is_a_generator_step() -> None:
@@ -146,29 +175,6 @@ def test_label_smoothing_changes_the_weights_and_not_what_the_recorded_loss_mean
     assert not torch.equal(model.state_dict()["0.weight"], plain.state_dict()["0.weight"])
     # After one epoch both are near the start: the smoothed loss itself would be higher by much more.
     assert smoothed.train_loss == pytest.approx(unsmoothed.train_loss, abs=0.05)
-
-
-def test_the_average_is_that_of_the_weights_and_statistics_step_by_step() -> None:
-    torch.manual_seed(0)
-    model = V2(width=4).train()
-    average = Average(model, 0.5)
-    expected = {name: value.double() for name, value in model.state_dict().items()}
-    for step in range(1, 9):
-        model(torch.randn(8, 1, 28, 28))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter))
-        average.update()
-        kept = min(0.5, (step + 1) / (step + 10))
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                expected[name] = kept * expected[name] + (1 - kept) * value
-            else:
-                expected[name] = value
-    for name, value in average.model.state_dict().items():
-        torch.testing.assert_close(value.double(), expected[name].double(), rtol=1e-4, atol=1e-5)
-    assert kept == 0.5
-    assert not average.model.training
 
 
 def test_the_average_is_scored_and_training_goes_on_without_it() -> None:

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from bantam import budget, config
 from bantam.training import folder as record
-from bantam.training import run
+from bantam.training import setup
 from bantam.training.loop import Epoch
 
 AHEAD = "Trial {} is ahead on the validation images; it was not scored on the test images."
@@ -187,11 +187,11 @@ def _layers(folder: Path, result: dict[str, Any]) -> list[budget.Layer]:
             return rows
     with suppress(Exception):  # a folder of another version may name what there is no more
         cfg: Any = OmegaConf.load(folder / ".hydra" / "config.yaml")
-        place = run.Place(folder, {"model": result.get("model")}, 1, None)
+        info = setup.RunInfo(folder, {"model": result.get("model")}, 1, None)
         try:
-            return run.weigh(cfg, place)[0]
-        except run.OverBudget as error:
-            return error.rows
+            return setup.check_budget(cfg, info)[0]
+        except budget.OverBudget as error:
+            return error.layers
     return []
 
 

@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bantam import launch
 from bantam.report import folders as evidence
 from bantam.training import folder as record
+from bantam.training import saved
 
 TOP, SEEDS = 3, 5
 
@@ -73,7 +73,7 @@ def confirm(
     """
     console = Console(highlight=False)
     best = _chosen(study, top, numbers)
-    cfg, _, _ = launch.saved(study / str(best[0][0]))
+    cfg = saved.load(study / str(best[0][0])).config
     fresh = list(range(cfg.seed + 1, cfg.seed + 1 + seeds))
     folder = study / "confirm"
     split = f"data.split_seed={cfg.data.split_seed}"
@@ -187,7 +187,8 @@ def experiment(trial: Path, overrides: Sequence[str] = ()) -> str:
 
     Raises ValueError where an override is no `key=value` of the trial's configuration, or one of `OWN`.
     """
-    cfg, _, choices = launch.saved(trial)
+    own = saved.load(trial)
+    cfg, choices = own.config, own.choices
     result = record.read_result(trial)
     values = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(values, dict)

@@ -4,6 +4,7 @@ Optuna and torch are imported only when a search begins.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +16,9 @@ from hydra_plugins.hydra_optuna_sweeper.config import Direction, OptunaSweeperCo
 from omegaconf import II, MISSING, DictConfig
 
 from bantam import launch
-from bantam.config import ranged
+from bantam.ranges import ranged
 from bantam.search import processes as crew
+from bantam.training import terminal
 
 
 @dataclass
@@ -135,6 +137,13 @@ def register() -> None:
     Plugins.instance().register(BantamSweeper)
 
 
+def reporter(hydra: DictConfig) -> Callable[[int, float], bool]:
+    """For a job that is a trial of a search: takes an epoch and its accuracy in percent, says whether to prune."""
+    from bantam.search import trials  # loads Optuna
+
+    return trials.reporter(hydra)
+
+
 class BantamSweeper(Sweeper):
     """Searches with Optuna, one launched job a trial; `hydra/sweeper=bantam`."""
 
@@ -161,5 +170,5 @@ class BantamSweeper(Sweeper):
 
             search.sweep(self.config, self.hydra_context, self.launcher, arguments)
         except ValueError as error:
-            launch.show_error(error)
+            terminal.show_error(error)
             raise SystemExit(1) from None

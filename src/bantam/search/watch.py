@@ -51,11 +51,12 @@ from rich.markup import escape
 from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
-from bantam import config as schema
+from bantam import budget, ranges
+from bantam.config import flat
 from bantam.search import confirm, trials
 from bantam.search import processes as crew
 from bantam.training import folder as record
-from bantam.training import run
+from bantam.training import setup
 
 MOST_OVER_BUDGET = 50
 """Networks over the budget in a row after which the space counts as one that holds no others."""
@@ -166,7 +167,7 @@ def space(settings: DictConfig, arguments: list[str]) -> tuple[dict[str, BaseDis
     return found, list(fixed.values())
 
 
-def compose(search: Search, settings: dict[str, Any]) -> tuple[DictConfig, run.Place]:
+def compose(search: Search, settings: dict[str, Any]) -> tuple[DictConfig, setup.RunInfo]:
     """Compose a trial's configuration as its job will; also returns what its options are called.
 
     Raises ValueError where it cannot be composed.
@@ -178,13 +179,13 @@ def compose(search: Search, settings: dict[str, Any]) -> tuple[DictConfig, run.P
         raise ValueError(" ".join(f"{error} {error.__cause__ or ''}".split())) from error
     with read_write(cfg), open_dict(cfg):
         hydra = cfg.pop("hydra")
-    return cfg, run.Place(search.folder, dict(hydra.runtime.choices), search.settings.n_jobs or -1, None)
+    return cfg, setup.RunInfo(search.folder, dict(hydra.runtime.choices), search.settings.n_jobs or -1, None)
 
 
 def check(search: Search) -> None:
     """Raise ValueError for whatever can be known to fail before the first trial."""
     settings = search.settings
-    schema.validate_ranges(settings, "hydra.sweeper")
+    ranges.validate_ranges(settings, "hydra.sweeper")
     if str(getattr(settings.direction, "name", settings.direction)) != "maximize":
         raise ValueError("hydra.sweeper.direction must be maximize: the objective is an accuracy")
     if list(settings.objectives) not in OBJECTIVES:
@@ -214,10 +215,10 @@ def check(search: Search) -> None:
         )
     low, place = compose(search, {key: _ends(values)[0] for key, values in search.space.items()})
     high, _ = compose(search, {key: _ends(values)[1] for key, values in search.space.items()})
-    schema.validate(low)
-    schema.validate(high)
-    with suppress(run.OverBudget):  # a matter of the trials: other settings may be within it
-        run.prepare(low, place)
+    ranges.validate(low)
+    ranges.validate(high)
+    with suppress(budget.OverBudget):  # a matter of the trials: other settings may be within it
+        setup.prepare(low, place)
     sampler(search)
     pruner = trials.pruner(search.hydra)
     if search.two and not isinstance(pruner, trials.Dominated | NopPruner):
@@ -236,7 +237,7 @@ def check(search: Search) -> None:
                 raise ValueError(f"hydra.sweeper.enqueue sets {key!s}, which is no key of the configuration")
 
 
-def _check_key(key: str, values: BaseDistribution, plain: DictConfig, place: run.Place) -> None:
+def _check_key(key: str, values: BaseDistribution, plain: DictConfig, place: setup.RunInfo) -> None:
     """Refuse a key that the composed configuration does not have, and fractions for a whole number."""
     if key.startswith(("+", "~")):
         return
@@ -375,7 +376,7 @@ def _inside(value: Any, values: BaseDistribution) -> bool:
 def _definition(search: Search) -> dict[str, str]:
     """What a study's results are about: key by key a range, or the value that every trial has."""
     cfg, _ = compose(search, {key: _ends(values)[0] for key, values in search.space.items()})
-    given = dict(schema.flat(OmegaConf.to_container(cfg, resolve=False)))
+    given = dict(flat(OmegaConf.to_container(cfg, resolve=False)))
     free = (*search.space, *FREE)
     return {
         "hydra.sweeper.objectives": _objectives(search),
@@ -568,9 +569,9 @@ def _weigh(search: Search, settings: dict[str, Any], trial: Trial) -> bool:
     try:
         cfg, place = compose(search, settings)
         try:
-            _, parameters = run.weigh(cfg, place)
-        except run.OverBudget as error:
-            parameters = sum(row.parameters for row in error.rows)
+            _, parameters = setup.check_budget(cfg, place)
+        except budget.OverBudget as error:
+            parameters = sum(layer.parameters for layer in error.layers)
     except ValueError:
         return True  # whatever is wrong: its job says so in its folder
     excess: int = parameters - cfg.budget.parameters + 1

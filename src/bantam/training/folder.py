@@ -1,14 +1,13 @@
-"""A run is its folder: history, checkpoint, weights, result and verdict, each file written aside and renamed."""
+"""The files of a run: history, checkpoint, weights and result, each written aside and renamed."""
 
 import csv
 import io
 import json
-import math
 import os
 import platform
 import re
 import subprocess
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,15 @@ from torch import nn
 from bantam.training.loop import Epoch
 
 HISTORY, RESULT, WEIGHTS, CHECKPOINT = "history.csv", "result.json", "weights.safetensors", "checkpoint.pt"
+
+
+def refuse_used(folder: Path) -> None:
+    """Raise ValueError where a folder holds a run already: another would overwrite it."""
+    used = [name for name in (RESULT, CHECKPOINT, HISTORY) if (folder / name).exists()]
+    if used:
+        raise ValueError(
+            f"{folder} already holds a run ({used[0]}): continue it with resume={folder}, or choose another folder"
+        )
 
 
 def write(path: Path, content: bytes) -> None:
@@ -122,67 +130,6 @@ def read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None
         reason = str(error).splitlines()[0]
         raise ValueError(f"{file} is damaged ({reason}): delete it to start this run anew") from error
     return state
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether the target is met, with the evidence in one sentence."""
-
-    verdict: str
-    """met, not met, not judged, diverged or pruned."""
-    reason: str
-    objective: float | None
-    """Mean accuracy of the last epochs in percent, what a sweep maximises; None without any."""
-    best_accuracy: float | None
-    best_epoch: int | None
-    last_accuracies: list[float]
-    """Percent, of the last `target.last_epochs` epochs."""
-    at_chance: bool
-    """The network never did better than always guessing the most frequent class."""
-
-
-def judge(
-    history: list[Epoch],
-    *,
-    target: float,
-    last_epochs: int,
-    most_epochs: int,
-    not_judged: str,
-    most_frequent: float,
-    scored_images: int,
-) -> Verdict:
-    """Judge a finished run by its last epochs.
-
-    `target` and `most_frequent` (the share of the largest class among the scored images) are in
-    percent. A network counts as at chance when its best epoch is within three standard errors of
-    always guessing that class.
-    """
-    last = history[-last_epochs:]
-    accuracies = [epoch.accuracy for epoch in last]
-    best = max(history, key=lambda epoch: epoch.accuracy)
-    share = most_frequent / 100
-    chance = most_frequent + 300 * math.sqrt(share * (1 - share) / scored_images)
-    at_chance = best.accuracy <= chance
-    missed = [epoch for epoch in last if epoch.accuracy < target]
-    wanted = f"{target:g} % in every one of the last {last_epochs} of at most {most_epochs} epochs"
-    if not_judged:
-        verdict, reason = "not judged", not_judged
-    elif len(history) < last_epochs:
-        verdict = "not judged"
-        reason = f"{len(history)} epochs were trained, and the target is about the last {last_epochs}"
-    elif not missed:
-        verdict, reason = "met", f"{wanted}; the lowest is {min(accuracies):.2f} %"
-    else:
-        verdict = "not met"
-        short = ", ".join(f"epoch {e.epoch} by {target - e.accuracy:.2f}" for e in missed)
-        reason = f"{wanted}: missed in {short} points"
-    if at_chance:
-        reason += (
-            f"; the network never left chance: its best, {best.accuracy:.2f} %, is what always guessing "
-            f"the most frequent class gives ({most_frequent:.2f} %)"
-        )
-    objective = sum(accuracies) / len(accuracies)
-    return Verdict(verdict, reason, objective, best.accuracy, best.epoch, accuracies, at_chance)
 
 
 def versions() -> dict[str, str]:

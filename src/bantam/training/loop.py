@@ -1,25 +1,22 @@
 """Training as a generator: one record an epoch, everything else is up to the caller."""
 
-import copy
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from bantam.augmentation import Augmentation, Changes
 from bantam.data import Data
-from bantam.schedulers import LossDip, OneCycle
+from bantam.schedulers import Schedule
+from bantam.training.average import Average
 
-Scheduler = LRScheduler | OneCycle | LossDip
-
-LOOK_EVERY = 50
-"""Steps between two looks at the loss: each look waits for an accelerator to catch up."""
+CHECK_EVERY = 50
+"""Steps between two checks of the loss: each one waits for an accelerator to catch up."""
 
 SCORING_BATCH = 200
 
@@ -65,145 +62,130 @@ class Diverged(ArithmeticError):
         self.epoch, self.step, self.lr = epoch, step, lr
 
 
-class Average:
-    """The exponential moving average of a network's weights and batch-norm statistics, in a network of its own.
+@dataclass(frozen=True)
+class Training:
+    """All that the loop needs; model and data are on the same device."""
 
-    Every step keeps the share `decay` of it; less of the first ones, which are far from anything good:
-    of step n at most (n + 1) / (n + 10).
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).eval()
-        self.decay, self.steps = decay, 0
-        # Listed once: with so few weights, finding them would take longer than averaging them.
-        averages, currents = ([*network.parameters(), *network.buffers()] for network in (self.model, model))
-        whole = [not tensor.is_floating_point() for tensor in currents]
-        self.averages, self.counts = _parted([tensor.detach() for tensor in averages], whole)
-        self.current, self.current_counts = _parted([tensor.detach() for tensor in currents], whole)
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take the network's present weights into the average; nothing waits for an accelerator."""
-        self.steps += 1
-        kept = min(self.decay, (self.steps + 1) / (self.steps + 10))
-        torch._foreach_lerp_(self.averages, self.current, 1 - kept)
-        torch._foreach_copy_(self.counts, self.current_counts)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
-        return {"model": self.model.state_dict(), "steps": self.steps}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the average back from a checkpoint."""
-        self.model.load_state_dict(state["model"])
-        self.steps = state["steps"]
-
-
-def _parted(tensors: list[Tensor], apart: list[bool]) -> tuple[list[Tensor], list[Tensor]]:
-    """Tensors in two lists, the second of those to be set apart."""
-    pairs = list(zip(tensors, apart, strict=True))
-    return [tensor for tensor, away in pairs if not away], [tensor for tensor, away in pairs if away]
+    model: nn.Module
+    """Trained in place."""
+    optimizer: Optimizer
+    schedule: Schedule
+    augmentation: Augmentation
+    data: Data
+    epochs: int
+    batch_size: int
+    seed: int
+    """All random numbers of an epoch follow from it and the epoch's number."""
+    precision: torch.dtype
+    training_model: nn.Module
+    """What computes the logits in training: the model, or a faster twin with the same parameters."""
+    scoring_model: nn.Module
+    """What computes the logits that are scored: the model, its average, or a faster twin of either."""
+    rates: Sequence[float]
+    """The own rate of each group of the optimizer, from which the schedule makes the present ones."""
+    label_smoothing: float = 0.0
+    average: Average | None = None
+    """Of the weights, updated after every step."""
 
 
 def train(
-    model: nn.Module,
-    optimizer: Optimizer,
-    scheduler: Scheduler,
-    augmentation: Augmentation,
-    data: Data,
-    *,
-    epochs: int,
-    batch_size: int,
-    seed: int,
-    precision: torch.dtype,
-    label_smoothing: float = 0.0,
-    average: Average | None = None,
-    first_epoch: int = 1,
-    forward: nn.Module | None = None,
-    scored: nn.Module | None = None,
+    training: Training,
+    history: Sequence[Epoch] = (),
     show: Callable[[int, int, float], None] = lambda epoch, images, loss: None,
 ) -> Iterator[Epoch]:
-    """Train `model` in place and yield a record after every epoch, scored on the held-out images.
+    """Train and yield a record after every epoch, scored on the held-out images.
 
-    Model and data are on the same device. All random numbers of an epoch follow from `seed` and its
-    number, so training can go on at `first_epoch` as if it had never stopped. `forward` is what
-    computes the logits in training where that is not `model` itself: a faster twin with the same
-    parameters. Scored is `model`, or the `average` of its weights where there is one; or `scored`, a faster twin
-    of that. `show` gets the epoch, the images trained on so far in it and the latest loss, a
-    few times an epoch. Raises Diverged.
+    After the epochs of `history` it goes on as if it had never stopped. `show` gets the epoch, the images trained
+    on so far in it and the latest loss, a few times an epoch. Raises Diverged.
     """
-    forward = forward or model
-    scored = scored or (average.model if average else model)
-    device, count = data.train_images.device, len(data.train_labels)
-    steps = -(-count // batch_size)
-    for epoch in range(first_epoch, epochs + 1):
-        torch.manual_seed(1_000_003 * seed + epoch)
+    data, count = training.data, len(training.data.train_labels)
+    losses = [epoch.train_loss for epoch in history]
+    for epoch in range(len(losses) + 1, training.epochs + 1):
         start = time.perf_counter()
-        for network in (model, forward):
-            network.train()
-        order = torch.randperm(count, device=device)
-        losses = torch.zeros(steps, device=device)
-        correct = torch.zeros((), dtype=torch.int64, device=device)
-        strengths = [augmentation.strength((epoch - 1 + step / steps) / epochs) for step in range(steps)]
-        of_images = torch.tensor(strengths, device=device).repeat_interleave(batch_size)[:count]
-        changes = augmentation.draw(of_images)
-        lr = 0.0
-        looked = 0
-        for step in range(steps):
-            if isinstance(scheduler, OneCycle):
-                scheduler.step(epoch - 1 + step / steps)
-            lr = float(optimizer.param_groups[0]["lr"])
-            place = slice(step * batch_size, (step + 1) * batch_size)
-            batch = order[place]
-            labels = data.train_labels[batch]
-            # index_select: plain indexing copies bytes one by one on a CPU.
-            images = data.train_images.index_select(0, batch)
-            x = augmentation.apply(images, changes.of(place) if strengths[step] else Changes())
-            x = x.sub_(data.mean).div_(data.std)
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                logits = forward(x)
-                loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            if average:
-                average.update()
-            # What is recorded is the same with and without smoothing, so that runs can be compared.
-            losses[step] = F.cross_entropy(logits.detach().float(), labels) if label_smoothing else loss.detach()
-            correct += (logits.detach().argmax(1) == labels).sum()
-            if (step + 1) % LOOK_EVERY == 0 or step + 1 == steps:
-                seen = losses[looked : step + 1].tolist()
-                for i, value in enumerate(seen, looked + 1):
-                    if not -float("inf") < value < float("inf"):
-                        raise Diverged(epoch, i, lr, value)
-                looked = step + 1
-                show(epoch, min(looked * batch_size, count), seen[-1])
-        train_loss = losses.mean().item()
-        advance(scheduler, train_loss)
+        lr, train_loss, train_accuracy = _train_epoch(training, epoch, losses, show)
+        losses.append(train_loss)
         train_seconds = time.perf_counter() - start
-        logits = score(scored, data.held_out_images, data, precision)
-        loss_value, accuracy = measure(logits, data.held_out_labels)
+        logits = score(training.scoring_model, data.held_out_images, data, training.precision)
+        loss, accuracy = measure(logits, data.held_out_labels)
         validating = data.split == "validation"
         yield Epoch(
             epoch=epoch,
             lr=lr,
             train_loss=train_loss,
-            train_accuracy=100 * correct.item() / count,
-            validation_loss=loss_value if validating else None,
+            train_accuracy=train_accuracy,
+            validation_loss=loss if validating else None,
             validation_accuracy=accuracy if validating else None,
-            test_loss=None if validating else loss_value,
+            test_loss=None if validating else loss,
             test_accuracy=None if validating else accuracy,
             seconds=time.perf_counter() - start,
             images_per_second=count / train_seconds,
         )
 
 
-def advance(scheduler: Scheduler, train_loss: float) -> None:
-    """Move a schedule on at the end of an epoch; OneCycle has moved at every step already."""
-    if isinstance(scheduler, LossDip):
-        scheduler.step(train_loss)
-    elif not isinstance(scheduler, OneCycle):
-        scheduler.step()
+def _train_epoch(
+    training: Training, epoch: int, losses_before: Sequence[float], show: Callable[[int, int, float], None]
+) -> tuple[float, float, float]:
+    """Train for one epoch; returns the last learning rate, the mean loss and the accuracy in percent."""
+    data, batch_size, optimizer = training.data, training.batch_size, training.optimizer
+    augmentation, smoothing, forward = training.augmentation, training.label_smoothing, training.training_model
+    device, count = data.train_images.device, len(data.train_labels)
+    torch.manual_seed(1_000_003 * training.seed + epoch)
+    for network in (training.model, forward):
+        network.train()
+    steps = -(-count // batch_size)
+    order = torch.randperm(count, device=device)
+    losses = torch.zeros(steps, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    strengths = [augmentation.strength((epoch - 1 + step / steps) / training.epochs) for step in range(steps)]
+    of_images = torch.tensor(strengths, device=device).repeat_interleave(batch_size)[:count]
+    changes = augmentation.draw(of_images)
+    checked = 0
+    lr = 0.0
+    for step in range(steps):
+        lr = _set_rates(training, epoch - 1 + step / steps, losses_before)
+        rows = slice(step * batch_size, (step + 1) * batch_size)
+        batch = order[rows]
+        labels = data.train_labels[batch]
+        # index_select: plain indexing copies bytes one by one on a CPU.
+        images = data.train_images.index_select(0, batch)
+        x = augmentation.apply(images, changes.of(rows) if strengths[step] else Changes())
+        x = x.sub_(data.mean).div_(data.std)
+        with torch.autocast(device.type, training.precision, enabled=training.precision != torch.float32):
+            logits = forward(x)
+            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if training.average:
+            training.average.update()
+        # What is recorded is the same with and without smoothing, so that runs can be compared.
+        losses[step] = F.cross_entropy(logits.detach().float(), labels) if smoothing else loss.detach()
+        correct += (logits.detach().argmax(1) == labels).sum()
+        if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
+            last = _refuse_infinite(losses[checked : step + 1], epoch, checked, lr)
+            checked = step + 1
+            show(epoch, min(checked * batch_size, count), last)
+    return lr, losses.mean().item(), 100 * correct.item() / count
+
+
+def _set_rates(training: Training, epoch: float, losses: Sequence[float]) -> float:
+    """Give every group of the optimizer its rate for this moment; returns that of the first group."""
+    optimizer, schedule = training.optimizer, training.schedule
+    rates = [schedule.rate(lr, epoch, losses) for lr in training.rates]
+    if schedule.drops_momentum and epoch.is_integer() and rates[0] != optimizer.param_groups[0]["lr"]:
+        optimizer.state.clear()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    return rates[0]
+
+
+def _refuse_infinite(losses: Tensor, epoch: int, before: int, lr: float) -> float:
+    """The last of some losses, which follow those of `before` steps. Raises Diverged if one is not finite."""
+    values: list[float] = losses.tolist()
+    for step, value in enumerate(values, before + 1):
+        if not math.isfinite(value):
+            raise Diverged(epoch, step, lr, value)
+    return values[-1]
 
 
 @torch.no_grad()

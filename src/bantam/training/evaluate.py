@@ -1,0 +1,31 @@
+"""Score a finished run again."""
+
+from bantam.training import terminal
+from bantam.training.folder import read_history, read_result, read_weights
+from bantam.training.loop import measure, score
+from bantam.training.setup import Prepared
+
+
+def evaluate(prepared: Prepared) -> bool:
+    """Score a finished run again; returns whether it repeats the recorded accuracy or has other data.
+
+    Raises ValueError where its weights or its history are damaged or those of another network.
+    """
+    folder, images = prepared.info.folder, prepared.data
+    result = read_result(folder)
+    read_weights(folder, prepared.result_model)
+    logits = score(prepared.scoring_model, images.held_out_images, images, prepared.precision)
+    _, accuracy = measure(logits, images.held_out_labels)
+    recorded = read_history(folder)[-1].accuracy
+    what = f"{accuracy:.2f} % of {len(images.held_out_labels):,} {images.split} images of {images.name}"
+    if images.checksum != result["data_checksum"] or images.split != result["split"]:
+        terminal.show_evaluation(
+            f"{what}. The run itself was scored on {result['scored_images']:,} {result['split']} images of "
+            f"{result['data']} ({recorded:.2f} %): the two are not comparable."
+        )
+        return True
+    same = accuracy == recorded
+    terminal.show_evaluation(
+        f"{what}, {'exactly as recorded' if same else f'but recorded were {recorded:.2f} %'}."
+    )
+    return same

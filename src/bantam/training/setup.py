@@ -1,0 +1,336 @@
+"""From a composed configuration to everything that a run needs, checked and built, with no step taken."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from joblib import cpu_count, effective_n_jobs
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from bantam import budget, config, data
+from bantam.augmentation import Augmentation
+from bantam.kernels import compiler
+from bantam.kernels.fuse import fuse, is_fused
+from bantam.schedulers import Schedule, TorchSchedule
+from bantam.training.average import Average
+from bantam.training.folder import read_result
+from bantam.training.loop import Training
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Where a run happens and what it is called."""
+
+    folder: Path
+    choices: dict[str, Any]
+    """The option chosen of each group, as in model=v2."""
+    side_by_side: int
+    """How many jobs run at the same time; -1 for one a core."""
+    job: int | None
+    """Its number in a multirun; None for a single run."""
+
+    @property
+    def name(self) -> str:
+        """The experiment, or the model where there is none."""
+        return str(self.choices.get("experiment") or self.choices.get("model"))
+
+    @property
+    def title(self) -> str:
+        """What its lines in the terminal begin with."""
+        return self.name if self.job is None else f"job {self.job}, {self.name}"
+
+
+@dataclass
+class Prepared:
+    """Everything that a run needs, checked and built, with no step taken."""
+
+    cfg: DictConfig
+    info: RunInfo
+    layers: list[budget.Layer]
+    parameters: int
+    data: data.Data
+    device: torch.device
+    precision: torch.dtype
+    threads: int
+    model: nn.Module
+    optimizer: Optimizer
+    rates: tuple[float, ...]
+    """The own rate of each group of the optimizer."""
+    schedule: Schedule
+    epoch_rates: list[float]
+    """The learning rate in the middle of every epoch, at a constant loss."""
+    augmentation: Augmentation
+    average: Average | None
+
+    @cached_property
+    def training_model(self) -> nn.Module:
+        """What computes the logits in training: the model, or a faster twin with its parameters.
+
+        Made where it is first asked for: what only looks need not wait for a compiler.
+        """
+        return _training_model(self.cfg, self.info, self.model, self.device, self.precision)
+
+    @property
+    def kernels(self) -> str:
+        """What computes its blocks: native or torch."""
+        return "native" if is_fused(self.training_model) else "torch"
+
+    @property
+    def result_model(self) -> nn.Module:
+        """What is saved: the model, or the average of its weights where there is one."""
+        return self.average.model if self.average else self.model
+
+    @cached_property
+    def scoring_model(self) -> nn.Module:
+        """What computes the logits of the result: `result_model` or, with kernels in C, its twin."""
+        if self.kernels == "torch":
+            return self.result_model
+        if self.average:
+            return fuse(self.average.model, budget.IMAGE, self.precision) or self.result_model
+        return self.training_model
+
+    @property
+    def training(self) -> Training:
+        """What the loop needs of it."""
+        return Training(
+            model=self.model,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            augmentation=self.augmentation,
+            data=self.data,
+            epochs=self.cfg.epochs,
+            batch_size=self.cfg.batch_size,
+            seed=self.cfg.seed,
+            precision=self.precision,
+            training_model=self.training_model,
+            scoring_model=self.scoring_model,
+            rates=self.rates,
+            label_smoothing=self.cfg.label_smoothing,
+            average=self.average,
+        )
+
+
+def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
+    """Check everything that can be known before training, cheapest first, and build it.
+
+    The configuration has passed `ranges.validate`. Raises ValueError with one sentence: the key, its value, what
+    is wrong and what helps.
+    """
+    if cfg.epochs > cfg.budget.epochs:
+        raise ValueError(
+            f"epochs is {cfg.epochs}, {cfg.epochs - cfg.budget.epochs} over budget.epochs={cfg.budget.epochs}: "
+            "lower epochs or raise budget.epochs"
+        )
+    layers, parameters = check_budget(cfg, info)
+    schedule = _build_schedule(cfg, info)
+    augmentation = _build(cfg, "augmentation", info)
+    device = _device(cfg.device)
+    if cfg.compile and device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise ValueError("compile is true, but this machine has no C++ compiler (g++): leave compile=true out")
+    threads = cfg.threads or max(1, cpu_count() // effective_n_jobs(info.side_by_side))
+    torch.set_num_threads(threads)
+    model = _build_model(cfg, info, device)
+    optimizer = _build_optimizer(cfg, info, model)
+    rates = tuple(float(group["lr"]) for group in optimizer.param_groups)
+    epoch_rates = _dry_run_schedule(cfg, info, schedule, rates)
+    images = _load_data(cfg, info)
+    prepared = Prepared(
+        cfg=cfg,
+        info=info,
+        layers=layers,
+        parameters=parameters,
+        data=images.to(device),
+        device=device,
+        precision=_precision(cfg, device),
+        threads=threads,
+        model=model,
+        optimizer=optimizer,
+        rates=rates,
+        schedule=schedule,
+        epoch_rates=epoch_rates,
+        augmentation=augmentation,
+        average=Average(model, cfg.ema) if cfg.ema else None,
+    )
+    if cfg.kernels == "native":
+        _ = prepared.training_model  # whoever insists on them is told at once where they cannot be had
+    return prepared
+
+
+def prepare_finished(cfg: DictConfig, info: RunInfo) -> Prepared:
+    """Prepare a finished run as it was, to score it again: with its own threads, precision and kernels.
+
+    Raises ValueError where the folder holds no run that was trained to its end.
+    """
+    result = read_result(info.folder)
+    if result.get("objective") is None:
+        raise ValueError(f"{info.folder} was {result.get('verdict')}: it has no weights to evaluate")
+    cfg = cfg.copy()
+    cfg.threads = cfg.threads or result["threads"]
+    if cfg.precision == "auto":
+        cfg.precision = result.get("precision", "auto")
+    if cfg.kernels == "auto" and result.get("kernels") == "torch":
+        cfg.kernels = "torch"  # of others it is left to this machine whether it has a compiler
+    return prepare(cfg, info)
+
+
+def check_budget(cfg: DictConfig, info: RunInfo) -> tuple[list[budget.Layer], int]:
+    """Count the network on the meta device; returns its layers and its parameters. Raises OverBudget."""
+
+    def build(cfg: DictConfig, device: str = "meta") -> nn.Module:
+        with torch.device(device):
+            return _build(cfg, "model", info)  # type: ignore[no-any-return]
+
+    parameters, limit = budget.count(build(cfg)), cfg.budget.parameters
+    layers = budget.layers(build(cfg, "cpu" if parameters <= budget.SMALL else "meta"))
+    if parameters < limit:
+        return layers, parameters
+    widths = {key: value for key, value in cfg.model.items() if isinstance(value, int) and value > 1}
+    keys = [f"model.{key!s}" for key in sorted(widths, key=lambda key: -widths[key])[:3]]
+    remedy = f"lower {' or '.join(keys)}" if keys else "choose a smaller network"
+    if "width" in cfg.model:
+        for width in range(cfg.model.width - 1, 0, -1):
+            if budget.count(build(OmegaConf.merge(cfg, {"model": {"width": width}}))) < limit:  # type: ignore[arg-type]
+                remedy = f"lower model.width to {width}"
+                break
+    raise budget.OverBudget(
+        f"model={info.choices.get('model')} has {parameters:,} parameters, {parameters - limit + 1:,} over the "
+        f"{limit - 1:,} that budget.parameters={limit:,} allows: {remedy} or raise budget.parameters",
+        layers,
+    )
+
+
+def _build(cfg: DictConfig, key: str, info: RunInfo) -> Any:
+    """Instantiate a group; what its constructor refuses becomes a ValueError that names the group."""
+    try:
+        return instantiate(cfg[key], _execution_whitelist_=config.WHITELIST)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if key == "data" and isinstance(cause, ValueError):
+            raise cause from None
+        raise _cannot_be_built(key, info, cause or error) from error
+
+
+def _cannot_be_built(key: str, info: RunInfo, cause: BaseException) -> ValueError:
+    return ValueError(f"{key}={info.choices.get(key)} cannot be built: {' '.join(str(cause).split())}")
+
+
+def _build_model(cfg: DictConfig, info: RunInfo, device: torch.device) -> nn.Module:
+    """The network with the first weights of its seed."""
+    torch.manual_seed(cfg.seed)
+    model: nn.Module = _build(cfg, "model", info)
+    layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
+    return model.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+def _load_data(cfg: DictConfig, info: RunInfo) -> data.Data:
+    images: data.Data = _build(cfg, "data", info)
+    if cfg.batch_size > len(images.train_labels):
+        raise ValueError(
+            f"batch_size is {cfg.batch_size:,}, but "
+            f"{images.name} has {len(images.train_labels):,} images to train on: lower batch_size"
+        )
+    return images
+
+
+def _build_optimizer(cfg: DictConfig, info: RunInfo, model: nn.Module) -> Optimizer:
+    build = _build(cfg, "optimizer", info)
+    try:
+        return build(model.parameters())  # type: ignore[no-any-return]
+    except Exception as error:  # a constructor that refuses its arguments may raise anything
+        raise _cannot_be_built("optimizer", info, error) from error
+
+
+def _build_schedule(cfg: DictConfig, info: RunInfo) -> Schedule:
+    """A schedule of ours, or one of torch's, which waits for its optimizer."""
+    built: Any = _build(cfg, "scheduler", info)
+    if not isinstance(built, partial):
+        return built  # type: ignore[no-any-return]
+    if isinstance(built.func, type) and issubclass(built.func, LRScheduler):
+        return TorchSchedule(built)
+    try:
+        return built()  # type: ignore[no-any-return] # in older runs ours waited too
+    except Exception as error:
+        raise _cannot_be_built("scheduler", info, error) from error
+
+
+def _dry_run_schedule(cfg: DictConfig, info: RunInfo, schedule: Schedule, rates: Sequence[float]) -> list[float]:
+    """The rate in the middle of every epoch, at a constant loss; refuses rates that no optimizer can take."""
+    name = f"scheduler={info.choices.get('scheduler')}"
+    try:
+        for lr in rates:
+            schedule.rate(lr, 0.0, [])
+    except Exception as error:  # torch builds its schedulers here, and they may raise anything
+        raise _cannot_be_built("scheduler", info, error) from error
+    found = []
+    for epoch in range(1, cfg.epochs + 1):
+        try:
+            rate = schedule.rate(rates[0], epoch - 0.5, [1.0] * (epoch - 1))
+        except Exception as error:
+            raise ValueError(f"{name} fails after epoch {epoch - 1} ({error}): change scheduler.*") from error
+        if not 0 <= rate < float("inf"):
+            raise ValueError(
+                f"{name} sets the learning rate of epoch {epoch} to {rate}: "
+                "change scheduler.* so that it stays at 0 or above"
+            )
+        found.append(rate)
+    return found
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[name]:
+        raise ValueError(f"device is {name}, which this machine does not have: use device=auto or device=cpu")
+    return torch.device(name)
+
+
+def _precision(cfg: DictConfig, device: torch.device) -> torch.dtype:
+    """bfloat16 only pays where it is computed natively; elsewhere it is emulated and slower than float32."""
+    if cfg.precision == "auto":
+        if device.type == "cuda":
+            native_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            native_bfloat16 = device.type == "cpu" and compiler.bfloat16()
+        return torch.bfloat16 if native_bfloat16 else torch.float32
+    return torch.float32 if cfg.precision == "float32" else torch.bfloat16
+
+
+def _training_model(
+    cfg: DictConfig, info: RunInfo, model: nn.Module, device: torch.device, precision: torch.dtype
+) -> nn.Module:
+    """What computes the logits in training: blocks in C where they can be had."""
+    if cfg.compile:
+        if cfg.kernels == "native":
+            raise ValueError("kernels is native, but compile is true: choose one of the two")
+        return torch.compile(model)  # type: ignore[return-value]
+    fits = device.type == "cpu" and cfg.channels_last
+    if cfg.kernels == "native" and not fits:
+        raise ValueError(
+            f"kernels is native, which computes on a CPU, in channels_last; device is {device.type}, "
+            f"channels_last {cfg.channels_last}: use kernels=auto"
+        )
+    if cfg.kernels == "torch" or not fits:
+        return model
+    try:
+        fused = fuse(model, budget.IMAGE, precision)
+    except compiler.Unavailable as error:
+        if cfg.kernels == "native":
+            raise ValueError(f"kernels is native, but {error}; or use kernels=auto") from error
+        return model
+    if fused is None and cfg.kernels == "native":
+        raise ValueError(
+            f"kernels is native, but model={info.choices.get('model')} has no block that they compute "
+            "(valid convolution, batch norm, ReLU; or one of every channel by itself): use kernels=auto"
+        )
+    return model if fused is None else fused

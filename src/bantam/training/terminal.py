@@ -1,0 +1,234 @@
+"""All that a run prints: what is trained, its progress, its verdict, the table of a multirun, and errors.
+
+torch is imported only where it is there already: an error in what was typed is shown at once.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from bantam.budget import Layer
+    from bantam.training.loop import Epoch
+    from bantam.training.setup import Prepared, RunInfo
+    from bantam.training.verdict import Verdict
+
+console = Console(highlight=False)
+
+COLOURS = {"met": "green", "not met": "red", "diverged": "red"}
+"""Of verdicts; all others are yellow."""
+
+
+def show_error(error: Exception) -> None:
+    """Print what is wrong in one sentence, above the layer table where the error carries one."""
+    errors = Console(stderr=True, highlight=False)
+    errors.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+    layers = getattr(error, "layers", None)
+    if layers:
+        errors.print("", layer_table(layers))
+
+
+def short_path(path: Path) -> str:
+    """A path as a person would type it."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def layer_table(layers: Sequence["Layer"]) -> Table:
+    """What each layer puts out, sees and costs."""
+    table = Table(box=None, pad_edge=False, header_style="bold", footer_style="bold", show_footer=True)
+    table.add_column("layer", "total")
+    table.add_column("output", justify="right")
+    for title, total in (
+        ("receptive\nfield", ""),
+        ("parameters", f"{sum(layer.parameters for layer in layers):,}"),
+        ("multiply-adds", f"{sum(layer.multiply_adds for layer in layers):,}"),
+    ):
+        table.add_column(title, total, justify="right")
+    for layer in layers:
+        table.add_row(
+            layer.name,
+            "×".join(map(str, layer.shape)),
+            f"{layer.receptive_field}",
+            f"{layer.parameters:,}" if layer.parameters else "",
+            f"{layer.multiply_adds:,}" if layer.multiply_adds else "",
+        )
+    return table
+
+
+def describe(prepared: "Prepared") -> None:
+    """Print the layer table, the budget, the data and the settings."""
+    images = prepared.data
+    if images.not_judged and images.split == "test":
+        console.print(
+            Panel(
+                f"These are not the real test images, so the target is not judged.\n{escape(images.not_judged)}.",
+                title=f"Training on {images.name}: {len(images.train_labels):,} images only",
+                border_style="bold yellow",
+            )
+        )
+    console.print(layer_table(prepared.layers))
+    settings = Table.grid(padding=(0, 2))
+    settings.add_column(style="bold")
+    settings.add_column()
+    for key, text in _settings(prepared).items():
+        settings.add_row(key, escape(text))
+    console.print("", settings, "")
+
+
+def _settings(prepared: "Prepared") -> dict[str, str]:
+    """What a run is about, a line each."""
+    cfg, images, info = prepared.cfg, prepared.data, prepared.info
+    steps = -(-len(images.train_labels) // cfg.batch_size)
+    rates = " ".join(f"{rate:.2g}" for rate in prepared.epoch_rates)
+    threads = f"{prepared.threads} thread{'s' * (prepared.threads > 1)}"
+    precision = str(prepared.precision).removeprefix("torch.")
+    return {
+        "budget": f"{prepared.parameters:,} parameters of fewer than {cfg.budget.parameters:,}; "
+        f"{cfg.epochs} epochs of at most {cfg.budget.epochs}",
+        "target": f"{cfg.target.accuracy:g} % in every one of the last {cfg.target.last_epochs} epochs",
+        "data": f"{images.name}: {len(images.train_labels):,} images to train on, "
+        f"{len(images.held_out_labels):,} {images.split} images scored after every epoch",
+        "steps": f"{steps:,} an epoch, {steps * cfg.epochs:,} in all, {cfg.batch_size} images each",
+        **{key: _arguments(prepared, key) for key in ("model", "optimizer", "scheduler", "augmentation")},
+        **({"smoothing": f"{cfg.label_smoothing:g} of each label"} if cfg.label_smoothing else {}),
+        **({"average": f"of the weights, keeping {cfg.ema:g} a step: it is scored and saved"} if cfg.ema else {}),
+        "rates": rates + (" (falls with the training loss)" if prepared.schedule.follows_loss else ""),
+        "machine": f"{prepared.device.type}, {threads}, {precision}, {prepared.kernels} kernels"
+        + ", compiled" * cfg.compile,
+        "seed": str(cfg.seed),
+        "folder": "none: dry_run" if cfg.dry_run else short_path(info.folder),
+    }
+
+
+def _arguments(prepared: "Prepared", group: str) -> str:
+    values = ((str(name), value) for name, value in prepared.cfg[group].items())
+    given = ", ".join(f"{name} {value}" for name, value in values if not name.startswith("_"))
+    return f"{prepared.info.choices.get(group)}: {given}"
+
+
+@contextmanager
+def progress(prepared: "Prepared", done: int) -> Iterator[Callable[[int, int, float], None]]:
+    """Show a bar, which begins after `done` epochs; yields what moves it: epoch, images so far in it, loss."""
+    info, epochs, count = prepared.info, prepared.cfg.epochs, len(prepared.data.train_labels)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[now]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        # Bars of jobs side by side would overwrite each other: there every epoch's line has to do.
+        disable=not console.is_terminal or info.side_by_side != 1,
+    )
+
+    def show(epoch: int, images: int, loss: float) -> None:
+        bar.update(task, completed=(epoch - 1) * count + images)
+        now = f"{bar.tasks[task].speed or 0:,.0f} images/s   loss {loss:.4f}   left"
+        bar.update(task, now=now, description=f"{info.title} epoch {epoch:>2}/{epochs}")
+
+    with bar:
+        task = bar.add_task(info.title, total=epochs * count, completed=done * count, now="starting")
+        yield show
+
+
+def show_epoch(info: "RunInfo", epoch: "Epoch", epochs: int) -> None:
+    """Print a line for an epoch that has ended."""
+    split = "test" if epoch.validation_accuracy is None else "validation"
+    console.print(
+        f"{info.title} epoch {epoch.epoch:>2}/{epochs}   lr {epoch.lr:<8.3g} "
+        f"train {epoch.train_accuracy:5.2f} %   {split} [bold]{epoch.accuracy:5.2f}[/] %   "
+        f"{epoch.seconds:5.1f} s   {epoch.images_per_second:,.0f} images/s",
+        soft_wrap=True,
+    )
+
+
+def show_interruption(info: "RunInfo", epoch: int, epochs: int) -> None:
+    """Say in which epoch a run was interrupted and how it is continued."""
+    console.print(
+        f"\nInterrupted in epoch {epoch} of {epochs}. Continue with:\n"
+        f"python train.py resume={escape(short_path(info.folder))}",
+        soft_wrap=True,
+    )
+
+
+def show_verdict(info: "RunInfo", verdict: "Verdict") -> None:
+    """Print how a run has ended."""
+    colour = COLOURS.get(verdict.verdict, "yellow")
+    if verdict.objective is None:
+        console.print(
+            f"[bold {colour}]{info.title} {verdict.verdict}:[/] {escape(verdict.reason)}", soft_wrap=True
+        )
+        return
+    console.print(
+        f"[bold {colour}]{info.title}: {verdict.verdict}[/]: {escape(verdict.reason)}. "
+        f"Best {verdict.best_accuracy:.2f} % in epoch {verdict.best_epoch}, "
+        f"mean of the last {len(verdict.last_accuracies)} {verdict.objective:.2f} %. "
+        f"{escape(short_path(info.folder))}",
+        soft_wrap=True,
+    )
+
+
+def show_refusal(info: "RunInfo", error: ValueError) -> None:
+    """Say of a job in a multirun that it was refused, and why."""
+    console.print(f"[bold red]job {info.job}, {info.name}: refused[/]: {escape(str(error))}", soft_wrap=True)
+    layers = getattr(error, "layers", None)
+    if layers:
+        console.print(layer_table(layers))
+
+
+def show_failure(info: "RunInfo", reason: str) -> None:
+    """Say of a job in a multirun that it failed, and where the traceback is."""
+    trace = escape(f"{short_path(info.folder)}/error.txt")
+    line = f"[bold red]job {info.job}, {info.name}: failed[/]: {escape(reason)} ({trace})"
+    console.print(line, soft_wrap=True)
+
+
+def show_evaluation(sentence: str) -> None:
+    """Print what came out when a finished run was scored again."""
+    console.print(escape(sentence), soft_wrap=True)
+
+
+def summarize(sweep: Path) -> bool:
+    """Print a table of the jobs in a multirun's folder; returns whether every one ended with an objective.
+
+    Accuracies are percent, the last one the mean of the last epochs.
+    """
+    from bantam.training.folder import read_result
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    columns = ("folder", "network", "seed", "parameters", "best", "in epoch", "last", "verdict")
+    for column in columns:
+        text = column in ("folder", "network", "verdict")
+        table.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=not text)
+    good = True
+    folders = [path for path in sweep.iterdir() if (path / ".hydra").is_dir()]
+    for folder in sorted(folders, key=lambda path: (len(path.name), path.name)):
+        try:
+            result = read_result(folder)
+        except ValueError:
+            result = {"verdict": "unfinished"}
+        good &= result.get("objective") is not None
+
+        def cell(key: str, style: Callable[[Any], str], result: dict[str, Any] = result) -> str:
+            return "" if result.get(key) is None else style(result[key])
+
+        table.add_row(
+            short_path(folder),
+            str(result.get("experiment") or result.get("model") or ""),
+            cell("seed", str),
+            cell("parameters", "{:,}".format),
+            cell("best_accuracy", "{:.2f}".format),
+            cell("best_epoch", str),
+            cell("objective", "{:.2f}".format),
+            str(result["verdict"]) + (" (at chance)" if result.get("at_chance") else ""),
+        )
+    console.print("", table)
+    return good

@@ -1,0 +1,138 @@
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL
+from omegaconf import DictConfig, OmegaConf
+from single_runs import at
+
+from bantam.budget import OverBudget
+from bantam.kernels import compiler
+from bantam.training.setup import RunInfo, prepare
+
+Compose = Callable[..., DictConfig]
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(9681, True), (9680, False)])
+def test_the_budget_is_strict(composed: Compose, info: RunInfo, limit: int, fits: bool) -> None:
+    cfg = composed("data=mnist5k", f"budget.parameters={limit}")
+    if fits:
+        assert prepare(cfg, info).parameters == 9680
+    else:
+        with pytest.raises(OverBudget, match="has 9,680 parameters, 1 over the 9,679 that"):
+            prepare(cfg, info)
+
+
+def test_of_many_keys_over_budget_names_the_widest(composed: Compose, info: RunInfo) -> None:
+    with pytest.raises(OverBudget, match="lower model.late3 or model.late2 or model.early2 or raise"):
+        prepare(composed("model=flexible", "model.late3=40"), info)
+
+
+def test_over_budget_names_count_excess_and_remedy_before_data_are_opened(
+    composed: Compose, info: RunInfo
+) -> None:
+    cfg = composed("model.width=17", "data.root=/nowhere", "data=mnist")
+    with pytest.raises(OverBudget) as caught:
+        prepare(cfg, info)
+    assert str(caught.value) == (
+        "model=v2 has 10,897 parameters, 898 over the 9,999 that budget.parameters=10,000 allows: "
+        "lower model.width to 16 or raise budget.parameters"
+    )
+    assert sum(layer.parameters for layer in caught.value.layers) == 10_897
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["epochs=16"], "epochs is 16, 1 over budget.epochs=15: lower epochs or raise budget.epochs"),
+        (["batch_size=100000"], "batch_size is 100,000, but mnist5k has 4,000 images to train on"),
+        (["model._target_=os.system"], "model=v2 cannot be built: .*whitelist"),
+        (["model._target_=bantam.data.os.system"], "model=v2 cannot be built: .*whitelist"),
+        (["data._target_=bantam.training.folder.write"], "data=.* cannot be built: .*whitelist"),
+        (["+optimizer.colour=1"], "optimizer=sgd cannot be built: .*colour"),
+        (["optimizer.nesterov=true", "optimizer.momentum=0"], "optimizer=sgd cannot be built: Nesterov"),
+        (["scheduler._target_=torch.optim.lr_scheduler.Nope"], "scheduler=step cannot be built"),
+        (["+scheduler.last_epoch=3"], "scheduler=step cannot be built: .*initial_lr"),
+        (["device=cuda"], "device is cuda, which this machine does not have"),
+        (["data.validation=4000"], "data.validation is 4,000"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_training(
+    composed: Compose, info: RunInfo, overrides: list[str], message: str
+) -> None:
+    if overrides == ["device=cuda"] and torch.cuda.is_available():
+        pytest.skip("this machine has the device")
+    with pytest.raises(ValueError, match=message):
+        prepare(composed("data=mnist5k", *overrides), info)
+    assert not list(info.folder.iterdir())
+
+
+def test_a_schedule_that_leaves_the_sensible_is_refused_before_training(composed: Compose, info: RunInfo) -> None:
+    cfg = OmegaConf.create(OmegaConf.to_container(composed("data=mnist5k")))
+    assert prepare(cfg, info).epoch_rates == pytest.approx([0.025] * 6 + [0.0025] * 6 + [0.00025] * 3)
+    cfg.scheduler = {"_target_": "torch.optim.lr_scheduler.ExponentialLR", "_partial_": True, "gamma": -0.5}
+    with pytest.raises(ValueError, match=r"scheduler=step sets the learning rate of epoch 2 to -0.0125"):
+        prepare(cfg, info)
+    cfg.scheduler = {"_target_": "torch.optim.lr_scheduler.StepLR", "_partial_": True, "step_size": 0}
+    with pytest.raises(ValueError, match=r"scheduler=step fails after epoch 1 \(.*zero\)"):
+        prepare(cfg, info)
+
+
+def test_precision_auto_is_bfloat16_where_the_processor_computes_in_it(
+    composed: Compose, info: RunInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chosen(*overrides: str) -> torch.dtype:
+        return prepare(composed(*SMALL, *overrides), info).precision
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert chosen() == chosen("kernels=torch") == chosen("model=skeleton") == torch.bfloat16
+    assert chosen("precision=float32") == chosen("kernels=torch", "precision=float32") == torch.float32
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert chosen() == chosen("model=skeleton") == torch.float32
+    assert chosen("precision=bfloat16") == torch.bfloat16
+
+
+def test_kernels_auto_takes_c_on_a_cpu_where_it_can_and_else_pytorch(
+    composed: Compose, info: RunInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chosen(*overrides: str) -> str:
+        return prepare(composed(*SMALL, "precision=float32", *overrides), info).kernels
+
+    assert chosen("kernels=torch") == "torch"
+    with monkeypatch.context() as patch:
+        patch.setattr(compiler, "bfloat16", lambda: False)
+        assert chosen("precision=bfloat16") == "torch"
+        with pytest.raises(ValueError, match="kernels is native, but this processor does not compute in bfloat16"):
+            chosen("precision=bfloat16", "kernels=native")
+    assert chosen("channels_last=false") == "torch"
+    assert chosen("model=skeleton") == "torch"  # it has no block that the C code knows
+    monkeypatch.setenv("CC", "no-such-compiler")
+    compiler.library.cache_clear()
+    assert chosen() == "torch"
+    with pytest.raises(ValueError, match="kernels is native, but there is no C compiler .* kernels=auto"):
+        chosen("kernels=native")
+    monkeypatch.undo()
+    compiler.library.cache_clear()
+    if shutil.which(os.environ.get("CC", "cc")):
+        assert chosen() == chosen("kernels=native") == "native"
+        if compiler.bfloat16():
+            assert chosen("precision=bfloat16") == chosen("precision=bfloat16", "kernels=native") == "native"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (("channels_last=false",), "in channels_last; device is cpu, channels_last False: use kernels=auto"),
+        (("compile=true",), "kernels is native, but compile is true"),
+        (("model=skeleton",), "kernels is native, but model=skeleton has no block"),
+    ],
+)
+def test_kernels_native_refuses_what_it_does_not_compute(
+    composed: Compose, tmp_path: Path, overrides: tuple[str, ...], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match="kernels is native") as error:
+        prepare(composed(*SMALL, "kernels=native", *overrides), at(tmp_path, model="skeleton"))
+    assert sentence in str(error.value)
