@@ -4,6 +4,7 @@ from rich.console import Console
 from torch import nn
 
 from bantam import budget, models
+from bantam.training.terminal import layer_table
 
 
 def on_meta(network: type[nn.Module], **arguments: object) -> nn.Module:
@@ -80,6 +81,6 @@ def test_counting_takes_no_memory() -> None:
 def test_the_printed_table_has_a_total() -> None:
     console = Console(width=100, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
-        console.print(budget.table(budget.layers(on_meta(models.V1))))
+        console.print(layer_table(budget.layers(on_meta(models.V1))))
         text = console.export_text()
     assert text.splitlines()[-1].split() == ["total", "9,780", "1,885,508"]

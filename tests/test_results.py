@@ -11,9 +11,9 @@ import pytest
 from conftest import PROJECT
 from omegaconf import DictConfig, OmegaConf
 
-from bantam import launch
 from bantam.report import folders, groups
 from bantam.training import folder as record
+from bantam.training import saved
 
 RESULTS = PROJECT / "docs" / "results"
 RECORDS = PROJECT / "docs" / "records"
@@ -28,7 +28,8 @@ def test_published_runs_are_of_the_experiment_as_it_is_now(name: str, composed: 
     runs = [path.parent for path in sorted((RESULTS / name).glob("*/result.json"))]
     assert len(runs) >= 3
     for run in runs:
-        cfg, overrides, choices = launch.saved(run)
+        own = saved.load(run)
+        cfg, overrides, choices = own.config, own.overrides, own.choices
         assert choices["experiment"] == name
         now = composed(*overrides)
         assert OmegaConf.to_container(cfg) == OmegaConf.to_container(now)

@@ -140,13 +140,7 @@ class Cosine(Partial):
 
 
 @dataclass
-class Schedule(Component):
-    _partial_: bool = False
-    """Runs of older versions say true, which changes nothing."""
-
-
-@dataclass
-class OneCycle(Schedule):
+class OneCycle(Partial):
     epochs: int = ranged(least=1)
     warmup: float = ranged(least=0, below=1)
     """Fraction of the training after which the rate reaches optimizer.lr."""
@@ -159,7 +153,7 @@ class OneCycle(Schedule):
 
 
 @dataclass
-class LossDip(Schedule):
+class LossDip(Partial):
     factor: float = ranged(above=0, most=1)
     """What the learning rate is multiplied by when the loss dips less than before."""
 

@@ -258,7 +258,7 @@ def _build_schedule(cfg: DictConfig, info: RunInfo) -> Schedule:
     if isinstance(built.func, type) and issubclass(built.func, LRScheduler):
         return TorchSchedule(built)
     try:
-        return built()  # type: ignore[no-any-return] # in older runs ours waited too
+        return built()  # type: ignore[no-any-return] # ours need no optimizer
     except Exception as error:
         raise _cannot_be_built("scheduler", info, error) from error
 
