@@ -12,8 +12,7 @@ from conftest import PROJECT
 from omegaconf import DictConfig, OmegaConf
 
 from bantam.report import folders, groups
-from bantam.training import folder as record
-from bantam.training import saved
+from bantam.training import folder, saved
 
 RESULTS = PROJECT / "docs" / "results"
 RECORDS = PROJECT / "docs" / "records"
@@ -33,7 +32,7 @@ def test_published_runs_are_of_the_experiment_as_it_is_now(name: str, composed: 
         assert choices["experiment"] == name
         now = composed(*overrides)
         assert OmegaConf.to_container(cfg) == OmegaConf.to_container(now)
-        result = record.read_result(run)
+        result = folder.read_result(run)
         assert (result["split"], result["scored_images"], result["train_images"]) == ("test", 10_000, 60_000)
         assert result["seed"] == cfg.seed
 
@@ -56,8 +55,8 @@ def test_the_table_of_the_readme_is_of_the_published_runs(
     command, rows = found
     words = shlex.split(command)
     assert words[-2:] == ["--into", "README.md"]
-    folders = [str(PROJECT / word) for word in words[2:-2]]
-    done = bantam("table.py", *folders)
+    paths = [str(PROJECT / word) for word in words[2:-2]]
+    done = bantam("table.py", *paths)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == rows
 
@@ -70,17 +69,17 @@ def test_a_published_network_has_the_accuracy_that_it_claims(
     assert done.stdout, done.stderr
     shown = float(done.stdout.split()[0])
     # On another processor sums round otherwise, and an image between two digits may fall to either side.
-    assert shown == pytest.approx(record.read_history(run)[-1].accuracy, abs=0.02), done.stdout + done.stderr
+    assert shown == pytest.approx(folder.read_history(run)[-1].accuracy, abs=0.02), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_results_md_says_what_the_published_runs_reached(name: str) -> None:
     runs = [path.parent for path in (RESULTS / name).glob("*/result.json")]
-    results = [record.read_result(run) for run in runs]
+    results = [folder.read_result(run) for run in runs]
     first = results[0]
     last = [result["last_accuracies"] for result in results]
     objectives = [result["objective"] for result in results]
-    seconds = [sum(epoch.seconds for epoch in record.read_history(run)) * first["threads"] for run in runs]
+    seconds = [sum(epoch.seconds for epoch in folder.read_history(run)) * first["threads"] for run in runs]
     row = (
         f"`{name}`",
         f"{first['parameters']:,}",
