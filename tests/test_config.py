@@ -1,4 +1,5 @@
-import ast
+"""Every file of conf/ composes, and what is wrong is refused by its name."""
+
 import inspect
 import re
 from collections.abc import Callable
@@ -140,49 +141,3 @@ def test_a_value_out_of_its_range_is_refused_by_name(composed: Compose, override
 def test_every_number_of_a_list_is_checked(composed: Compose) -> None:
     with pytest.raises(ValueError, match="scheduler.milestones is 0: it must be at least 1"):
         ranges.validate(composed("scheduler=multistep", "scheduler.milestones=[5,0]"))
-
-
-# From the entry point down to plain torch: a module may import only from those below it.
-LAYERS = [
-    ("sweeper",),
-    ("search",),
-    ("confirm",),
-    ("launch",),
-    ("trials",),
-    ("report",),
-    ("figures",),
-    ("evidence",),
-    ("run",),
-    ("pictures",),
-    ("record",),
-    ("training", "native"),
-    ("data", "models", "schedulers", "optimizers", "augmentation", "budget", "config", "crew"),
-]
-
-
-def imported(module: str) -> set[str]:
-    """Names of Bantam's own modules that a module imports, inside functions too."""
-    tree = ast.parse((CONF.parent / "src" / "bantam" / f"{module}.py").read_text())
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "bantam":
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bantam."):
-            names.add(str(node.module).split(".")[1])
-    return names
-
-
-def test_imports_only_go_down() -> None:
-    modules = {file.stem for file in (CONF.parent / "src" / "bantam").glob("*.py")} - {"__init__"}
-    assert modules == {name for layer in LAYERS for name in layer}
-    for depth, layer in enumerate(LAYERS):
-        below = {name for lower in LAYERS[depth + 1 :] for name in lower}
-        for module in layer:
-            assert imported(module) <= below, module
-
-
-def test_only_the_top_knows_of_hydra_and_omegaconf() -> None:
-    for layer in LAYERS[LAYERS.index(("run",)) + 1 :]:
-        for module in set(layer) - {"config"}:
-            source = (CONF.parent / "src" / "bantam" / f"{module}.py").read_text()
-            assert not re.search("(from|import) (omegaconf|hydra)", source), module

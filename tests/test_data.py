@@ -13,18 +13,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision.datasets
+from small_data import idx
 from torch import Tensor
 
 from bantam import data
 
 MEAN_STD = (0.1307, 0.3081)
 FILES = tuple(data.MNIST_SHA256)
-
-
-def idx(array: np.ndarray) -> bytes:
-    """An array of bytes in the file format of MNIST."""
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
-    return header + array.astype(np.uint8).tobytes()
 
 
 def little_dataset() -> dict[str, bytes]:

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 from commands import Bantam
 from conftest import PROJECT, SMALL
-from test_data import idx
-
-from bantam import data
+from small_data import few_images
 
 README = (PROJECT / "README.md").read_text()
 FENCED = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", README, flags=re.MULTILINE | re.DOTALL)
@@ -24,20 +22,6 @@ INSTALLS = [
     "pip install -e . && python train.py model=v2 optimizer.lr=0.025",
     "pip install -e '.[dev]' && pytest -n auto",
 ]
-
-
-def little_root(root: Path) -> Path:
-    """A data folder with a little Fashion-MNIST, made of digits: nothing in the code knows the difference."""
-    images = data.mnist5k(0, 1, 0.1307, 0.3081)
-    raw = root / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for part, pixels, labels in (
-        ("train", images.train_images[:300], images.train_labels[:300]),
-        ("t10k", images.held_out_images[:100], images.held_out_labels[:100]),
-    ):
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(pixels.numpy()))
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels.numpy()))
-    return root
 
 
 def shortened(words: list[str]) -> list[str]:
@@ -70,7 +54,7 @@ def test_the_readme_has_its_commands() -> None:
 
 @pytest.mark.parametrize("command", [command for command in dict.fromkeys(COMMANDS) if command not in INSTALLS])
 def test_command(bantam: Bantam, tmp_path: Path, command: str) -> None:
-    root = little_root(tmp_path / "root")
+    root = few_images(tmp_path / "root")
     python, script, *words = shlex.split(command)
     assert python == "python"
     if "<date>/<time>" in command:
