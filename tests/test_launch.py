@@ -102,6 +102,44 @@ def test_dry_run_shows_everything_and_trains_nothing(bantam: Bantam, tmp_path: P
         assert text in words
 
 
+COUNTING = """
+import json, runpy, sys
+from bantam import ranges
+from bantam.training import setup
+
+counts = {}
+
+def counted(module, name):
+    function = getattr(module, name)
+    def call(*arguments):
+        counts[name] = counts.get(name, 0) + 1
+        return function(*arguments)
+    setattr(module, name, call)
+
+counted(ranges, "validate")
+for name in ("prepare", "check_budget", "_build_model", "_build_optimizer", "_load_data", "_dry_run_schedule"):
+    counted(setup, name)
+script = sys.argv[1]
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(script, run_name="__main__")
+finally:
+    print("counts", json.dumps(counts))
+"""
+"""Runs a command and says how often what a configuration passes was called."""
+
+
+def test_a_single_run_is_validated_counted_and_built_once(bantam: Bantam, tmp_path: Path) -> None:
+    (tmp_path / "counting.py").write_text(COUNTING)
+    arguments = [*SMALL, "hydra.run.dir=run"]
+    result = bantam(str(tmp_path / "counting.py"), str(PROJECT / "train.py"), *arguments)
+    assert result.returncode == 0, result.stderr
+    counts = json.loads(result.stdout.splitlines()[-1].removeprefix("counts "))
+    assert len(counts) == 7
+    assert set(counts.values()) == {1}
+    assert (tmp_path / "run" / "result.json").exists()
+
+
 def test_help_names_groups_options_and_the_commands(bantam: Bantam) -> None:
     result = bantam("train.py", "--help")
     assert result.returncode == 0

@@ -185,12 +185,16 @@ class Flexible(nn.Sequential):
             block(head, nn.Conv2d(inputs, head, 1, bias=False))
         if len(layers) == 2:
             raise ValueError("early1 to head are all 0: a network needs a block")
-        layers.append(nn.Flatten())
-        if linear:
-            layers.append(nn.Linear(inputs, CLASSES, bias=False))
-        elif inputs != CLASSES:
-            raise ValueError(
-                f"linear is false and the last block has {inputs} channels: give it {CLASSES}, one a class, "
-                "or use linear=true"
-            )
-        super().__init__(*layers)
+        super().__init__(*layers, nn.Flatten(), *_classifier(inputs, linear))
+
+
+def _classifier(inputs: int, linear: bool) -> list[nn.Module]:
+    """From `inputs` channels to the logits: a linear layer, or nothing where there is one channel a class."""
+    if linear:
+        return [nn.Linear(inputs, CLASSES, bias=False)]
+    if inputs != CLASSES:
+        raise ValueError(
+            f"linear is false and the last block has {inputs} channels: give it {CLASSES}, one a class, "
+            "or use linear=true"
+        )
+    return []
