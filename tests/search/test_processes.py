@@ -78,7 +78,7 @@ def watcher(folder: Path, works: str, watches: str) -> subprocess.Popen[bytes]:
     script.write_text(
         "import os, signal, sys, time\n"
         "from pathlib import Path\n"
-        "from bantam import crew\n"
+        "from bantam.search import processes as crew\n"
         "if __name__ == '__main__' and crew.UNTIL in os.environ:\n"
         f"{textwrap.indent(works, '    ')}\n"
         "elif __name__ == '__main__':\n"

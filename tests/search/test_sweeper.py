@@ -2,7 +2,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import optuna
 import pytest
 from conftest import PROJECT
 from hydra import initialize_config_dir
@@ -10,22 +9,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from omegaconf import OmegaConf
+from searches import hydra
 
 from bantam import config
 from bantam.budget import count
-from bantam.search import trials
-
-
-def hydra(*overrides: str) -> DictConfig:
-    """The node `hydra` of a multirun."""
-    with initialize_config_dir(str(PROJECT / "conf")):
-        cfg = (
-            GlobalHydra.instance().config_loader().load_configuration("config", list(overrides), RunMode.MULTIRUN)
-        )
-    node: DictConfig = cfg.hydra
-    return node
 
 
 def test_the_default_search() -> None:
@@ -56,7 +44,7 @@ def test_the_search_for_a_network_has_two_objectives_and_the_champions_recipe() 
         champion = loader.load_configuration("config", ["experiment=champion"], RunMode.MULTIRUN)
     settings = cfg.hydra.sweeper
     assert settings.objectives == ["accuracy", "parameters"]
-    assert settings.pruner._target_ == "bantam.search.trials.Dominated"
+    assert settings.pruner._target_ == "bantam.search.pruners.Dominated"
     assert cfg.model._target_ == "bantam.models.Flexible"
     assert cfg.data.validation == 10_000
     found, recipe = (OmegaConf.to_container(each, resolve=False) for each in (cfg, champion))
@@ -74,44 +62,6 @@ def test_the_search_for_a_network_has_two_objectives_and_the_champions_recipe() 
     assert sizes == [9440, 7532, 4064, 3044]
 
 
-def ended(parameters: int, *accuracies: float, state: TrialState = TrialState.COMPLETE) -> FrozenTrial:
-    """A trial with its accuracy in percent after each epoch."""
-    return create_trial(
-        state=state,
-        values=[accuracies[-1], parameters] if state == TrialState.COMPLETE else None,
-        intermediate_values=dict(enumerate(accuracies, 1)),
-        user_attrs={"parameters": parameters},
-    )
-
-
-@pytest.mark.parametrize(
-    ("accuracies", "parameters", "given_up"),
-    [
-        ((80.0, 90.0), 5000, True),  # behind three, one of them as large as itself
-        ((80.0, 90.0), 4999, False),  # behind two
-        ((80.0, 92.5), 5000, False),  # of the three it is behind one
-        ((80.0,), 5000, False),  # too early
-        ((80.0, 99.0, 90.0, 90.0), 5000, False),  # nobody has reported so late an epoch
-    ],
-)
-def test_a_trial_is_given_up_where_enough_smaller_ones_were_better(
-    accuracies: tuple[float, ...], parameters: int, given_up: bool
-) -> None:
-    study = optuna.create_study(directions=["maximize", "minimize"])
-    study.add_trials(
-        [
-            ended(3000, 85.0, 91.0, 93.0),
-            ended(4000, 85.0, 92.0, state=TrialState.PRUNED),
-            ended(5000, 85.0, 93.0, 94.0),
-            ended(6000, 95.0, 95.0, 95.0),  # more parameters
-            ended(2000, 95.0, 95.0, 95.0, state=TrialState.RUNNING),
-        ]
-    )
-    pruner = trials.Dominated(n_warmup_steps=2, n_min_trials=3)
-    now = ended(parameters, *accuracies, state=TrialState.RUNNING)
-    assert pruner.prune(study, now) == given_up
-
-
 def test_a_study_has_its_folder_by_name() -> None:
     assert hydra("hparams_search=optuna", "hydra.sweeper.study_name=mine").sweep.dir == "multirun/mine"
 
@@ -119,21 +69,6 @@ def test_a_study_has_its_folder_by_name() -> None:
 def test_the_stock_sweeper_stays_usable() -> None:
     target = hydra("hydra/sweeper=optuna").sweeper._target_
     assert target == "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
-
-
-@pytest.mark.parametrize(
-    ("option", "name"),
-    [
-        ("none", "NopPruner"),
-        ("median", "MedianPruner"),
-        ("successive_halving", "SuccessiveHalvingPruner"),
-        ("hyperband", "HyperbandPruner"),
-        ("dominated", "Dominated"),
-    ],
-)
-def test_every_pruner_can_be_built(option: str, name: str) -> None:
-    node = hydra("hparams_search=optuna", f"hydra/sweeper/pruner={option}")
-    assert type(trials.pruner(node)).__name__ == name
 
 
 def test_hyperband_knows_how_long_a_training_is() -> None:

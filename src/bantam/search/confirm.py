@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +17,14 @@ from joblib import cpu_count
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from bantam.report import folders as evidence
+from bantam.search import terminal
+from bantam.search.outcome import Candidate, experiment, write_experiment
 from bantam.training import folder as record
 from bantam.training import saved
 
 TOP, SEEDS = 3, 5
-
-OWN = ("seed", "data", "dry_run", "resume")
-"""What confirming a trial is about, so that nobody may change it."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A trial and what it reached on fresh seeds, in percent of the validation images."""
-
-    number: int
-    searched: float
-    """What it reached in the search."""
-    objectives: list[float]
-    """One a seed that was trained to its end."""
-    missing: int
-    """Seeds that diverged or failed."""
-
-    @property
-    def mean(self) -> float:
-        """Mean over the seeds; below everything where a seed did not come to its end."""
-        return statistics.fmean(self.objectives) if self.objectives and not self.missing else float("-inf")
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation of a single seed."""
-        return statistics.stdev(self.objectives) if len(self.objectives) > 1 else 0.0
 
 
 def confirm(
@@ -100,7 +75,7 @@ def confirm(
         candidates.append(Candidate(number, searched, objectives, len(results) - len(objectives)))
     candidates.sort(key=lambda candidate: candidate.mean, reverse=True)
     winner = candidates[0]
-    console.print(_table(candidates, seeds))
+    console.print(terminal.ranking(candidates, seeds))
     if winner.missing:
         raise ValueError(f"none of the {len(best)} trials of {study} came to its end on every fresh seed")
 
@@ -182,40 +157,6 @@ def _chosen(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, fl
     return sorted(chosen, key=lambda trial: -trial[1])[: len(numbers) or top]
 
 
-def experiment(trial: Path, overrides: Sequence[str] = ()) -> str:
-    """An experiment that repeats a trial exactly: all it had, with the machine's choices pinned.
-
-    Raises ValueError where an override is no `key=value` of the trial's configuration, or one of `OWN`.
-    """
-    own = saved.load(trial)
-    cfg, choices = own.config, own.choices
-    result = record.read_result(trial)
-    values = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(values, dict)
-    values |= {key: result[key] for key in ("device", "precision", "threads", "kernels")}
-    groups = [{f"override /{group}": option} for group, option in choices.items() if group in values]
-    plain = OmegaConf.create(values)
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if key.partition(".")[0] in OWN:
-            raise ValueError(f"{key} is set by the confirmation itself: leave {override} out")
-        if not equals or isinstance(OmegaConf.select(plain, key, default={}), Mapping):
-            raise ValueError(f"{override} is no key=value of the trial in {trial}: see its .hydra/config.yaml")
-        try:
-            plain.merge_with_dotlist([override])
-        except Exception as error:  # of YAML or of OmegaConf
-            raise ValueError(f"{override} cannot be read: {' '.join(str(error).split())}") from error
-    changed = f" With {' '.join(overrides)}." if overrides else ""
-    head = f"# Trial {trial.name}: {result['objective']!r} % of the validation images.{changed}\n"
-    return "# @package _global_\n" + head + OmegaConf.to_yaml(OmegaConf.merge({"defaults": groups}, plain))
-
-
-def write_experiment(path: Path, text: str) -> None:
-    """Write a file that `experiment` made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record.write(path, text.encode())
-
-
 def _check(script: Path, texts: Mapping[str, str], overrides: list[str]) -> None:
     """Raise ValueError, with the reason, for the first experiment that `script` would refuse to train."""
     with tempfile.TemporaryDirectory() as folder:
@@ -287,19 +228,3 @@ def _train(
             for seed in wanted:
                 if not (_run(folder, name, split, seed) / record.RESULT).exists():
                     raise ValueError(f"{_run(folder, name, split, seed)} was not trained: see {log}")
-
-
-def _table(candidates: list[Candidate], seeds: int) -> Table:
-    """The ranking for the terminal, percent of the validation images."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("trial", "in the search", f"mean of {seeds} seeds", "±", "each"):
-        table.add_column(column, justify="left" if column == "each" else "right")
-    for candidate in candidates:
-        table.add_row(
-            str(candidate.number),
-            f"{candidate.searched:.3f}",
-            "did not end" if candidate.missing else f"{candidate.mean:.3f}",
-            f"{candidate.deviation:.3f}",
-            " ".join(f"{value:.2f}" for value in candidate.objectives),
-        )
-    return table

@@ -75,7 +75,7 @@ class HyperbandPruner(Pruner):
 
 @dataclass
 class DominatedPruner(Pruner):
-    _target_: str = "bantam.search.trials.Dominated"
+    _target_: str = "bantam.search.pruners.Dominated"
     n_warmup_steps: int = ranged(10, least=0)
     """Epochs that every trial gets: while the rate is high, some of many smaller networks are ahead by luck."""
     n_min_trials: int = ranged(3, least=1)
@@ -166,9 +166,9 @@ class BantamSweeper(Sweeper):
         if crew.UNTIL not in os.environ:
             crew.warm_up()
         try:
-            from bantam.search import watch as search  # loads PyTorch and Optuna
+            from bantam.search import watch  # loads PyTorch and Optuna
 
-            search.sweep(self.config, self.hydra_context, self.launcher, arguments)
+            watch.sweep(self.config, self.hydra_context, self.launcher, arguments)
         except ValueError as error:
             terminal.show_error(error)
             raise SystemExit(1) from None

@@ -1,0 +1,159 @@
+"""What a search found: its best trial or its front, the summary, and the experiments that repeat them."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from bantam import budget
+from bantam.search import trials
+from bantam.search.space import Search
+from bantam.training import folder as record
+from bantam.training import saved
+
+OWN = ("seed", "data", "dry_run", "resume")
+"""What confirming a trial is about, so that nobody may change it."""
+
+
+def best(listed: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The completed trial with the highest accuracy, the first of equals."""
+    done = [t for t, state in zip(listed, trials.states(listed), strict=True) if state == "complete"]
+    return max(done, key=lambda trial: trial.values[0], default=None)
+
+
+def front(listed: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The completed trials that no other beats in accuracy with as few parameters, by parameters."""
+    done = [
+        t
+        for t, state in zip(listed, trials.states(listed), strict=True)
+        if state == "complete" and "parameters" in t.user_attrs
+    ]
+    return [done[i] for i in budget.front([(t.user_attrs["parameters"], t.values[0]) for t in done])]
+
+
+def result(search: Search, listed: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that a search is for: its best, or with two objectives the front, by parameters."""
+    if search.two:
+        return front(listed)
+    found = best(listed)
+    return [] if found is None else [found]
+
+
+def keep_best_weights(search: Search, study: Study) -> None:
+    """Delete the weights and checkpoints of all trials that have ended, except those of the result."""
+    listed = study.get_trials(deepcopy=False)
+    kept = [trial.number for trial in result(search, listed)]
+    for trial in listed:
+        if trial.state.is_finished() and trial.number not in kept:
+            for name in (record.WEIGHTS, record.CHECKPOINT):
+                (search.folder / str(trial.number) / name).unlink(missing_ok=True)
+
+
+def write(search: Search, study: Study, listed: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Write `trials.csv`, `summary.json` and an experiment for each trial of the result; returns the result."""
+    trials.write(search.folder, listed)
+    found, counts = result(search, listed), trials.count(listed)
+    summary: dict[str, Any] = {
+        "study": study.study_name,
+        "began": min((t.datetime_start for t in listed if t.datetime_start), default=None),
+        "ended": max((t.datetime_complete for t in listed if t.datetime_complete), default=None),
+        "training_seconds": sum(trials.seconds(trial) or 0.0 for trial in listed),
+        "trials": {state: counts[state] for state in (*trials.FINISHED, "over budget", "stopped")},
+    }
+    if search.two:
+        summary["front"] = [_entry(search, trial) for trial in found]
+    else:
+        summary["best"] = _entry(search, found[0]) if found else None
+    record.write(search.folder / "summary.json", (json.dumps(summary, indent=2, default=str) + "\n").encode())
+    if found:
+        _write_experiments(search, found)
+    return found
+
+
+def name(search: Search, trial: FrozenTrial) -> str:
+    """What the experiment is called that repeats a trial of the result."""
+    return f"trial_{trial.number}" if search.two else "best"
+
+
+def _write_experiments(search: Search, found: Sequence[FrozenTrial]) -> None:
+    experiments = search.folder / "experiment"
+    names = {name(search, trial): trial.number for trial in found}
+    for old in experiments.glob("trial_*.yaml"):
+        if old.stem not in names:  # it was on the front of a shorter search
+            old.unlink()
+    for experiment_name, number in names.items():
+        write_experiment(experiments / f"{experiment_name}.yaml", experiment(search.folder / str(number)))
+
+
+def _entry(search: Search, trial: FrozenTrial) -> dict[str, Any]:
+    """A trial of the result in `summary.json`."""
+    return {
+        "number": trial.number,
+        "objective": trial.values[0],
+        "parameters": trial.user_attrs.get("parameters"),
+        "settings": trial.params,
+        "folder": str(search.folder / str(trial.number)),
+    }
+
+
+def experiment(trial: Path, overrides: Sequence[str] = ()) -> str:
+    """An experiment that repeats a trial exactly: all it had, with the machine's choices pinned.
+
+    Raises ValueError where an override is no `key=value` of the trial's configuration, or one of `OWN`.
+    """
+    own = saved.load(trial)
+    cfg, choices = own.config, own.choices
+    result = record.read_result(trial)
+    values = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(values, dict)
+    values |= {key: result[key] for key in ("device", "precision", "threads", "kernels")}
+    groups = [{f"override /{group}": option} for group, option in choices.items() if group in values]
+    plain = OmegaConf.create(values)
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if key.partition(".")[0] in OWN:
+            raise ValueError(f"{key} is set by the confirmation itself: leave {override} out")
+        if not equals or isinstance(OmegaConf.select(plain, key, default={}), Mapping):
+            raise ValueError(f"{override} is no key=value of the trial in {trial}: see its .hydra/config.yaml")
+        try:
+            plain.merge_with_dotlist([override])
+        except Exception as error:  # of YAML or of OmegaConf
+            raise ValueError(f"{override} cannot be read: {' '.join(str(error).split())}") from error
+    changed = f" With {' '.join(overrides)}." if overrides else ""
+    head = f"# Trial {trial.name}: {result['objective']!r} % of the validation images.{changed}\n"
+    return "# @package _global_\n" + head + OmegaConf.to_yaml(OmegaConf.merge({"defaults": groups}, plain))
+
+
+def write_experiment(path: Path, text: str) -> None:
+    """Write a file that `experiment` made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record.write(path, text.encode())
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trial and what it reached on fresh seeds, in percent of the validation images."""
+
+    number: int
+    searched: float
+    """What it reached in the search."""
+    objectives: list[float]
+    """One a seed that was trained to its end."""
+    missing: int
+    """Seeds that diverged or failed."""
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds; below everything where a seed did not come to its end."""
+        return statistics.fmean(self.objectives) if self.objectives and not self.missing else float("-inf")
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of a single seed."""
+        return statistics.stdev(self.objectives) if len(self.objectives) > 1 else 0.0

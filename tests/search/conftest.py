@@ -1,0 +1,114 @@
+"""Searches for the tests: one that is called, one that is a command, and a database for many."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from conftest import PROJECT
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import HydraContext, RunMode
+from searches import LINE, SPACE, Jobs, rate, wait_for, workers
+
+from bantam.search.space import Search, split
+
+
+@pytest.fixture
+def searching(tmp_path: Path) -> Iterator[Callable[..., Search]]:
+    """Make a search whose jobs pretend, as `python train.py -m hydra/sweeper=bantam <overrides>` would."""
+
+    def make(
+        *overrides: str,
+        result: Callable[[int, dict[str, str]], dict[str, Any]] = rate,
+        space: tuple[str, ...] = SPACE,
+        folder: str = "study",
+    ) -> Search:
+        line = ["data=mnist5k", "data.validation=1000", *space, *overrides]
+        hydra = [
+            "hydra/sweeper=bantam",
+            f"hydra.sweep.dir={tmp_path}/{folder}",
+            "hydra.sweep.subdir=${hydra.job.num}",
+        ]
+        if not any(item.startswith("hydra.sweeper.sampler") for item in overrides):
+            hydra.append("hydra.sweeper.sampler.seed=1")
+        with initialize_config_dir(str(PROJECT / "conf")):
+            loader = GlobalHydra.instance().config_loader()
+            cfg = loader.load_configuration("config", [*line, *hydra], run_mode=RunMode.MULTIRUN)
+            HydraConfig.instance().set_config(cfg)
+        context = HydraContext(config_loader=loader, callbacks=Callback())  # type: ignore[arg-type]
+        task = [item for item in line if not item.startswith("hydra")]
+        (tmp_path / folder).mkdir(exist_ok=True)
+        jobs = Jobs(tmp_path / folder, result)
+        return Search(cfg, context, jobs, *split(cfg.hydra.sweeper, task))  # type: ignore[arg-type]
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield make
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a search in an empty folder; it is killed at the end with the workers that it left."""
+    processes = []
+
+    def start(*overrides: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, str(PROJECT / "train.py"), *LINE, *overrides],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        for worker in workers(process):
+            os.kill(worker, signal.SIGKILL)
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    """Debian's PostgreSQL on loopback, empty and for this test alone; its address."""
+    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    if not binaries:
+        pytest.skip("PostgreSQL is not on this machine: apt-get install postgresql")
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install -e '.[postgresql]'")
+    programs = binaries[-1].parent
+    user = "postgres" if os.getuid() == 0 else None  # the server refuses to run as root
+    folder = Path(tempfile.mkdtemp(prefix="bantam-postgresql-"))
+    if user:
+        shutil.chown(folder, user)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    data, log = str(folder / "data"), (folder / "log").open("wb")
+    quiet: dict[str, Any] = {"user": user, "stdout": log, "stderr": log, "cwd": folder}
+    subprocess.run([programs / "initdb", "-D", data, "-A", "trust", "-U", "bantam"], check=True, **quiet)
+    listen = ["-h", "127.0.0.1", "-p", port, "-k", str(folder), "-c", "fsync=off"]
+    server = subprocess.Popen([programs / "postgres", "-D", data, *listen], **quiet)
+    ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", port]
+    wait_for(lambda: subprocess.run(ready).returncode == 0, 60)
+    yield f"postgresql+psycopg://bantam@127.0.0.1:{port}/postgres"
+    server.send_signal(signal.SIGINT)  # what PostgreSQL calls a fast shutdown
+    server.wait(60)
+    log.close()
+    shutil.rmtree(folder)

@@ -1,0 +1,109 @@
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from rich.console import Console
+from searches import SPACE, TWO, rate, sized, work
+
+from bantam.search import outcome, terminal, trials, watch
+from bantam.search.space import Search, compose
+from bantam.search.study import open_study
+from bantam.training import folder as record
+
+
+def test_only_the_best_trial_keeps_its_weights(searching: Callable[..., Search]) -> None:
+    wanted = searching("hydra.sweeper.n_trials=5", space=SPACE[:1])
+
+    def result(number: int, settings: dict[str, str]) -> dict[str, Any]:
+        (wanted.folder / str(number)).mkdir(exist_ok=True)
+        (wanted.folder / str(number) / record.WEIGHTS).touch()
+        return rate(number, settings)
+
+    def launch(overrides: list[list[str]], initial_job_idx: int) -> None:
+        settings = dict(item.split("=", 1) for item in overrides[0])
+        record_of = result(initial_job_idx, settings)
+        record.write_result(
+            wanted.folder / str(initial_job_idx), {"verdict": "not judged", "reason": "", **record_of}
+        )
+
+    wanted.launcher.launch = launch  # type: ignore[method-assign, assignment]
+    best = outcome.best(work(wanted))
+    assert best is not None
+    assert [path.parent.name for path in wanted.folder.glob(f"*/{record.WEIGHTS}")] == [str(best.number)]
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    ["multivariate_tpe", "nsgaii", "gp", "random"],
+)
+def test_with_two_objectives_the_result_is_the_front(
+    searching: Callable[..., Search], capsys: pytest.CaptureFixture[str], sampler: str
+) -> None:
+    few = {"multivariate_tpe": "n_startup_trials=4", "nsgaii": "population_size=4", "gp": "n_startup_trials=4"}
+    more = [f"hydra.sweeper.sampler.{few[sampler]}"] if sampler in few else []
+    wanted = searching(
+        *TWO,
+        f"hydra/sweeper/sampler={sampler}",
+        *more,
+        "hydra.sweeper.sampler.seed=1",
+        "hydra.sweeper.n_trials=9",
+        result=sized,
+        space=("model.width=range(8,21)",),
+    )
+    listed = work(wanted)
+    counts = trials.count(listed)
+    assert (counts["complete"], counts["failed"]) == (9, 0)
+    assert all((t.params["model.width"] > 16) == trials.over_budget(t) for t in listed)
+    front = outcome.front(listed)
+    sizes = [trial.user_attrs["parameters"] for trial in front]
+    accuracies = [trial.values[0] for trial in front]
+    assert sizes == sorted(set(sizes))
+    assert accuracies == sorted(set(accuracies))
+    assert all(trial.params["model.width"] <= 12 for trial in front[:-1])
+    for trial in listed:
+        if trials.objective(trial, trials.states([trial])[0]) is not None:
+            assert any(
+                f.values[0] >= trial.values[0] and f.user_attrs["parameters"] <= trial.user_attrs["parameters"]
+                for f in front
+            )
+
+
+def test_the_front_is_written_and_every_network_on_it_can_be_run(
+    searching: Callable[..., Search], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a trial saves is pretended too: the experiment of each is made of its folder."""
+    wanted = searching(
+        *TWO, "hydra.sweeper.n_trials=6", result=sized, space=("model.width=range(8,17)",), folder="architecture"
+    )
+    launch = wanted.launcher.launch
+
+    def launch_and_save(overrides: list[list[str]], initial_job_idx: int) -> None:
+        launch(overrides, initial_job_idx)
+        folder = wanted.folder / str(initial_job_idx)
+        cfg, place = compose(wanted, dict(item.split("=", 1) for item in overrides[0]))
+        OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
+        OmegaConf.save(OmegaConf.create(overrides[0]), folder / ".hydra" / "overrides.yaml")
+        choices = {"hydra": {"runtime": {"choices": place.choices}}}
+        OmegaConf.save(OmegaConf.create(choices), folder / ".hydra" / "hydra.yaml")
+        machine = {"device": "cpu", "threads": 1, "precision": "float32", "kernels": "torch"}
+        record.write_result(folder, {**record.read_result(folder), **machine})
+        (folder / record.WEIGHTS).touch()
+
+    wanted.launcher.launch = launch_and_save  # type: ignore[method-assign]
+    listed = work(wanted)
+    (wanted.folder / "experiment").mkdir()
+    (wanted.folder / "experiment" / "trial_99.yaml").touch()  # of a shorter search
+    watch.finish(wanted, open_study(wanted), Console())
+    front = outcome.front(listed)
+    assert len(front) > 1
+    numbers = [trial.number for trial in front]
+    summary = json.loads((wanted.folder / "summary.json").read_text())
+    assert [entry["number"] for entry in summary["front"]] == numbers
+    assert "best" not in summary
+    assert {path.stem for path in (wanted.folder / "experiment").iterdir()} == {f"trial_{n}" for n in numbers}
+    assert {int(path.parent.name) for path in wanted.folder.glob(f"*/{record.WEIGHTS}")} == set(numbers)
+    shown = capsys.readouterr().out
+    assert all(f"--config-dir {wanted.folder} experiment=trial_{number}\n" in shown for number in numbers)
+    assert f"front of {len(front)}: " in terminal.best(wanted, listed)

@@ -1,0 +1,59 @@
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from searches import hydra
+
+from bantam.search import pruners
+
+
+def ended(parameters: int, *accuracies: float, state: TrialState = TrialState.COMPLETE) -> FrozenTrial:
+    """A trial with its accuracy in percent after each epoch."""
+    return create_trial(
+        state=state,
+        values=[accuracies[-1], parameters] if state == TrialState.COMPLETE else None,
+        intermediate_values=dict(enumerate(accuracies, 1)),
+        user_attrs={"parameters": parameters},
+    )
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "parameters", "given_up"),
+    [
+        ((80.0, 90.0), 5000, True),  # behind three, one of them as large as itself
+        ((80.0, 90.0), 4999, False),  # behind two
+        ((80.0, 92.5), 5000, False),  # of the three it is behind one
+        ((80.0,), 5000, False),  # too early
+        ((80.0, 99.0, 90.0, 90.0), 5000, False),  # nobody has reported so late an epoch
+    ],
+)
+def test_a_trial_is_given_up_where_enough_smaller_ones_were_better(
+    accuracies: tuple[float, ...], parameters: int, given_up: bool
+) -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    study.add_trials(
+        [
+            ended(3000, 85.0, 91.0, 93.0),
+            ended(4000, 85.0, 92.0, state=TrialState.PRUNED),
+            ended(5000, 85.0, 93.0, 94.0),
+            ended(6000, 95.0, 95.0, 95.0),  # more parameters
+            ended(2000, 95.0, 95.0, 95.0, state=TrialState.RUNNING),
+        ]
+    )
+    pruner = pruners.Dominated(n_warmup_steps=2, n_min_trials=3)
+    now = ended(parameters, *accuracies, state=TrialState.RUNNING)
+    assert pruner.prune(study, now) == given_up
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ("none", "NopPruner"),
+        ("median", "MedianPruner"),
+        ("successive_halving", "SuccessiveHalvingPruner"),
+        ("hyperband", "HyperbandPruner"),
+        ("dominated", "Dominated"),
+    ],
+)
+def test_every_pruner_can_be_built(option: str, name: str) -> None:
+    node = hydra("hparams_search=optuna", f"hydra/sweeper/pruner={option}")
+    assert type(pruners.build(node)).__name__ == name

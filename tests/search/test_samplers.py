@@ -1,0 +1,69 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from searches import TWO, sized, work
+
+from bantam.search import outcome, trials
+from bantam.search.space import Search
+from bantam.search.study import open_study
+from bantam.training import folder as record
+from bantam.training.loop import Epoch
+
+
+def test_one_seed_gives_the_same_search_twice(searching: Callable[..., Search]) -> None:
+    first = work(searching("hydra.sweeper.n_trials=3"))
+    second = work(searching("hydra.sweeper.n_trials=3", folder="other"))
+    assert [trial.params for trial in first] == [trial.params for trial in second]
+
+
+@pytest.mark.parametrize("sampler", ["gp", "nsgaii", "multivariate_tpe"])
+def test_the_sampler_learns_where_the_budget_ends(searching: Callable[..., Search], sampler: str) -> None:
+    """The wider, the better and, above 16, the more over the budget: half of the space is no use."""
+    few = {"gp": "n_startup_trials=5", "nsgaii": "population_size=8", "multivariate_tpe": "n_startup_trials=5"}
+    wanted = searching(
+        f"hydra/sweeper/sampler={sampler}",
+        f"hydra.sweeper.sampler.{few[sampler]}",
+        "hydra.sweeper.sampler.seed=1",
+        "hydra.sweeper.n_trials=20",
+        space=("model.width=range(8,31)", "optimizer.lr=interval(0.01,0.1)"),
+    )
+    over = [trials.over_budget(trial) for trial in work(wanted)]
+    half = len(over) // 2
+    assert sum(over[half:]) < sum(over[:half])
+    assert sum(over[half:]) / len(over[half:]) < 0.5  # by chance it would be 0.6
+
+
+@pytest.mark.parametrize("sampler", ["multivariate_tpe", "nsgaii", "gp"])
+def test_a_trial_that_is_given_up_beside_two_objectives_does_not_stop_the_sampler(
+    searching: Callable[..., Search], sampler: str
+) -> None:
+    """Optuna's TPE breaks on a pruned trial with reported epochs where there are two objectives."""
+    few = {"multivariate_tpe": "n_startup_trials=3", "nsgaii": "population_size=4", "gp": "n_startup_trials=3"}
+    wanted: Search
+
+    def result(number: int, settings: dict[str, str]) -> dict[str, Any]:
+        if number % 3 != 1:
+            return sized(number, settings)
+        folder = wanted.folder / str(number)
+        folder.mkdir()
+        record.write_history(folder, [Epoch(1, 0.1, 0.1, 90.0, 0.1, 85.0, None, None, 1.0, 1.0)])
+        study = open_study(wanted)
+        trial_id = study.get_trials(deepcopy=False)[number]._trial_id
+        study._storage.set_trial_intermediate_value(trial_id, 1, 85.0)
+        return {"verdict": "pruned", "reason": "given up after epoch 1", "objective": None}
+
+    wanted = searching(
+        *TWO,
+        f"hydra/sweeper/sampler={sampler}",
+        f"hydra.sweeper.sampler.{few[sampler]}",
+        "hydra.sweeper.sampler.seed=1",
+        "hydra.sweeper.n_trials=9",
+        result=result,
+        space=("model.width=range(8,17)", "optimizer.lr=interval(0.01,0.1)"),
+    )
+    listed = work(wanted)
+    assert trials.states(listed) == ["complete", "pruned", "complete"] * 3
+    assert listed[1].values == [85.0, listed[1].user_attrs["parameters"]]
+    assert trials.objective(listed[1], "pruned") is None
+    assert not {1, 4, 7} & {trial.number for trial in outcome.front(listed)}

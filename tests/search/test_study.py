@@ -1,0 +1,124 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from searches import TWO, work
+
+from bantam.search import trials
+from bantam.search.space import Search
+from bantam.search.study import open_study, stuck
+
+
+def test_a_space_without_a_network_in_the_budget_ends_with_one_error(
+    searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bantam.search.study.MOST_OVER_BUDGET", 10)
+    wanted = searching(space=("model.width=range(17,21)", "optimizer.lr=interval(0.01,0.1)"))
+    listed = work(wanted)
+    assert len(listed) == 10
+    assert wanted.launcher.launched == []
+    assert "10 networks in a row were over the budget, the smallest with 10,897 parameters" in stuck(
+        wanted, listed
+    )
+
+
+def test_n_trials_counts_every_finished_training_over_all_continuations(
+    searching: Callable[..., Search],
+) -> None:
+    first = work(searching("hydra.sweeper.n_trials=3"))
+    again = work(searching("hydra.sweeper.n_trials=3"))
+    more = work(searching("hydra.sweeper.n_trials=7"))
+    assert len(first) == len(again)
+    assert trials.count(first)["complete"] == 3
+    assert trials.count(more)["complete"] == 7
+    settings = [tuple(trial.params.values()) for trial in more]
+    assert len(set(settings)) == len(settings)  # the seed is fixed, and no trial is repeated
+
+
+def test_a_search_in_which_everything_fails_stops_with_the_first_error(
+    searching: Callable[..., Search],
+) -> None:
+    def result(number: int, settings: dict[str, str]) -> dict[str, Any]:
+        return {"verdict": "diverged", "reason": f"nan in trial {number}", "objective": None}
+
+    wanted = searching("hydra.sweeper.n_trials=20", "hydra.sweeper.max_failure_rate=0.2", result=result)
+    listed = work(wanted)
+    assert trials.count(listed)["failed"] == 5
+    reason = stuck(wanted, listed)
+    assert reason.startswith(
+        "5 trials failed, more than hydra.sweeper.max_failure_rate=0.2 of 20 allows; the first"
+    )
+    assert "nan in trial" in reason
+
+
+def test_a_study_of_one_objective_is_not_continued_with_two(searching: Callable[..., Search]) -> None:
+    work(searching("hydra.sweeper.n_trials=1"))
+    with pytest.raises(ValueError, match=r"^hydra.sweeper.objectives is \[accuracy,parameters\] here, but \[acc"):
+        open_study(searching(*TWO, "hydra.sweeper.n_trials=1"))
+
+
+def test_known_settings_are_tried_first_and_once(searching: Callable[..., Search]) -> None:
+    enqueue = "hydra.sweeper.enqueue=[{optimizer.lr:0.025,model.width:16},{optimizer.lr:0.5},{model.dropout:0}]"
+    work(searching(enqueue, "hydra.sweeper.n_trials=2"))
+    listed = work(searching(enqueue, "hydra.sweeper.n_trials=3"))
+    assert listed[0].params == {"optimizer.lr": 0.025, "model.width": 16}
+    assert sum(trial.params == listed[0].params for trial in listed) == 1
+    assert all(trial.params["optimizer.lr"] <= 0.1 for trial in listed)  # 0.5 is outside the space
+
+
+def test_a_grid_is_searched_once_without_its_networks_over_the_budget(
+    searching: Callable[..., Search],
+) -> None:
+    listed = work(
+        searching(
+            "hydra/sweeper/sampler=grid", space=("model.width=choice(8,12,40)", "optimizer.lr=choice(0.01,0.1)")
+        )
+    )
+    assert trials.count(listed) == {"complete": 4, "over budget": 2}
+    assert len({tuple(trial.params.values()) for trial in listed}) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("optimizer.lr=interval(0.01,0.2)",), "optimizer.lr is 0.01 to 0.2 here, but 0.01 to 0.1 in the study"),
+        (("optimizer.lr=0.1",), "optimizer.lr is 0.1 here, but 0.01 to 0.1"),
+        (("seed=2",), "seed is 2 here, but 1 in the study"),
+        (("target.last_epochs=3",), "target.last_epochs is 3 here, but 5"),
+        (("model=v1",), "model._target_ is bantam.models.V1 here"),
+        (("model.dropout=interval(0.0,0.1)",), "model.dropout is 0 to 0.1 here, but 0.05 in the study"),
+    ],
+)
+def test_a_study_is_continued_only_as_it_was_begun(
+    searching: Callable[..., Search], change: tuple[str, ...], sentence: str
+) -> None:
+    work(searching("hydra.sweeper.n_trials=1"))
+    with pytest.raises(ValueError, match="begin another one with hydra.sweeper.study_name") as error:
+        open_study(searching("hydra.sweeper.n_trials=1", *change))
+    assert str(error.value).startswith(sentence)
+
+
+def test_workers_trials_and_the_address_of_the_storage_may_change(
+    searching: Callable[..., Search], tmp_path: Path
+) -> None:
+    work(searching("hydra.sweeper.n_trials=1"))
+    (tmp_path / "study" / "study.db").rename(tmp_path / "elsewhere.db")
+    listed = work(
+        searching(
+            "hydra.sweeper.n_trials=2",
+            "hydra.sweeper.n_jobs=7",
+            f"hydra.sweeper.storage=sqlite:///{tmp_path}/elsewhere.db",
+            "pictures=true",
+        )
+    )
+    assert trials.count(listed)["complete"] == 2
+
+
+def test_a_folder_with_trials_that_the_storage_does_not_know_is_refused(
+    searching: Callable[..., Search], tmp_path: Path
+) -> None:
+    work(searching("hydra.sweeper.n_trials=1"))
+    (tmp_path / "study" / "study.db").unlink()
+    with pytest.raises(ValueError, match="holds trials of a study that sqlite:.* does not know"):
+        work(searching("hydra.sweeper.n_trials=1"))

@@ -1,0 +1,130 @@
+"""Searches for the tests: jobs that only pretend to train, and looking into real ones from outside."""
+
+import functools
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from conftest import PROJECT
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from bantam.search import worker
+from bantam.search.space import Search, check
+from bantam.search.study import open_study
+from bantam.training import folder as record
+
+
+def hydra(*overrides: str) -> DictConfig:
+    """The node `hydra` of a multirun."""
+    with initialize_config_dir(str(PROJECT / "conf")):
+        cfg = (
+            GlobalHydra.instance().config_loader().load_configuration("config", list(overrides), RunMode.MULTIRUN)
+        )
+    node: DictConfig = cfg.hydra
+    return node
+
+
+class Jobs:
+    """A launcher whose jobs write the result of a training without training.
+
+    `result` makes it of a trial's settings; what it raises, the launcher raises.
+    """
+
+    def __init__(self, folder: Path, result: Callable[[int, dict[str, str]], dict[str, Any]]) -> None:
+        self.folder, self.result = folder, result
+        self.launched: list[int] = []
+
+    def launch(self, overrides: list[list[str]], initial_job_idx: int) -> None:
+        self.launched.append(initial_job_idx)
+        result = self.result(initial_job_idx, dict(item.split("=", 1) for item in overrides[0]))
+        folder = self.folder / str(initial_job_idx)
+        (folder / ".hydra").mkdir(parents=True)
+        record.write_result(folder, {"verdict": "not judged", "reason": "", **result})
+
+
+def rate(number: int, settings: dict[str, str]) -> dict[str, Any]:
+    """A pretended accuracy that rises with the learning rate and the width."""
+    return {"objective": 90 + 10 * float(settings["optimizer.lr"]) + float(settings.get("model.width", 0)) / 10}
+
+
+SPACE = ("optimizer.lr=interval(0.01,0.1)", "model.width=range(8,21)")
+
+
+TWO = ("hydra.sweeper.objectives=[accuracy,parameters]", "hydra/sweeper/pruner=dominated")
+
+
+def sized(number: int, settings: dict[str, str]) -> dict[str, Any]:
+    """A pretended accuracy that rises with the width and, above 12, falls."""
+    width = int(settings["model.width"])
+    return {"objective": 90 + min(width, 24 - width) / 10}
+
+
+def work(wanted: Search) -> list[optuna.trial.FrozenTrial]:
+    """Check and search in this very process; returns the trials."""
+    check(wanted)
+    open_study(wanted)
+    worker.work(wanted, float("inf"))
+    return open_study(wanted).trials
+
+
+LINE = (
+    "-m",
+    "hparams_search=optuna",
+    "data=mnist5k",
+    "data.validation=2000",
+    "threads=1",
+    "report=false",
+    "epochs=2",
+    "model.width=range(3,6)",
+    "hydra.sweeper.sampler.seed=1",
+    "hydra.sweeper.heartbeat=3",
+)
+
+
+def workers(process: subprocess.Popen[str]) -> list[int]:
+    """The process numbers of a search's workers: the forks of a process that it started."""
+
+    def children(parents: list[int]) -> list[int]:
+        command = ["ps", "-o", "pid=", "--ppid", ",".join(map(str, parents))]
+        return [int(line) for line in subprocess.run(command, capture_output=True, text=True).stdout.split()]
+
+    helpers = children([process.pid])
+    return children(helpers) if helpers else []
+
+
+def stored(folder: Path, storage: str = "") -> optuna.Study:
+    """The study in a folder or at an address, read as optuna-dashboard would."""
+    address = storage or f"sqlite:///{folder}/multirun/optuna/study.db"
+    return optuna.load_study(study_name="optuna", storage=opened(address))
+
+
+@functools.cache
+def opened(address: str) -> optuna.storages.RDBStorage:
+    """A storage, opened once however often a test looks into it."""
+    return optuna.storages.RDBStorage(address)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 600) -> None:
+    """Wait until something has happened; what is not there yet has not happened."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            if condition():
+                return
+        except (KeyError, SQLAlchemyError, optuna.exceptions.StorageInternalError):
+            pass
+        time.sleep(0.2)
+    raise TimeoutError
+
+
+def reports(folder: Path, storage: str = "") -> bool:
+    """Whether a trial that runs has reported an epoch."""
+    return any(t.state == TrialState.RUNNING and t.last_step is not None for t in stored(folder, storage).trials)
