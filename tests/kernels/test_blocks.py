@@ -1,6 +1,8 @@
 import copy
+import ctypes
 import functools
 import platform
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from bantam import models
 from bantam.kernels import compiler
+from bantam.kernels.blocks import BlockArguments, DepthwiseArguments
 from bantam.kernels.fuse import MOST_CHANNELS, fuse
 
 IMAGE = (1, 28, 28)
@@ -344,3 +347,18 @@ def test_nan_stays_nan() -> None:
     fused = fuse(models.V2(dropout=0.0).to(memory_format=torch.channels_last), IMAGE)
     assert fused is not None
     assert fused.train()(torch.full((2, *IMAGE), float("nan"))).isnan().all()
+
+
+@pytest.mark.parametrize(("arguments", "struct"), [(BlockArguments, "block"), (DepthwiseArguments, "depthwise")])
+def test_python_and_c_mean_the_same_fields(arguments: type[ctypes.Structure], struct: str, tmp_path: Path) -> None:
+    names = [field[0] for field in arguments._fields_]
+    offsets = ", ".join(f"offsetof(struct {struct}_arguments, {name})" for name in names)
+    lines = ("#define BFLOAT16 0", '#include "numbers.h"', '#include "arguments.h"', "#include <stddef.h>")
+    size = f"sizeof(struct {struct}_arguments)"
+    (tmp_path / "offsets.c").write_text("\n".join([*lines, f"size_t offsets[] = {{{offsets}, {size}}};\n"]))
+    library = tmp_path / "offsets.so"
+    cc, folder = compiler.compiler(), Path(compiler.__file__).parent
+    assert cc is not None
+    subprocess.run([cc, "-shared", f"-I{folder}", tmp_path / "offsets.c", "-o", library], check=True)
+    found = (ctypes.c_size_t * (len(names) + 1)).in_dll(ctypes.CDLL(str(library)), "offsets")
+    assert list(found) == [*(getattr(arguments, name).offset for name in names), ctypes.sizeof(arguments)]

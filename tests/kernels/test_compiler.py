@@ -5,7 +5,6 @@ import pytest
 
 from bantam import models
 from bantam.kernels import compiler
-from bantam.kernels.blocks import functions
 from bantam.kernels.fuse import fuse
 
 IMAGE = (1, 28, 28)
@@ -14,11 +13,11 @@ IMAGE = (1, 28, 28)
 def test_compiled_blocks_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compiler.library.cache_clear()
-    functions((5, 1, 2, 3, True, 1, False))
+    compiler.library("depthwise.c", SIDE=5, CHANNELS=2, KERNEL=3, BFLOAT16=0)
     (kept,) = (tmp_path / "bantam").iterdir()
     compiler.library.cache_clear()
     monkeypatch.setattr(subprocess, "run", None)
-    functions((5, 1, 2, 3, True, 1, False))
+    compiler.library("depthwise.c", SIDE=5, CHANNELS=2, KERNEL=3, BFLOAT16=0)
     assert list((tmp_path / "bantam").iterdir()) == [kept]
     compiler.library.cache_clear()
 

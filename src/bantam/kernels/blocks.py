@@ -13,67 +13,63 @@ from torch import Tensor, nn
 
 from bantam.kernels import compiler
 
-Shape = tuple[int, int, int, int, bool, int, bool]
-"""Side and channels of the input, channels of the output, side of the kernel, whether ReLU comes first, side of
-the max-pool's squares, whether images are bfloat16."""
 
-SIZES = ("SIDE", "CI", "CO", "KERNEL", "RELU_FIRST", "POOL", "BFLOAT16")
-"""What `block.c` calls them."""
+class BlockArguments(ctypes.Structure):
+    """What `block.c` gets: the fields of `arguments.h`, which says what they are."""
 
-
-def functions(shape: Shape) -> tuple[Any, Any, Any]:
-    """A shape's `forward`, `backward` and `score`, compiled or found compiled. Raises Unavailable."""
-    sizes = (*zip(SIZES, shape, strict=True), ("MATRIX_UNIT", shape[-1] and compiler.matrix_unit()))
-    library = compiler.library("block.c", sizes)
-    pointer, floats, whole = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
-    dropout = (ctypes.c_uint64, ctypes.c_uint32, floats)
-    forward, backward, score = library.forward, library.backward, library.score
-    forward.argtypes = [*[pointer] * 6, floats, floats, *[pointer] * 4, *dropout, whole, whole]
-    backward.argtypes = [*[pointer] * 13, *dropout, whole, whole]
-    score.argtypes = [*[pointer] * 5, whole, whole]
-    forward.restype = backward.restype = score.restype = None
-    return forward, backward, score
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("input", "weight", "gamma", "beta")),
+        *((name, ctypes.c_void_p) for name in ("running_mean", "running_variance", "factor", "offset")),
+        *((name, ctypes.c_void_p) for name in ("convolved", "output", "statistics", "argmax", "grad_output")),
+        *((name, ctypes.c_void_p) for name in ("grad_input", "grad_weight", "grad_gamma", "grad_beta")),
+        ("grad_normalized", ctypes.c_void_p),
+        ("dropout_seed", ctypes.c_uint64),
+        ("dropout_limit", ctypes.c_uint32),
+        *((name, ctypes.c_float) for name in ("dropout_scale", "momentum", "epsilon")),
+        *((name, ctypes.c_int) for name in ("images", "threads")),
+    )
 
 
-def depthwise_functions(side: int, channels: int, kernel: int, bfloat16: bool) -> tuple[Any, Any]:
-    """`forward` and `backward` of a convolution of every channel by itself. Raises Unavailable."""
-    sizes = (("SIDE", side), ("CHANNELS", channels), ("KERNEL", kernel), ("BFLOAT16", bfloat16))
-    library = compiler.library("depthwise.c", sizes)
-    forward, backward = library.forward, library.backward
-    forward.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int, ctypes.c_int]
-    backward.argtypes = [*[ctypes.c_void_p] * 5, ctypes.c_int, ctypes.c_int]
-    forward.restype = backward.restype = None
-    return forward, backward
+class DepthwiseArguments(ctypes.Structure):
+    """What `depthwise.c` gets: the fields of `arguments.h`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("input", "weight", "output")),
+        *((name, ctypes.c_void_p) for name in ("grad_output", "grad_input", "grad_weight")),
+        *((name, ctypes.c_int) for name in ("images", "threads")),
+    )
 
 
 class Compiled(nn.Module):
-    """Layers whose place a function in C takes. In a step it is quick in Python too, where a small network waits.
+    """Layers that C computes. Python's part of a step is short too: small networks would wait for it.
 
-    Memory that every step uses again is kept: what is fresh would have to be mapped first, page by page.
+    Memory that every step uses again is kept: new memory would have to be mapped first, page by page.
     """
+
+    arguments: ctypes.Structure
 
     def __init__(self, convolution: nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
         self.convolution, self.dtype = convolution, dtype
         self.memory: dict[str, Tensor] = {}
         self.views: dict[tuple[str, int, int, int, int], Tensor] = {}
-        self.functions: dict[int, tuple[Any, ...]] = {}
+        self.libraries: dict[int, ctypes.CDLL] = {}
         """By side of the input."""
         self.busy = False
         """Between forward and backward, while that memory is in use."""
 
-    def compiled(self, side: int) -> tuple[Any, ...]:
-        """Its compiled functions for images of `side` × `side` pixels. Raises Unavailable."""
+    def compiled(self, side: int) -> ctypes.CDLL:
+        """Its functions for images of `side` × `side` pixels. Raises Unavailable."""
         raise NotImplementedError
 
-    def function(self, side: int, which: int) -> Any:
-        """One of them."""
-        if side not in self.functions:
-            self.functions[side] = self.compiled(side)
-        return self.functions[side][which]
+    def library(self, side: int) -> ctypes.CDLL:
+        """The same, asked for in every step."""
+        if side not in self.libraries:
+            self.libraries[side] = self.compiled(side)
+        return self.libraries[side]
 
     def buffer(self, name: str, images: int, channels: int, side: int, fresh: bool = False) -> Tensor:
-        """Memory for a B×C×H×W tensor, channels last, in its place of the last step unless it must be fresh."""
+        """Memory for a B×C×H×W tensor, channels last, the same as in the last step unless it must be fresh."""
         size = images, side, side, channels
         if fresh:
             return torch.empty(size, dtype=self.dtype).permute(0, 3, 1, 2)
@@ -105,25 +101,42 @@ class Block(Compiled):
         self.norm = norm
         self.relu_first, self.dropout, self.pool = relu_first, dropout, pool
         self.outputs, self.kernel = convolution.out_channels, convolution.kernel_size[0]
-        self.momentum, self.epsilon = norm.momentum, norm.eps
         # A module looks its tensors up slowly: these are asked for in every step.
         self.found = (convolution._parameters, norm._parameters, norm._buffers)
+        self.arguments = BlockArguments(
+            dropout_limit=min(round(dropout * 2**16), 2**16 - 1),
+            dropout_scale=1 / (1 - dropout),
+            momentum=norm.momentum,
+            epsilon=norm.eps,
+        )
 
-    def compiled(self, side: int) -> tuple[Any, ...]:
+    def compiled(self, side: int) -> ctypes.CDLL:
         bfloat16 = self.dtype == torch.bfloat16
-        inputs = self.convolution.in_channels
-        return functions((side, inputs, self.outputs, self.kernel, self.relu_first, self.pool, bfloat16))
+        library = compiler.library(
+            "block.c",
+            SIDE=side,
+            CI=self.convolution.in_channels,
+            CO=self.outputs,
+            KERNEL=self.kernel,
+            RELU_FIRST=self.relu_first,
+            POOL=self.pool,
+            BFLOAT16=bfloat16,
+            MATRIX_UNIT=bfloat16 and compiler.matrix_unit(),
+        )
+        for function in (library.forward, library.backward, library.score):
+            function.argtypes, function.restype = [ctypes.POINTER(BlockArguments)], None
+        return library
 
     def tensors(self) -> list[Tensor]:
-        """Weight, factors, offsets, running mean and running variance."""
+        """Weight, gamma, beta, running mean and running variance."""
         convolution, norm, buffers = self.found
-        found = (
+        found = [
             convolution["weight"],
             norm["weight"],
             norm["bias"],
             buffers["running_mean"],
             buffers["running_var"],
-        )
+        ]
         return found  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,7 +146,7 @@ class Block(Compiled):
             return self.score(x)
         self.found[2]["num_batches_tracked"].add_(1)  # type: ignore[union-attr]
         weight, gamma, beta, _, _ = self.tensors()
-        return _Fused.apply(x, weight, gamma, beta, self)  # type: ignore[no-any-return]
+        return _Block.apply(x, weight, gamma, beta, self)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def score(self, x: Tensor) -> Tensor:
@@ -141,16 +154,19 @@ class Block(Compiled):
         weight, gamma, beta, mean, variance = self.tensors()
         x = x.contiguous(memory_format=torch.channels_last)
         images, _, side, _ = x.shape
-        y = self.buffer("y", images, self.outputs, (side - self.kernel + 1) // self.pool, fresh=True)
-        factor = gamma / (variance + self.epsilon).sqrt()
+        y = self.buffer("output", images, self.outputs, (side - self.kernel + 1) // self.pool, fresh=True)
+        factor = gamma / (variance + self.norm.eps).sqrt()
         offset = beta - mean * factor
         weight = weight.contiguous(memory_format=torch.channels_last)
-        pointers = (t.data_ptr() for t in (x, weight, factor, offset, y))
-        self.function(side, 2)(*pointers, images, torch.get_num_threads())
+        arguments = self.arguments
+        arguments.input, arguments.weight, arguments.output = x.data_ptr(), weight.data_ptr(), y.data_ptr()
+        arguments.factor, arguments.offset = factor.data_ptr(), offset.data_ptr()
+        arguments.images, arguments.threads = images, torch.get_num_threads()
+        self.library(side).score(arguments)
         return y
 
 
-class _Fused(torch.autograd.Function):
+class _Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, block: Block) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -158,50 +174,75 @@ class _Fused(torch.autograd.Function):
         out = side - block.kernel + 1
         # A block that runs twice before its backward pass must not overwrite its first results.
         ctx.fresh, block.busy = block.busy, True
-        z = block.buffer("z", images, block.outputs, out, ctx.fresh)
-        y = block.buffer("y", images, block.outputs, out // block.pool, ctx.fresh)
-        at = torch.empty(y.numel() if block.pool > 1 else 0, dtype=torch.int32)
-        saved = torch.empty(2, block.outputs)
+        convolved = block.buffer("convolved", images, block.outputs, out, ctx.fresh)
+        y = block.buffer("output", images, block.outputs, out // block.pool, ctx.fresh)
+        argmax = torch.empty(y.numel() if block.pool > 1 else 0, dtype=torch.int32)
+        statistics = torch.empty(2, block.outputs)
         # The backward pass drops the same elements again; which ones follows from a number of PyTorch's generator.
-        seed = int(torch.randint(2**63 - 1, ())) if block.dropout else 0
-        ctx.dropout = (seed, min(round(block.dropout * 2**16), 2**16 - 1), 1 / (1 - block.dropout))
+        ctx.seed = int(torch.randint(2**63 - 1, ())) if block.dropout else 0
         weight = weight.contiguous(memory_format=torch.channels_last)
-        block.function(side, 0)(
-            *(t.data_ptr() for t in (x, weight, gamma, beta, *block.tensors()[3:])),
-            *(block.momentum, block.epsilon),
-            *(t.data_ptr() for t in (z, y, saved, at)),
-            *(*ctx.dropout, images, torch.get_num_threads()),
-        )
-        ctx.save_for_backward(x, weight, gamma, beta, saved, at)
-        ctx.block, ctx.z = block, z
+        mean, variance = block.tensors()[3:]
+        arguments = block.arguments
+        arguments.input, arguments.weight = x.data_ptr(), weight.data_ptr()
+        arguments.gamma, arguments.beta = gamma.data_ptr(), beta.data_ptr()
+        arguments.running_mean, arguments.running_variance = mean.data_ptr(), variance.data_ptr()
+        arguments.convolved, arguments.output = convolved.data_ptr(), y.data_ptr()
+        arguments.statistics, arguments.argmax = statistics.data_ptr(), argmax.data_ptr()
+        arguments.dropout_seed = ctx.seed
+        arguments.images, arguments.threads = images, torch.get_num_threads()
+        block.library(side).forward(arguments)
+        ctx.save_for_backward(x, weight, gamma, beta, statistics, argmax)
+        ctx.block, ctx.convolved = block, convolved
         return y
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None]:
-        x, weight, gamma, beta, saved, at = ctx.saved_tensors
-        block, z = ctx.block, ctx.z
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None]:
+        x, weight, gamma, beta, statistics, argmax = ctx.saved_tensors
+        block, convolved = ctx.block, ctx.convolved
         images, inputs, side, _ = x.shape
-        gy = gy.to(block.dtype).contiguous(memory_format=torch.channels_last)
-        gx = block.buffer("gx", images, inputs, side, ctx.fresh) if ctx.needs_input_grad[0] else None
-        g = block.buffer("g", images, block.outputs, z.shape[-1]) if block.pool == 1 else gy  # gy: any would do
+        grad_output = grad_output.to(block.dtype).contiguous(memory_format=torch.channels_last)
+        grad_input = None
+        arguments = block.arguments
+        arguments.grad_input = None
+        if ctx.needs_input_grad[0]:
+            grad_input = block.buffer("grad_input", images, inputs, side, ctx.fresh)
+            arguments.grad_input = grad_input.data_ptr()
+        if block.pool == 1:
+            normalized = block.buffer("grad_normalized", images, block.outputs, convolved.shape[-1])
+            arguments.grad_normalized = normalized.data_ptr()
         block.busy = block.busy and ctx.fresh
-        ggamma, gbeta = torch.empty_like(gamma), torch.empty_like(beta)
-        gweight = torch.empty_like(weight, memory_format=torch.channels_last)
-        block.function(side, 1)(
-            *(t.data_ptr() for t in (gy, x, z, gamma, beta, saved, weight)),
-            None if gx is None else gx.data_ptr(),
-            *(t.data_ptr() for t in (gweight, ggamma, gbeta, at, g)),
-            *(*ctx.dropout, images, torch.get_num_threads()),
-        )
-        return gx, gweight, ggamma, gbeta, None
+        grad_gamma, grad_beta = torch.empty_like(gamma), torch.empty_like(beta)
+        grad_weight = torch.empty_like(weight, memory_format=torch.channels_last)
+        arguments.input, arguments.weight = x.data_ptr(), weight.data_ptr()
+        arguments.gamma, arguments.beta = gamma.data_ptr(), beta.data_ptr()
+        arguments.convolved, arguments.grad_output = convolved.data_ptr(), grad_output.data_ptr()
+        arguments.statistics, arguments.argmax = statistics.data_ptr(), argmax.data_ptr()
+        arguments.grad_weight = grad_weight.data_ptr()
+        arguments.grad_gamma, arguments.grad_beta = grad_gamma.data_ptr(), grad_beta.data_ptr()
+        arguments.dropout_seed = ctx.seed
+        arguments.images, arguments.threads = images, torch.get_num_threads()
+        block.library(side).backward(arguments)
+        return grad_input, grad_weight, grad_gamma, grad_beta, None
 
 
 class Depthwise(Compiled):
     """A valid convolution of every channel by itself."""
 
-    def compiled(self, side: int) -> tuple[Any, ...]:
-        kernel, bfloat16 = self.convolution.kernel_size[0], self.dtype == torch.bfloat16
-        return depthwise_functions(side, self.convolution.in_channels, kernel, bfloat16)
+    def __init__(self, convolution: nn.Conv2d, dtype: torch.dtype) -> None:
+        super().__init__(convolution, dtype)
+        self.arguments = DepthwiseArguments()
+
+    def compiled(self, side: int) -> ctypes.CDLL:
+        library = compiler.library(
+            "depthwise.c",
+            SIDE=side,
+            CHANNELS=self.convolution.in_channels,
+            KERNEL=self.convolution.kernel_size[0],
+            BFLOAT16=self.dtype == torch.bfloat16,
+        )
+        for function in (library.forward, library.backward):
+            function.argtypes, function.restype = [ctypes.POINTER(DepthwiseArguments)], None
+        return library
 
     def forward(self, x: Tensor) -> Tensor:
         """B×C×H×W in, B×C×H×W out, channels last."""
@@ -215,26 +256,32 @@ class _Depthwise(torch.autograd.Function):
         images, channels, side, _ = x.shape
         ctx.fresh = block.busy or not block.training
         block.busy = block.busy or block.training
-        y = block.buffer("y", images, channels, side - weight.shape[-1] + 1, ctx.fresh)
-        rows = weight.permute(2, 3, 1, 0).contiguous()
-        pointers = (t.data_ptr() for t in (x, rows, y))
-        block.function(side, 0)(*pointers, images, torch.get_num_threads())
-        ctx.save_for_backward(x, rows)
+        y = block.buffer("output", images, channels, side - weight.shape[-1] + 1, ctx.fresh)
+        weight = weight.permute(2, 3, 1, 0).contiguous()
+        arguments = block.arguments
+        arguments.input, arguments.weight, arguments.output = x.data_ptr(), weight.data_ptr(), y.data_ptr()
+        arguments.images, arguments.threads = images, torch.get_num_threads()
+        block.library(side).forward(arguments)
+        ctx.save_for_backward(x, weight)
         ctx.block = block
         return y
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        x, rows = ctx.saved_tensors
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        x, weight = ctx.saved_tensors
         block = ctx.block
         images, channels, side, _ = x.shape
-        gy = gy.to(block.dtype).contiguous(memory_format=torch.channels_last)
-        gx = block.buffer("gx", images, channels, side, ctx.fresh) if ctx.needs_input_grad[0] else None
+        grad_output = grad_output.to(block.dtype).contiguous(memory_format=torch.channels_last)
+        grad_input = None
+        arguments = block.arguments
+        arguments.grad_input = None
+        if ctx.needs_input_grad[0]:
+            grad_input = block.buffer("grad_input", images, channels, side, ctx.fresh)
+            arguments.grad_input = grad_input.data_ptr()
         block.busy = block.busy and ctx.fresh
-        grows = torch.empty_like(rows)
-        block.function(side, 1)(
-            *(t.data_ptr() for t in (gy, x, rows)),
-            *(None if gx is None else gx.data_ptr(), grows.data_ptr()),
-            *(images, torch.get_num_threads()),
-        )
-        return gx, grows.permute(3, 2, 0, 1), None
+        grad_weight = torch.empty_like(weight)
+        arguments.input, arguments.weight = x.data_ptr(), weight.data_ptr()
+        arguments.grad_output, arguments.grad_weight = grad_output.data_ptr(), grad_weight.data_ptr()
+        arguments.images, arguments.threads = images, torch.get_num_threads()
+        block.library(side).backward(arguments)
+        return grad_input, grad_weight.permute(3, 2, 0, 1), None

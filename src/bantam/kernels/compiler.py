@@ -50,12 +50,12 @@ def bfloat16() -> bool:
 
 
 @functools.cache
-def library(name: str, sizes: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
+def library(name: str, **sizes: int) -> ctypes.CDLL:
     """A C file beside this one with its sizes as constants, compiled or found compiled. Raises Unavailable."""
     cc = compiler()
     if cc is None:
         raise Unavailable("there is no C compiler (cc): install one, for example gcc")
-    constants = "".join(f"#define {size} {int(value)}\n" for size, value in sizes)
+    constants = "".join(f"#define {size} {int(value)}\n" for size, value in sizes.items())
     here = Path(__file__).parent
     source = constants + (here / name).read_text()
     headers = [header.read_text() for header in sorted(here.glob("*.h"))]

@@ -1,54 +1,52 @@
-/* The numbers that images consist of, `stored`: floats, or bfloat16, the upper halves of floats. What is computed is
- * floats in either case. */
+/* An element of an image: a float, or a bfloat16, the upper half of a float. What is computed is floats in
+ * either case. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 /* Small functions within loops over channels must not stop those from becoming vectors. */
-#define ALWAYS inline __attribute__((always_inline))
+#define INLINE inline __attribute__((always_inline))
 #if BFLOAT16
-#ifndef __AVX512BF16__
-#error "this processor does not compute in bfloat16"
-#endif
-typedef uint16_t stored;
-static ALWAYS float value(stored x)
+#include "instructions.h"
+typedef uint16_t element;
+static INLINE float as_float(element x)
 {
-    union { uint32_t bits; float number; } it = {.bits = (uint32_t)x << 16};
-    return it.number;
+    union { uint32_t bits; float number; } value = {.bits = (uint32_t)x << 16};
+    return value.number;
 }
 /* To the nearest, of two that are as near to the even one. */
-static ALWAYS stored rounded(float x)
+static INLINE element rounded(float x)
 {
-    union { float number; uint32_t bits; } it = {.number = x};
-    return (it.bits + 0x7fff + (it.bits >> 16 & 1)) >> 16;
+    union { float number; uint32_t bits; } value = {.number = x};
+    return (value.bits + 0x7fff + (value.bits >> 16 & 1)) >> 16;
 }
 /* So many numbers, 16 at a time. */
 typedef float floats __attribute__((vector_size(64), aligned(4)));
 typedef uint16_t halves __attribute__((vector_size(32), aligned(2)));
-static ALWAYS void keep(const float *restrict from, stored *restrict to, int count)
+static INLINE void store_row(const float *restrict from, element *restrict to, int count)
 {
     int u = 0;
     for (; u + 16 <= count; u += 16)
-        __asm__("vcvtneps2bf16 %1, %0" : "=v"(*(halves *)(to + u)) : "v"(*(const floats *)(from + u)));
+        STORE_16(from + u, to + u);
     for (; u < count; u++)
         to[u] = rounded(from[u]);
 }
-/* Where to put floats that `keep` shall bring to `to`. */
-static ALWAYS float *line(stored *to, float *room) { (void)to; return room; }
+/* Where to put floats that `store_row` shall bring to `to`. */
+static INLINE float *row_buffer(element *to, float *buffer) { (void)to; return buffer; }
 #else
-typedef float stored;
-static ALWAYS float value(stored x) { return x; }
-static ALWAYS stored rounded(float x) { return x; }
+typedef float element;
+static INLINE float as_float(element x) { return x; }
+static INLINE element rounded(float x) { return x; }
 /* Where to put what shall be at `to`: there. */
-static ALWAYS float *line(stored *to, float *room) { (void)room; return to; }
-static ALWAYS void keep(const float *from, stored *to, int count) { (void)from, (void)to, (void)count; }
+static INLINE float *row_buffer(element *to, float *buffer) { (void)buffer; return to; }
+static INLINE void store_row(const float *from, element *to, int count) { (void)from, (void)to, (void)count; }
 #endif
 
-/* So many numbers as floats: in their place, or in `room`. */
-static ALWAYS const float *floats_of(const stored *x, int count, float *room)
+/* So many numbers as floats: in their place, or in `buffer`. */
+static INLINE const float *floats_of(const element *x, int count, float *buffer)
 {
     if (!BFLOAT16)
         return (const float *)x;
     for (int u = 0; u < count; u++)
-        room[u] = value(x[u]);
-    return room;
+        buffer[u] = as_float(x[u]);
+    return buffer;
 }
