@@ -1,32 +1,38 @@
-"""Every command of the README is run, shortened where it is long, except those for a cluster (```sh)."""
+"""The commands of the README, of the guide, and of the pages about search and report are run, shortened.
+
+Those in blocks that say ```sh are not run; `test_docs.py` checks them, and the commands of all other pages.
+"""
 
 import re
 import shlex
 import shutil
 from pathlib import Path
 
+import pages
 import pytest
 from commands import Bantam
 from conftest import PROJECT, SMALL
 from small_data import few_images
 
 README = (PROJECT / "README.md").read_text()
-FENCED = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", README, flags=re.MULTILINE | re.DOTALL)
-COMMANDS = [
-    line.strip()
-    for language, block in FENCED
-    if not language
-    for line in re.sub(r"\\\n *", "", block).splitlines()
-]
+RUN = [PROJECT / "README.md", *(PROJECT / "docs" / name for name in ("guide.md", "search.md", "report.md"))]
+COMMANDS = pages.commands(RUN[0])
 INSTALLS = [
     "pip install -e . && python train.py model=v2 optimizer.lr=0.025",
     "pip install -e '.[dev]' && pytest -n auto",
 ]
+DAILY = (
+    "python train.py model=v2 optimizer.lr=0.025",
+    "python train.py -m model=skeleton,v1,v2",
+    "python train.py -m hparams_search=optuna",
+    "python train.py -m experiment=champion 'seed=range(0,10)'",
+)
 
 
 def shortened(words: list[str]) -> list[str]:
     """A training command with overrides that make it a matter of seconds."""
     words = [re.sub(r"range\((\d+),\d+\)", r"range(\1,2)", word) for word in words]
+    words = [re.sub(r"^epochs=\d+$", "epochs=2", word) for word in words]
     words = ["data.validation=500" if word == "data.validation=5000" else word for word in words]  # of 4,000
     if any(word.startswith(("hparams_search=", "hydra/sweeper=bantam")) for word in words):
         words += ["hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1", "data.validation=500"]
@@ -44,15 +50,18 @@ def shortened(words: list[str]) -> list[str]:
 
 def test_the_readme_has_its_commands() -> None:
     assert COMMANDS[:2] == INSTALLS
-    for command in (
-        "python train.py model=v2 optimizer.lr=0.025",
-        "python train.py -m model=skeleton,v1,v2",
-        "python train.py -m experiment=champion 'seed=range(0,10)'",
-    ):
+    for command in DAILY:
         assert command in COMMANDS
 
 
-@pytest.mark.parametrize("command", [command for command in dict.fromkeys(COMMANDS) if command not in INSTALLS])
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.parametrize(
+    "command",
+    [c for c in dict.fromkeys(c for page in RUN for c in pages.commands(page)) if c not in INSTALLS],
+)
 def test_command(bantam: Bantam, tmp_path: Path, command: str) -> None:
     root = few_images(tmp_path / "root")
     python, script, *words = shlex.split(command)
@@ -88,8 +97,8 @@ def test_command(bantam: Bantam, tmp_path: Path, command: str) -> None:
 
 
 def test_adding_a_network_takes_the_class_and_the_file_of_the_readme(bantam: Bantam, tmp_path: Path) -> None:
-    (class_,) = (block for language, block in FENCED if language == "python")
-    (file,) = (block for language, block in FENCED if language == "yaml")
+    (class_,) = (block for language, block in pages.blocks(RUN[0]) if language == "python")
+    (file,) = (block for language, block in pages.blocks(RUN[0]) if language == "yaml")
     package = shutil.copytree(PROJECT / "src" / "bantam", tmp_path / "src" / "bantam")
     shutil.copytree(PROJECT / "conf", tmp_path / "conf")
     shutil.copy(PROJECT / "train.py", tmp_path)
@@ -105,22 +114,3 @@ def test_adding_a_network_takes_the_class_and_the_file_of_the_readme(bantam: Ban
     result = bantam.interpreter(str(tmp_path / "train.py"), *wide, PYTHONPATH=str(tmp_path / "src"))
     assert result.returncode == 1
     assert "model=tiny has 11,110 parameters, 1,111 over the 9,999" in result.stderr
-
-
-def test_every_file_is_in_the_table_of_files() -> None:
-    for file in (PROJECT / "src" / "bantam").glob("*.py"):
-        assert file.name == "__init__.py" or f"| `src/bantam/{file.name}`" in README
-    for file in PROJECT.glob("*.py"):
-        assert f"| `{file.name}` |" in README
-
-
-def test_every_option_is_in_the_table_of_groups() -> None:
-    for group in ("model", "optimizer", "scheduler", "augmentation", "data", "experiment", "hparams_search"):
-        (row,) = (line for line in README.splitlines() if line.startswith(f"| `{group}` |"))
-        for file in (PROJECT / "conf" / group).glob("*.yaml"):
-            assert f"`{file.stem}`" in row
-
-
-def test_every_link_leads_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (PROJECT / target).exists(), target

@@ -58,20 +58,27 @@ class Flexible(Component):
     """Numbers of channels; 0 leaves a block out."""
 
     early1: int = ranged(least=0)
+    """Channels of the first block before the pooling."""
     early2: int = ranged(least=0)
+    """Channels of the second."""
     early3: int = ranged(least=0)
+    """Channels of the third."""
     transition: int = ranged(least=0)
     """Channels of the 1×1 block after the pooling."""
     late1: int = ranged(least=0)
+    """Channels of the first 3×3 block after the pooling."""
     late2: int = ranged(least=0)
+    """Channels of the second."""
     late3: int = ranged(least=0)
+    """Channels of the third."""
     late4: int = ranged(least=0)
+    """Channels of the fourth."""
     head: int = ranged(least=0)
     """Channels of the 1×1 block after the global average."""
     linear: bool = MISSING
     """A linear layer at the end; false: the 10 channels of the last block are the logits."""
     dilation: int = ranged(least=1)
-    """Of the late convolutions."""
+    """Dilation of the late convolutions."""
     shared: bool = MISSING
     """Late convolutions of the same shape are one, each time with batch norm of its own."""
     early_separable: bool = MISSING
@@ -85,34 +92,45 @@ class Flexible(Component):
 @dataclass
 class SGD(Partial):
     lr: float = ranged(above=0)
+    """Learning rate."""
     momentum: float = ranged(least=0, below=1)
+    """Momentum."""
     nesterov: bool = MISSING
+    """Nesterov's form of momentum."""
     weight_decay: float = ranged(least=0)
+    """Weight decay, as an L2 penalty."""
 
 
 @dataclass
 class AdamW(Partial):
     lr: float = ranged(above=0)
+    """Learning rate."""
     betas: list[float] = ranged(least=0, below=1)
+    """Decay of the averages of the gradient and of its square."""
     weight_decay: float = ranged(least=0)
+    """Weight decay, apart from the gradient."""
 
 
 @dataclass
 class Muon(Partial):
     lr: float = ranged(above=0)
-    """Of convolutions and linear layers: how far a step moves them in every direction."""
+    """Learning rate of convolutions and linear layers: how far a step moves them in every direction."""
     vector_lr: float = ranged(above=0)
-    """Of batch norm; a schedule moves both."""
+    """Learning rate of batch norm; a schedule changes both rates."""
     momentum: float = ranged(least=0, below=1)
+    """Momentum."""
     nesterov: bool = MISSING
+    """Nesterov's form of momentum."""
     weight_decay: float = ranged(least=0)
-    """Of convolutions and linear layers."""
+    """Weight decay of convolutions and linear layers."""
 
 
 @dataclass
 class Constant(Partial):
     factor: float = ranged(above=0, most=1)
+    """What the learning rate is multiplied by in the first epochs."""
     total_iters: int = ranged(least=0)
+    """How many epochs these are."""
 
 
 @dataclass
@@ -142,6 +160,7 @@ class Cosine(Partial):
 @dataclass
 class OneCycle(Partial):
     epochs: int = ranged(least=1)
+    """Length of the training."""
     warmup: float = ranged(least=0, below=1)
     """Fraction of the training after which the rate reaches optimizer.lr."""
     end: float = ranged(above=0, most=1)
@@ -161,24 +180,25 @@ class LossDip(Partial):
 @dataclass
 class Augmentation(Component):
     brightness: float = ranged(least=0, most=1)
-    """Factor from 1 ± this."""
+    """Brightness is multiplied by a factor from 1 ± this."""
     contrast: float = ranged(least=0, most=1)
-    """Factor from 1 ± this."""
+    """Contrast is multiplied by a factor from 1 ± this."""
     degrees: float = ranged(least=0, most=180)
-    """Rotation by ± this."""
+    """Rotation by up to ± this."""
     pixels: float = ranged(least=0, most=28)
-    """Shift by ± this on either axis."""
+    """Shift by up to ± this on either axis."""
     scale: float = ranged(least=0, below=1)
-    """Size factor from 1 ± this."""
+    """Size is multiplied by a factor from 1 ± this."""
     shear_degrees: float = ranged(least=0, below=90)
-    """Shear by ± this."""
+    """Shear by up to ± this."""
     elastic_pixels: float = ranged(least=0, most=28)
-    """Shift of each of 5×5 points by ± this on either axis, with smooth curves in between."""
+    """Shift of each of 5×5 points by up to ± this on either axis, with smooth curves in between."""
     interpolation: Literal["nearest", "bilinear"] = MISSING
+    """How values between pixels are computed."""
     fade_start: float = ranged(least=0, most=1)
     """Fraction of the training after which the changes begin to fade; 1: never."""
     fade_end: float = ranged(least=0, most=1)
-    """Fraction of the training after which there are none any more."""
+    """Fraction of the training after which there are no changes."""
 
 
 @dataclass
@@ -210,7 +230,7 @@ class Budget:
     parameters: int = ranged(least=1)
     """A network must have strictly fewer parameters."""
     epochs: int = ranged(least=1)
-    """A training may take at most so many epochs."""
+    """The most epochs that a training may take."""
 
 
 @dataclass
@@ -233,14 +253,17 @@ class Config:
     budget: Budget = field(default_factory=Budget)
     target: Target = field(default_factory=Target)
     epochs: int = ranged(least=1)
+    """Length of the training."""
     batch_size: int = ranged(least=1)
+    """Images a step."""
     label_smoothing: float = ranged(least=0, below=1)
     """Share of the label that the training loss spreads over all classes; 0: none."""
     ema: float = ranged(least=0, below=1)
-    """What the moving average of the weights keeps at a step, as in 0.998; it is then what is scored and saved.
-    0: no average."""
+    """Decay of a moving average of the weights, as in 0.998, which is then scored and saved; 0: no average."""
     seed: int = ranged(least=0, most=2**40)
+    """Seed of the weights, of the order of the images, of augmentation and dropout."""
     device: Literal["auto", "cpu", "cuda", "mps"] = MISSING
+    """auto: a GPU (CUDA, MPS) where there is one, else the CPU."""
     precision: Literal["auto", "float32", "bfloat16"] = MISSING
     """auto: bfloat16 where the device computes it natively, else float32."""
     threads: int | None = ranged(least=1)

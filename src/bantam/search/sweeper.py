@@ -31,55 +31,72 @@ class MultivariateTPE(TPESamplerConfig):
 
 @dataclass
 class Pruner:
-    """Decides after an epoch whether a trial is given up; `_target_` is one of Optuna's or `dominated`."""
+    """Decides after an epoch whether a trial is pruned; `_target_` is one of Optuna's or `dominated`."""
 
     _target_: str = MISSING
 
 
 @dataclass
 class NoPruner(Pruner):
+    """Prunes nothing."""
+
     _target_: str = "optuna.pruners.NopPruner"
 
 
 @dataclass
 class MedianPruner(Pruner):
+    """Prunes a trial whose best accuracy so far is below the median of the others at the same epoch."""
+
     _target_: str = "optuna.pruners.MedianPruner"
     n_startup_trials: int = ranged(5, least=0)
-    """Trials that are completed before any is given up."""
+    """Trials that are completed before any is pruned."""
     n_warmup_steps: int = ranged(5, least=0)
     """Epochs that every trial gets."""
     interval_steps: int = ranged(1, least=1)
+    """Epochs between two decisions."""
     n_min_trials: int = ranged(1, least=1)
+    """Trials that must have reached an epoch before others are pruned there."""
 
 
 @dataclass
 class SuccessiveHalvingPruner(Pruner):
+    """Prunes, at every rung, all trials but the best; each rung lasts longer."""
+
     _target_: str = "optuna.pruners.SuccessiveHalvingPruner"
     min_resource: int = ranged(5, least=1)
-    """Epochs of the first rung: before its first step down a high rate looks worse than it ends."""
+    """Epochs of the first rung: before its first step down a high learning rate looks worse than it ends."""
     reduction_factor: int = ranged(2, least=2)
     """One in so many trials passes a rung; the next rung is at so many times its epochs."""
     min_early_stopping_rate: int = ranged(0, least=0)
+    """Rungs at the beginning that are left out."""
     bootstrap_count: int = ranged(0, least=0)
+    """Trials that must have reached a rung before others are pruned there."""
 
 
 @dataclass
 class HyperbandPruner(Pruner):
+    """Successive halving with several groups of trials, each with another first rung."""
+
     _target_: str = "optuna.pruners.HyperbandPruner"
     min_resource: int = ranged(3, least=1)
     """Epochs of the shortest bracket's first rung."""
     max_resource: int = II("epochs")
+    """Epochs of a whole training."""
     reduction_factor: int = ranged(2, least=2)
+    """As in successive_halving."""
     bootstrap_count: int = ranged(0, least=0)
+    """As in successive_halving."""
 
 
 @dataclass
 class DominatedPruner(Pruner):
+    """Prunes a trial where smaller networks were better at the same epoch; for two objectives, or for one."""
+
     _target_: str = "bantam.search.pruners.Dominated"
     n_warmup_steps: int = ranged(10, least=0)
-    """Epochs that every trial gets: while the rate is high, some of many smaller networks are ahead by luck."""
+    """Epochs that every trial gets: while the learning rate is high, some smaller networks are ahead by luck."""
     n_min_trials: int = ranged(3, least=1)
-    """A trial is given up where so many with no more parameters were better at the same epoch."""
+    """A trial is pruned where so many with no more parameters were better at the same epoch."""
 
 
 @dataclass
@@ -99,23 +116,25 @@ class SearchConf(OptunaSweeperConf):
         default_factory=lambda: [{"sampler": "multivariate_tpe"}, {"pruner": "successive_halving"}]
     )
     direction: Any = Direction.maximize
-    """Of the accuracy, so there is no other; parameters are minimized."""
+    """Only maximize, since the objective is an accuracy; parameters are minimized."""
     objectives: list[str] = field(default_factory=lambda: ["accuracy"])
     """[accuracy], or [accuracy, parameters]: then the result is the Pareto front."""
     study_name: str = "search"
+    """Its name in the storage; with hparams_search also its folder, multirun/<study_name>."""
     storage: str | None = None
     """Address of a database; null: SQLite in the study's folder."""
     n_trials: int = ranged(30, least=1)
-    """Finished trainings in all, over every continuation; networks over the budget are none."""
+    """Trainings to finish, all continuations together; networks over the budget do not count."""
     n_jobs: int | None = ranged(None, least=1)  # type: ignore[assignment]
     """Worker processes; null: one a core on a CPU, else one."""
     max_failure_rate: float = ranged(0.3, least=0, most=1)
     """The search stops when more than this fraction of n_trials has failed."""
     timeout: float | None = ranged(None, above=0)
-    """Seconds after which no trial is begun."""
+    """Seconds after which no trial is started."""
     heartbeat: int = ranged(15, least=1)
-    """Seconds between two signs of life; a trial that is silent for four times as long is run again."""
+    """Seconds between two heartbeats of a trial; one that misses four is run again."""
     pruner: Pruner = MISSING
+    """What stops a bad trial early; the options are below."""
     enqueue: list[dict[str, Any]] = field(default_factory=list)
     """Known settings to try first; keys that the search does not vary are left out."""
     confirm: Confirm = field(default_factory=Confirm)
