@@ -343,6 +343,17 @@ def test_the_most_channels_fit_on_the_stack() -> None:
     assert x.grad.isfinite().all()
 
 
+def test_one_value_a_channel_is_refused_as_pytorch_refuses_it() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU())
+    fused = fuse(model, (2, 3, 3))
+    assert fused is not None
+    for network in (model.train(), fused.train()):
+        assert network(torch.randn(2, 2, 3, 3)).isfinite().all()
+        with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+            network(torch.randn(1, 2, 3, 3))
+    assert all(buffer.isfinite().all() for buffer in model.buffers())
+
+
 def test_nan_stays_nan() -> None:
     fused = fuse(models.V2(dropout=0.0).to(memory_format=torch.channels_last), IMAGE)
     assert fused is not None

@@ -70,6 +70,22 @@ def test_what_cannot_be_is_refused_before_training(
     assert not list(info.folder.iterdir())
 
 
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+@pytest.mark.parametrize(("batch_size", "fitting"), [(3, 4), (93, 94), (1, 2)])
+def test_a_last_batch_of_one_image_is_refused_where_batch_norm_has_one_value_of_it(
+    composed: Compose, info: RunInfo, kernels: str, batch_size: int, fitting: int
+) -> None:
+    cfg = composed("data=mnist5k", f"batch_size={batch_size}", f"kernels={kernels}")
+    assert prepare(cfg, info).parameters == 9680  # its maps have several values
+    head = composed("data=mnist5k", "model=flexible", "model.head=12", "model.late3=16", f"kernels={kernels}")
+    assert prepare(head, info).cfg.batch_size == 128  # of 4,000 images, 32 are left
+    head.batch_size = batch_size
+    with pytest.raises(ValueError, match=f"batch_size is {batch_size}: .* single one.*use batch_size={fitting}$"):
+        prepare(head, info)
+    head.batch_size = fitting
+    assert prepare(head, info).cfg.batch_size == fitting
+
+
 def test_a_schedule_that_leaves_the_sensible_is_refused_before_training(composed: Compose, info: RunInfo) -> None:
     cfg = OmegaConf.create(OmegaConf.to_container(composed("data=mnist5k")))
     assert prepare(cfg, info).epoch_rates == pytest.approx([0.025] * 6 + [0.0025] * 6 + [0.00025] * 3)

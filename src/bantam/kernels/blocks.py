@@ -172,6 +172,8 @@ class _Block(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         images, _, side, _ = x.shape
         out = side - block.kernel + 1
+        if images * out * out == 1:
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
         # A block that runs twice before its backward pass must not overwrite its first results.
         ctx.fresh, block.busy = block.busy, True
         convolved = block.buffer("convolved", images, block.outputs, out, ctx.fresh)

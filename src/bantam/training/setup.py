@@ -1,5 +1,6 @@
 """From a composed configuration to everything that a run needs, checked and built, with no step taken."""
 
+import copy
 import os
 import shutil
 from collections.abc import Sequence
@@ -144,6 +145,7 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
     rates = tuple(float(group["lr"]) for group in optimizer.param_groups)
     epoch_rates = _dry_run_schedule(cfg, info, schedule, rates)
     images = _load_data(cfg, info)
+    _check_last_batch(cfg, info, model, len(images.train_labels))
     prepared = Prepared(
         cfg=cfg,
         info=info,
@@ -240,6 +242,26 @@ def _load_data(cfg: DictConfig, info: RunInfo) -> data.Data:
             f"{images.name} has {len(images.train_labels):,} images to train on: lower batch_size"
         )
     return images
+
+
+def _check_last_batch(cfg: DictConfig, info: RunInfo, model: nn.Module, count: int) -> None:
+    """Refuse batches of one image where the network cannot be trained on one.
+
+    Batch norm divides by the deviation of a channel's values: behind a 1×1 map one image has a single value.
+    """
+    if (count % cfg.batch_size or cfg.batch_size) > 1:
+        return
+    image = torch.zeros(1, *budget.IMAGE, device=next(model.parameters()).device)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copy.deepcopy(model).train()(image)
+    except ValueError as error:
+        fitting = next(size for size in range(cfg.batch_size + 1, count + 1) if count % size != 1)
+        raise ValueError(
+            f"batch_size is {cfg.batch_size:,}: of {count:,} images the last batch has a single one, and batch "
+            f"norm in model={info.choices.get('model')} cannot be trained on one value a channel: use "
+            f"batch_size={fitting}"
+        ) from error
 
 
 def _build_optimizer(cfg: DictConfig, info: RunInfo, model: nn.Module) -> Optimizer:
