@@ -4,6 +4,7 @@ A fork leaves `serve` and goes on as Python would with the command: exit codes, 
 at exit are Python's own.
 """
 
+import _posixsubprocess
 import atexit
 import fcntl
 import gc
@@ -15,9 +16,9 @@ import runpy
 import selectors
 import signal
 import socket
+import subprocess
 import sys
 import threading
-from multiprocessing import util
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -93,46 +94,75 @@ def serve(connection: socket.socket) -> Request:
             selector.register(process, selectors.EVENT_READ)
 
 
-def keep_spare() -> Request | None:
-    """Keep a fork aside which becomes the fork server that `multiprocessing` would start from nothing.
+def keep_spares(count: int) -> Request | None:
+    """Keep forks aside that become the next interpreters that this process starts: workers and other commands.
 
-    Returns None in the command, and in the spare, once it is wanted, what it is to do.
+    Returns None in this process, and in a spare, once it is wanted, what it is to do.
     """
-    ours, theirs = socket.socketpair()
-    spare = os.fork()
-    if spare == 0:
-        ours.close()
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        request = receive(theirs)
+    spares: list[tuple[int, socket.socket]] = []
+    for _ in range(count):
+        ours, theirs = socket.socketpair()
+        spare = os.fork()
+        if spare == 0:
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            for connection in (ours, *(other for _, other in spares)):
+                connection.close()
+            request = receive(theirs)
+            theirs.close()
+            return request
         theirs.close()
-        return request
-    theirs.close()
-    start = util.spawnv_passfds
+        spares.append((spare, ours))
 
-    def hand_over(path: str, arguments: list[str], descriptors: list[int]) -> int:
-        if "multiprocessing.forkserver" not in str(arguments[-1]) or ours.fileno() < 0:
-            return start(path, arguments, descriptors)
-        numbers = [0, 1, 2, *descriptors]
-        blocked = list(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
-        send(ours, request_for(["-c"], numbers, blocked=blocked, code=str(arguments[-1])), numbers)
-        ours.close()
+    def start(
+        arguments: list[bytes], executables: list[bytes], close: bool, kept: tuple[int, ...], *others: Any
+    ) -> int:
+        folder, environment, stdin, _, _, stdout, _, stderr, _, failure = others[:10]
+        program, *rest = map(os.fsdecode, arguments)
+        own = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        rest = rest[len(own) :] if rest[: len(own)] == own else rest
+        if not spares or program != sys.executable or "resource_tracker" in rest[-1]:
+            return fork_exec(arguments, executables, close, kept, *others)
+        kept = tuple(number for number in kept if number != failure)  # it tells that a program cannot be started
+        outputs = [number if given == -1 else given for number, given in enumerate((stdin, stdout, stderr))]
+        request = request_for(
+            rest,
+            [0, 1, 2, *kept],
+            folder=os.fsdecode(folder or os.getcwd()),
+            environment=dict(os.environ) if environment is None else dict(map(split, environment)),
+            blocked=list(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        )
+        spare, connection = spares.pop()
+        with connection:
+            send(connection, request, [*outputs, *kept])
         return spare
 
-    util.spawnv_passfds = hand_over
+    def end() -> None:
+        for spare, connection in spares:
+            connection.close()
+            os.waitpid(spare, 0)
+
+    atexit.register(end)
+    # What `multiprocessing`, joblib and `subprocess` start programs with.
+    fork_exec = _posixsubprocess.fork_exec
+    _posixsubprocess.fork_exec = subprocess._fork_exec = start  # type: ignore[attr-defined]
     return None
 
 
-def request_for(arguments: list[str], descriptors: list[int], **other: Any) -> dict[str, Any]:
-    """What to run, by default this script in this folder and environment, with no signal blocked.
+def split(variable: bytes) -> list[str]:
+    return os.fsdecode(variable).split("=", 1)
 
-    `before` is code for the command and for the workers of a search; `code` runs in place of a script.
+
+def request_for(arguments: list[str], descriptors: list[int], **other: Any) -> dict[str, Any]:
+    """What to run, as in a command line after the word python, by default in this folder and environment.
+
+    `before` is code for the command and for its spares, `spares` their number.
     """
-    own = {"folder": os.getcwd(), "environment": dict(os.environ), "blocked": [], "code": "", "before": ""}
+    own = {"folder": os.getcwd(), "environment": dict(os.environ), "blocked": [], "before": "", "spares": 0}
     return {"arguments": arguments, "descriptors": descriptors, **own, **other}
 
 
 def become(request: dict[str, Any], descriptors: list[int]) -> None:
-    """Take on the descriptors, folder, environment, arguments and signals of a request, and new random numbers."""
+    """Take on the descriptors, folder, environment, and signals of a request, and new random numbers."""
     import numpy
     import torch
 
@@ -145,21 +175,25 @@ def become(request: dict[str, Any], descriptors: list[int]) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    sys.argv = request["arguments"]
-    sys.path[0] = os.path.dirname(sys.argv[0])
     numpy.random.seed()  # `random` does so itself
     torch.seed()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
 
 
-def run(request: dict[str, Any]) -> None:
-    """Run a request's script or code and end as an interpreter does, but that nothing imported is taken apart."""
+def run(arguments: list[str]) -> None:
+    """Run a script, -m or -c and end as an interpreter does, but that nothing imported is taken apart."""
     try:
-        if request["code"]:
-            exec(request["code"])
+        if arguments[0] == "-c":
+            sys.argv = ["-c", *arguments[2:]]
+            exec(arguments[1], {"__name__": "__main__"})
+        elif arguments[0] == "-m":
+            sys.argv = arguments[1:]
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
         else:
-            runpy.run_path(request["arguments"][0], run_name="__main__")
+            sys.argv = arguments
+            sys.path[0] = os.path.dirname(arguments[0])
+            runpy.run_path(arguments[0], run_name="__main__")
         code = 0
     except SystemExit as end:
         if not isinstance(end.code, int | None):
@@ -177,6 +211,6 @@ if __name__ == "__main__":
     import_everything()
     request, descriptors = serve(socket.socket(fileno=int(sys.argv[1])))
     exec(request["before"])
-    request, descriptors = keep_spare() or (request, descriptors)
+    request, descriptors = keep_spares(request["spares"]) or (request, descriptors)
     become(request, descriptors)
-    run(request)
+    run(request["arguments"])

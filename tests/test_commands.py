@@ -88,24 +88,44 @@ def test_a_started_command_is_watched_and_signalled(bantam: Bantam, tmp_path: Pa
     both[1].send_signal(signal.SIGINT)  # nobody's, by now
 
 
-def test_workers_of_a_search_are_forks_too(bantam: Bantam, tmp_path: Path) -> None:
+def test_interpreters_that_a_command_starts_are_forks_too(bantam: Bantam, tmp_path: Path) -> None:
     path = script(
         tmp_path,
-        "import multiprocessing, os, sys\n"
+        "import joblib, multiprocessing, os, subprocess, sys\n"
         "from pathlib import Path\n"
-        "def work():\n"
-        "    print(os.environ['ROUND'], 'torch' in sys.modules, os.getcwd() == sys.argv[1])\n"
+        "def work(word):\n"
+        "    imported = 'bantam.launch' in sys.modules\n"
+        "    print(word, os.environ['ROUND'], imported, os.getcwd() == sys.argv[-1], flush=True)\n"
         "    sys.exit(5)\n"
-        "if __name__ == '__main__':\n"
+        "def parent(number):\n"
+        "    return int(Path(f'/proc/{number}/stat').read_text().split(')')[1].split()[1])\n"
+        "def family():\n"
+        "    return os.environ['ROUND'], 'bantam.launch' in sys.modules, parent(os.getpid())\n"
+        "if __name__ == '__main__' and sys.argv[1] == 'child':\n"
+        "    work(sys.stdin.read())\n"
+        "elif __name__ == '__main__':\n"
         "    context = multiprocessing.get_context('forkserver')\n"
         "    context.set_forkserver_preload([])\n"
         "    os.environ['ROUND'] = 'second'\n"
-        "    worker = context.Process(target=work)\n"
+        "    worker = context.Process(target=work, args=('worker',))\n"
         "    worker.start()\n"
         "    worker.join()\n"
         "    server = multiprocessing.forkserver._forkserver._forkserver_pid\n"
-        "    parent = Path(f'/proc/{server}/stat').read_text().split(')')[1].split()[1]\n"
-        "    print(worker.exitcode, int(parent) == os.getpid())",
+        "    print(worker.exitcode, parent(server) == os.getpid())\n"
+        "    both = joblib.Parallel(2)(joblib.delayed(family)() for _ in range(2))\n"
+        "    print(both == [('second', True, os.getpid())] * 2)\n"
+        "    command = [sys.executable, __file__, 'child', sys.argv[2]]\n"
+        "    done = subprocess.run(command, input='child', capture_output=True, text=True)\n"
+        "    print(done.stdout, done.stderr, done.returncode)",
     )
-    done = bantam(path, str(tmp_path))
-    assert done.stdout.splitlines() == ["second True True", "5 True"], done.stderr
+    done = bantam(path, "-m", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n") == [
+        "worker second True True",
+        "5 True",
+        "True",
+        "child second True True",
+        "  5",
+        "",
+    ]
+    assert done.returncode == 0
