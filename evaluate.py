@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hydra import initialize_config_dir
 
-from bantam import config, launch, ranges
+from bantam import config, ranges
 from bantam.search import sweeper
 from bantam.training import saved, terminal
 
@@ -25,14 +25,12 @@ def main() -> None:
         cfg = own.config
         if arguments.overrides:
             with initialize_config_dir(str(Path(__file__).parent.absolute() / "conf")):
-                changed, keys = launch.changed("config", own.overrides, arguments.overrides)
+                cfg, keys = saved.merged(own, arguments.overrides)
             refused = [key for key in keys if key.split(".")[0] not in MAY_CHANGE]
             if refused:
                 raise ValueError(
                     f"{refused[0]} belongs to the run: only {', '.join(MAY_CHANGE)} can be changed here"
                 )
-            for key in MAY_CHANGE:
-                cfg[key] = changed[key]
         ranges.validate(cfg)
         from bantam.training.evaluate import evaluate
         from bantam.training.setup import RunInfo, prepare_finished

@@ -4,14 +4,18 @@ torch is imported only when a composed configuration has passed its own checks.
 """
 
 import os
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -19,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from bantam import ranges
+from bantam.overrides import command_line, override
 from bantam.training import saved, terminal
 
 if TYPE_CHECKING:
@@ -29,6 +34,9 @@ Reporter = Callable[[DictConfig], Callable[[int, float], bool]]
 
 SWEEPER = "bantam.search.sweeper.BantamSweeper"
 """The `_target_` of our sweeper, which is imported where a command line is read, not in every job."""
+
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+"""The `_target_` of Hydra's own, which runs every combination of what is typed."""
 
 FAILED = float("nan")
 """What a job returns that has no objective: refused, diverged or failed."""
@@ -44,46 +52,92 @@ def job(cfg: DictConfig, reporter: Reporter) -> float:
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         return _multirun_job(cfg, hydra, reporter)
-    from bantam.training.run import run
+    folder = Path(hydra.runtime.output_dir)
+    with errors_in_one_sentence(folder):
+        from bantam.training.run import run
 
-    try:
         # Hydra's --experimental-rerun calls no callback.
-        folder, choices = Path(hydra.runtime.output_dir), dict(hydra.runtime.choices)
-        prepared = Preflight.prepared or _prepare_single(cfg, folder, choices)
+        prepared = Preflight.prepared or _prepare_single(cfg, folder, hydra)
+        saved.save(folder, prepared.cfg)
         objective = run(prepared)
-    except ValueError as error:
-        terminal.show_error(error)
-        raise SystemExit(1) from None
     if objective != objective:
         raise SystemExit(1)
     return objective
 
 
 def _multirun_job(cfg: DictConfig, hydra: Any, reporter: Reporter) -> float:
-    """Check, build and train one job of several."""
-    from bantam.training.folder import refuse_used
+    """Check, build and train one job of several, or go on with it; leave alone what is finished."""
+    from bantam.training.folder import RESULT, read_result
     from bantam.training.run import fail, refuse, run
     from bantam.training.setup import RunInfo, prepare
 
     searching = hydra.sweeper._target_ == SWEEPER
     # What runs jobs side by side, launchers or a search, says how many: -1 stands for one a core.
     side_by_side = (hydra.sweeper.n_jobs or -1) if searching else int(hydra.launcher.get("n_jobs", 1))
-    info = RunInfo(Path(hydra.runtime.output_dir), dict(hydra.runtime.choices), side_by_side, hydra.job.num)
+    info = RunInfo(
+        folder=Path(hydra.runtime.output_dir),
+        choices=dict(hydra.runtime.choices),
+        side_by_side=side_by_side,
+        job=hydra.job.num,
+        typed_in=Path(hydra.runtime.cwd),
+    )
+    seed = cfg.get("seed")
     try:
+        _pin(cfg, Path(hydra.runtime.cwd))
         if cfg.resume is not None:
             raise ValueError("resume continues one run: leave -m out")
-        refuse_used(info.folder)
         ranges.validate(cfg)
+        if (info.folder / RESULT).exists():
+            result = read_result(info.folder)
+            terminal.show_skipped(info, result)
+            return float(result.get("objective") or FAILED)
+        saved.save(info.folder, cfg)
         prepared = prepare(cfg, info)
         if cfg.dry_run:
             terminal.describe(prepared)
             return FAILED
         return run(prepared, reporter(hydra)) if searching else run(prepared)
     except ValueError as error:
-        refuse(error, info, cfg.get("seed"))
+        refuse(error, info, seed)
     except Exception as error:
-        fail(error, traceback.format_exc(), info, cfg.get("seed"))
+        fail(error, traceback.format_exc(), info, seed)
     return FAILED
+
+
+@contextmanager
+def errors_in_one_sentence(folder: Path) -> Iterator[None]:
+    """Show what goes wrong in one sentence and exit with 1: Hydra ignores other exceptions that leave a callback.
+
+    What is not the user's mistake has its traceback in a file; HYDRA_FULL_ERROR=1 shows every traceback.
+    """
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exc()
+        if not isinstance(error, ValueError | OmegaConfBaseException | HydraException):
+            error = RuntimeError(_with_remedy(error, folder))
+        terminal.show_error(error)
+        raise SystemExit(1) from None
+
+
+def _with_remedy(error: Exception, folder: Path) -> str:
+    """What happened, where the traceback is, and how it goes on."""
+    from bantam.training.folder import CHECKPOINT
+
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    trace = folder / "error.txt"
+    try:
+        trace.write_text(traceback.format_exc())
+    except OSError:  # the disk is full, or there is no folder yet
+        with tempfile.NamedTemporaryFile("w", prefix="bantam-", suffix=".txt", delete=False) as file:
+            file.write(traceback.format_exc())
+        trace = Path(file.name)
+    shown = terminal.short_path(folder)
+    if (folder / CHECKPOINT).exists():
+        line = command_line(["python", "train.py", override("resume", shown)])
+        return f"{shown} stopped ({what}; the traceback is in {trace}): when that is mended, {line} continues it"
+    return f"{shown} was not trained ({what}; the traceback is in {trace})"
 
 
 class Preflight(Callback):
@@ -97,53 +151,60 @@ class Preflight(Callback):
         cfg = deepcopy(config)
         with read_write(cfg), open_dict(cfg):
             hydra = cfg.pop("hydra")
-        try:
+        with errors_in_one_sentence(Path(cfg.get("resume") or config.hydra.run.dir)):
             searches = hydra.runtime.choices.get("hparams_search")
             if searches not in (None, "null"):
                 raise ValueError(f"hparams_search={searches} searches only with -m: python train.py -m …")
             ranges.validate(cfg)
             if cfg.resume is not None:
-                raise SystemExit(_resume(cfg, hydra, kwargs["config_name"]))
-            prepared = _prepare_single(cfg, Path(config.hydra.run.dir), dict(hydra.runtime.choices))
-        except (ValueError, OmegaConfBaseException) as error:
-            terminal.show_error(error)
-            raise SystemExit(1) from None
-        if cfg.dry_run:
-            terminal.describe(prepared)
-            raise SystemExit(0)
+                raise SystemExit(_resume(cfg, hydra))
+            prepared = _prepare_single(cfg, Path(config.hydra.run.dir), hydra)
+            if cfg.dry_run:
+                terminal.describe(prepared)
+                raise SystemExit(0)
         Preflight.prepared = prepared
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse a folder that cannot be written before any job starts."""
-        try:
-            _refuse_unwritable(Path(config.hydra.sweep.dir), "hydra.sweep.dir")
-        except ValueError as error:
-            terminal.show_error(error)
-            raise SystemExit(1) from None
+        """Refuse a folder that cannot be written, or that holds other jobs, before any job starts."""
+        folder = Path(config.hydra.sweep.dir)
+        with errors_in_one_sentence(folder):
+            _refuse_unwritable(folder, "hydra.sweep.dir")
+            if config.hydra.sweeper._target_ == BASIC and folder.is_dir():
+                _refuse_other_jobs(config, kwargs["config_name"])
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Show every job's verdict and write the report; exit code 1 where one was refused, diverged or failed."""
-        if config.dry_run or not Path(config.hydra.sweep.dir).is_dir():
+        folder = Path(config.hydra.sweep.dir)
+        if config.dry_run or not folder.is_dir():
             return
         if config.hydra.sweeper._target_ == SWEEPER:  # it has its own summary
             return
-        good = terminal.summarize(Path(config.hydra.sweep.dir))
-        if config.report:
-            from bantam.report import page
+        with errors_in_one_sentence(folder):
+            wanted = len(_jobs(config)) if config.hydra.sweeper._target_ == BASIC else 0
+            good = terminal.summarize(folder, wanted)
+            if config.report:
+                from bantam.report import page
 
-            page.at_end(Path(config.hydra.sweep.dir))
+                page.at_end(folder)
         if not good:
             raise SystemExit(1)
 
 
-def _prepare_single(cfg: DictConfig, folder: Path, choices: dict[str, Any]) -> "Prepared":
+def _prepare_single(cfg: DictConfig, folder: Path, hydra: Any) -> "Prepared":
     """Check that the folder can be had, and prepare a single run for it."""
+    _pin(cfg, Path(hydra.runtime.cwd))
     _refuse_unwritable(folder, "hydra.run.dir")
     from bantam.training.folder import refuse_used
     from bantam.training.setup import RunInfo, prepare
 
     refuse_used(folder)
-    return prepare(cfg, RunInfo(folder.absolute(), choices, 1, None))
+    return prepare(cfg, RunInfo(folder.absolute(), dict(hydra.runtime.choices), 1, None, Path(hydra.runtime.cwd)))
+
+
+def _pin(cfg: DictConfig, typed_in: Path) -> None:
+    """Make paths absolute, from the folder in which the command was typed: a job may run in another one."""
+    if "root" in cfg.data:
+        cfg.data.root = str(typed_in / Path(cfg.data.root).expanduser())
 
 
 def _refuse_unwritable(folder: Path, key: str) -> None:
@@ -156,49 +217,61 @@ def _refuse_unwritable(folder: Path, key: str) -> None:
         )
 
 
-def changed(config_name: str, before: list[str], added: list[str]) -> tuple[DictConfig, list[str]]:
-    """Compose a run's overrides together with added ones; returns the result and the keys that differ.
-
-    Raises ValueError where they cannot be composed.
-    """
-    try:
-        old, new = compose(config_name, before), compose(config_name, before + added)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(" ".join(str(error).split())) from error
-    return new, sorted(set(_differences(old, new)))
+def _jobs(config: DictConfig) -> list[list[str]]:
+    """The overrides of every job of a multirun, as Hydra's basic sweeper makes them."""
+    params = config.hydra.sweeper.params or {}
+    typed = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+    batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(typed), None)
+    return [overrides for batch in batches for overrides in batch]
 
 
-def _differences(old: Any, new: Any, key: str = "") -> list[str]:
-    if isinstance(old, DictConfig) and isinstance(new, DictConfig):
-        names = [*old, *(name for name in new if name not in old)]
-        return [
-            found
-            for name in names
-            for found in _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
-        ]
-    return [] if old == new else [key]
+def _refuse_other_jobs(config: DictConfig, config_name: str) -> None:
+    """Raise ValueError where a folder of the multirun holds a run of another configuration."""
+    sweep = Path(config.hydra.sweep.dir)
+    for number, overrides in enumerate(_jobs(config)):
+        job_config = compose(config_name, [*config.hydra.overrides.hydra, *overrides], return_hydra_config=True)
+        with read_write(job_config), open_dict(job_config):
+            job_config.hydra.job.num = number
+            job_config.hydra.job.override_dirname = ",".join(sorted(overrides))
+            folder = sweep / str(job_config.hydra.sweep.subdir)
+            del job_config["hydra"]
+        if not (folder / ".hydra" / "config.yaml").exists():
+            continue
+        before = saved.load(folder).config
+        _pin(job_config, Path(config.hydra.runtime.cwd))
+        now = OmegaConf.create(saved.pinned(job_config))
+        keys = [key for key in saved.differences(before, now) if key not in IGNORED]
+        if keys:
+            key = keys[0]
+            raise ValueError(
+                f"{terminal.short_path(folder)} holds a run with {key}={OmegaConf.select(before, key)}, not "
+                f"{OmegaConf.select(now, key)}: choose another hydra.sweep.dir, or type what it was begun with"
+            )
 
 
-def _resume(cfg: DictConfig, hydra: DictConfig, config_name: str) -> int:
+IGNORED = ("data.root", "pictures", "report", "dry_run")
+"""Keys that may differ when a multirun is typed again, since no result depends on them."""
+
+
+def _resume(cfg: DictConfig, hydra: DictConfig) -> int:
     """Continue the run in `cfg.resume` with its own settings; returns the exit code."""
     folder = Path(cfg.resume)
     own = saved.load(folder)
     given = [item for item in hydra.overrides.task if not item.startswith("resume=")]
-    if given:
-        new, keys = changed(config_name, own.overrides, given)
-        contradictions = [key for key in keys if key != "dry_run"]
-        if contradictions:
-            key = contradictions[0]
-            raise ValueError(
-                f"{key} is {OmegaConf.select(new, key)} here, but the run in {folder} has "
-                f"{OmegaConf.select(own.config, key)}: "
-                f"a run is resumed with its own settings; leave {' '.join(given)} out"
-            )
+    new, keys = saved.merged(own, given)
+    contradictions = [key for key in keys if key != "dry_run"]
+    if contradictions:
+        key = contradictions[0]
+        raise ValueError(
+            f"{key} is {OmegaConf.select(new, key)} here, but the run in {folder} has "
+            f"{OmegaConf.select(own.config, key)}: "
+            f"a run is resumed with its own settings; leave {' '.join(given)} out"
+        )
     from bantam.training.run import run
-    from bantam.training.setup import RunInfo, prepare
+    from bantam.training.setup import RunInfo, prepare_resumed
 
     ranges.validate(own.config)
-    prepared = prepare(own.config, RunInfo(folder, dict(own.choices), 1, None))
+    prepared = prepare_resumed(own.config, RunInfo(folder, dict(own.choices), 1, None))
     if cfg.dry_run:
         terminal.describe(prepared)
         return 0

@@ -1,4 +1,5 @@
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,12 +44,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_half_one(
 ) -> None:
     files.write(tmp_path / "file", b"old")
 
-    def full(self: Path, content: bytes) -> int:
-        with self.open("wb") as stream:
-            stream.write(content[:1])
+    def full(descriptor: int) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="no space left"):
         files.write(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"old"
@@ -105,3 +104,76 @@ def test_a_result_that_is_none_is_one_error(tmp_path: Path, content: str | None)
 def test_versions_and_commit() -> None:
     assert {"python", "torch", "hydra-core"} <= set(files.versions())
     assert files.commit() is None or len(files.commit() or "") >= 40
+
+
+def test_files_that_a_killed_process_left_are_removed_and_no_others(tmp_path: Path) -> None:
+    files.write(tmp_path / "history.csv", b"kept")
+    (tmp_path / ".result.json.0123456789abcdef.part").write_bytes(b"hal")
+    (tmp_path / ".hydra").mkdir()
+    files.remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hydra", "history.csv"]
+
+
+def state(number: int) -> dict[str, object]:
+    weights = {"weight": torch.arange(100.0)}
+    return {**dict.fromkeys(files.STATE, 0), "history": [], "model": weights, "epoch": number}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1000] + bytes(byte ^ 255 for byte in content[-1000:-936]) + content[-936:],
+        lambda content: content[: len(content) // 2],
+        lambda content: b"",
+        lambda content: b"foreign",
+    ],
+    ids=["flipped", "halved", "empty", "foreign"],
+)
+def test_of_a_damaged_checkpoint_the_one_before_is_read(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    cpu = torch.device("cpu")
+    for number in (1, 2):
+        files.write_checkpoint(tmp_path, state(number))
+    file = tmp_path / "checkpoint.pt"
+    assert (files.read_checkpoint(tmp_path, cpu) or {})["epoch"] == 2
+    file.write_bytes(damage(file.read_bytes()))
+    assert (files.read_checkpoint(tmp_path, cpu) or {})["epoch"] == 1
+    (tmp_path / "checkpoint.before.pt").unlink()
+    with pytest.raises(ValueError, match="checkpoint.pt is damaged .*: delete it to start this run anew"):
+        files.read_checkpoint(tmp_path, cpu)
+
+
+def test_killed_between_two_checkpoints_there_is_still_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write_checkpoint(tmp_path, state(1))
+
+    def killed(path: Path, content: bytes) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            files.write_checkpoint(tmp_path, state(2))
+    assert (files.read_checkpoint(tmp_path, torch.device("cpu")) or {})["epoch"] == 1
+
+
+def test_a_checkpoint_without_its_keys_is_damaged_and_an_old_one_needs_no_checksum(tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    torch.save({key: value for key, value in state(1).items() if key != "optimizer"}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="damaged .it has no optimizer."):
+        files.read_checkpoint(tmp_path, cpu)
+    torch.save(state(1), tmp_path / "checkpoint.pt")
+    assert (files.read_checkpoint(tmp_path, cpu) or {})["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("threads", "two"), ("threads", None), ("data_checksum", 3), ("objective", "high")]
+)
+def test_a_finished_result_has_its_keys_and_types(tmp_path: Path, key: str, value: object) -> None:
+    whole = {"objective": 99.0, "threads": 1, "scored_images": 10, "split": "test", "data": "MNIST"}
+    whole |= {"data_checksum": "0", "precision": "float32", "kernels": "torch", "verdict": "met"}
+    files.write_result(tmp_path, whole)
+    assert files.read_finished(tmp_path) == whole
+    files.write_result(tmp_path, {**whole, key: value})
+    with pytest.raises(ValueError, match=f"result.json is damaged .{key} is .*restore it, or train the run again"):
+        files.read_finished(tmp_path)

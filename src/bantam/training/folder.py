@@ -1,11 +1,13 @@
 """The files of a run: history, checkpoint, weights and result, each written aside and renamed."""
 
 import csv
+import hashlib
 import io
 import json
 import os
 import platform
 import re
+import secrets
 import subprocess
 from dataclasses import asdict, fields
 from importlib.metadata import version
@@ -21,10 +23,28 @@ from bantam.training.loop import Epoch
 
 HISTORY, RESULT, WEIGHTS, CHECKPOINT = "history.csv", "result.json", "weights.safetensors", "checkpoint.pt"
 
+CHECKPOINT_BEFORE = "checkpoint.before.pt"
+"""That of the epoch before: for the case that the last one is damaged."""
+
+CHECKSUM = b"sha256 "
+"""How a checkpoint begins: its first line has the checksum of the others."""
+
+STATE = ("model", "optimizer", "history", "checksum", "threads", "precision", "kernels")
+"""What every checkpoint has."""
+
+FINISHED: dict[str, Any] = {
+    **{"objective": (int, float), "threads": int, "scored_images": int},
+    **{"split": str, "data": str, "data_checksum": str, "precision": str, "kernels": str},
+}
+"""What the result of a finished run has, and its types."""
+
+ASIDE = ".part"
+"""How the names of files end that are being written."""
+
 
 def refuse_used(folder: Path) -> None:
     """Raise ValueError where a folder holds a run already: another would overwrite it."""
-    used = [name for name in (RESULT, CHECKPOINT, HISTORY) if (folder / name).exists()]
+    used = [name for name in (RESULT, CHECKPOINT, CHECKPOINT_BEFORE, HISTORY) if (folder / name).exists()]
     if used:
         raise ValueError(
             f"{folder} already holds a run ({used[0]}): continue it with resume={folder}, or choose another folder"
@@ -32,12 +52,28 @@ def refuse_used(folder: Path) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a whole file or none: into a file beside it, which is then renamed."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a whole file or none, one that outlives a power cut: into a file beside it, which is then renamed."""
+    # Processes of two containers may have the same number, so that cannot make the name.
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}{ASIDE}")
     try:
-        aside.write_bytes(content)
+        with aside.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
         os.replace(aside, path)
     finally:
+        aside.unlink(missing_ok=True)
+    if os.name == "posix":  # the new name is in the folder, which is flushed by itself
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what processes left that were killed while they wrote into a folder that nobody else writes into."""
+    for aside in folder.glob(f".*{ASIDE}"):
         aside.unlink(missing_ok=True)
 
 
@@ -88,6 +124,19 @@ def read_result(folder: Path) -> dict[str, Any]:
     return result
 
 
+def read_finished(folder: Path) -> dict[str, Any]:
+    """Read the `result.json` of a run that came to its end. Raises ValueError where it did not, or is damaged."""
+    result = read_result(folder)
+    if result.get("objective") is None:
+        raise ValueError(f"{folder} was {result.get('verdict')}: it has no weights to evaluate")
+    for key, kind in FINISHED.items():
+        if not isinstance(result.get(key), kind) or isinstance(result[key], bool):
+            raise ValueError(
+                f"{folder / RESULT} is damaged ({key} is {result.get(key)!r}): restore it, or train the run again"
+            )
+    return result
+
+
 def write_weights(folder: Path, model: nn.Module) -> None:
     """Write `weights.safetensors`, from which no code can be executed."""
     # Shared weights have several names and are written under each: the format knows no aliases.
@@ -113,23 +162,54 @@ def read_weights(folder: Path, model: nn.Module) -> None:
 
 
 def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Write what a resumed run needs: tensors, numbers and strings only."""
+    """Write what a resumed run needs, tensors, numbers and strings only, and keep the one before."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write(folder / CHECKPOINT, buffer.getvalue())
+    content = buffer.getvalue()
+    if (folder / CHECKPOINT).exists():
+        os.replace(folder / CHECKPOINT, folder / CHECKPOINT_BEFORE)
+    write(folder / CHECKPOINT, CHECKSUM + hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
 
 def read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """Read the checkpoint without executing code, None where there is none. Raises ValueError if damaged."""
-    file = folder / CHECKPOINT
-    if not file.exists():
-        return None
+    """Read the checkpoint, or the one before where it is damaged, without executing code; None without any.
+
+    Raises ValueError where none can be read.
+    """
+    problem = None
+    for name in (CHECKPOINT, CHECKPOINT_BEFORE):
+        if (folder / name).exists():
+            try:
+                return _read_checkpoint(folder / name, device)
+            except ValueError as error:
+                problem = problem or error
+    if problem:
+        raise problem
+    return None
+
+
+def _read_checkpoint(file: Path, device: torch.device) -> dict[str, Any]:
+    remedy = "delete it to start this run anew"
     try:
-        state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+        content = file.read_bytes()
+        if content.startswith(CHECKSUM):  # older ones have none
+            first, _, content = content.partition(b"\n")
+            if hashlib.sha256(content).hexdigest().encode() != first.removeprefix(CHECKSUM):
+                raise ValueError("its checksum is another")
+        state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except Exception as error:  # torch raises whatever the damaged bytes lead it to
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{file} is damaged ({reason}): delete it to start this run anew") from error
-    return state
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{file} is damaged ({reason}): {remedy}") from error
+    missing = [key for key in STATE if not isinstance(state, dict) or key not in state]
+    if missing:
+        raise ValueError(f"{file} is damaged (it has no {missing[0]}): {remedy}")
+    return state  # type: ignore[no-any-return]
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Delete what only a resumed run needs."""
+    for name in (CHECKPOINT, CHECKPOINT_BEFORE):
+        (folder / name).unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:

@@ -25,6 +25,7 @@ def run(prepared: Prepared, should_prune: Callable[[int, float], bool] = lambda 
     """
     started = time.time()
     cfg, info = prepared.cfg, prepared.info
+    files.remove_leftovers(info.folder)
     history = _restore(prepared)
     terminal.describe(prepared)
     try:
@@ -66,7 +67,7 @@ def _end(prepared: Prepared, history: list[Epoch], started: float) -> float:
         pictures.draw(info.folder, heading, history, logits, images, cfg.target.accuracy)
     scored = {"confusion": _confusion(logits, images), "classes": list(images.classes)}
     files.write_result(info.folder, _result(prepared, verdict, history, started) | scored)
-    (info.folder / files.CHECKPOINT).unlink(missing_ok=True)
+    files.remove_checkpoints(info.folder)
     terminal.show_verdict(info, verdict)
     assert verdict.objective is not None
     return verdict.objective
@@ -79,7 +80,7 @@ def _end_early(prepared: Prepared, word: str, reason: str, history: list[Epoch],
     verdict = Verdict(word, reason, None, accuracy, number, [], False)
     folder = prepared.info.folder
     files.write_result(folder, _result(prepared, verdict, history, started))
-    (folder / files.CHECKPOINT).unlink(missing_ok=True)
+    files.remove_checkpoints(folder)
     terminal.show_verdict(prepared.info, verdict)
     return float("nan")
 
@@ -94,6 +95,7 @@ def _state(prepared: Prepared, history: list[Epoch]) -> dict[str, Any]:
         "threads": prepared.threads,
         "precision": str(prepared.precision),
         "kernels": prepared.kernels,
+        "device": prepared.device.type,
         **({"average": prepared.average.state_dict()} if prepared.average else {}),
     }
 

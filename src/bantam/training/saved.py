@@ -1,12 +1,17 @@
-"""The configuration of a run as its folder has it: the only reader of `.hydra`."""
+"""The configuration of a run as its folder has it, and with overrides: the only reader and writer of `.hydra`."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hydra import compose
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 
 @dataclass(frozen=True)
@@ -46,3 +51,72 @@ def _read(folder: Path, name: str) -> Any:
     except Exception as error:  # whatever a damaged or foreign YAML file leads to
         reason = "it does not exist" if not folder.exists() else f"{type(error).__name__} in its .hydra/{name}"
         raise ValueError(f"{folder} is no run folder: {reason}") from error
+
+
+def save(folder: Path, cfg: DictConfig) -> None:
+    """Write the configuration again where Hydra has written it, with what came from outside as it is now.
+
+    The environment and the clock would answer otherwise later. References such as ${epochs} are kept, so that
+    changing `epochs` goes on changing what follows from it.
+    """
+    from bantam.training.folder import write
+
+    file = folder / ".hydra" / "config.yaml"
+    if file.exists():
+        write(file, OmegaConf.to_yaml(OmegaConf.create(pinned(cfg))).encode())
+
+
+def pinned(cfg: DictConfig) -> Any:
+    """A configuration as nested dicts, with values in the place of ${oc.env:…}, ${now:…} and their like."""
+    return _pinned(OmegaConf.to_container(cfg, resolve=False), OmegaConf.to_container(cfg, resolve=True))
+
+
+def _pinned(raw: Any, resolved: Any) -> Any:
+    if isinstance(raw, dict):
+        return {key: _pinned(value, resolved[key]) for key, value in raw.items()}
+    if isinstance(raw, list):
+        return [_pinned(*pair) for pair in zip(raw, resolved, strict=True)]
+    return resolved if isinstance(raw, str) and re.search(r"\$\{[\w.]+:", raw) else raw
+
+
+def merged(own: Saved, overrides: list[str], config_name: str = "config") -> tuple[DictConfig, list[str]]:
+    """A run's own configuration with overrides; returns it and the keys that differ.
+
+    Only the option of a group that is chosen anew is read from `conf/`: everything else is as the run's folder has
+    it. Raises ValueError where an override cannot be read or names no key of the run.
+    """
+    cfg = OmegaConf.create(pinned(own.config))
+    groups = {group.lstrip("/"): option for group, option in own.choices.items() if not group.startswith("hydra/")}
+    try:
+        for parsed in OverridesParser.create().parse_overrides(overrides):
+            key = parsed.key_or_group
+            if key in groups and not isinstance(parsed.value(), dict):
+                composed = compose(config_name, [str(parsed.input_line)])
+                if key not in composed:
+                    raise ValueError(f"{parsed.input_line} chooses a whole recipe: give the single keys")
+                OmegaConf.update(cfg, key, OmegaConf.to_container(composed[key], resolve=False), merge=False)
+            elif parsed.is_sweep_override() or parsed.is_delete() or parsed.is_add():
+                raise ValueError(f"{parsed.input_line} is no plain key=value")
+            elif OmegaConf.select(cfg, key, default=MISSING_KEY) is MISSING_KEY:
+                raise ValueError(f"{key} is no key of the run in {own.folder}")
+            else:
+                value: Any = parsed.value()
+                OmegaConf.update(cfg, key, getattr(value, "text", value))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    return cfg, differences(own.config, cfg)
+
+
+MISSING_KEY = object()
+
+
+def differences(old: Any, new: Any, key: str = "") -> list[str]:
+    """The dotted keys in which two configurations differ."""
+    if isinstance(old, DictConfig) and isinstance(new, DictConfig):
+        names = [*old, *(name for name in new if name not in old)]
+        return [
+            found
+            for name in names
+            for found in differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+        ]
+    return [] if old == new else [key]

@@ -24,7 +24,7 @@ from bantam.kernels import compiler
 from bantam.kernels.fuse import fuse, is_fused
 from bantam.schedulers import Schedule, TorchSchedule
 from bantam.training.average import Average
-from bantam.training.folder import read_result
+from bantam.training.folder import read_checkpoint, read_finished
 from bantam.training.loop import Training
 
 
@@ -39,6 +39,8 @@ class RunInfo:
     """How many jobs run at the same time; -1 for one a core."""
     job: int | None
     """Its number in a multirun; None for a single run."""
+    typed_in: Path | None = None
+    """The working folder of the command, where a job has another; by default the present one."""
 
     @property
     def name(self) -> str:
@@ -168,19 +170,26 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
     return prepared
 
 
+def prepare_resumed(cfg: DictConfig, info: RunInfo) -> Prepared:
+    """Prepare an interrupted run to go on, on the device that it had. Raises ValueError as `prepare` does."""
+    state = read_checkpoint(info.folder, torch.device("cpu")) or {}
+    cfg = cfg.copy()
+    if cfg.device == "auto":
+        cfg.device = state.get("device", "auto")
+    return prepare(cfg, info)
+
+
 def prepare_finished(cfg: DictConfig, info: RunInfo) -> Prepared:
     """Prepare a finished run as it was, to score it again: with its own threads, precision and kernels.
 
     Raises ValueError where the folder holds no run that was trained to its end.
     """
-    result = read_result(info.folder)
-    if result.get("objective") is None:
-        raise ValueError(f"{info.folder} was {result.get('verdict')}: it has no weights to evaluate")
+    result = read_finished(info.folder)
     cfg = cfg.copy()
     cfg.threads = cfg.threads or result["threads"]
     if cfg.precision == "auto":
-        cfg.precision = result.get("precision", "auto")
-    if cfg.kernels == "auto" and result.get("kernels") == "torch":
+        cfg.precision = result["precision"]
+    if cfg.kernels == "auto" and result["kernels"] == "torch":
         cfg.kernels = "torch"  # of others it is left to this machine whether it has a compiler
     return prepare(cfg, info)
 

@@ -14,6 +14,8 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from bantam.overrides import command_line, override
+
 if TYPE_CHECKING:
     from bantam.budget import Layer
     from bantam.training.loop import Epoch
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from bantam.training.verdict import Verdict
 
 console = Console(highlight=False)
+
 
 COLOURS = {"met": "green", "not met": "red", "diverged": "red"}
 """Of verdicts; all others are yellow."""
@@ -35,10 +38,11 @@ def show_error(error: Exception) -> None:
         errors.print("", layer_table(layers))
 
 
-def short_path(path: Path) -> str:
-    """A path as a person would type it."""
-    path = path.absolute()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+def short_path(path: Path, typed_in: Path | None = None) -> str:
+    """A path as a person would type it, from the working folder or the one in which the command was typed."""
+    typed_in = typed_in or Path.cwd()
+    path = typed_in / path
+    return str(path.relative_to(typed_in) if path.is_relative_to(typed_in) else path)
 
 
 def layer_table(layers: Sequence["Layer"]) -> Table:
@@ -104,7 +108,7 @@ def _settings(prepared: "Prepared") -> dict[str, str]:
         "machine": f"{prepared.device.type}, {threads}, {precision}, {prepared.kernels} kernels"
         + ", compiled" * cfg.compile,
         "seed": str(cfg.seed),
-        "folder": "none: dry_run" if cfg.dry_run else short_path(info.folder),
+        "folder": "none: dry_run" if cfg.dry_run else short_path(info.folder, info.typed_in),
     }
 
 
@@ -154,7 +158,7 @@ def show_interruption(info: "RunInfo", epoch: int, epochs: int) -> None:
     """Say in which epoch a run was interrupted and how it is continued."""
     console.print(
         f"\nInterrupted in epoch {epoch} of {epochs}. Continue with:\n"
-        f"python train.py resume={escape(short_path(info.folder))}",
+        + escape(command_line(["python", "train.py", override("resume", short_path(info.folder, info.typed_in))])),
         soft_wrap=True,
     )
 
@@ -171,7 +175,7 @@ def show_verdict(info: "RunInfo", verdict: "Verdict") -> None:
         f"[bold {colour}]{info.title}: {verdict.verdict}[/]: {escape(verdict.reason)}. "
         f"Best {verdict.best_accuracy:.2f} % in epoch {verdict.best_epoch}, "
         f"mean of the last {len(verdict.last_accuracies)} {verdict.objective:.2f} %. "
-        f"{escape(short_path(info.folder))}",
+        f"{escape(short_path(info.folder, info.typed_in))}",
         soft_wrap=True,
     )
 
@@ -184,9 +188,14 @@ def show_refusal(info: "RunInfo", error: ValueError) -> None:
         console.print(layer_table(layers))
 
 
+def show_skipped(info: "RunInfo", result: dict[str, Any]) -> None:
+    """Say of a job in a multirun that it was finished before."""
+    console.print(f"{info.title}: finished before ({escape(str(result.get('verdict')))})", soft_wrap=True)
+
+
 def show_failure(info: "RunInfo", reason: str) -> None:
     """Say of a job in a multirun that it failed, and where the traceback is."""
-    trace = escape(f"{short_path(info.folder)}/error.txt")
+    trace = escape(f"{short_path(info.folder, info.typed_in)}/error.txt")
     line = f"[bold red]job {info.job}, {info.name}: failed[/]: {escape(reason)} ({trace})"
     console.print(line, soft_wrap=True)
 
@@ -196,12 +205,12 @@ def show_evaluation(sentence: str) -> None:
     console.print(escape(sentence), soft_wrap=True)
 
 
-def summarize(sweep: Path) -> bool:
-    """Print a table of the jobs in a multirun's folder; returns whether every one ended with an objective.
+def summarize(sweep: Path, wanted: int = 0) -> bool:
+    """Print a table of the jobs in a multirun's folder; returns whether all `wanted` ended with an objective.
 
     Accuracies are percent, the last one the mean of the last epochs.
     """
-    from bantam.training.folder import read_result
+    from bantam.training.folder import RESULT, read_result
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     columns = ("folder", "network", "seed", "parameters", "best", "in epoch", "last", "verdict")
@@ -209,7 +218,7 @@ def summarize(sweep: Path) -> bool:
         text = column in ("folder", "network", "verdict")
         table.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     good = True
-    folders = [path for path in sweep.iterdir() if (path / ".hydra").is_dir()]
+    folders = [path for path in sweep.iterdir() if (path / ".hydra").is_dir() or (path / RESULT).exists()]
     for folder in sorted(folders, key=lambda path: (len(path.name), path.name)):
         try:
             result = read_result(folder)
@@ -231,4 +240,6 @@ def summarize(sweep: Path) -> bool:
             str(result["verdict"]) + (" (at chance)" if result.get("at_chance") else ""),
         )
     console.print("", table)
-    return good
+    if len(folders) < wanted:
+        console.print(f"[bold red]{wanted - len(folders)} of {wanted} jobs left no folder[/]")
+    return good and len(folders) >= wanted
