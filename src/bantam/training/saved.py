@@ -13,6 +13,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bantam.config import flat
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -45,7 +47,7 @@ def load(folder: Path) -> Saved:
 def _read(folder: Path, name: str) -> Any:
     try:
         content = OmegaConf.load(folder / ".hydra" / name)
-        if name != "overrides.yaml" and not isinstance(content, DictConfig):
+        if name != "overrides.yaml" and not (isinstance(content, DictConfig) and content):
             raise ValueError("no mapping")
         return content
     except Exception as error:  # whatever a damaged or foreign YAML file leads to
@@ -110,13 +112,7 @@ def merged(own: Saved, overrides: list[str], config_name: str = "config") -> tup
 MISSING_KEY = object()
 
 
-def differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """The dotted keys in which two configurations differ."""
-    if isinstance(old, DictConfig) and isinstance(new, DictConfig):
-        names = [*old, *(name for name in new if name not in old)]
-        return [
-            found
-            for name in names
-            for found in differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
-        ]
-    return [] if old == new else [key]
+def differences(old: DictConfig, new: DictConfig) -> list[str]:
+    """The dotted keys in which two configurations differ; what only refers to another key does not."""
+    before, after = dict(flat(pinned(old))), dict(flat(pinned(new)))
+    return [key for key in {**before, **after} if before.get(key, MISSING_KEY) != after.get(key, MISSING_KEY)]

@@ -1,0 +1,184 @@
+"""A command line typed again, in another folder, at another time, after an interruption or some damage."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from commands import PROJECT, Bantam
+from conftest import SMALL
+from omegaconf import OmegaConf
+from single_runs import history
+
+from bantam.training import folder as files
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+PATCHED = """
+import runpy, sys
+import bantam.training.folder as files
+written = files.write_history
+def patched(folder, rows):
+    {body}
+files.write_history = patched
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs a command in which writing a history does something else."""
+
+TRAIN = str(PROJECT / "train.py")
+
+
+@pytest.fixture
+def multirun(bantam: Bantam, tmp_path: Path) -> list[str]:
+    """A finished multirun of two jobs in `runs`; returns its command line."""
+    line = ["-m", *SMALL, "seed=1,2", "report=false", "hydra.sweep.dir=runs"]
+    result = bantam("train.py", *line)
+    assert result.returncode == 0, result.stderr
+    return line
+
+
+def test_a_multirun_typed_again_skips_what_is_finished_and_starts_what_is_missing(
+    bantam: Bantam, tmp_path: Path, multirun: list[str]
+) -> None:
+    before = contents(tmp_path / "runs" / "0")
+    weights = (tmp_path / "runs" / "1" / "weights.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "runs" / "1")
+    result = bantam("train.py", *multirun)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "job 0, v2: finished before (not judged)" in result.stdout
+    assert "job 1, v2 epoch  1/1" in result.stdout
+    assert contents(tmp_path / "runs" / "0") == before
+    assert (tmp_path / "runs" / "1" / "weights.safetensors").read_bytes() == weights
+
+
+def test_an_interrupted_job_goes_on_from_its_checkpoint(bantam: Bantam, tmp_path: Path) -> None:
+    line = ["-m", *SMALL, "epochs=2", "seed=1,2", "report=false"]
+    assert bantam("train.py", *line, "hydra.sweep.dir=whole").returncode == 0
+    (tmp_path / "killed.py").write_text(PATCHED.format(body="written(folder, rows); raise KeyboardInterrupt"))
+    assert bantam(str(tmp_path / "killed.py"), TRAIN, *line, "hydra.sweep.dir=runs").returncode != 0
+    assert (tmp_path / "runs" / "0" / "checkpoint.pt").exists()
+    result = bantam("train.py", *line, "hydra.sweep.dir=runs")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "job 0, v2 epoch  1/2" not in result.stdout
+    for number in "01":
+        whole, again = tmp_path / "whole" / number, tmp_path / "runs" / number
+        assert history(again) == history(whole)
+        assert (again / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "optimizer.lr=0.5",
+            "runs/0 holds a run with optimizer.lr=0.025, not 0.5: choose another hydra.swe",
+        ),
+        ("seed=3,2", "runs/0 holds a run with seed=1, not 3"),
+        ("model=v1", "runs/0 holds a run with model._target_=bantam.models.V2, not bantam.models.V1"),
+    ],
+)
+def test_another_multirun_is_refused_before_anything_is_touched(
+    bantam: Bantam, tmp_path: Path, multirun: list[str], override: str, message: str
+) -> None:
+    before = contents(tmp_path)
+    result = bantam("train.py", *multirun, override)
+    assert result.returncode == 1
+    assert f"Error: {message}" in result.stderr
+    assert contents(tmp_path) == before
+
+
+def test_a_multirun_without_folders_of_hydra_is_summed_up_all_the_same(bantam: Bantam, tmp_path: Path) -> None:
+    line = ["-m", *SMALL, "seed=1,2", "report=false", "hydra.sweep.dir=runs", "hydra.output_subdir=null"]
+    result = bantam("train.py", *line, "optimizer.lr=0.02,1e30")
+    assert result.returncode == 1
+    assert result.stdout.count("diverged") >= 4  # two lines and two rows of the table
+
+
+def test_the_seed_is_that_of_the_environment_in_which_a_run_was_begun(bantam: Bantam, tmp_path: Path) -> None:
+    line = [*SMALL, "seed=${oc.env:SEED}", "hydra.run.dir=run"]
+    assert bantam("train.py", *line, SEED="3").returncode == 0
+    assert OmegaConf.load(tmp_path / "run" / ".hydra" / "config.yaml").seed == 3
+    result = bantam("evaluate.py", "run", SEED="4")
+    assert result.returncode == 0, result.stderr
+    assert "exactly as recorded" in result.stdout
+
+
+def test_paths_are_those_of_the_folder_in_which_the_command_was_typed(
+    bantam: Bantam, tmp_path: Path, mnist_root: str
+) -> None:
+    (tmp_path / "here").symlink_to(mnist_root)
+    few = ("model.width=4", "epochs=1", "pictures=false", "threads=1", "report=false", "dry_run=true")
+    line = ["-m", *few, "data=auto", "data.root=here", "hydra.job.chdir=true", "hydra.sweep.dir=runs"]
+    result = bantam("train.py", *line)
+    assert "MNIST: 60,000 images to train on" in result.stdout, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("damage", ["empty", "keys", "foreign"])
+def test_a_damaged_checkpoint_is_refused_and_no_other_run_begins(
+    bantam: Bantam, tmp_path: Path, damage: str
+) -> None:
+    assert bantam("train.py", *SMALL, "hydra.run.dir=run").returncode == 0
+    run = tmp_path / "run"
+    (run / "result.json").unlink()
+    if damage == "keys":
+        torch.save({"model": {}}, run / "checkpoint.pt")
+    else:
+        (run / "checkpoint.pt").write_bytes(b"" if damage == "empty" else b"no checkpoint at all")
+    before = contents(tmp_path)
+    result = bantam("train.py", "resume=run")
+    assert result.returncode == 1
+    (line,) = (line for line in result.stderr.splitlines() if line)
+    assert line.startswith("Error: run/checkpoint.pt is damaged")
+    assert "delete it to start this run anew" in line
+    assert contents(tmp_path) == before
+
+
+def test_what_is_no_mistake_of_the_user_is_one_sentence_with_the_traceback_in_a_file(
+    bantam: Bantam, tmp_path: Path
+) -> None:
+    body = "raise OSError(28, 'No space left on device', str(folder))"
+    (tmp_path / "full.py").write_text(PATCHED.format(body=body))
+    result = bantam(str(tmp_path / "full.py"), TRAIN, *SMALL, "epochs=2", "hydra.run.dir=a run")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    (line,) = (line for line in result.stderr.splitlines() if line)
+    assert line.startswith("Error: a run stopped (OSError: [Errno 28] No space left on device")
+    assert "python train.py 'resume='\"'\"'a run'\"'\"''" in line
+    assert "full.py" in (tmp_path / "a run" / "error.txt").read_text()
+    result = bantam("train.py", "resume='a run'")
+    assert result.returncode == 0, result.stderr
+    shutil.rmtree(tmp_path / "a run")
+    shown = bantam(str(tmp_path / "full.py"), TRAIN, *SMALL, "hydra.run.dir=run", HYDRA_FULL_ERROR="1")
+    assert "Traceback" in shown.stderr
+
+
+def test_a_run_is_evaluated_without_the_files_that_it_was_composed_from(
+    bantam: Bantam, tmp_path: Path, mnist_root: str
+) -> None:
+    option = tmp_path / "mine" / "experiment" / "own.yaml"
+    option.parent.mkdir(parents=True)
+    option.write_text("# @package _global_\nmodel:\n  width: 4\n")
+    line = ["--config-dir", "mine", "experiment=own", *SMALL, "hydra.run.dir=run"]
+    assert bantam("train.py", *line).returncode == 0
+    shutil.rmtree(tmp_path / "mine")
+    result = bantam("evaluate.py", "run")
+    assert result.returncode == 0, result.stderr
+    result = bantam("evaluate.py", "run", "data=mnist", f"data.root={mnist_root}")
+    assert result.returncode == 0, result.stderr
+    assert "the two are not comparable" in result.stdout
+
+
+def test_a_result_without_its_keys_is_one_sentence(bantam: Bantam, tmp_path: Path) -> None:
+    assert bantam("train.py", *SMALL, "hydra.run.dir=run").returncode == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    del result["data_checksum"]
+    files.write_result(tmp_path / "run", result)
+    done = bantam("evaluate.py", "run")
+    assert done.returncode == 1
+    assert "Error: run/result.json is damaged (data_checksum is None): restore it" in done.stderr
+    assert "Traceback" not in done.stderr
