@@ -26,7 +26,7 @@ LAYERS = (
     ("bantam.kernels",),
     tuple(f"bantam.{name}" for name in ("models", "optimizers", "schedulers", "augmentation", "data")),
     ("bantam.budget", "bantam.config"),
-    ("bantam.ranges",),
+    ("bantam.ranges", "bantam.overrides"),
 )
 """From the entry points down; a module imports only from below it, or from its own folder."""
 
@@ -50,16 +50,13 @@ EXCEPTIONS: dict[str, set[str]] = {
         "report.py knows rich",
     },
     "files_are_short": {
-        "kernels/block.c",
         "report/figures.py",
         "report/folders.py",
         "report/page.html",
         "report/page.py",
         "report/study_figures.py",
-        "search/watch.py",
     },
     "functions_are_short": {
-        "models.py: __init__",
         "report/figures.py: confusion",
         "report/figures.py: differences",
         "report/figures.py: last_epochs",
@@ -69,14 +66,14 @@ EXCEPTIONS: dict[str, set[str]] = {
         "report/study_figures.py: sizes",
         "search/confirm.py: _train",
         "search/confirm.py: confirm",
-        "search/watch.py: check",
+        "search/space.py: check",
     },
 }
 """What does not keep a rule yet, by rule: it must become empty, and whoever mends one takes its line out."""
 
 
 def knows_configurations(file: Path) -> bool:
-    allowed = ("ranges.py", "config.py", "launch.py", "training/setup.py", "training/saved.py")
+    allowed = ("ranges.py", "overrides.py", "config.py", "launch.py", "training/setup.py", "training/saved.py")
     return file in [SOURCE / name for name in allowed] or file.parent == SOURCE / "search"
 
 
