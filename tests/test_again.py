@@ -182,3 +182,18 @@ def test_a_result_without_its_keys_is_one_sentence(bantam: Bantam, tmp_path: Pat
     assert done.returncode == 1
     assert "Error: run/result.json is damaged (data_checksum is None): restore it" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_every_job_that_trains_on_other_images_says_so(bantam: Bantam, tmp_path: Path) -> None:
+    refused = "http://127.0.0.1:9"  # no proxy answers at this address
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), refused)
+    line = ["-m", *SMALL[1:], "data.root=none", "data.validation=2000", "seed=1,2", "hydra.job.chdir=true"]
+    result = bantam("train.py", *line, "report=false", "hydra.sweep.dir=runs", **nowhere)
+    assert result.returncode == 0, result.stderr
+    words = " ".join(result.stdout.replace("│", " ").split())
+    assert words.count("Training on mnist5k: 3,000 images only") == 2
+    assert words.count("1,000 validation images are held out, not 2,000") >= 2
+    for number in "01":
+        recorded = files.read_result(tmp_path / "runs" / number)
+        assert "1,000 validation images are held out, not 2,000" in recorded["reason"]
+        assert recorded["scored_images"] == 1000

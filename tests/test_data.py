@@ -233,7 +233,49 @@ def test_auto_falls_back_when_the_connection_is_refused(tmp_path: Path, monkeypa
         images = data.auto(str(tmp_path), 5000, 1, *MEAN_STD)
     assert images.name == "mnist5k"
     assert len(images.held_out_labels) == 1000
-    assert "could not be downloaded" in images.not_judged
+    assert "could not be downloaded (Connection refused)" in images.not_judged
+    assert images.instead.startswith("MNIST is not in data.root=")
+    assert images.instead.endswith("; 1,000 validation images are held out, not 5,000")
+    assert images.not_judged.startswith(images.instead)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            "Error downloading a.gz:\nTried https://x/a.gz, got:\n<urlopen error [Errno 111] Connection refused>\n"
+            "Tried http://y/a.gz, got:\n<urlopen error [Errno 111] Connection refused>\n",
+            "Connection refused",
+        ),
+        ("Tried x, got:\nHTTP Error 404: Not Found\nTried y, got:\n<urlopen error timed out>\n", "HTTP Error 404"),
+        ("<urlopen error [Errno -2] Name or service not known>", "Name or service not known"),
+        ("something\n  else", "something else"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_why_a_download_failed_is_said_once(error: str, reason: str) -> None:
+    said = data._reason(RuntimeError(error))
+    assert said.startswith(reason)
+    assert said.count(reason) == 1
+    assert "Tried" not in said
+
+
+def test_files_that_were_downloaded_by_hand_are_unpacked(server: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "root" / "FashionMNIST" / "raw"
+    shutil.copytree(server, raw)
+    shutil.rmtree(server)
+    assert len(fashion(tmp_path / "root").train_labels) == 40
+    assert {file.name for file in raw.iterdir()} == {*FILES, *(f"{name}.gz" for name in FILES)}
+
+
+def test_a_damaged_file_that_was_downloaded_by_hand_is_named(server: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "root" / "FashionMNIST" / "raw"
+    shutil.copytree(server, raw)
+    packed = raw / f"{FILES[2]}.gz"
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=f"{FILES[2]}.gz cannot be unpacked .*: download it again"):
+        fashion(tmp_path / "root")
+    assert not list(raw.glob(".*"))
 
 
 def test_a_silent_server_costs_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

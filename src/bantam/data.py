@@ -1,11 +1,15 @@
 """Images as one uint8 tensor each for training and scoring, read and verified before anything is trained."""
 
 import functools
+import gzip
 import hashlib
 import os
+import re
+import secrets
 import shutil
 import socket
 import tempfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +24,9 @@ MNIST_SHA256 = {
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 """The unpacked files of MNIST. Other datasets get their list from the verified download, as SHA256SUMS."""
+
+MOST_VALIDATION = 1000
+"""Images of mnist5k that are held out at most where they stand in for MNIST."""
 
 DOWNLOAD_SECONDS = 5.0
 """How long a server may be silent before a download counts as failed."""
@@ -46,6 +53,8 @@ class Data:
     split: str
     not_judged: str = ""
     """Why the target cannot be judged on these images; empty where it can."""
+    instead: str = ""
+    """Of images that stand in for others: for which, and why; empty where they are what was asked for."""
 
     def to(self, device: torch.device) -> "Data":
         """The same data with its tensors on `device`."""
@@ -66,6 +75,7 @@ def torchvision_dataset(
     `dataset` is a class of `torchvision.datasets` with MNIST's file format. Raises ValueError for
     damaged files, a failed download, or more `validation` images than there are.
     """
+    _unpack(_raw(dataset, root))
     if not _present(dataset, root) and (reason := _download(dataset, root)):
         raise DownloadFailed(
             f"{dataset} is not in data.root={root} and could not be downloaded ({reason}); "
@@ -113,13 +123,17 @@ def mnist5k(validation: int, split_seed: int, mean: float, std: float) -> Data:
 def auto(root: str, validation: int, split_seed: int, mean: float, std: float) -> Data:
     """Load MNIST where it is present or can be downloaded, else mnist5k, which `not_judged` then explains.
 
-    With mnist5k at most 1,000 of its 4,000 training images are held out, whatever `validation` says.
+    With mnist5k at most 1,000 of its 4,000 training images are held out, whatever `validation` says; `instead` has
+    why, and how many fewer.
     """
     try:
         return torchvision_dataset("MNIST", root, validation, split_seed, mean, std)
     except DownloadFailed as error:
-        data = mnist5k(min(validation, 1000), split_seed, mean, std)
-        return replace(data, not_judged=f"{error}; {data.not_judged}")
+        data = mnist5k(min(validation, MOST_VALIDATION), split_seed, mean, std)
+        instead = str(error)
+        if validation > MOST_VALIDATION:
+            instead += f"; {MOST_VALIDATION:,} validation images are held out, not {validation:,}"
+        return replace(data, not_judged=f"{instead}; {data.not_judged}", instead=instead)
 
 
 class DownloadFailed(ValueError):
@@ -164,10 +178,37 @@ def _download(dataset: str, root: str) -> str:
             os.replace(file, raw / file.name)
         return ""
     except (OSError, RuntimeError) as error:
-        return " ".join(str(error).split()) or type(error).__name__
+        return _reason(error)
     finally:
         socket.setdefaulttimeout(timeout)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    """Why a download failed, once: torchvision says it for every mirror, with its address."""
+    found = re.findall(r"<urlopen error (?:\[Errno -?\d+\] )?(.+?)>|(HTTP Error \d+: [^\n]+)", str(error))
+    reasons = dict.fromkeys(first or second for first, second in found)
+    return ", ".join(reasons) or " ".join(str(error).split()) or type(error).__name__
+
+
+def _unpack(raw: Path) -> None:
+    """Unpack files that were downloaded by hand as they are served, each as a whole or not at all.
+
+    Raises ValueError for one that is damaged or cannot be unpacked there.
+    """
+    for name in MNIST_SHA256:
+        packed = raw / f"{name}.gz"
+        if (raw / name).exists() or not packed.exists():
+            continue
+        aside = raw / f".{name}.{secrets.token_hex(8)}.part"
+        try:
+            with gzip.open(packed) as source, aside.open("wb") as target:
+                shutil.copyfileobj(source, target)
+            os.replace(aside, raw / name)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{packed} cannot be unpacked ({error}): download it again") from error
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def _sha256(file: Path) -> str:

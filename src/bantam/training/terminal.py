@@ -70,7 +70,7 @@ def layer_table(layers: Sequence["Layer"]) -> Table:
 def describe(prepared: "Prepared") -> None:
     """Print the layer table, the budget, the data and the settings."""
     images = prepared.data
-    if images.not_judged and images.split == "test":
+    if images.instead or (images.not_judged and images.split == "test"):
         console.print(
             Panel(
                 f"These are not the real test images, so the target is not judged.\n{escape(images.not_judged)}.",
