@@ -171,6 +171,13 @@ def test_what_the_page_about_networks_adds_works(bantam: Bantam, tmp_path: Path,
     assert f"{group:<12}  {name.lower()}: " in result.stdout
 
 
+def test_the_dataset_that_the_page_about_data_adds_fits_the_schema(composed: Composed, tmp_path: Path) -> None:
+    (file,) = (block for language, block in pages.blocks(DOCS / "data.md") if language == "yaml")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "kmnist.yaml").write_text(file)
+    assert composed(f"hydra.searchpath=[file://{tmp_path}]", "data=kmnist").data.dataset == "KMNIST"
+
+
 def test_every_file_is_in_the_table_of_files() -> None:
     page = (DOCS / "how-it-works.md").read_text()
     for file in (PROJECT / "src" / "bantam").rglob("*.*"):
