@@ -19,9 +19,9 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(highlight=False)
     try:
-        page = report.read(arguments.folders)
-        path = report.save(page, arguments.folders, arguments.output)
-        terminal.show(page, console)
+        found = report.read(arguments.folders)
+        path = report.save(found, arguments.folders, arguments.output)
+        terminal.show(found, console)
     except ValueError as error:
         show_error(error)
         raise SystemExit(1) from None

@@ -145,9 +145,17 @@ class Browser:
     def wait(self, condition: str, seconds: float = 60) -> None:
         """Wait until a piece of JavaScript is true."""
         until = time.time() + seconds
-        while not self.evaluate(f"Boolean({condition})"):
+        while not self._holds(condition):
             assert time.time() < until, f"{condition} did not become true: {self.complaints}"
             time.sleep(0.05)
+
+    def _holds(self, condition: str) -> bool:
+        try:
+            return bool(self.evaluate(f"Boolean({condition})"))
+        except AssertionError as error:
+            if "navigated" in str(error):  # the page loads itself again just now
+                return False
+            raise
 
     def picture(self, path: Path, selector: str = "html") -> None:
         """Write a picture of an element."""

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from bantam import budget
-from bantam.report import folders, groups
+from bantam.report import folders, groups, runs
 from bantam.report.groups import Group
 from bantam.training import folder as record
 from bantam.training.loop import Epoch
@@ -81,28 +81,32 @@ def write_run(
 
 def of_seeds(folder: Path, ends: tuple[float, ...], name: str = "v2", **more: Any) -> Group:
     """A group whose seeds end at some accuracies."""
-    runs = [
-        folders.read_run(write_run(folder / f"{name}{i}", (90.0, end, end, end), i, name, **more))
+    seeds = [
+        runs.read_run(write_run(folder / f"{name}{i}", (90.0, end, end, end), i, name, **more))
         for i, end in enumerate(ends)
     ]
-    (found,) = groups.group(runs)
+    (found,) = groups.group(seeds)
     return found
 
 
 def one(folder: Path, *accuracies: float, **more: Any) -> Group:
-    run = folders.read_run(write_run(folder, accuracies, **more))
+    run = runs.read_run(write_run(folder, accuracies, **more))
     return Group(run.name, [run])
 
 
 def write_study(
-    folder: Path, objectives: tuple[float | None, ...], pruned: int = 1, over: int = 1, two: bool = False
+    folder: Path,
+    objectives: tuple[float | None, ...],
+    pruned: int = 1,
+    over: int = 1,
+    multi_objective: bool = False,
 ) -> Path:
     """A study's folder: completed trials, then pruned ones, then networks over the budget."""
     folder.mkdir(parents=True)
     rows: list[dict[str, Any]] = []
     for i, objective in enumerate(objectives):
         write_run(folder / str(i), (90.0, 95.0, objective or 0.0, objective or 0.0))
-        hydra = {"hydra": {"sweeper": {"objectives": ["accuracy", "parameters"][: 1 + two]}}}
+        hydra = {"hydra": {"sweeper": {"objectives": ["accuracy", "parameters"][: 1 + multi_objective]}}}
         (folder / str(i) / ".hydra" / "hydra.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(hydra)))
         rows.append({"state": "complete", "parameters": 2000 + 1000 * i, "objective": objective, "folder": i})
     for _ in range(pruned):

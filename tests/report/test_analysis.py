@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 from made_folders import one, write_run
 
-from bantam.report import analysis, folders, groups
+from bantam.report import analysis, folders, groups, runs
 from bantam.report.groups import Group
 from bantam.training import folder as record
 
 
 def topics(group: Group) -> dict[str, str]:
-    return {finding.topic: finding.sentence for finding in analysis.analyse(group)}
+    return dict(analysis.analyse(group))
 
 
 def test_a_diverged_seed_belongs_to_its_group_and_to_no_mean(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_the_analysis_of_a_run(tmp_path: Path) -> None:
     ("accuracies", "said"),
     [
         ((97.0, 98.0, 98.5, 98.98), "never reaches 99 %: the best epoch is 0.02 points short, 2 images"),
-        ((97.0, 99.2, 98.5, 98.9), "first reaches 99 % in epoch 2, is there in 1 epochs, and does not hold it"),
+        ((97.0, 99.2, 98.5, 98.9), "first reaches 99 % in epoch 2, is there in 1 epoch, and does not hold it"),
         ((99.1, 98.2, 99.5, 99.0), "first reaches 99 % in epoch 1 and stays there from 3 on"),
     ],
 )
@@ -57,10 +57,10 @@ def test_a_collapse_is_said(tmp_path: Path) -> None:
     assert (
         "falls from 98.00 % in epoch 1 to 9.80 %" in topics(one(tmp_path / "a", 98.0, 60.0, 9.8, 9.8))["Outcome"]
     )
-    runs = [folders.read_run(write_run(tmp_path / "0", (97.0, 98.0, 98.1, 98.2), verdict="not met"))]
-    runs.append(folders.read_run(write_run(tmp_path / "1", (97.0, 50.0, 9.8, 9.8), 2, verdict="not met")))
-    (g,) = groups.group(runs)
-    assert g.parted
+    seeds = [runs.read_run(write_run(tmp_path / "0", (97.0, 98.0, 98.1, 98.2), verdict="not met"))]
+    seeds.append(runs.read_run(write_run(tmp_path / "1", (97.0, 50.0, 9.8, 9.8), 2, verdict="not met")))
+    (g,) = groups.group(seeds)
+    assert g.spread_out
     assert "1 of 2 seeds fell back after their best epoch: seed 2 from 97.00 to 9.80 %" in topics(g)["Collapse"]
     assert g.verdict == "met by 0 of 2 seeds"
     assert [row[1] for row in g.by_epoch("accuracy")] == pytest.approx([97.0, 74.0, 53.95, 54.0])

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from made_folders import LAYERS, of_seeds, write_run, write_study
 from scipy import stats
 
 from bantam import budget
-from bantam.report import folders, groups
+from bantam.report import folders, groups, runs
 
 
 def test_runs_that_differ_in_the_seed_are_a_group(tmp_path: Path) -> None:
@@ -39,7 +40,7 @@ def test_the_interval_over_seeds_is_welchs(tmp_path: Path) -> None:
     assert found is not None
     assert found.points == pytest.approx(99.5425 - 99.2333, abs=1e-3)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert found.told == (expected.low > 0)
+    assert found.distinguishable == (expected.low > 0)
     wider = groups.difference(before, after, comparisons=10)
     assert wider is not None
     assert wider.low is not None
@@ -47,10 +48,48 @@ def test_the_interval_over_seeds_is_welchs(tmp_path: Path) -> None:
     assert wider.low < found.low
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((12.0, 18.0), (88.0, 90.0)),
+        ((98.0, 9.8), (99.0, 98.9)),
+        ((0.0, 100.0), (100.0, 1.0)),
+        ((9.8, 9.9), (99.9, 100.0)),
+    ],
+)
+def test_an_interval_never_leaves_what_accuracies_can_be(
+    tmp_path: Path, before: tuple[float, float], after: tuple[float, float]
+) -> None:
+    one, other = of_seeds(tmp_path, before, "before"), of_seeds(tmp_path, after, "after")
+    found = groups.difference(one, other, comparisons=10)
+    assert found is not None
+    assert found.low is not None
+    assert found.high is not None
+    assert -100 <= found.low <= found.points <= found.high <= 100
+    confidence = 1 - 0.05 / 10
+    welch = stats.ttest_ind(other.objectives, one.objectives, equal_var=False).confidence_interval(confidence)
+    assert welch.low - 1e-9 <= found.low
+    assert found.high <= welch.high + 1e-9
+    assert found.distinguishable == (not welch.low <= 0 <= welch.high)  # the verdict stays Welch's
+
+
+def test_the_ends_of_an_interval_are_differences_of_accuracies() -> None:
+    # The margins of 15 and 89 % go to 0 and to 100 %, and no further; unclipped ones add as squares.
+    assert groups.interval(15, 89, (60, 60)) == pytest.approx((74 - math.hypot(60, 60), 74 + math.hypot(15, 11)))
+    assert groups.interval(98, 99, (0.3, 0.4)) == pytest.approx((0.5, 1.5))
+
+
+def test_seeds_that_differ_by_rounding_only_have_no_interval(tmp_path: Path) -> None:
+    near = [(99.0, 99.0 + 1e-13), (99.1, 99.1)]
+    found = groups.difference(*(of_seeds(tmp_path, ends, f"v{i}") for i, ends in enumerate(near)))
+    assert found is not None
+    assert (found.low, found.distinguishable) == (None, False)
+
+
 def test_a_clear_difference_is_told_from_noise(tmp_path: Path) -> None:
     found = groups.difference(of_seeds(tmp_path, (98.0, 98.1, 98.2), "v1"), of_seeds(tmp_path, (99.0, 99.1, 99.2)))
     assert found is not None
-    assert found.told
+    assert found.distinguishable
     assert "1.00 points above v1" in found.sentence
     assert "3 against 3 seeds" in found.sentence
 
@@ -58,14 +97,14 @@ def test_a_clear_difference_is_told_from_noise(tmp_path: Path) -> None:
 def test_equal_seeds_have_no_interval(tmp_path: Path) -> None:
     found = groups.difference(of_seeds(tmp_path, (99.0, 99.0), "v1"), of_seeds(tmp_path, (99.1, 99.1)))
     assert found is not None
-    assert (found.low, found.told) == (None, False)
+    assert (found.low, found.distinguishable) == (None, False)
 
 
 @pytest.mark.parametrize(("end", "said"), [(99.1, "cannot be told from noise"), (97.0, "another seed might")])
 def test_one_seed_each_is_never_more_than_the_images_say(tmp_path: Path, end: float, said: str) -> None:
     found = groups.difference(of_seeds(tmp_path, (99.0,), "v1"), of_seeds(tmp_path, (end,)))
     assert found is not None
-    assert not found.told
+    assert not found.distinguishable
     assert not found.seeds
     assert said in found.sentence
     assert "10,000 images" in found.sentence
@@ -93,10 +132,10 @@ def test_all_are_compared_with_the_best_as_wide_as_all_pairs(tmp_path: Path) -> 
 
 def test_what_changed_is_a_row_a_group_without_seed_and_machine(tmp_path: Path) -> None:
     constant = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1.0}
-    before = folders.read_run(write_run(tmp_path / "0"))
+    before = runs.read_run(write_run(tmp_path / "0"))
     settings = {"scheduler": constant, "optimizer": {"lr": 0.1, "momentum": 0.9}, "batch_size": 64, "threads": 3}
-    after = folders.read_run(write_run(tmp_path / "1", seed=2, settings=settings))
-    found = {change.key: (change.before, change.after) for change in groups.changes(before, after)}
+    after = runs.read_run(write_run(tmp_path / "1", seed=2, settings=settings))
+    found = {key: (old, new) for key, old, new in groups.changes(before, after)}
     assert found["optimizer"] == ("lr 0.025, momentum 0.8", "lr 0.1, momentum 0.9")
     assert found["scheduler"][0] == "StepLR: step_size 2, gamma 0.1"
     assert found["scheduler"][1].startswith("ConstantLR: ")
@@ -107,7 +146,10 @@ def test_what_changed_is_a_row_a_group_without_seed_and_machine(tmp_path: Path) 
 
 def test_layers_that_went_and_came() -> None:
     smaller = [LAYERS[0], budget.Layer("linear", (10, 1, 1), 28, 90, 80)]
-    assert groups.layer_changes(LAYERS, smaller) == [("-", LAYERS[1]), ("+", smaller[1])]
+    assert groups.layer_changes(LAYERS, smaller) == [
+        "− linear, 10, 250 parameters",
+        "+ linear, 10×1×1, 90 parameters",
+    ]
     same = [LAYERS[0], budget.Layer("linear", (10, 1, 1), 28, 250, 240)]
     assert groups.layer_changes(LAYERS, same) == []
 

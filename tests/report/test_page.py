@@ -1,4 +1,6 @@
+import csv
 import json
+import math
 import re
 import subprocess
 import time
@@ -10,7 +12,6 @@ import pytest
 from browser import CHROMIUM, NARROW, WIDE, Browser
 from made_folders import EVIL, SETTINGS, story, thousand, write_run, write_study
 
-from bantam.report import folders
 from bantam.report import page as report
 from bantam.training import folder as record
 
@@ -22,8 +23,11 @@ def html(*given: Path) -> str:
 
 
 def figure_titles(page: str) -> list[str]:
+    """Titles of the figures in their order, each with data of its own."""
     (data,) = re.findall(r'<script type="application/json" id="figures">(.*?)</script>', page)
-    return [figure["title"] for figure in json.loads(data)]
+    titles = re.findall(r'aria-label="([^":]*): [^"]*" data-figure="(\d+)"', page)
+    assert [int(number) for _, number in titles] == list(range(len(json.loads(data))))
+    return [title for title, _ in titles]
 
 
 def test_one_folder_gets_its_page_several_get_one_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,30 +53,37 @@ def test_the_page_needs_nothing_beside_itself(tmp_path: Path) -> None:
 
 
 def test_the_story_is_told(tmp_path: Path) -> None:
-    page = report.build(folders.gather([story(tmp_path / "runs")]), "runs")
-    assert page.runs is not None
-    assert len(page.runs.rows) == 8
-    first, second, refused, late = page.steps
-    assert first.verdict == "met by 0 of 3 seeds"
-    assert [cell.mark for cell in first.last] == ["bad", "good", "good"]
-    assert second.before == "v1"
-    assert second.changes is not None
-    assert second.changes.rows[0][0].text == "model"
-    assert "points above v1" in second.brought
-    assert second.figure is not None
-    assert second.errors is not None
-    assert refused.verdict == "refused"
-    assert late.brought == "No difference: one of the two has no result"
-    assert [figure.title for figure in page.figures] == [
+    found = report.read([story(tmp_path / "runs")])
+    assert [g.verdict for g, _ in found.steps] == [
+        "met by 0 of 3 seeds",
+        "met by 3 of 3 seeds",
+        "refused",
+        "unfinished",
+    ]
+    assert [before.label if before else "" for _, before in found.steps] == ["", "v1", "flexible", "big"]
+    assert [figure.title for figure in found.figures] == [
         "Learning curves",
         "Learning rate",
         "The last epochs",
         "Accuracy by class",
     ]
-    assert page.comparison is not None
-    assert page.comparison_figure is not None
-    assert page.broken is not None
-    assert [row[1].text for row in page.broken.rows] == ["refused", "unfinished"]
+    page = report.render(found)
+    assert 'id="comparison"' in page
+    assert 'id="broken"' in page
+    steps = page.split('<article class="card step"')
+    assert len(steps) == 5
+    assert [re.findall(r'class="chip (\w*)"', step) for step in steps[1:3]] == [
+        ["bad", "good", "good"],
+        ["good"] * 3,
+    ]
+    assert "<td>model</td>" in steps[2].split("What changed against v1")[1]
+    assert "points above v1" in steps[2]
+    assert figure_titles(page) == [
+        *("Training and test", "Confusion matrix") * 2,
+        *("Training and test", "Learning curves", "Learning rate", "The last epochs", "Accuracy by class"),
+        "Difference to the best, flexible",
+    ]
+    assert "No difference: one of the two has no result" in steps[4]
 
 
 def test_what_folders_say_is_text_and_nothing_else(tmp_path: Path) -> None:
@@ -85,46 +96,83 @@ def test_what_folders_say_is_text_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [None, "x", [], {}, -1, [[1]], float("1e300")])
-def test_no_value_in_a_result_stops_the_report(tmp_path: Path, value: Any) -> None:
-    folder = write_run(tmp_path / "0", confusion=[[1]], classes=["a"])
-    write_run(tmp_path / "1", seed=2)
-    whole = record.read_result(folder)
-    for key in (*whole, "classes", "confusion", "processor", "threads", "data"):
-        record.write_result(folder, {**whole, key: value})
-        report.build(folders.gather([tmp_path]), "title")
+def test_no_value_in_a_result_stops_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: Any
+) -> None:
+    whole = record.read_result(write_run(tmp_path / "0", confusion=[[1]], classes=["a"]))
+    keys = (*whole, "classes", "confusion", "processor", "threads", "data")
+    for i, key in enumerate(keys):  # beside each a seed that has nothing
+        own = {"optimizer": {"lr": 0.01 * (i + 1)}}
+        record.write_result(write_run(tmp_path / f"{i}1", settings=own), {**whole, key: value})
+        write_run(tmp_path / f"{i}2", seed=2, settings=own)
+    for name in ("STEPS", "COMPARED"):
+        monkeypatch.setattr(report, name, 2 * len(keys))
+    found = report.read([tmp_path])
+    assert len(found.steps) == len(found.groups) > len(keys)
+    report.render(found)
 
 
-@pytest.mark.parametrize("part", list(SETTINGS))
-def test_no_value_in_a_configuration_stops_the_report(tmp_path: Path, part: str) -> None:
-    write_run(tmp_path / "0")
-    config = tmp_path / "0" / ".hydra" / "config.yaml"
-    for value in ("null", "x", "[1]", "{a: {b: c}}", "-1"):
+@pytest.mark.parametrize("value", ["null", "x", "[1]", "{a: {b: c}}", "-1"])
+def test_no_value_in_a_configuration_stops_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    for i, part in enumerate(SETTINGS):
+        config = write_run(tmp_path / f"{i}") / ".hydra" / "config.yaml"
         config.write_text(re.sub(rf"(?m)^{part}:.*(\n .*)*", f"{part}: {value}", config.read_text()))
-        html(tmp_path)
+    monkeypatch.setattr(report, "STEPS", 2 * len(SETTINGS))
+    found = report.read([tmp_path])
+    assert len(found.steps) == len(found.groups) > 1
+    report.render(found)
 
 
 def test_a_study_with_two_objectives_tells_its_front(tmp_path: Path) -> None:
-    folder = write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 99.2), two=True)
-    (study,) = report.build(folders.gather([folder]), "study").studies
-    assert study.front is not None
-    assert [row[0].text for row in study.front.rows] == ["0", "1", "4"]
-    said = {figure.title: figure.see for figure in study.figures}
-    assert said["Accuracy and size"] == (
+    folder = write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 99.2), multi_objective=True)
+    found = report.read([folder])
+    (study,) = found.studies
+    sentences = {figure.title: figure.see for figure in study.drawn[0]}
+    assert sentences["Accuracy and size"] == (
         "3 trials are on the front, from 2,000 parameters and 97.000 % to 6,000 and 99.200 %."
     )
-    assert said["History"].startswith("Trial 4 is the most accurate")
-    assert "The trials of the front have" in said["Settings side by side"]
+    assert sentences["History"].startswith("Trial 4 is the most accurate")
+    assert "The trials of the front have" in sentences["Settings side by side"]
     assert study.best is not None
-    assert study.best.title == "Trial 4, the most accurate"
-    assert "The front: no trial is as accurate with fewer parameters" in html(folder)
+    assert study.best.label == "Trial 4, the most accurate"
+    page = report.render(found)
+    assert "The front: no trial is as accurate with fewer parameters" in page
+    assert contents(page)["study-1-front"] == "The front"
+
+
+def contents(page: str) -> dict[str, str]:
+    """The table of contents of a page: anchors and names. Every anchor is there, once."""
+    found = dict(re.findall(r'<a href="#([\w-]+)" title="[^"]*">([^<]*)</a>', page.split("</nav>")[0]))
+    for anchor in found:
+        assert page.count(f'id="{anchor}"') == 1, anchor
+    return found
+
+
+def test_every_study_and_its_parts_are_in_the_table_of_contents(tmp_path: Path) -> None:
+    studies = [write_study(tmp_path / name, (97.0, 99.0, 98.0, 98.5, 98.7)) for name in ("first", "second")]
+    write_run(studies[0] / "confirm" / "trial_1-validation-2", (90.0, 98.0, 98.5, 98.2), 2)
+    found = contents(html(*studies, story(tmp_path / "runs")))
+    parts = ("Trials", "History", "Accuracy and size", "Epoch by epoch", "Importance", "Settings side by side")
+    assert list(found.values()) == [
+        *("Runs", "Step by step", "v1", "flexible", "big", "late", "Side by side", "Comparison"),
+        *("Study first", *parts, "Trial 1, the best", "Confirmed on fresh seeds"),
+        *("Study second", *parts, "Trial 1, the best", "Without a result"),
+    ]
+
+
+def test_the_trials_stand_before_the_figures_under_their_heading(tmp_path: Path) -> None:
+    page = html(write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 98.7)))
+    section = page.split('<section id="study-1">')[1]
+    heading, table, figure = (section.index(part) for part in (">Trials</h3>", "<table", "<figure"))
+    assert heading < table < figure
 
 
 def test_a_study_is_shown_with_its_figures(tmp_path: Path) -> None:
-    objectives = (97.0, 99.0, 98.0, 98.5, 98.7)
-    folder = write_study(tmp_path / "study", objectives)
-    page = report.build(folders.gather([folder]), "study")
-    (study,) = page.studies
-    assert [figure.title for figure in study.figures] == [
+    found = report.read([write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 98.7))])
+    (study,) = found.studies
+    assert [figure.title for figure in study.drawn[0]] == [
         "History",
         "Accuracy and size",
         "Epoch by epoch",
@@ -132,10 +180,9 @@ def test_a_study_is_shown_with_its_figures(tmp_path: Path) -> None:
         "Settings side by side",
     ]
     assert study.best is not None
-    assert study.best.title == "Trial 1, the best"
-    assert [row[0].text for row in study.trials.rows[:3]] == ["1", "4", "3"]
-    assert dict(study.facts)["trials"] == "5 complete, 1 pruned, 1 over budget"
-    assert page.runs is None
+    assert study.best.label == "Trial 1, the best"
+    assert found.contents.runs == []
+    assert 'id="runs"' not in report.render(found)
 
 
 def test_a_figure_that_cannot_be_drawn_says_why(tmp_path: Path) -> None:
@@ -161,20 +208,19 @@ def test_many_groups_are_shown_by_the_best(tmp_path: Path) -> None:
         write_run(
             tmp_path / f"{i}", (90.0, 95.0, 96.0, 96 + i / 10), settings={"optimizer": {"lr": 0.01 * (i + 1)}}
         )
-    page = report.build(folders.gather([tmp_path]), "many")
-    assert len(page.steps) == report.STEPS
-    assert "best 12 of 30" in page.steps_note
-    assert page.comparison is not None
-    assert len(page.comparison.rows) == report.COMPARED - 1
-    assert page.runs is not None
-    assert len(page.runs.rows) == 30
+    found = report.read([tmp_path])
+    assert len(found.steps) == report.STEPS
+    assert "best 12 of 30" in found.steps_note
+    assert len(found.differences) == report.COMPARED - 1
+    assert len(found.contents.runs) == 30
 
 
 def test_a_thousand_trials_stay_small(tmp_path: Path) -> None:
     started = time.time()
     page = html(thousand(tmp_path / "study"))
     assert time.time() - started < 60
-    assert len(page) < 5_000_000
+    scripts = sum(map(len, re.findall(r'(?s)<script type="application/gzip".*?</script>', page)))
+    assert len(page) - scripts < 1_500_000
     assert "Epoch by epoch" in figure_titles(page)
 
 
@@ -184,9 +230,60 @@ def test_whatever_goes_wrong_at_the_end_is_one_sentence(
     def broken(*arguments: Any) -> None:
         raise KeyError("gone")
 
-    monkeypatch.setattr(report, "build", broken)
+    monkeypatch.setattr(report, "render", broken)
     report.at_end(write_run(tmp_path / "0"))
     assert capsys.readouterr().out.strip() == "No report was written: KeyError: 'gone'"
+
+
+def test_a_page_of_a_running_search_loads_itself_again_until_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_study(tmp_path / "study", (97.0, 99.0))
+    report.while_running(folder)
+    assert capsys.readouterr().out == ""
+    page = folder / "report.html"
+    assert "data-running=" in page.read_text().split("<head>")[0]
+    assert "while the search runs" in page.read_text()
+    page.unlink()
+    report.while_running(folder)
+    assert not page.exists()  # it was written just now
+    monkeypatch.setattr(report, "PAUSE", 0.0)
+    monkeypatch.setattr(report, "SHARE", math.inf)
+    report.while_running(folder)
+    assert page.exists()
+    report.at_end(folder)
+    assert "data-running=" not in page.read_text().split("<head>")[0]
+    assert "while the search runs" not in page.read_text()
+
+
+def test_writing_the_page_takes_a_small_share_of_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, written = [0.0], []
+
+    def slow(*arguments: Any, **more: Any) -> None:
+        written.append(now[0])
+        now[0] += 3.0
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(report, "write", slow)
+    for _ in range(1000):
+        report.while_running(tmp_path)
+        now[0] += 1.0
+    assert len(written) > 5
+    assert 3.0 * len(written) / now[0] < 1.5 * report.SHARE
+
+
+@pytest.mark.parametrize("error", [KeyError("gone"), MemoryError(), RecursionError()])
+def test_a_page_that_cannot_be_written_does_not_touch_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def broken(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(report, "render", broken)
+    report.while_running(write_study(tmp_path / "study", (97.0,)))
+    report.while_running(tmp_path / "nowhere")
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
 
 
 def test_the_command(bantam: Bantam, tmp_path: Path) -> None:
@@ -209,18 +306,26 @@ def test_a_multirun_ends_with_its_report(bantam: Bantam, tmp_path: Path, overrid
     assert (tmp_path / "runs" / "report.html").exists() == written
 
 
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    """A headless Chromium; the test is skipped where there is none."""
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A headless Chromium; tests that need it are skipped where there is none."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
     with Browser() as page:
         yield page
 
 
+@pytest.fixture
+def browser(chromium: Browser) -> Browser:
+    """The browser of this module, with nothing to complain about."""
+    chromium.complaints.clear()
+    return chromium
+
+
 def texts(browser: Browser, column: int) -> list[str]:
-    """A column of the table of runs as it stands on the page."""
-    cells = f"[...document.querySelectorAll('#runs tbody tr')].map(row => row.cells[{column}].textContent)"
+    """A column of the table of runs as it is seen on the page."""
+    rows = "[...document.querySelectorAll('#runs tbody tr')].filter(row => row.checkVisibility())"
+    cells = f"{rows}.map(row => row.cells[{column}].textContent)"
     found: list[str] = browser.evaluate(cells)
     return found
 
@@ -241,13 +346,21 @@ def test_in_a_browser(browser: Browser, tmp_path: Path, size: tuple[int, int], d
     empty = "[...document.querySelectorAll('.plot')].filter(place => !place.querySelector('.trace, .hm, .bars'))"
     assert browser.evaluate(f"{empty}.map(place => place.ariaLabel)") == []
     assert browser.evaluate("document.documentElement.scrollWidth") <= size[0]
+    # What is wider than its place says so: on a phone the tables of runs and of trials are.
+    wide = "[...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth + 1)"
+    assert browser.evaluate(f"{wide}.every(box => box.classList.contains('cut'))")
+    hint = "getComputedStyle(box, '::after').content + getComputedStyle(box).backgroundImage"
+    if size == NARROW:
+        hints = browser.evaluate(f"{wide}.map(box => {hint})")
+        assert len(hints) >= 2
+        assert all("scroll sideways" in each and "gradient" in each for each in hints)
     colour = browser.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", colour)[:3])) < 200) == dark
     axis = browser.evaluate("getComputedStyle(document.querySelector('.plot .xtick text')).fill")
     assert (sum(map(int, re.findall(r"\d+", axis)[:3])) > 500) == dark
 
 
-def test_sorting_in_a_browser(browser: Browser, tmp_path: Path) -> None:
+def test_tables_are_sorted_filtered_and_saved(browser: Browser, tmp_path: Path) -> None:
     browser.show(report.write([story(tmp_path / "runs")]))
     assert [Path(name).name for name in texts(browser, 0)] == list("01234567")
     last = "[...document.querySelectorAll('#runs th button')].find(b => b.textContent == 'last').click()"
@@ -259,17 +372,76 @@ def test_sorting_in_a_browser(browser: Browser, tmp_path: Path) -> None:
     assert texts(browser, 6)[-2:] == ["", ""]
     sort = "[...document.querySelectorAll('#runs th')].map(head => head.ariaSort).filter(s => s != 'none')"
     assert browser.evaluate(sort) == ["ascending"]
+    for words, networks in (
+        ("flexible", ["flexible"] * 3),
+        ("v1 last>99.05", ["v1"] * 2),
+        ("seed=2 met", ["v1", "flexible"]),
+    ):
+        browser.evaluate(
+            f"(box => {{ box.value = {words!r}; box.dispatchEvent(new Event('input')) }})"
+            "(document.querySelector('#runs input'))"
+        )
+        assert texts(browser, 1) == networks
+    assert browser.evaluate("document.querySelector('#runs output').textContent") == "2 of 8"
+    saved = browser.evaluate(
+        "new Promise(done => { URL.createObjectURL = blob => { blob.text().then(done); return '#' };"
+        "document.querySelector('#runs .tools button').click() })"
+    )
+    rows = list(csv.reader(saved.splitlines()))
+    assert rows[0][:4] == ["folder", "network", "seed", "parameters"]
+    assert [row[1] for row in rows[1:]] == ["v1", "flexible"]
+    assert float(rows[1][6]) == pytest.approx((99.2 + 99.0 + 99.0) / 3)  # in full
     assert browser.complaints == []
 
 
-def test_a_figure_follows_the_colours_of_the_page(browser: Browser, tmp_path: Path) -> None:
+def test_a_figure_says_that_it_is_not_drawn_yet_and_follows_the_colours(browser: Browser, tmp_path: Path) -> None:
     browser.show(report.write([story(tmp_path / "runs")]))
+    place = "[...document.querySelectorAll('.plot')].at(-1)"
+    said = f"getComputedStyle({place}, '::before').content"
+    assert "drawn when it comes into sight" in browser.evaluate(said)
     browser.draw_all()
+    browser.wait(f"{said} == 'none'")
     line = "getComputedStyle(document.querySelector('#curves .xtick text')).fill"
     light = browser.evaluate(line)
     browser.colours(dark=True)
     browser.wait(f"{line} != '{light}'")
     assert browser.complaints == []
+
+
+def test_a_running_page_loads_itself_again_and_keeps_its_place_and_its_filter(
+    browser: Browser, tmp_path: Path
+) -> None:
+    folder = write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 98.7))
+    page = report.write([folder], running=True)
+
+    def load_after(milliseconds: int) -> None:
+        page.write_text(re.sub(r'data-running="\d+"', f'data-running="{milliseconds}"', page.read_text()))
+
+    load_after(3_600_000)
+    browser.show(page)
+    browser.evaluate(
+        "(box => { box.value = 'pruned'; box.dispatchEvent(new Event('input')) })"
+        "(document.querySelector('#study-1 input')); scrollTo({top: 700, behavior: 'instant'})"
+    )
+    load_after(100)
+    browser.evaluate("setTimeout(loadAgain)")
+    report.write([folder])  # the search has ended
+    browser.wait("(page => page?.dataset.ready && !page.dataset.running)(document.documentElement)")
+    assert browser.evaluate("document.querySelector('#study-1 input').value") == "pruned"
+    assert browser.evaluate("scrollY") == pytest.approx(700, abs=2)
+    assert browser.complaints == []
+
+
+def test_a_wide_table_of_trials_fits_a_screen(browser: Browser, tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 98.7))
+    lines = (folder / "trials.csv").read_text().splitlines()
+    keys = ("optimizer.momentum", "scheduler.step_size", "scheduler.gamma", "model.width", "model.early_separable")
+    head, *rows = [line.split(",") for line in lines]
+    wide = [[*head[:3], *keys, *head[3:]], *([*row[:3], *["0.1234"] * len(keys), *row[3:]] for row in rows)]
+    (folder / "trials.csv").write_text("\n".join(",".join(row) for row in wide) + "\n")
+    browser.show(report.write([folder]), (1400, 900))
+    fits = "(box => box.scrollWidth <= box.clientWidth)(document.querySelector('#study-1 .tall'))"
+    assert browser.evaluate(fits)
 
 
 def test_a_thousand_trials_open_in_seconds(browser: Browser, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@ from typing import Any
 
 import pytest
 from made_folders import write_study
+from optuna.trial import TrialState
 
 from bantam.report import folders, study_figures
+from bantam.report.figures import Figure
 from bantam.report.folders import Study, Trial
 
 
@@ -12,48 +14,86 @@ def trial(number: int, **settings: Any) -> Trial:
     return Trial(number, "complete", "", settings, 5000, 90.0 + number / 10, 1.0, [(1, 90.0)])
 
 
-def test_trials_are_told_apart_by_their_state(tmp_path: Path) -> None:
+def drawn(study: Study) -> dict[str, Figure]:
+    """The figures of a study by their titles."""
+    return {figure.title: figure for figure in study_figures.draw(study)[0]}
+
+
+def test_a_study_is_rebuilt_with_numbers_states_and_epochs(tmp_path: Path) -> None:
+    study = folders.read_study(write_study(tmp_path / "study", (97.0, 99.0), pruned=1, over=1))
+    del study.trials[0]  # a damaged row
+    rebuilt = study_figures.rebuild(study)
+    states = [TrialState.FAIL, TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED]
+    assert [t.state for t in rebuilt.trials] == states
+    assert rebuilt.best_trial.number == 1
+    assert rebuilt.best_trial.params == {"optimizer.lr": 0.02, "model": "v2"}
+    assert rebuilt.trials[2].intermediate_values == {1: 60.0, 2: 70.0}
+    both = study_figures.rebuild(study, both=True)
+    assert [t.values for t in both.best_trials] == [[3000, 99.0]]
+
+
+def test_trials_are_distinguished_by_their_state(tmp_path: Path) -> None:
     study = folders.read_study(write_study(tmp_path / "study", (97.0, 99.0, 98.0), pruned=2, over=3))
-    for drawn, line in (
-        (study_figures.history(study), "best so far"),
-        (study_figures.sizes(study), "Pareto front"),
+    found = drawn(study)
+    for title, line in (("History", "best so far"), ("Accuracy and size", "Pareto front")):
+        traces = found[title].plot.data
+        assert [trace.name for trace in traces] == [line, "complete (3)", "pruned (2)", "over budget (3)"]
+        assert len({trace.marker.symbol for trace in traces[1:]}) == 3
+        assert traces[1].text[0].startswith("trial 0: 97.000 %<br>optimizer.lr 0.01")
+        assert traces[3].text[0].startswith("trial 5: too many<br>optimizer.lr")
+    assert list(found["History"].plot.data[0].y) == [97.0, 99.0, 99.0] + [99.0] * 5
+    assert list(found["Accuracy and size"].plot.data[0].x) == [2000, 3000]
+    assert found["Accuracy and size"].plot.layout.shapes[0].x0 == 10_000
+    assert "2 trials were pruned, after 2.0 epochs on average" in found["Epoch by epoch"].see
+
+
+def test_trials_below_the_scale_are_counted_in_the_picture(tmp_path: Path) -> None:
+    study = folders.read_study(write_study(tmp_path / "study", (50.0, 60.0, 97.0, 99.0, 98.0, 98.5)))
+    for title, note in (
+        ("History", "below this scale: completed trials (2)<br>double-click to see all"),
+        ("Epoch by epoch", "below this scale: ends of lines (2)<br>double-click to see all"),
     ):
-        assert drawn is not None
-        names = [trace["name"] for trace in drawn.data]
-        assert names == [line, "complete (3)", "pruned (2)", "over budget (3)"]
-        assert len({trace["marker"]["symbol"] for trace in drawn.data[1:]}) == 3
-    history, sizes, epochs = (
-        study_figures.history(study),
-        study_figures.sizes(study),
-        study_figures.intermediate(study),
-    )
-    assert history is not None
-    assert history.data[0]["y"] == [97.0, 99.0, 99.0]
-    assert sizes is not None
-    assert sizes.data[0]["x"] == [2000, 3000]
-    assert sizes.layout["shapes"][0]["x0"] == 10_000
-    assert epochs is not None
-    assert "2 trials were given up, after 2.0 epochs on average" in epochs.see
+        assert note in [each.text for each in drawn(study)[title].plot.layout.annotations]
 
 
 def test_settings_side_by_side_have_the_best_tenth_in_colour(tmp_path: Path) -> None:
     trials = [trial(i, lr=10 ** (-i / 10), kind="ab"[i % 2], same=1) for i in range(20)]
-    drawn = study_figures.parallel(Study(tmp_path, trials, ["lr", "kind", "same"], [], None))
-    assert drawn is not None
-    others, best = drawn.data
-    assert best["name"] == "best tenth (2)"
-    assert len(others["x"]) == 18 * 4
-    assert drawn.layout["xaxis"]["ticktext"] == ["lr", "kind", "accuracy, %"]  # what never differs is left out
-    assert best["y"][:3] == pytest.approx([1 / 19, 0.0, 18 / 19])  # lr spans decades: its axis is logarithmic
-    assert drawn.see.startswith("The best tenth of the trials have lr 0.01259 to 0.01585")
+    figure = drawn(Study(tmp_path, trials, ["lr", "kind", "same"]))["Settings side by side"]
+    others, best = figure.plot.data
+    assert best.name == "best tenth (2)"
+    assert len(others.x) == 18 * 4
+    # What never differs is left out.
+    assert list(figure.plot.layout.xaxis.ticktext) == ["accuracy, %", "kind", "lr"]
+    # lr spans decades: its axis is logarithmic.
+    assert best.y[:3] == pytest.approx([18 / 19, 0.0, 1 / 19], abs=1e-4)
+    assert best.text[2] == "trial 18<br>lr 0.0158"
+    assert figure.see.startswith("The best tenth of the trials have lr 0.01259 to 0.01585")
 
 
 def test_a_thousand_trials_are_a_few_traces(tmp_path: Path) -> None:
     trials = [trial(i, lr=0.1 + i, width=i % 7) for i in range(1000)]
-    study = Study(tmp_path, trials, ["lr", "width"], [], None)
-    for drawn in (study_figures.history(study), study_figures.intermediate(study), study_figures.parallel(study)):
-        assert drawn is not None
-        assert len(drawn.data) <= 4
+    found = drawn(Study(tmp_path, trials, ["lr", "width"]))
+    for title in ("History", "Epoch by epoch", "Settings side by side"):
+        assert len(found[title].plot.data) <= 4
+    assert sum(len(trace.x) for trace in found["Settings side by side"].plot.data) == 4000
+
+
+def test_a_trial_that_runs_is_a_line_of_its_own(tmp_path: Path) -> None:
+    running = Trial(1, "running", "", {"lr": 0.1}, 5000, None, None, [(1, 80.0), (2, 85.0)])
+    found = drawn(Study(tmp_path, [trial(0, lr=0.2), running], ["lr"]))
+    assert [trace.name for trace in found["Epoch by epoch"].plot.data] == ["running, trial 1", "best, trial 0"]
+
+
+def test_there_is_no_figure_of_no_trial(tmp_path: Path) -> None:
+    assert study_figures.draw(Study(tmp_path)) == ([], ["No trial has ended yet."])
+    only_over = folders.read_study(write_study(tmp_path / "study", (), pruned=0, over=2))
+    assert study_figures.draw(only_over) == ([], ["No importances: 0 completed trials are too few."])
+
+
+def test_names_and_settings_are_text_in_every_figure(tmp_path: Path) -> None:
+    trials = [trial(i, **{"<b>key": "<i>" if i % 2 else "%{x}", "lr": i}) for i in range(6)]
+    for figure in drawn(Study(tmp_path, trials, ["<b>key", "lr"])).values():
+        assert "<b>key" not in figure.plot.to_json().replace("\\u003c", "<")
 
 
 @pytest.mark.parametrize(
@@ -66,16 +106,14 @@ def test_a_thousand_trials_are_a_few_traces(tmp_path: Path) -> None:
 )
 def test_importances_are_there_or_the_reason(tmp_path: Path, objectives: tuple[float, ...], why: str) -> None:
     study = folders.read_study(write_study(tmp_path / "study", objectives))
-    assert study_figures.shares(study) == ({}, why)
+    assert study_figures.importances(study, study_figures.rebuild(study)) == (None, why)
 
 
 def test_importances_find_what_decides(tmp_path: Path) -> None:
-    trials = [
-        folders.Trial(
-            i, "complete", "", {"a": i / 40, "b": (i * 7) % 11, "c": "xy"[i % 2]}, 1, 90 + i / 8, 1.0, []
-        )
-        for i in range(40)
-    ]
-    shares, _ = study_figures.shares(folders.Study(tmp_path, trials, ["a", "b", "c"], [], None))
-    assert max(shares, key=lambda key: shares[key]) == "a"
-    assert sum(shares.values()) == pytest.approx(1)
+    settings = [{"a": i / 40, "b": (i * 7) % 11, "c": "xy"[i % 2]} for i in range(40)]
+    trials = [Trial(i, "complete", "", settings[i], 1, 90 + i / 8, 1.0, []) for i in range(40)]
+    figure = drawn(Study(tmp_path, trials, ["a", "b", "c"]))["Importance"]
+    (bars,) = figure.plot.data
+    assert bars.y[-1] == "a"
+    assert sum(bars.x) == pytest.approx(1)
+    assert figure.see.startswith("a decides most")

@@ -26,5 +26,7 @@ def test_the_terminal_shows_what_the_page_shows(tmp_path: Path, console: Console
 
 
 def test_a_front_is_a_table_of_its_own(tmp_path: Path, console: Console) -> None:
-    terminal.show(report.read([write_study(tmp_path / "study", (97.0, 99.0, 98.0), two=True)]), console)
+    terminal.show(
+        report.read([write_study(tmp_path / "study", (97.0, 99.0, 98.0), multi_objective=True)]), console
+    )
     assert "Study study: the front" in console.export_text()

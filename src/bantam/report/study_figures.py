@@ -1,27 +1,82 @@
-"""The figures of a search, and how much each setting decides."""
+"""The figures of a search: Optuna's own, from a study rebuilt in memory, in the colours of the page."""
 
-import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import optuna
+import plotly.graph_objects as go
+from optuna import visualization
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from bantam.report.figures import Figure, accuracies, epochs, text
+from bantam.report.figures import Figure, accuracies, draw_line, epochs_to, note_outside, text
 from bantam.report.folders import Study, Trial
 from bantam.report.groups import COLLAPSE
+from bantam.report.numbers import plural, shown
 
 MANY = 150
 """Trials from which on they are drawn smaller and fainter, or they would hide each other."""
 
-TRIALS = {"complete": ("c0", "circle"), "pruned": ("c4", "x-thin"), "over budget": ("c1", "triangle-up-open")}
+MARKERS = {"complete": ("c0", "circle"), "pruned": ("c4", "x-thin"), "over budget": ("c1", "triangle-up-open")}
 """Colour and symbol of a trial by its state; other states have no number to draw."""
 
+STATES = {"pruned": TrialState.PRUNED, "over budget": TrialState.PRUNED, "running": TrialState.RUNNING}
+"""What Optuna calls a state of a trial without an objective; all others have failed."""
 
-def _trials_scale(values: Sequence[float]) -> tuple[float, float]:
+TITLE = "validation accuracy, %"
+
+
+def draw(study: Study) -> tuple[list[Figure], list[str]]:
+    """The figures of a study, and sentences about those that cannot be drawn."""
+    if not study.trials:
+        return [], ["No trial has ended yet."]
+    rebuilt = rebuild(study)
+    shares, why = importances(study, rebuilt)
+    size = sizes(study)
+    found = (history(study, rebuilt), size, intermediate(study, rebuilt), shares, parallel(study, rebuilt))
+    missing = [] if shares else [f"No importances: {why}."]
+    if study.completed and not size:
+        missing.append("No picture of accuracy against size: all trials have the same number of parameters.")
+    return [figure for figure in found if figure], missing
+
+
+def rebuild(study: Study, both: bool = False) -> optuna.Study:
+    """The trials of a folder as a study of Optuna's; its values are accuracies, or `both` objectives."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    ranges = {key: _distribution(study, key) for key in study.keys}
+    trials = {t.number: t for t in study.trials if not both or t.parameters is not None}
+    rebuilt = optuna.create_study(directions=["minimize", "maximize"] if both else ["maximize"])
+    for number in range(max(trials, default=-1) + 1):
+        t = trials.get(number)
+        if t is None:  # not to be read: what follows keeps its number
+            rebuilt.add_trial(create_trial(state=TrialState.FAIL))
+            continue
+        values = [t.parameters or 0, t.objective or 0.0][not both :]
+        rebuilt.add_trial(
+            create_trial(
+                state=STATES.get(t.state, TrialState.FAIL) if t.objective is None else TrialState.COMPLETE,
+                values=None if t.objective is None else values,
+                params=t.settings,
+                distributions={key: ranges[key] for key in t.settings},
+                intermediate_values=dict(t.epochs),
+            )
+        )
+    return rebuilt
+
+
+def _distribution(study: Study, key: str) -> BaseDistribution:
+    """The range that the values of a setting span."""
+    values = [t.settings[key] for t in study.trials if key in t.settings]
+    if not all(isinstance(value, int | float) for value in values):
+        return CategoricalDistribution(sorted(set(values), key=str))
+    spans_decades = min(values) > 0 and max(values) / min(values) >= 20
+    if all(isinstance(value, int) for value in values):
+        return IntDistribution(min(values), max(values), log=spans_decades)
+    return FloatDistribution(min(values), max(values), log=spans_decades)
+
+
+def _scale(values: Sequence[float]) -> tuple[float, float]:
     """The scale for the better two thirds of many accuracies."""
     ordered = sorted(values)
     low, high = ordered[len(ordered) // 3], ordered[-1]
@@ -29,398 +84,220 @@ def _trials_scale(values: Sequence[float]) -> tuple[float, float]:
     return max(0.0, low - pad), min(100.0, high + pad)
 
 
-def history(study: Study) -> Figure | None:
-    """Accuracy of the trials in their order; pruned and over-budget trials below, the best so far as a line."""
-    done = study.completed
-    if not done:
-        return None
-    low, high = _trials_scale([t.objective or 0.0 for t in done])
-    best: list[float] = []
-    for t in done:
-        best.append(max([t.objective or 0.0, *best[-1:]]))
-    data: list[dict[str, Any]] = [
-        {
-            "x": [t.number for t in done],
-            "y": best,
-            "mode": "lines",
-            "name": "best so far",
-            "line": {"color": "var(--c0)", "width": 2, "shape": "hv"},
-            "hovertemplate": "best so far %{y:.3f} %<extra></extra>",
-        }
-    ]
-    for state, (colour, symbol) in TRIALS.items():
-        chosen = [t for t in study.trials if t.state == state]
-        if not chosen:
-            continue
-        heights = [_drawn(t, low) for t in chosen]
-        data.append(
-            {
-                "x": [t.number for t in chosen],
-                "y": heights,
-                "customdata": [[_said(t)] for t in chosen],
-                "mode": "markers",
-                "name": f"{state} ({len(chosen)})",
-                "marker": _marker(colour, symbol, len(study.trials)),
-                "hovertemplate": "trial %{x}<br>%{customdata[0]}<extra></extra>",
-            }
-        )
-    first = done[[b == best[-1] for b in best].index(True)]
-    see = (
-        f"Trial {first.number} is the {'most accurate' if study.two else 'best'}, {best[-1]:.3f} %; "
-        + ", ".join(f"{study.count(state)} {state}" for state in ("complete", "pruned", "over budget", "failed"))
-    )
-    under = [t for t in done if (t.objective or 0.0) < low]
-    see += f"; {len(under)} completed below the scale" if under else ""
-    layout = {
-        "xaxis": {"title": {"text": "trial"}, "tickformat": "d", "rangemode": "nonnegative"},
-        "yaxis": accuracies("validation accuracy, %", low - 0.06 * (high - low), high),
-        "hovermode": "closest",
-    }
-    return Figure("History", f"{see}.", data, layout)
+def trial_label(t: Trial) -> str:
+    """A trial in lines for the one who hovers over it."""
+    first = f"{t.objective:.3f} %" if t.objective is not None else text(t.reason or t.state)
+    settings = [f"{text(key)} {text(shown(value))}" for key, value in t.settings.items()]
+    return "<br>".join([f"trial {t.number}: {first}", *settings])
 
 
-def _marker(colour: str, symbol: str, count: int) -> dict[str, Any]:
-    """The mark of one of `count` trials; thin and open symbols consist of their line."""
-    many = count > MANY
-    line = {"width": 0 if symbol == "circle" else 1.2 if many else 1.8, "color": f"var(--{colour})"}
-    mark = {"color": f"var(--{colour})", "symbol": symbol, "size": 5 if many else 8, "line": line}
-    return mark | {"opacity": 0.7 if many else 1}
-
-
-def _drawn(t: Trial, low: float) -> float:
+def plotted_value(t: Trial, low: float) -> float:
     """Where a trial is drawn: at its accuracy, its last one where it was pruned, at the bottom without any."""
     if t.objective is not None:
         return t.objective
     return max(low, t.epochs[-1][1]) if t.epochs and t.state == "pruned" else low
 
 
-def _said(t: Trial) -> str:
-    """A trial in lines for the one who hovers over it."""
-    lines = [f"{t.objective:.3f} %" if t.objective is not None else text(t.reason or t.state)]
-    lines += [f"{text(key)} {_brief(value)}" for key, value in t.settings.items()]
-    return "<br>".join(lines)
-
-
-def _brief(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else text(value)
-
-
-def importances(shares: dict[str, float], explained: str) -> Figure:
-    """How much of the differences between the trials each setting explains, `explained` by which method."""
-    ordered = sorted(shares.items(), key=lambda item: item[1])
-    data = [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "x": [share for _, share in ordered],
-            "y": [text(key) for key, _ in ordered],
-            "marker": {"color": "var(--c0)"},
-            "text": [f"{100 * share:.0f} %" for _, share in ordered],
-            "textposition": "outside",
-            "cliponaxis": False,
-            "hovertemplate": "%{y}: %{x:.3f}<extra></extra>",
-        }
-    ]
-    layout = {
-        "xaxis": {
-            "title": {"text": "importance"},
-            "tickformat": ".0%",
-            "range": [0, 1.2 * ordered[-1][1] + 0.03],
-        },
-        "yaxis": {"showgrid": False},
-        "height": 120 + 34 * len(ordered),
-        "bargap": 0.35,
-        "hovermode": "closest",
-    }
-    return Figure("Importance", f"{ordered[-1][0]} decides most ({explained}).", data, layout)
-
-
-def parallel(study: Study) -> Figure | None:
-    """Every completed trial as a line through its settings, the best tenth in colour, or the front."""
-    done = sorted(study.completed, key=lambda t: t.objective or 0.0)
-    keys = [key for key in study.keys if len({t.settings.get(key) for t in done}) > 1]
-    if len(done) < 2 or not keys:
-        return None
-    axes = [_axis(key, [t.settings.get(key) for t in done]) for key in keys]
-    axes.append(_axis("accuracy, %", [t.objective for t in done]))
-    best = study.front if study.two else done[-max(1, round(len(done) / 10)) :]
-    name = "front" if study.two else "best tenth"
-    parts = (
-        ("others", [t for t in done if t not in best], "var(--others)", 1.0),
-        (f"{name} ({len(best)})" if len(best) > 1 else "best", best, "var(--c0)", 2.0),
-    )
-    data = []
-    for name, chosen, colour, width in parts:
-        x: list[int | None] = []
-        y: list[float | None] = []
-        said: list[Any] = []
-        for t in chosen:
-            values = [*(t.settings.get(key) for key in keys), t.objective]
-            x += [*range(len(axes)), None]
-            y += [*(axis.place(value) for axis, value in zip(axes, values, strict=True)), None]
-            said += [[t.number, _said(t)]] * (len(axes) + 1)
-        data.append(
-            {
-                "x": x,
-                "y": y,
-                "customdata": said,
-                "mode": "lines+markers",
-                "name": name,
-                "line": {"color": colour, "width": width},
-                "marker": {"size": 4},
-                "hovertemplate": "trial %{customdata[0]}<br>%{customdata[1]}<extra></extra>",
-            }
-        )
-    pad = max(0.1, 0.03 * len(axes))  # room for half of the first and of the last name
-    annotations = [
-        {
-            "x": i,
-            "y": place,
-            "text": label,
-            "showarrow": False,
-            "xanchor": "left" if i < len(axes) - 1 else "right",
-            "xshift": 5 if i < len(axes) - 1 else -5,
-            "font": {"size": 11, "color": "var(--muted)"},
-            "bgcolor": "var(--veil)",
-            "borderpad": 1,
-        }
-        for i, axis in enumerate(axes)
-        for place, label in axis.ticks
-    ]
-    ranges = []
-    for key in keys:
-        theirs: list[float] = sorted(t.settings[key] for t in best if isinstance(t.settings.get(key), int | float))
-        if len(theirs) == len(best):
-            quarter = len(theirs) // 4 if len(theirs) >= 8 and not study.two else 0
-            ends = dict.fromkeys((_brief(theirs[quarter]), _brief(theirs[-1 - quarter])))
-            ranges.append(f"{key} {' to '.join(ends)}")
-    who = (
-        "In the middle of the best tenth of the trials:" if len(best) >= 8 else "The best tenth of the trials have"
-    )
-    who = "The trials of the front have" if study.two else who
-    who = "The best trial has" if len(best) == 1 else who
-    see = f"{who} {', '.join(ranges)}" if ranges else f"The {name} of the trials are drawn in colour"
-    layout = {
-        "xaxis": {
-            "tickvals": list(range(len(axes))),
-            "ticktext": [text(axis.name).replace(".", ".<br>") for axis in axes],
-            "range": [-pad, len(axes) - 1 + pad],
-            "showgrid": True,
-            "zeroline": False,
-            "side": "top",
-            "fixedrange": True,
-        },
-        "yaxis": {"visible": False, "range": [-0.04, 1.04], "fixedrange": True},
-        "legend": {"y": -0.04},
-        "annotations": annotations,
-        "height": 420,
-        "hovermode": "closest",
-    }
-    return Figure("Settings side by side", f"{see}.", data, layout)
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One axis of the settings side by side, from 0 to 1."""
-
-    name: str
-    values: list[Any]
-    """Names in their order; empty for numbers."""
-    low: float
-    high: float
-    logarithmic: bool
-
-    def place(self, value: Any) -> float | None:
-        """Where a value lies; None where a trial has none."""
-        if value is None:
-            return None
-        if self.values:
-            return self.values.index(value) / max(1, len(self.values) - 1)
-        number = math.log(value) if self.logarithmic else float(value)
-        return (number - self.low) / (self.high - self.low or 1.0)
-
-    @property
-    def ticks(self) -> list[tuple[float, str]]:
-        """Places and labels."""
-        if self.values:
-            return [(self.place(value) or 0.0, text(value)) for value in self.values]
-        parts = [0, 0.5, 1]
-        numbers = [self.low + part * (self.high - self.low) for part in parts]
-        return [
-            (part, f"{math.exp(number) if self.logarithmic else number:.3g}")
-            for part, number in zip(parts, numbers, strict=True)
-        ]
-
-
-def _axis(name: str, given: Sequence[Any]) -> Axis:
-    values = [value for value in given if value is not None]
-    if not all(isinstance(value, int | float) for value in values):
-        return Axis(name, sorted(set(values), key=str), 0.0, 1.0, False)
-    low, high = float(min(values)), float(max(values))
-    logarithmic = spans_decades(values)
-    return Axis(name, [], *((math.log(low), math.log(high)) if logarithmic else (low, high)), logarithmic)
-
-
-def spans_decades(values: Sequence[float]) -> bool:
-    """Whether numbers are spread so wide that a logarithmic axis shows them better."""
-    return min(values) > 0 and max(values) / min(values) >= 20
-
-
-def intermediate(study: Study) -> Figure | None:
-    """Accuracy by epoch of every trial; a trace for each state, or a thousand trials would take long to draw."""
-    drawn = [t for t in study.trials if t.epochs]
-    if not drawn:
-        return None
-    best = study.front if study.two else sorted(study.completed, key=lambda t: -(t.objective or 0.0))[:1]
-    data = []
-    for name, chosen, colour, width in (
-        ("complete", [t for t in drawn if t.objective is not None and t not in best], "var(--others)", 1.0),
-        ("pruned", [t for t in drawn if t.state == "pruned"], "var(--c4)", 1.2),
-        ("front" if study.two else "best", [t for t in drawn if t in best], "var(--c0)", 3.0),
-    ):
+def _mark_states(plot: go.Figure, study: Study, low: float, sizes: bool = False) -> None:
+    """Draw a mark for every trial by its state, over its number or its size, and say how many are too low."""
+    many = len(study.trials) > MANY
+    for state, (colour, symbol) in MARKERS.items():
+        chosen = [t for t in study.trials if t.state == state and not (sizes and t.parameters is None)]
         if not chosen:
             continue
-        x: list[int | None] = []
-        y: list[float | None] = []
-        numbers: list[int] = []
-        for t in chosen:
-            x += [*(epoch for epoch, _ in t.epochs), None]
-            y += [*(accuracy for _, accuracy in t.epochs), None]
-            numbers += [t.number] * (len(t.epochs) + 1)
-        several = len(chosen) > 1
-        data.append(
-            {
-                "x": x,
-                "y": y,
-                "customdata": numbers,
-                "mode": "lines+markers" if len(drawn) < 100 else "lines",
-                "marker": {"size": 4, "symbol": "x" if name == "pruned" else "circle"},
-                "name": f"{name} ({len(chosen)})" if several else f"{name}, trial {chosen[0].number}",
-                "line": {"color": colour, "width": width},
-                "opacity": 0.4 if name == "pruned" and len(drawn) > MANY else 1,
-                "hovertemplate": "trial %{customdata}, epoch %{x}: %{y:.2f} %<extra></extra>",
-            }
+        # Thin and open symbols consist of their line.
+        line = {"width": 0 if symbol == "circle" else 1.2 if many else 1.8, "color": f"var(--{colour})"}
+        plot.add_scatter(
+            x=[t.parameters if sizes else t.number for t in chosen],
+            y=[plotted_value(t, low) for t in chosen],
+            text=[trial_label(t) for t in chosen],
+            mode="markers",
+            name=f"{state} ({len(chosen)})",
+            marker={"color": f"var(--{colour})", "symbol": symbol, "size": 5 if many else 8, "line": line},
+            opacity=0.7 if many else 1,
+            hovertemplate="%{text}" + "<br>%{x:,} parameters" * sizes + "<extra></extra>",
         )
-    low, high = _trials_scale([t.epochs[-1][1] for t in drawn])
-    pruned = [t.epochs[-1][0] for t in drawn if t.state == "pruned"]
-    see = (
-        f"{len(pruned)} trials were given up, after {statistics.mean(pruned):.1f} epochs on average"
-        if pruned
-        else "No trial was given up"
+    note_outside(plot, ["completed trials" for t in study.completed if (t.objective or 0.0) < low])
+
+
+def history(study: Study, rebuilt: optuna.Study) -> Figure | None:
+    """Accuracy of the trials in their order; pruned and over-budget trials below, the best so far as a line."""
+    if study.top is None:
+        return None
+    low, high = _scale([t.objective or 0.0 for t in study.completed])
+    plot = visualization.plot_optimization_history(rebuilt, target_name=TITLE)
+    plot.data = [trace for trace in plot.data if trace.mode == "lines"]  # marks of ours tell the states
+    plot.update_traces(name="best so far", hovertemplate="best so far %{y:.3f} %<extra></extra>")
+    plot.update_traces(line={"color": "var(--c0)", "width": 2, "shape": "hv"})
+    _mark_states(plot, study, low)
+    plot.update_xaxes(title_text="trial", tickformat="d", rangemode="nonnegative")
+    plot.update_yaxes(accuracies(TITLE, low - 0.06 * (high - low), high))
+    best = "most accurate" if study.multi_objective else "best"
+    counts = ", ".join(
+        f"{study.count(state)} {state}" for state in ("complete", "pruned", "over budget", "failed")
     )
-    layout = {
-        "xaxis": epochs(max(t.epochs[-1][0] for t in drawn)),
-        "yaxis": accuracies("validation accuracy, %", low, high),
-        "hovermode": "closest",
-    }
-    return Figure("Epoch by epoch", f"{see}; double-click to see the whole scale.", data, layout)
+    see = f"Trial {study.top.number} is the {best}, {study.top.objective:.3f} %; {counts}."
+    return Figure("History", see, plot)
 
 
 def sizes(study: Study) -> Figure | None:
     """Accuracy against parameters, with the Pareto front and the budget."""
-    done = [t for t in study.completed if t.parameters is not None]
-    if not done or len({t.parameters for t in study.trials if t.parameters is not None}) < 2:
-        return None
     front = study.front
-    low, high = _trials_scale([t.objective or 0.0 for t in done])
+    if not front or len({t.parameters for t in study.trials if t.parameters is not None}) < 2:
+        return None
+    low, high = _scale([t.objective or 0.0 for t in study.completed])
     low = min([low, *(t.objective or 0.0 for t in front if (t.objective or 0.0) > high - 4 * (high - low))])
-    data: list[dict[str, Any]] = [
-        {
-            "x": [t.parameters for t in front],
-            "y": [t.objective for t in front],
-            "mode": "lines",
-            "name": "Pareto front",
-            "line": {"color": "var(--c0)", "width": 2, "shape": "hv"},
-            "hoverinfo": "skip",
-        }
-    ]
-    for state, (colour, symbol) in TRIALS.items():
-        chosen = [t for t in study.trials if t.state == state and t.parameters is not None]
-        if chosen:
-            data.append(
-                {
-                    "x": [t.parameters for t in chosen],
-                    "y": [_drawn(t, low) for t in chosen],
-                    "customdata": [[t.number, _said(t)] for t in chosen],
-                    "mode": "markers",
-                    "name": f"{state} ({len(chosen)})",
-                    "marker": _marker(colour, symbol, len(study.trials)),
-                    "hovertemplate": "trial %{customdata[0]}, %{x:,} parameters<br>%{customdata[1]}"
-                    "<extra></extra>",
-                }
-            )
-    smallest, best = front[0], front[-1]
-    see = f"The best trial has {best.parameters:,} parameters and {best.objective:.3f} %"
-    if study.two and smallest is not best:
-        see = (
-            f"{len(front)} trials are on the front, from {smallest.parameters:,} parameters and "
-            f"{smallest.objective:.3f} % to {best.parameters:,} and {best.objective:.3f} %"
-        )
-    elif smallest is not best:
-        knee = min(front, key=lambda t: ((best.objective or 0) - (t.objective or 0) > COLLAPSE, t.parameters or 0))
-        see += f"; on the front {knee.parameters:,} parameters reach {knee.objective:.3f} %"
-    layout: dict[str, Any] = {
-        "xaxis": {"title": {"text": "parameters"}, "tickformat": ",d"},
-        "yaxis": accuracies("validation accuracy, %", low - 0.06 * (high - low), high),
-        "hovermode": "closest",
-    }
-    if study.limit:
-        layout["shapes"] = [
-            {
-                "type": "line",
-                **{"x0": study.limit, "x1": study.limit, "xref": "x", "y0": 0, "y1": 1, "yref": "y domain"},
-                "line": {"color": "var(--target)", "width": 1.5, "dash": "5px 4px"},
-            }
-        ]
-        layout["annotations"] = [
-            {
-                **{"x": study.limit, "y": 1, "yref": "y domain", "xanchor": "right", "yanchor": "bottom"},
-                "text": f"budget: fewer than {study.limit:,}",
-                "showarrow": False,
-                "font": {"color": "var(--target)", "size": 12},
-            }
-        ]
-    return Figure("Accuracy and size", f"{see}.", data, layout)
-
-
-def shares(study: Study) -> tuple[dict[str, float], str]:
-    """How much each setting decides, by Optuna, and by which method; nothing and why where it cannot be said."""
-    done = study.completed
-    keys = [key for key in study.keys if all(key in t.settings for t in done)]
-    keys = [key for key in keys if len({t.settings[key] for t in done}) > 1]
-    if len(done) < 4:
-        return {}, f"{len(done)} completed trials are too few"
-    if not keys:
-        return {}, "no setting differs between the completed trials"
-    if len({t.objective for t in done}) < 2:
-        return {}, "all completed trials have the same accuracy"
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    rebuilt = optuna.create_study(direction="maximize")
-    ranges = {key: _distribution([t.settings[key] for t in done]) for key in keys}
-    rebuilt.add_trials(
-        create_trial(
-            state=TrialState.COMPLETE,
-            value=t.objective,
-            params={key: t.settings[key] for key in keys},
-            distributions=ranges,
-        )
-        for t in done
+    plot = visualization.plot_pareto_front(
+        rebuild(study, both=True), target_names=["parameters", TITLE], include_dominated_trials=False
     )
+    plot.data = plot.data[-1:]
+    x, y = zip(*sorted(zip(plot.data[0].x, plot.data[0].y, strict=True)), strict=True)
+    line = {"color": "var(--c0)", "width": 2, "shape": "hv"}
+    plot.data[0].update(x=x, y=y, mode="lines", name="Pareto front", line=line, hoverinfo="skip", showlegend=True)
+    plot.data[0].update(hovertemplate=None, marker=None, text=None)
+    _mark_states(plot, study, low, sizes=True)
+    plot.update_xaxes(title_text="parameters", tickformat=",d")
+    plot.update_yaxes(accuracies(TITLE, low - 0.06 * (high - low), high))
+    if study.limit:
+        draw_line(plot, study.limit, f"budget: fewer than {study.limit:,}", "x")
+    return Figure("Accuracy and size", f"{_front_in_words(study, front)}.", plot)
+
+
+def _front_in_words(study: Study, front: Sequence[Trial]) -> str:
+    smallest, best = front[0], front[-1]
+    size, accuracy = shown(best.parameters), best.objective or 0.0
+    if study.multi_objective and smallest is not best:
+        start = f"{shown(smallest.parameters)} parameters and {smallest.objective:.3f} %"
+        return f"{len(front)} trials are on the front, from {start} to {size} and {accuracy:.3f} %"
+    see = f"The best trial has {size} parameters and {accuracy:.3f} %"
+    near = next(t for t in front if accuracy - (t.objective or 0.0) <= COLLAPSE)
+    if near is not best:
+        see += f"; on the front {shown(near.parameters)} parameters reach {near.objective:.3f} %"
+    return see
+
+
+def _merged(traces: Sequence[go.Scatter], name: str, colour: str, width: float) -> go.Scatter:
+    """Lines as one trace with gaps: a thousand traces would take long to draw."""
+    x, y, texts = [], [], []
+    for trace in traces:
+        x += [*trace.x, None]
+        y += [*(None if value is None else round(value, 4) for value in trace.y), None]
+        texts += [*trace.text, ""]
+    hover = "%{text}<extra></extra>"
+    line = {"color": colour, "width": width}
+    return go.Scatter(x=x, y=y, text=texts, mode="lines", name=name, line=line, hovertemplate=hover)
+
+
+def intermediate(study: Study, rebuilt: optuna.Study) -> Figure | None:
+    """Accuracy by epoch of every trial."""
+    drawn = {t.number: t for t in study.trials if t.epochs}
+    if not drawn:
+        return None
+    plot = visualization.plot_intermediate_values(rebuilt)
+    traces = {int(trace.name.removeprefix("Trial")): trace for trace in plot.data}
+    for number, trace in traces.items():
+        trace.text = [f"trial {number}, epoch {x}: {y:.2f} %" for x, y in zip(trace.x, trace.y, strict=True)]
+    best = [t.number for t in (study.front if study.multi_objective else [study.top]) if t]
+    groups = {
+        ("complete", "var(--others)", 1.0): [
+            n for n, t in drawn.items() if t.state == "complete" and n not in best
+        ],
+        ("pruned", "var(--c4)", 1.2): [n for n, t in drawn.items() if t.state == "pruned"],
+        ("running", "var(--c2)", 1.2): [n for n, t in drawn.items() if t.state == "running"],
+        ("front" if study.multi_objective else "best", "var(--c0)", 3.0): best,
+    }
+    plot.data = []
+    for (name, colour, width), numbers in groups.items():
+        name = f"{name} ({len(numbers)})" if len(numbers) != 1 else f"{name}, trial {numbers[0]}"
+        if chosen := [traces[number] for number in numbers if number in traces]:
+            plot.add_trace(_merged(chosen, name, colour, width))
+    if len(drawn) <= MANY:
+        plot.update_traces(mode="lines+markers", marker_size=4)
+    ends = [t.epochs[-1][1] for t in drawn.values()]
+    low, high = _scale(ends)
+    note_outside(plot, ["ends of lines" for end in ends if end < low])
+    plot.update_layout(hovermode="closest", showlegend=True)
+    plot.update_xaxes(epochs_to(max(t.epochs[-1][0] for t in drawn.values())))
+    plot.update_yaxes(accuracies(TITLE, low, high))
+    pruned = [t.epochs[-1][0] for t in drawn.values() if t.state == "pruned"]
+    see = "No trial was pruned"
+    if pruned:
+        were = "was" if len(pruned) == 1 else "were"
+        see = (
+            f"{plural(len(pruned), 'trial')} {were} pruned, after {statistics.mean(pruned):.1f} epochs on average"
+        )
+    return Figure("Epoch by epoch", f"{see}; double-click to see the whole scale.", plot)
+
+
+def importances(study: Study, rebuilt: optuna.Study) -> tuple[Figure | None, str]:
+    """How much each setting decides, by Optuna; else no figure and why."""
+    done = study.completed
+    keys = [key for key in study.keys if len({t.settings.get(key) for t in done}) > 1]
+    keys = [key for key in keys if all(key in t.settings for t in done)]
+    if len(done) < 4:
+        return None, f"{plural(len(done), 'completed trial')} {'is' if len(done) == 1 else 'are'} too few"
+    if not keys:
+        return None, "no setting differs between the completed trials"
+    if len({t.objective for t in done}) < 2:
+        return None, "all completed trials have the same accuracy"
     try:
-        shares = optuna.importance.get_param_importances(rebuilt)
+        plot = visualization.plot_param_importances(rebuilt, params=keys)
     except (RuntimeError, ValueError) as error:
-        return {}, f"Optuna cannot say ({error})"
-    if not sum(shares.values()) > 0:
-        return {}, "no setting explains which trials are the better ones"
-    better = "more accurate" if study.two else "better"
-    return shares, f"PED-ANOVA: what sets the {better} ones of {len(done)} completed trials apart"
+        return None, f"Optuna cannot say ({error})"
+    (bars,) = plot.data
+    if not sum(bars.x) > 0:
+        return None, "no setting explains which trials are the better ones"
+    most = bars.y[-1]
+    bars.update(y=[text(key) for key in bars.y], text=[f"{100 * share:.0f} %" for share in bars.x])
+    bars.update(marker={"color": "var(--c0)"}, hovertemplate="%{y}: %{x:.3f}<extra></extra>")
+    plot.update_layout(height=120 + 34 * len(keys), bargap=0.35, hovermode="closest")
+    plot.update_xaxes(title_text="importance", tickformat=".0%", range=[0, 1.2 * max(bars.x) + 0.03])
+    plot.update_yaxes(title_text="", showgrid=False)
+    better = "more accurate" if study.multi_objective else "better"
+    see = f"{most} decides most (PED-ANOVA: what sets the {better} ones of {len(done)} completed trials apart)."
+    return Figure("Importance", see, plot), ""
 
 
-def _distribution(values: Sequence[Any]) -> BaseDistribution:
-    """The range that the values of a setting span."""
-    if not all(isinstance(value, int | float) for value in values):
-        return CategoricalDistribution(sorted(set(values), key=str))
-    logarithmic = spans_decades(values)
-    if all(isinstance(value, int) for value in values):
-        return IntDistribution(min(values), max(values), log=logarithmic)
-    return FloatDistribution(float(min(values)), float(max(values)), log=logarithmic)
+def parallel(study: Study, rebuilt: optuna.Study) -> Figure | None:
+    """Every completed trial as a line through its settings, the best tenth in colour, or the front."""
+    done = sorted(study.completed, key=lambda t: t.number)
+    keys = [key for key in study.keys if len({t.settings.get(key) for t in done}) > 1]
+    if len(done) < 2 or not keys:
+        return None
+    plot = visualization.plot_parallel_coordinate(rebuilt, params=keys, target_name="accuracy, %")
+    lines = dict(zip((t.number for t in done), plot.data, strict=False))
+    for number, line in lines.items():
+        line.text = [f"trial {number}<br>{text(key)} {text(value)}" for key, value in line.customdata]
+    ranked = sorted(done, key=lambda t: t.objective or 0.0)
+    best = study.front if study.multi_objective else ranked[-max(1, round(len(done) / 10)) :]
+    name = "front" if study.multi_objective else "best tenth" if len(best) > 1 else "best"
+    name += f" ({len(best)})" if len(best) > 1 else ""
+    others = [lines[t.number] for t in done if t not in best]
+    coloured = [lines[t.number] for t in best]
+    plot.data = []
+    plot.add_trace(_merged(others, "others", "var(--others)", 1.0))
+    plot.add_trace(_merged(coloured, name, "var(--c0)", 2.0))
+    plot.for_each_annotation(lambda tick: tick.update(text=text(tick.text), bgcolor="var(--veil)", borderpad=1))
+    plot.update_annotations(font={"size": 11, "color": "var(--muted)"})
+    plot.update_shapes(line={"color": "var(--line)"})
+    titles = [text(title).replace(".", ".<br>") for title in plot.layout.xaxis.ticktext]
+    plot.update_xaxes(ticktext=titles, side="top", fixedrange=True)
+    plot.update_layout(height=420, legend={"y": -0.04, "x": 0, "xanchor": "left", "yanchor": "top"})
+    return Figure("Settings side by side", f"{_settings_in_words(study, best)}.", plot)
+
+
+def _settings_in_words(study: Study, best: Sequence[Trial]) -> str:
+    """Which settings the best trials have; of many, those in the middle of them."""
+    ranges = []
+    middle = len(best) >= 8 and not study.multi_objective
+    for key in study.keys:
+        values: list[Any] = sorted(t.settings[key] for t in best if isinstance(t.settings.get(key), int | float))
+        if len(values) == len(best):
+            quarter = len(values) // 4 if middle else 0
+            ends = dict.fromkeys((shown(values[quarter]), shown(values[-1 - quarter])))
+            ranges.append(f"{key} {' to '.join(ends)}")
+    if not ranges:
+        return "The best trials are drawn in colour"
+    who = "In the middle of the best tenth of the trials:" if middle else "The best tenth of the trials have"
+    who = "The trials of the front have" if study.multi_objective else who
+    return f"{'The best trial has' if len(best) == 1 else who} {', '.join(ranges)}"

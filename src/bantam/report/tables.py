@@ -1,14 +1,18 @@
-"""Tables of runs, layers, changes, comparisons and trials, the same for the page and for the terminal."""
+"""Tables and pairs of names and values, the same for the page and for the terminal."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bantam import budget
 from bantam.report import groups
-from bantam.report.folders import Evidence, Run, Study, Trial
+from bantam.report.folders import Contents, Study, Trial
 from bantam.report.groups import Difference, Group
+from bantam.report.numbers import shown, signed
+from bantam.report.runs import Run
+
+Pairs = list[tuple[str, str]]
 
 MARKS = {"met": "good", "complete": "good", "not met": "bad", "diverged": "bad", "failed": "bad", "damaged": "bad"}
 """How a verdict or a state is coloured; all others call for attention only."""
@@ -19,6 +23,8 @@ class Column:
     """A column of a table; numbers stand on the right."""
 
     title: str
+    digits: int | None = None
+    """After the point."""
     numeric: bool = True
     everywhere: bool = True
     """False for one that only the page has room for."""
@@ -29,7 +35,7 @@ class Cell:
     """What stands in a table, by what it is sorted, and whether it is good or bad."""
 
     text: str
-    value: float | str | None = None
+    value: Any = None
     mark: str = ""
     link: str = ""
     """Part of the page that has the details."""
@@ -43,192 +49,234 @@ class Table:
     rows: list[list[Cell]]
 
 
-def percent(value: float | None, digits: int = 2) -> Cell:
-    return Cell("" if value is None else f"{value:.{digits}f}", value)
+def _table(columns: list[Column], rows: Iterable[Sequence[Any]]) -> Table | None:
+    """A table of values, each written as its column says; cells stay as they are. None where there is no row."""
 
+    def cell(value: Any, column: Column) -> Cell:
+        digits = column.digits if isinstance(value, int | float) else None
+        return value if isinstance(value, Cell) else Cell(shown(value, digits), value)
 
-def integer(value: Any) -> Cell:
-    number = value if isinstance(value, int | float) else None
-    return Cell("" if number is None else f"{number:,.0f}", number)
+    cells = [[cell(value, column) for value, column in zip(row, columns, strict=True)] for row in rows]
+    return Table(columns, cells) if cells else None
 
 
 def verdict(word: str) -> Cell:
-    return Cell(word, word, mark(word))
+    """A verdict or a state in its colour."""
+    return Cell(word, word, MARKS.get(word.removesuffix(" (at chance)"), "warn"))
 
 
-def mark(word: str) -> str:
-    return MARKS.get(word.removesuffix(" (at chance)"), "warn")
+def group_verdict(g: Group) -> Cell:
+    """The verdict of a run, or of seeds together."""
+    if len(g.runs) == 1:
+        return verdict(g.verdict)
+    missed = not g.met and all(r.judged for r in g.runs)
+    return Cell(g.verdict, g.verdict, "good" if g.met == len(g.runs) else "bad" if missed else "warn")
 
 
-def shown(path: Path) -> str:
+def _accuracy(value: float | None, r: Run) -> Cell:
+    """An accuracy, good or bad by the target where the run was judged."""
+    judged = value is not None and r.judged and not math.isnan(r.target)
+    return Cell(
+        shown(value, 2), value, "" if value is None or not judged else "bad" if value < r.target else "good"
+    )
+
+
+def path_shown(path: Path) -> str:
     """A path as a person would type it."""
     path = path.absolute()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def runs(runs: Sequence[Run], anchors: dict[int, str]) -> Table:
+def _words(*titles: str) -> list[Column]:
+    return [Column(title, numeric=False) for title in titles]
+
+
+def runs(listed: Sequence[Run], anchors: Mapping[Path, str]) -> Table | None:
+    """A row for each run, with a link to its step where it has one."""
     columns = [
-        Column("folder", False),
-        Column("network", False),
-        *(Column(title) for title in ("seed", "parameters", "best")),
-        Column("in epoch", everywhere=False),
-        *(Column(title) for title in ("last", "lowest")),
-        Column("minutes", everywhere=False),
-        Column("verdict", False),
+        *_words("folder", "network"),
+        *(Column("seed"), Column("parameters"), Column("best", 2), Column("in epoch", everywhere=False)),
+        *(Column("last", 2), Column("lowest", 2), Column("minutes", 1, everywhere=False)),
+        *_words("verdict"),
     ]
     rows = []
-    for r in runs:
+    for r in listed:
         lowest = min(r.last, default=None)
-        took = sum(epoch.seconds for epoch in r.history) / 60 if r.history else None
-        judged = lowest is not None and r.state in ("met", "not met")
-        missed = lowest is not None and lowest < r.target
         rows.append(
             [
-                Cell(shown(r.folder), r.folder.name.zfill(6), link=anchors.get(id(r), "")),
-                Cell(r.name, r.name),
-                Cell("" if r.seed is None else str(r.seed), r.seed),
-                integer(r.result.get("parameters")),
-                percent(r.result.get("best_accuracy")),
-                integer(r.result.get("best_epoch")),
-                percent(r.objective),
-                Cell(percent(lowest).text, lowest, "" if not judged else "bad" if missed else "good"),
-                Cell("" if took is None else f"{took:.1f}", took),
-                verdict(r.state + " (at chance)" * bool(r.result.get("at_chance"))),
+                Cell(path_shown(r.folder), r.folder.name.zfill(6), link=anchors.get(r.folder, "")),
+                r.name,
+                Cell(str("" if r.seed is None else r.seed), r.seed),
+                r.result.get("parameters"),
+                r.result.get("best_accuracy"),
+                r.result.get("best_epoch"),
+                r.objective,
+                _accuracy(lowest, r),
+                sum(epoch.seconds for epoch in r.history) / 60 if r.history else None,
+                verdict(r.verdict),
             ]
         )
-    return Table(columns, rows)
+    return _table(columns, rows)
 
 
-def layers(rows: Sequence[budget.Layer]) -> Table | None:
-    if not rows:
-        return None
-    columns = [
-        Column("layer", False),
-        *(Column(title) for title in ("output", "field", "parameters", "mult-adds")),
-    ]
-    return Table(
-        columns,
-        [
-            [
-                Cell(row.name, row.name),
-                Cell("×".join(map(str, row.shape)), row.shape[0] if row.shape else 0),
-                Cell(str(row.receptive_field), row.receptive_field),
-                Cell(f"{row.parameters:,}" if row.parameters else "", row.parameters),
-                Cell(_brief(row.multiply_adds), row.multiply_adds),
-            ]
-            for row in rows
-        ],
-    )
+def layers(r: Run) -> Table | None:
+    """The layers of a run's network; of multiply-adds the thousands."""
+    columns = [*_words("layer"), *map(Column, ("output", "field", "parameters", "mult-adds"))]
+    rows = []
+    for row in r.layers:
+        adds = (
+            f"{row.multiply_adds / 1000:,.0f} k" if row.multiply_adds >= 1000 else shown(row.multiply_adds or None)
+        )
+        shape = Cell("×".join(map(str, row.shape)), row.shape[0] if row.shape else 0)
+        rows.append([row.name, shape, row.receptive_field, row.parameters or None, Cell(adds, row.multiply_adds)])
+    return _table(columns, rows)
 
 
-def _brief(count: int) -> str:
-    """A count in thousands where it has so many; nothing for zero."""
-    return f"{count / 1000:,.0f} k" if count >= 1000 else f"{count}" if count else ""
-
-
-def changes(before: Group | None, g: Group) -> Table | None:
-    found = groups.changes(before.first, g.first) if before else []
-    if not found:
-        return None
-    columns = [Column("changed", False), Column("before", False), Column("now", False)]
-    return Table(columns, [[Cell(c.key, c.key), Cell(c.before, c.before), Cell(c.after, c.after)] for c in found])
+def changes(before: Run, after: Run) -> Table | None:
+    """Settings that differ between two steps."""
+    return _table(_words("changed", "before", "now"), groups.changes(before, after))
 
 
 def comparison(found: Sequence[Difference]) -> Table | None:
-    if not found:
-        return None
-    columns = [
-        Column("compared", False),
-        Column("what it says", False),
-        *(Column(title) for title in ("points", "from", "to")),
-    ]
-
-    def signed(value: float | None) -> Cell:
-        return Cell("" if value is None else groups.signed(value), value)
-
-    return Table(
-        columns,
-        [
-            [
-                Cell(f"{each.label} against {each.reference}", each.label),
-                Cell(each.sentence, each.sentence),
-                Cell(groups.signed(each.points), each.points, "warn" if each.told else ""),
-                signed(each.low),
-                signed(each.high),
-            ]
-            for each in found
-        ],
-    )
-
-
-def broken(found: Evidence) -> Table | None:
+    """Differences to the best, with their intervals."""
+    columns = [*_words("compared", "what it says"), Column("points"), Column("from"), Column("to")]
     rows = [
-        [Cell(shown(r.folder), str(r.folder)), verdict(r.state), Cell(r.reason or r.state, r.reason)]
+        [
+            f"{each.label} against {each.reference}",
+            each.sentence,
+            Cell(signed(each.points), each.points, "warn" if each.distinguishable else ""),
+            Cell(signed(each.low), each.low),
+            Cell(signed(each.high), each.high),
+        ]
+        for each in found
+    ]
+    return _table(columns, rows)
+
+
+def broken(found: Contents) -> Table | None:
+    """What has no result or is damaged, and why."""
+    rows = [
+        [path_shown(r.folder), verdict(r.state), r.reason or r.state]
         for r in found.runs
         if r.objective is None or r.problems
     ]
-    rows += [[Cell(shown(path), str(path)), verdict("no run"), Cell(why, why)] for path, why in found.broken]
-    return (
-        Table([Column("folder", False), Column("state", False), Column("reason", False)], rows) if rows else None
-    )
+    rows += [[path_shown(path), verdict("no run"), why] for path, why in found.broken]
+    return _table(_words("folder", "state", "reason"), rows)
 
 
-def setting(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def trials(keys: Sequence[str], listed: Sequence[Trial], ended: bool = False) -> Table:
-    """Trials with their settings; of those that have `ended` well there is no state to tell and no reason."""
-    columns = [
-        Column("trial"),
-        *([] if ended else [Column("state", False)]),
-        Column("accuracy"),
-        Column("parameters"),
-        *(Column(key, everywhere=False) for key in keys),
-        Column("seconds", everywhere=False),
-        *([] if ended else [Column("reason", False)]),
+def trials(study: Study) -> Table | None:
+    """All trials of a study with their settings, the most accurate first."""
+    columns = [Column("trial"), *_words("state"), Column("accuracy", 3), Column("parameters")]
+    columns += [Column(key, everywhere=False) for key in study.keys]
+    columns += [Column("seconds", 1, everywhere=False), *_words("reason")]
+    listed = sorted(study.trials, key=lambda t: -1.0 if t.objective is None else t.objective, reverse=True)
+    rows = [
+        [t.number, verdict(t.state), t.objective, t.parameters, *_settings(study, t), t.seconds, t.reason]
+        for t in listed
     ]
-    rows = []
-    for t in listed:
-        values = [t.settings.get(key) for key in keys]
-        rows.append(
-            [
-                Cell(str(t.number), t.number),
-                *([] if ended else [verdict(t.state)]),
-                percent(t.objective, 3),
-                integer(t.parameters),
-                *(Cell("" if value is None else setting(value), value) for value in values),
-                Cell("" if t.seconds is None else f"{t.seconds:.1f}", t.seconds),
-                *([] if ended else [Cell(t.reason, t.reason)]),
-            ]
-        )
-    return Table(columns, rows)
+    return _table(columns, rows)
+
+
+def front(study: Study) -> Table | None:
+    """The trials that no other beats in accuracy with as few parameters."""
+    columns = [Column("trial"), Column("accuracy", 3), Column("parameters")]
+    columns += [Column(key, everywhere=False) for key in study.keys]
+    return _table(columns, [[t.number, t.objective, t.parameters, *_settings(study, t)] for t in study.front])
+
+
+def _settings(study: Study, t: Trial) -> list[object]:
+    return [t.settings.get(key) for key in study.keys]
 
 
 def confirmed(study: Study, seeds: Sequence[Group]) -> Table | None:
-    if not seeds:
-        return None
+    """The best trials on fresh seeds, against the best of them."""
+    columns = [*_words("trial"), Column("in the search", 3), Column("seeds"), Column("mean", 3), Column("±", 3)]
+    columns += [Column("lowest seed", 3), *_words("against the best")]
     searched = {f"trial {t.number}": t.objective for t in study.trials}
-    differences = {d.label: d for d in groups.compare(seeds)}
-    columns = [
-        Column("trial", False),
-        *(Column(title) for title in ("in the search", "seeds", "mean", "±", "lowest seed")),
-        Column("against the best", False),
-    ]
+    sentences = {each.label: each.sentence for each in groups.compare(seeds)}
     rows = []
     for g in seeds:
-        found = differences.get(g.label)
+        lost = len(g.ended) < len(g.runs)
+        count = Cell(f"{len(g.ended)} of {len(g.runs)}", len(g.ended), "bad" if lost else "")
+        lowest = min(g.objectives, default=None)
         rows.append(
-            [
-                Cell(g.label, g.label),
-                percent(searched.get(g.label), 3),
-                Cell(
-                    f"{len(g.ended)} of {len(g.runs)}", len(g.ended), "" if len(g.ended) == len(g.runs) else "bad"
-                ),
-                percent(g.mean, 3),
-                percent(g.deviation, 3),
-                percent(min(g.objectives, default=None), 3),
-                Cell(found.sentence if found else "", found.points if found else 0.0),
-            ]
+            [g.label, searched.get(g.label), count, g.mean, g.deviation, lowest, sentences.get(g.label, "")]
         )
-    return Table(columns, rows)
+    return _table(columns, rows)
+
+
+def target(r: Run) -> str:
+    """What a run was to reach, within which budget; empty where its configuration does not say it."""
+    if math.isnan(r.target):
+        return ""
+    said = r.settings.get
+    accuracy = f"{r.target:g} % in every one of the last {said('target.last_epochs')} epochs"
+    size = f"fewer than {shown(said('budget.parameters'))} parameters"
+    return f"{accuracy}, {size}, at most {said('budget.epochs')} epochs"
+
+
+def last(g: Group) -> tuple[str, list[Cell]]:
+    """What it is, and the last epochs of a run, or the lowest of them of each seed, against the target."""
+    if len(g.ended) > 1:
+        cells = [(f"seed {r.seed}", _accuracy(min(r.last), r)) for r in g.ended if r.last]
+        return "lowest of the last epochs, by seed", [Cell(cell.text, name, cell.mark) for name, cell in cells]
+    r = next(iter(g.ended), g.first)
+    first = len(r.history) - len(r.last) + 1
+    cells = [(f"epoch {epoch}", _accuracy(value, r)) for epoch, value in enumerate(r.last, first)]
+    return "last epochs", [Cell(cell.text, name, cell.mark) for name, cell in cells]
+
+
+def results(g: Group) -> Pairs:
+    """What came out: accuracies, and the images they are of."""
+    r, found = next(iter(g.ended), g.first), []
+    if len(g.runs) > 1 and g.mean is not None:
+        spread = f" ± {g.deviation:.2f}" if g.deviation is not None else ""
+        found.append(("mean of the last epochs", f"{g.mean:.2f}{spread} % over {len(g.ended)} seeds"))
+        found.append(("best seed", f"{max(g.objectives):.2f} %"))
+        found.append(("worst seed", f"{min(g.objectives):.2f} %"))
+    elif r.objective is not None:
+        best, when = shown(r.result.get("best_accuracy"), 2), shown(r.result.get("best_epoch"))
+        found.append(("best epoch", f"{best} % in epoch {when}"))
+        found.append(("mean of the last epochs", f"{r.objective:.2f} %"))
+    if r.scored_images:
+        trained = f"{r.result.get('data')}: {shown(r.result.get('train_images'))} images to train on"
+        found.append(("scored on", f"{trained}, {r.scored_images:,} {r.split} images"))
+    return found
+
+
+def network(g: Group) -> str:
+    """The size of a group's network."""
+    layers = g.first.layers
+    field = f", receptive field {layers[-1].receptive_field}" if layers else ""
+    known = g.parameters and layers
+    return f"{len(layers)} layers, {g.parameters:,} parameters{field}" if known else ""
+
+
+def settings(r: Run) -> Pairs:
+    """What a run was trained with and on."""
+    found = [(part, groups.component(r, part)) for part in ("model", "optimizer", "scheduler", "augmentation")]
+    keys: list[str] = [key for key in ("epochs", "batch_size") if key in r.settings]
+    keys += [key for key in ("label_smoothing", "ema") if r.settings.get(key)]
+    machine = [r.result.get(key) for key in ("device", "processor", "precision")]
+    threads = r.result.get("threads")
+    machine.append(f"{threads} thread{'s' * (threads > 1)}" if isinstance(threads, int) else None)
+    found.append(("training", ", ".join(f"{key} {shown(r.settings[key])}" for key in keys)))
+    found.append(("machine", ", ".join(str(item) for item in machine if item)))
+    return [(name, value) for name, value in found if value]
+
+
+def study(found: Study) -> Pairs:
+    """What a search did and what it found."""
+    states = ("complete", "pruned", "over budget", "failed", "stopped", "running")
+    counts = {state: found.count(state) for state in states}
+    pairs = [("trials", ", ".join(f"{count} {state}" for state, count in counts.items() if count))]
+    took = sum(t.seconds or 0.0 for t in found.trials)
+    if took:
+        pairs.append(("trained for", f"{took / 3600:.1f} hours" if took > 5400 else f"{took / 60:.1f} minutes"))
+    if found.top:
+        size = "" if found.top.parameters is None else f" with {found.top.parameters:,} parameters"
+        name = "most accurate" if found.multi_objective else "best"
+        best = f"trial {found.top.number}, {found.top.objective:.3f} % of the validation images{size}"
+        chosen = ", ".join(f"{key} {shown(value)}" for key, value in found.top.settings.items())
+        pairs += [(name, best), ("its settings", chosen)]
+    return pairs

@@ -4,102 +4,94 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from bantam.report.page import Page, Step
-from bantam.report.tables import Table
+from bantam.report import analysis, groups, tables
+from bantam.report.groups import Group
+from bantam.report.page import Report, StudyPart
+from bantam.report.tables import Cell, Table
 
 BEST = 20
 """Trials of a study that the terminal shows; the page has all."""
 
-COLOURS = {"good": "green", "bad": "red", "warn": "yellow", "": ""}
+COLOURS = {"good": "green", "bad": "red", "warn": "yellow"}
 
 
-def show(page: Page, console: Console) -> None:
-    """Print the tables and the sentences of the page in the terminal."""
+def show(report: Report, console: Console) -> None:
+    """Print the tables and the sentences of a report."""
+    for name, value, what in report.facts:
+        _line(console, f"{name}: {value}" + f" ({what})" * bool(what))
+    _table(console, "Runs", tables.runs(report.contents.runs, {}))
+    for g, before in report.steps:
+        _step(console, g, before)
+    if report.differences:
+        _table(console, "Comparison", tables.comparison(report.differences))
+        _line(console, analysis.comparison(report.differences, report.groups))
+    for part in report.studies:
+        _study(console, part)
+    _table(console, "Without a result, or damaged", tables.broken(report.contents))
 
-    def heading(text: str) -> None:
-        console.print(f"\n[bold underline]{escape(text)}[/]")
 
-    def line(text: str) -> None:
+def _line(console: Console, text: str) -> None:
+    if text:
         console.print(escape(text), soft_wrap=True)
 
-    for name, value, what in page.facts:
-        line(f"{name}: {value}" + f" ({what})" * bool(what))
-    if page.runs:
-        heading("Runs")
-        console.print(_terminal(page.runs))
-    for step in page.steps:
-        _show_step(step, console)
-    if page.comparison:
-        heading("Comparison")
-        line(page.comparison_note)
-        console.print(_terminal(page.comparison))
-    for study in page.studies:
-        heading(f"Study {study.title}")
-        for name, value in study.facts:
-            line(f"{name}: {value}")
-        for problem in [*study.problems, *study.missing]:
-            line(problem)
-        if study.front:
-            heading(f"Study {study.title}: the front")
-            console.print(_terminal(study.front))
-            heading(f"Study {study.title}: the most accurate trials")
-        console.print(_terminal(study.trials, BEST))
-        for figure in [*study.figures, *study.confirm_figures]:
-            line(f"{figure.title}: {figure.see}")
-        if study.best:
-            _show_step(study.best, console)
-        if study.confirmed:
-            heading(f"Study {study.title}: confirmation on fresh seeds")
-            console.print(_terminal(study.confirmed))
-        if study.confirmation:
-            line(study.confirmation)
-    if page.broken:
-        heading("Without a result, or damaged")
-        console.print(_terminal(page.broken))
+
+def _coloured(cell: Cell) -> str:
+    colour = COLOURS.get(cell.mark)
+    return f"[{colour}]{escape(cell.text)}[/]" if colour else escape(cell.text)
 
 
-def _show_step(step: Step, console: Console) -> None:
-    colour = COLOURS[step.mark]
-    verdict = f"[{colour}]{escape(step.verdict)}[/]" if colour else escape(step.verdict)
-    console.print(f"\n[bold underline]{escape(step.title)}[/]: {verdict}", soft_wrap=True)
-    lines = [("target", step.target), ("network", step.network), *step.settings, *step.results]
-    lines += [(step.last_note, " ".join(cell.text for cell in step.last))] if step.last else []
-    lines += [(finding.topic.lower(), finding.sentence) for finding in step.findings]
-    if step.before:
-        lines.append((f"against {step.before}", step.brought))
+def _study(console: Console, part: StudyPart) -> None:
+    study, title = part.study, f"Study {part.name}"
+    console.print(f"\n[bold underline]{escape(title)}[/]")
+    for line in [*(f"{name}: {value}" for name, value in tables.study(study)), *study.problems, *part.drawn[1]]:
+        _line(console, line)
+    if study.multi_objective:
+        _table(console, f"{title}: the front", tables.front(study))
+    _table(console, f"{title}: the most accurate trials", tables.trials(study), BEST)
+    for figure in [*part.drawn[0], *part.confirm_figures]:
+        _line(console, f"{figure.title}: {figure.see}")
+    if part.best:
+        _step(console, part.best, None)
+    _table(console, f"{title}: confirmation on fresh seeds", tables.confirmed(study, part.confirmed))
+    _line(console, analysis.confirmation(study))
+
+
+def _step(console: Console, g: Group, before: Group | None) -> None:
+    console.print(f"\n[bold underline]{escape(g.label)}[/]: {_coloured(tables.group_verdict(g))}", soft_wrap=True)
+    r = next(iter(g.ended), g.first)
+    what, last = tables.last(g)
+    rows = [("target", tables.target(r)), ("network", tables.network(g)), *tables.settings(r), *tables.results(g)]
+    rows += [(what, " ".join(cell.text for cell in last)), *analysis.analyse(g)]
+    rows += [(f"against {before.label}", analysis.brought(before, g))] if before else []
     grid = RichTable.grid(padding=(0, 2))
     grid.add_column(style="bold")
     grid.add_column(overflow="fold")
-    for name, value in lines:
+    for name, value in rows:
         if value:
             grid.add_row(escape(name), escape(value))
     console.print(grid)
-    if step.layers:
-        console.print("", _terminal(step.layers))
-    if step.changes:
-        console.print("", _terminal(step.changes))
-    for change in step.layer_changes:
-        console.print(f"  {escape(change)}")
+    _table(console, "", tables.layers(r))
+    if before:
+        _table(console, "", tables.changes(before.first, g.first))
+        for change in groups.layer_changes(before.first.layers, g.first.layers):
+            _line(console, f"  {change}")
 
 
-def _terminal(table: Table, most: int | None = None) -> RichTable:
-    """A table, or its first rows, without the columns that only the page has room for; long texts wrap."""
+def _table(console: Console, title: str, table: Table | None, most: int | None = None) -> None:
+    """Print a table, or its first rows, without the columns that only the page has room for; long texts wrap."""
+    if table is None:
+        return
     result = RichTable(box=None, pad_edge=False, header_style="bold")
     kept = [i for i, column in enumerate(table.columns) if column.everywhere]
     for i in kept:
-        column = table.columns[i]
+        column, widest = table.columns[i], max(len(row[i].text) for row in table.rows)
         result.add_column(
             escape(column.title),
             justify="right" if column.numeric else "left",
-            no_wrap=max((len(row[i].text) for row in table.rows), default=0) < 36,
+            no_wrap=widest < 36,
             overflow="fold",
         )
     for row in table.rows[:most]:
-        cells = [row[i] for i in kept]
-        result.add_row(
-            *(
-                f"[{COLOURS[cell.mark]}]{escape(cell.text)}[/]" if COLOURS[cell.mark] else escape(cell.text)
-                for cell in cells
-            )
-        )
-    return result
+        result.add_row(*(_coloured(row[i]) for i in kept))
+    console.print(f"\n[bold underline]{escape(title)}[/]" if title else "")
+    console.print(result)

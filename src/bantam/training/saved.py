@@ -27,6 +27,16 @@ class Saved:
     """What was typed for it."""
 
     @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The configuration under its dotted keys; `${key}` is what that key says, other interpolations stay."""
+        values = dict(flat(OmegaConf.to_container(self.config, resolve=False)))
+        for key, value in values.items():
+            reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
+            if reference:
+                values[key] = values.get(reference[1], value)
+        return values
+
+    @cached_property
     def hydra(self) -> DictConfig:
         """Hydra's own configuration. Raises ValueError where it cannot be read."""
         return _read(self.folder, "hydra.yaml").hydra  # type: ignore[no-any-return]

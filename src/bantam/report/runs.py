@@ -1,0 +1,207 @@
+"""What the folder of one run holds. Nothing here raises for a damaged or half-finished one: its reason is told."""
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bantam import budget
+from bantam.training import folder as record
+from bantam.training import saved, setup
+from bantam.training.loop import Epoch
+
+T = TypeVar("T")
+
+COUNTS = (
+    "best_epoch",
+    "parameters",
+    "multiply_adds",
+    "seed",
+    "epochs",
+    "scored_images",
+    "train_images",
+    "threads",
+)
+"""Keys of `result.json` that must be numbers, not below 0, where they are there."""
+
+PERCENT = ("objective", "best_accuracy")
+"""Those that must be accuracies."""
+
+
+@dataclass
+class Run:
+    """What the folder of one run holds, as far as it can be read."""
+
+    folder: Path
+    name: str
+    """The experiment, or the model where there is none."""
+    state: str
+    """The verdict of a run that has ended; unfinished without a `result.json`, damaged with one that is."""
+    result: dict[str, Any]
+    """`result.json`; empty where it is missing or damaged."""
+    history: list[Epoch]
+    settings: dict[str, Any]
+    """The composed configuration under its dotted keys."""
+    overrides: list[str]
+    """What was typed."""
+    layers: list[budget.Layer]
+    problems: list[str]
+    """What is missing or damaged, a sentence each."""
+    objective: float | None = None
+    """Mean accuracy of the last epochs in percent."""
+    seed: int | None = None
+    target: float = math.nan
+    """Percent; nan where the configuration does not say it."""
+    last: list[float] = field(default_factory=list)
+    """Accuracies of the last epochs in percent, which the target is about."""
+    scored_images: int = 0
+    split: str = "test"
+    """The images that were scored: test or validation."""
+    confusion: list[list[int]] = field(default_factory=list)
+    """Truth by guess; empty in folders of a Bantam that did not write it."""
+    classes: list[str] = field(default_factory=list)
+    at_chance: bool = False
+    """The network never did better than always guessing the most frequent class."""
+
+    @property
+    def verdict(self) -> str:
+        return self.state + " (at chance)" * self.at_chance
+
+    @property
+    def judged(self) -> bool:
+        """Whether the target was met, or was not."""
+        return self.state in ("met", "not met")
+
+    @property
+    def reason(self) -> str:
+        """Why the run is in its state, with what is damaged."""
+        return ". ".join([*self.problems, *filter(None, [str(self.result.get("reason") or "")])])
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Percent, an epoch each."""
+        return [epoch.accuracy for epoch in self.history]
+
+
+def number(value: Any) -> float:
+    """A number as it is; nan for anything else."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder; whatever is damaged or missing becomes a problem of the run."""
+    problems: list[str] = []
+    ended = (folder / record.RESULT).exists()
+    config = _attempt(_load, folder, problems)
+    settings = config.settings if config else {}
+    overrides = config.overrides if config else []
+    result = (_attempt(record.read_result, folder, problems) if ended else None) or {}
+    _drop_damaged(result, problems)
+    history: list[Epoch] = []
+    if (folder / record.HISTORY).exists():
+        history = _attempt(record.read_history, folder, problems) or []
+    elif result.get("objective") is not None:
+        problems.append(f"{record.HISTORY} is missing")
+    if not ended:
+        problems.append(_unfinished(folder, history, settings))
+    typed = dict(item.split("=", 1) for item in overrides if "=" in item)
+    names = (source.get(key) for source in (result, typed) for key in ("experiment", "model"))
+    split = "" if not history else "test" if history[-1].validation_accuracy is None else "validation"
+    confusion, classes = _confusion(result)
+    return Run(
+        folder,
+        name=str(next(filter(None, names), folder.name)),
+        state=str(result.get("verdict") or ("damaged" if ended else "unfinished")),
+        result=result,
+        history=history,
+        settings=settings,
+        overrides=overrides,
+        layers=_layers(result, config),
+        problems=problems,
+        objective=result.get("objective"),
+        seed=result.get("seed", settings.get("seed")),
+        target=number(settings.get("target.accuracy")),
+        last=[float(value) for value in result.get("last_accuracies") or []],
+        scored_images=int(result.get("scored_images") or 0),
+        split=split or str(result.get("split", "test")),
+        confusion=confusion,
+        classes=classes,
+        at_chance=bool(result.get("at_chance")),
+    )
+
+
+def _load(folder: Path) -> saved.Saved:
+    try:
+        return saved.load(folder)
+    except ValueError as error:
+        there = (folder / ".hydra" / "config.yaml").exists()
+        raise ValueError(f"its configuration in .hydra is {'damaged' if there else 'missing'}") from error
+
+
+def _attempt(read: Callable[[Path], T], folder: Path, problems: list[str]) -> T | None:
+    """What can be read of a folder; None where it cannot, which is a problem more."""
+    try:
+        return read(folder)
+    except ValueError as error:  # without the folder, which is shown beside it
+        problems.append(" ".join(str(error).replace(f"{folder}/", "").split()))
+        return None
+
+
+def _drop_damaged(result: dict[str, Any], problems: list[str]) -> None:
+    """Take out of a result what cannot be: each becomes a problem."""
+    for key in (*COUNTS, *PERCENT):
+        most = 100 if key in PERCENT else 1e15
+        if result.get(key) is not None and not 0 <= number(result[key]) <= most:
+            problems.append(f"{record.RESULT} is damaged: {key} is {result.pop(key)!r}")
+    last = result.get("last_accuracies")
+    if last is not None and not (isinstance(last, list) and all(0 <= number(value) <= 100 for value in last)):
+        problems.append(f"{record.RESULT} is damaged: last_accuracies are {result.pop('last_accuracies')!r}")
+
+
+def _confusion(result: dict[str, Any]) -> tuple[list[list[int]], list[str]]:
+    """The confusion matrix and the names of its classes; nothing where it is no square of counts."""
+    matrix, names = result.get("confusion"), result.get("classes")
+    if not isinstance(matrix, list) or not all(
+        isinstance(row, list) and len(row) == len(matrix) and all(isinstance(n, int) for n in row)
+        for row in matrix
+    ):
+        return [], []
+    named = names if isinstance(names, list) and len(names) == len(matrix) else range(len(matrix))
+    return matrix, [str(name) for name in named]
+
+
+def _unfinished(folder: Path, history: list[Epoch], settings: dict[str, Any]) -> str:
+    planned, checkpoint = settings.get("epochs"), folder / record.CHECKPOINT
+    done = f"{len(history)} of {planned} epochs" if planned else f"{len(history)} epochs"
+    sentence = f"it has no {record.RESULT}: {done} are done"
+    if not checkpoint.exists():
+        return sentence
+    when = datetime.fromtimestamp(checkpoint.stat().st_mtime)
+    return (
+        f"{sentence}, the last one at {when:%Y-%m-%d %H:%M}. "
+        "It is running, or was interrupted and goes on with resume="
+    )
+
+
+def _layers(result: dict[str, Any], config: saved.Saved | None) -> list[budget.Layer]:
+    """The layer table that the folder holds; where it holds none, of the network that its settings build."""
+    with suppress(TypeError):
+        rows = [budget.Layer(**{**row, "shape": tuple(row["shape"])}) for row in result.get("layers") or []]
+        if rows:
+            return rows
+    with suppress(Exception):  # a folder of another version may name what there is no more
+        if config:
+            info = setup.RunInfo(config.folder, {"model": result.get("model")}, 1, None)
+            try:
+                return setup.check_budget(config.config, info)[0]
+            except budget.OverBudget as error:
+                return error.layers
+    return []
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a trace of a run."""
+    return any((folder / name).exists() for name in (".hydra", record.RESULT, record.HISTORY, record.CHECKPOINT))

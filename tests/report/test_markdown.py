@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+from made_folders import write_run
+
+from bantam.report import folders, groups, markdown
+
+MARKED = "# Before\n\n<!-- table -->\nold\n<!-- /table -->\n\nafter\n"
+
+
+def story(folder: Path) -> Path:
+    """Three seeds of one experiment, one of another; two threads, an epoch takes half a minute."""
+    for seed, end in enumerate((98.9, 99.1, 99.3), 1):
+        verdict = "met" if end > 99 else "not met"
+        accuracies = (97.0, end, end, end)
+        write_run(folder / f"{seed}", accuracies, seed, verdict=verdict, device="cpu", threads=2)
+    write_run(folder / "9", name="flexible", settings={"model": {"width": 9}}, device="cuda")
+    return folder
+
+
+def table(folder: Path) -> str:
+    return markdown.table(groups.group(folders.gather([folder]).runs))
+
+
+def test_a_row_is_a_group_of_seeds(tmp_path: Path) -> None:
+    assert table(story(tmp_path / "runs")).splitlines() == [
+        "| `experiment=` | parameters | epochs | CPU-minutes | last epochs | their mean, % | "
+        "99 % in every one of them |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| `v2` | 394 | 4 | 4.0 | 3 | 99.10 ± 0.20 | met by 2 of 3 seeds |",
+        "| `flexible` | 394 | 4 |  | 3 | 99.20 | yes, one seed |",
+    ]
+
+
+def test_a_run_that_has_not_ended_is_refused(tmp_path: Path) -> None:
+    folder = story(tmp_path / "runs")
+    (folder / "2" / "result.json").unlink()
+    with pytest.raises(ValueError, match="2 is unfinished: finish it with resume=, or leave its folder out"):
+        table(folder)
+
+
+def test_several_targets_are_refused(tmp_path: Path) -> None:
+    folder = story(tmp_path / "runs")
+    write_run(folder / "7", settings={"target": {"accuracy": 98.0}})
+    with pytest.raises(ValueError, match="the runs have several targets"):
+        table(folder)
+
+
+def test_validation_images_are_refused(tmp_path: Path) -> None:
+    folder = story(tmp_path / "runs")
+    (folder / "2" / "history.csv").unlink()
+    result = folder / "2" / "result.json"
+    result.write_text(result.read_text().replace('"test"', '"validation"'))
+    with pytest.raises(ValueError, match="2 was scored on validation images: the table is about the test images"):
+        table(folder)
+
+
+def test_no_runs_are_refused() -> None:
+    with pytest.raises(ValueError, match="there is no run in these folders"):
+        markdown.table([])
+
+
+def test_a_table_is_written_between_its_marks_again_and_again(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(MARKED)
+    for rows in ("one", "two"):
+        markdown.write_into(readme, rows, "python table.py runs")
+        written = f"<!-- table: python table.py runs -->\n{rows}\n<!-- /table -->"
+        assert readme.read_text() == MARKED.replace("<!-- table -->\nold\n<!-- /table -->", written)
+
+
+def test_a_file_without_marks_is_left_as_it_is(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("text\n")
+    with pytest.raises(ValueError, match="must have one line <!-- table --> and one line <!-- /table -->"):
+        markdown.write_into(readme, "rows", "command")
+    assert readme.read_text() == "text\n"
+    with pytest.raises(ValueError, match="cannot be read: No such file or directory"):
+        markdown.write_into(tmp_path / "nowhere.md", "rows", "command")

@@ -1,0 +1,87 @@
+from pathlib import Path
+
+from made_folders import of_seeds, one, story, write_study
+
+from bantam.report import folders, groups, runs, tables
+
+
+def test_runs_have_a_row_each_with_the_way_to_their_step(tmp_path: Path) -> None:
+    found = folders.gather([story(tmp_path / "runs")]).runs
+    table = tables.runs(found, {found[0].folder: "step-1"})
+    assert table is not None
+    assert len(table.rows) == 8
+    assert [column.title for column in table.columns][5:7] == ["in epoch", "last"]
+    assert (table.rows[0][0].link, table.rows[1][0].link) == ("step-1", "")
+    assert [row[7].mark for row in table.rows] == ["bad", "good", "good", "good", "good", "good", "", ""]
+    assert [row[9].text for row in table.rows[-2:]] == ["refused", "unfinished"]
+
+
+def test_what_has_no_result_stands_in_a_table_of_its_own(tmp_path: Path) -> None:
+    table = tables.broken(folders.gather([story(tmp_path / "runs")]))
+    assert table is not None
+    assert [row[1].text for row in table.rows] == ["refused", "unfinished"]
+
+
+def test_trials_are_ordered_by_accuracy_and_have_their_settings(tmp_path: Path) -> None:
+    study = folders.read_study(write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 98.7)))
+    table = tables.trials(study)
+    assert table is not None
+    assert [row[0].text for row in table.rows] == ["1", "4", "3", "2", "0", "5", "6"]
+    assert [column.title for column in table.columns][4:6] == ["optimizer.lr", "model"]
+    assert [cell.text for cell in table.rows[0]] == ["1", "complete", "99.000", "3,000", "0.02", "v2", "9.5", ""]
+    assert dict(tables.study(study))["trials"] == "5 complete, 1 pruned, 1 over budget"
+
+
+def test_the_front_is_a_table(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 99.2), multi_objective=True)
+    table = tables.front(folders.read_study(folder))
+    assert table is not None
+    assert [row[0].text for row in table.rows] == ["0", "1", "4"]
+
+
+def test_the_last_epochs_are_good_or_bad_by_the_target(tmp_path: Path) -> None:
+    what, cells = tables.last(one(tmp_path / "0", 97.0, 98.9, 99.2, 99.0))
+    assert what == "last epochs"
+    assert [(cell.text, cell.value, cell.mark) for cell in cells] == [
+        ("98.90", "epoch 2", "bad"),
+        ("99.20", "epoch 3", "good"),
+        ("99.00", "epoch 4", "good"),
+    ]
+    what, cells = tables.last(of_seeds(tmp_path, (98.9, 99.1), "v1"))
+    assert what == "lowest of the last epochs, by seed"
+    assert [(cell.text, cell.value, cell.mark) for cell in cells] == [
+        ("98.90", "seed 0", "bad"),
+        ("99.10", "seed 1", "good"),
+    ]
+
+
+def test_changes_and_layers_are_tables(tmp_path: Path) -> None:
+    before = one(tmp_path / "0", 97.0, 98.9)
+    after = one(tmp_path / "1", 97.0, 98.9, settings={"batch_size": 64})
+    table = tables.changes(before.first, after.first)
+    assert table is not None
+    assert [[cell.text for cell in row] for row in table.rows] == [["batch_size", "128", "64"]]
+    assert tables.changes(before.first, before.first) is None
+    layers = tables.layers(before.first)
+    assert layers is not None
+    assert [cell.text for cell in layers.rows[0]] == ["conv 3×3 → ReLU", "16×26×26", "3", "144", "97 k"]
+    assert tables.network(before) == "2 layers, 394 parameters, receptive field 28"
+
+
+def test_a_comparison_marks_what_is_distinguishable(tmp_path: Path) -> None:
+    compared = [
+        of_seeds(tmp_path, ends, name) for name, ends in (("a", (98.0, 98.1, 98.2)), ("b", (99.0, 99.1, 99.2)))
+    ]
+    table = tables.comparison(groups.compare(compared))
+    assert table is not None
+    (row,) = table.rows
+    assert (row[0].text, row[2].text, row[2].mark) == ("a against b", "−1.00", "warn")
+
+
+def test_a_run_without_a_configuration_has_no_target(tmp_path: Path) -> None:
+    folder = story(tmp_path / "runs") / "0"
+    assert tables.target(runs.read_run(folder)) == (
+        "99 % in every one of the last 3 epochs, fewer than 10,000 parameters, at most 15 epochs"
+    )
+    (folder / ".hydra" / "config.yaml").unlink()
+    assert tables.target(runs.read_run(folder)) == ""
