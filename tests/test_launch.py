@@ -222,8 +222,8 @@ def test_jobs_side_by_side_divide_the_threads(bantam: Bantam, tmp_path: Path) ->
     assert results[0]["objective"] != results[1]["objective"]
 
 
-def test_a_used_folder_is_not_overwritten(bantam: Bantam, tmp_path: Path) -> None:
-    arguments = [*SMALL, "hydra.run.dir=run"]
+def test_a_used_folder_is_not_overwritten(bantam: Bantam, few: tuple[str, ...], tmp_path: Path) -> None:
+    arguments = [*few, "hydra.run.dir=run"]
     assert bantam("train.py", *arguments).returncode == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     result = bantam("train.py", *arguments, "seed=2")
@@ -246,9 +246,9 @@ def interrupt(bantam: Bantam, arguments: list[str], epochs: int, sign: signal.Si
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
 def test_an_interrupted_run_resumes_in_place_and_ends_bitwise_the_same(
-    bantam: Bantam, tmp_path: Path, sign: signal.Signals
+    bantam: Bantam, few: tuple[str, ...], tmp_path: Path, sign: signal.Signals
 ) -> None:
-    arguments = [*SMALL, "epochs=8", "scheduler=one_cycle", "model.width=6"]
+    arguments = [*few, "epochs=8", "scheduler=one_cycle", "model.width=6"]
     code, output = interrupt(bantam, arguments, 3, sign)
     if sign == signal.SIGINT:
         assert code == 130

@@ -15,6 +15,7 @@ from bantam.training.run import _state, run
 from bantam.training.setup import prepare, prepare_finished
 
 Compose = Callable[..., DictConfig]
+Few = tuple[str, ...]
 
 
 def test_a_run_is_its_folder(composed: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,8 +67,8 @@ def test_the_objective_is_of_the_validation_images_where_some_are_held_out(
     assert (result["split"], result["scored_images"], result["train_images"]) == ("validation", 500, 3500)
 
 
-def test_divergence_is_recorded(composed: Compose, tmp_path: Path) -> None:
-    cfg = composed(*SMALL, "optimizer.lr=1e30")
+def test_divergence_is_recorded(composed: Compose, few: Few, tmp_path: Path) -> None:
+    cfg = composed(*few, "optimizer.lr=1e30")
     objective = train(cfg, at(tmp_path))
     assert objective != objective
     result = files.read_result(tmp_path)
@@ -96,9 +97,9 @@ class Stop(Exception):
     ids=lambda recipe: recipe[0],
 )
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
-    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: list[str]
+    composed: Compose, few: Few, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: list[str]
 ) -> None:
-    cfg = composed(*SMALL, "epochs=5", *recipe)
+    cfg = composed(*few, "epochs=5", *recipe)
     train(cfg, at(tmp_path / "whole"))
 
     written = files.write_history
@@ -120,9 +121,9 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
 
 
 def test_the_average_is_what_is_scored_and_saved(
-    composed: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    composed: Compose, few: Few, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cfg = composed(*SMALL, "ema=0.9")
+    cfg = composed(*few, "ema=0.9")
     info = at(tmp_path)
     prepared = prepare(cfg, info)
     run(prepared)
@@ -149,8 +150,8 @@ def test_a_run_is_not_resumed_with_other_data(
         train(cfg, info)
 
 
-def test_a_finished_run_is_not_resumed(composed: Compose, tmp_path: Path) -> None:
-    cfg = composed(*SMALL)
+def test_a_finished_run_is_not_resumed(composed: Compose, few: Few, tmp_path: Path) -> None:
+    cfg = composed(*few)
     train(cfg, at(tmp_path))
     with pytest.raises(ValueError, match="is finished"):
         train(cfg, at(tmp_path))
