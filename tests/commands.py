@@ -17,8 +17,6 @@ import held
 import pytest
 
 PROJECT = Path(__file__).parent.parent
-SPARES = 5
-"""How many of the interpreters that a command starts are forks too."""
 
 
 class Forked:
@@ -103,9 +101,7 @@ class Forks:
         with open(os.devnull) as nothing:
             outputs = [stream.fileno() for stream in (nothing, stdout, stderr)]
             where = {"folder": str(folder), "environment": environment}
-            # Workers of joblib or of a search, and what confirm.py trains.
-            spares = SPARES if "-m" in args or args[0].endswith("confirm.py") else 0
-            request = fork_server.request_for(args, [0, 1, 2], before=before, spares=spares, **where)
+            request = fork_server.request_for(args, [0, 1, 2], before=before, **where)
             fork_server.send(self._connection(), request, [theirs, *outputs])
         os.close(theirs)
         return Forked(args, ours, stdout, stderr)

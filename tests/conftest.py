@@ -2,6 +2,10 @@
 
 import os
 import signal
+
+# Tests run side by side: threads of OpenMP that wait must not keep the others from their cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

@@ -23,6 +23,9 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+SPARES = 5
+"""How many interpreters that a multirun, a search or a confirmation starts are forks too."""
+
 Request = tuple[dict[str, Any], list[int]]
 """What a fork is to do, and the file descriptors that it is to have."""
 
@@ -94,13 +97,13 @@ def serve(connection: socket.socket) -> Request:
             selector.register(process, selectors.EVENT_READ)
 
 
-def keep_spares(count: int) -> Request | None:
+def keep_spares(script: str, *arguments: str) -> Request | None:
     """Keep forks aside that become the next interpreters that this process starts: workers and other commands.
 
     Returns None in this process, and in a spare, once it is wanted, what it is to do.
     """
     spares: list[tuple[int, socket.socket]] = []
-    for _ in range(count):
+    for _ in range(SPARES if "-m" in arguments or script.endswith("confirm.py") else 0):
         ours, theirs = socket.socketpair()
         spare = os.fork()
         if spare == 0:
@@ -155,9 +158,9 @@ def split(variable: bytes) -> list[str]:
 def request_for(arguments: list[str], descriptors: list[int], **other: Any) -> dict[str, Any]:
     """What to run, as in a command line after the word python, by default in this folder and environment.
 
-    `before` is code for the command and for its spares, `spares` their number.
+    `before` is code for the command and for the interpreters that it starts.
     """
-    own = {"folder": os.getcwd(), "environment": dict(os.environ), "blocked": [], "before": "", "spares": 0}
+    own = {"folder": os.getcwd(), "environment": dict(os.environ), "blocked": [], "before": ""}
     return {"arguments": arguments, "descriptors": descriptors, **own, **other}
 
 
@@ -211,6 +214,7 @@ if __name__ == "__main__":
     import_everything()
     request, descriptors = serve(socket.socket(fileno=int(sys.argv[1])))
     exec(request["before"])
-    request, descriptors = keep_spares(request["spares"]) or (request, descriptors)
+    while wanted := keep_spares(*request["arguments"]):
+        request, descriptors = wanted
     become(request, descriptors)
     run(request["arguments"])

@@ -83,7 +83,8 @@ def test_command(bantam: Bantam, tmp_path: Path, command: str) -> None:
     if script == "train.py":
         words = shortened(words)
     if script == "confirm.py":
-        searched = bantam("train.py", *shortened(["-m", "hparams_search=optuna"]))
+        search = shortened(["-m", "hparams_search=optuna"])
+        searched = bantam("train.py", *search, BANTAM_DATA=str(root))
         assert searched.returncode == 0, searched.stdout + searched.stderr
         words += ["--top", "1", "--seeds", "2"]
     result = bantam(script, *words, BANTAM_DATA=str(root))

@@ -62,11 +62,10 @@ def test_logits_gradients_and_statistics_are_those_of_the_layers(network: Any, t
 @pytest.mark.parametrize(("architecture", "needs"), [("x86-64", "sse2"), ("haswell", "avx2")])
 @pytest.mark.parametrize("network", [models.V1, models.Flexible, SEPARABLE, WIDE])
 def test_processors_with_narrower_vectors_compute_the_same(
-    network: Any, architecture: str, needs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: Any, architecture: str, needs: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if needs not in Path("/proc/cpuinfo").read_text():
         pytest.skip(f"this processor has no {needs}")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(compiler, "FLAGS", [flag.replace("native", architecture) for flag in compiler.FLAGS])
     compiler.library.cache_clear()
     try:
