@@ -4,16 +4,16 @@ import functools
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from conftest import PROJECT
+from commands import PROJECT, Forked
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from bantam.search import worker
@@ -71,7 +71,7 @@ def work(wanted: Search) -> list[optuna.trial.FrozenTrial]:
     """Check and search in this very process; returns the trials."""
     check(wanted)
     open_study(wanted)
-    worker.work(wanted, float("inf"))
+    worker.run_trials(wanted, float("inf"))
     return open_study(wanted).trials
 
 
@@ -85,11 +85,20 @@ LINE = (
     "epochs=2",
     "model.width=range(3,6)",
     "hydra.sweeper.sampler.seed=1",
-    "hydra.sweeper.heartbeat=3",
+    "hydra.sweeper.heartbeat=1",
 )
 
 
-def workers(process: subprocess.Popen[str]) -> list[int]:
+@dataclass(frozen=True)
+class Finished:
+    """A search that has ended."""
+
+    folder: Path
+    """Where its command was typed."""
+    output: str
+
+
+def workers(process: Forked) -> list[int]:
     """The process numbers of a search's workers: the forks of a process that it started."""
 
     def children(parents: list[int]) -> list[int]:
@@ -123,8 +132,3 @@ def wait_for(condition: Callable[[], Any], seconds: float = 600) -> None:
             pass
         time.sleep(0.2)
     raise TimeoutError
-
-
-def reports(folder: Path, storage: str = "") -> bool:
-    """Whether a trial that runs has reported an epoch."""
-    return any(t.state == TrialState.RUNNING and t.last_step is not None for t in stored(folder, storage).trials)

@@ -5,7 +5,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import Any
 
 import optuna
 import pytest
-from conftest import PROJECT
+from commands import PROJECT, Bantam, Forked, Forks
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import HydraContext, RunMode
-from searches import LINE, SPACE, Jobs, rate, wait_for, workers
+from searches import LINE, SPACE, Finished, Jobs, rate, wait_for, workers
 
 from bantam.search.space import Search, split
 
@@ -60,29 +59,36 @@ def searching(tmp_path: Path) -> Iterator[Callable[..., Search]]:
 
 
 @pytest.fixture
-def started(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start a search in an empty folder; it is killed at the end with the workers that it left."""
+def started(bantam: Bantam) -> Iterator[Callable[..., Forked]]:
+    """Start a search whose trainings wait after an epoch; the workers that it left are killed at the end."""
     processes = []
 
-    def start(*overrides: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, str(PROJECT / "train.py"), *LINE, *overrides],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        processes.append(process)
-        return process
+    def start(*overrides: str) -> Forked:
+        processes.append(bantam.start("train.py", *LINE, *overrides, hold=1))
+        return processes[-1]
 
     yield start
     for process in processes:
         for worker in workers(process):
             os.kill(worker, signal.SIGKILL)
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def finished_search(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Finished:
+    """A search of three trials that has ended: its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    commands = Bantam(folder, forks)
+    done = commands("train.py", *LINE, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
+    commands.close()
+    assert done.returncode == 0, done.stderr
+    return Finished(folder, done.stdout)
+
+
+@pytest.fixture
+def finished(finished_search: Finished, tmp_path: Path) -> Finished:
+    """That search, copied into the test's own folder."""
+    shutil.copytree(finished_search.folder / "multirun", tmp_path / "multirun")
+    return Finished(tmp_path, finished_search.output)
 
 
 @pytest.fixture

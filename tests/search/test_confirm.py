@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROJECT
+from commands import PROJECT, Bantam
 from omegaconf import OmegaConf
+from searches import LINE, Finished
 
 from bantam.report import analysis, folders
 from bantam.search import confirm
@@ -257,7 +256,7 @@ def test_what_is_no_study_is_one_sentence(tmp_path: Path, content: str | None, s
 
 
 def test_the_command_line_refuses_nonsense_in_one_sentence(
-    bantam: Callable[..., subprocess.CompletedProcess[str]],
+    bantam: Bantam,
 ) -> None:
     for arguments, sentence in (
         (("nowhere",), "Error: nowhere is no study's folder"),
@@ -270,33 +269,26 @@ def test_the_command_line_refuses_nonsense_in_one_sentence(
         assert refused.stderr.startswith(sentence)
 
 
-def test_a_search_that_is_confirmed_at_its_end(
-    bantam: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    """The whole way with real trainings, a minute of them."""
+def test_a_search_that_is_confirmed_at_its_end(bantam: Bantam, finished: Finished) -> None:
+    """The whole way with real trainings."""
     done = bantam(
         "train.py",
-        "-m",
-        "hparams_search=optuna",
-        "data=mnist5k",
-        "data.validation=2000",
-        "epochs=1",
-        "threads=1",
-        "model.width=range(3,5)",
-        "hydra.sweeper.n_trials=1",
+        *LINE,
+        "hydra.sweeper.n_trials=3",
         "hydra.sweeper.n_jobs=1",
-        "hydra.sweeper.confirm.top=3",
+        "hydra.sweeper.confirm.top=1",
         "hydra.sweeper.confirm.seeds=2",
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    folder = tmp_path / "multirun" / "optuna"
+    folder = finished.folder / "multirun" / "optuna"
+    best = json.loads((folder / "summary.json").read_text())["best"]["number"]
     answer = summary(folder)
-    assert (answer["winner"], answer["seeds"]) == (0, [2, 3])
+    assert (answer["winner"], answer["seeds"]) == (best, [2, 3])
     assert answer["test"]["verdict"] == "not judged"  # mnist5k has no test images worth the name
     splits = {path.name: record.read_result(path)["split"] for path in (folder / "confirm").glob("trial_*")}
     assert splits == {
-        "trial_0-validation-2": "validation",
-        "trial_0-validation-3": "validation",
-        "trial_0-test-2": "test",
-        "trial_0-test-3": "test",
+        f"trial_{best}-validation-2": "validation",
+        f"trial_{best}-validation-3": "validation",
+        f"trial_{best}-test-2": "test",
+        f"trial_{best}-test-3": "test",
     }

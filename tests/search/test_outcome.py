@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from rich.console import Console
 from searches import SPACE, TWO, rate, sized, work
 
 from bantam.search import outcome, terminal, trials, watch
@@ -95,7 +94,7 @@ def test_the_front_is_written_and_every_network_on_it_can_be_run(
     listed = work(wanted)
     (wanted.folder / "experiment").mkdir()
     (wanted.folder / "experiment" / "trial_99.yaml").touch()  # of a shorter search
-    watch.finish(wanted, open_study(wanted), Console())
+    watch.finish(wanted, open_study(wanted))
     front = outcome.front(listed)
     assert len(front) > 1
     numbers = [trial.number for trial in front]

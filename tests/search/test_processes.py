@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from bantam.search import processes as crew
+from bantam.search import processes
 
 
 @pytest.fixture
-def hired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[BaseProcess, Path]]:
-    """Hire a worker whose command line is a script of those lines, and an argument."""
+def started_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[BaseProcess, Path]]:
+    """Start a worker whose command line is a script of those lines, and an argument."""
 
-    def hire(lines: str) -> tuple[BaseProcess, Path]:
+    def start(lines: str) -> tuple[BaseProcess, Path]:
         script, log = tmp_path / "script.py", tmp_path / "worker.log"
         script.write_text(f"import os, signal, sys, time\n{lines}\n")
         monkeypatch.setattr(sys, "argv", [str(script), "seed=3"])
-        return crew.hire(log, 12.5), log
+        return processes.start_worker(log, 12.5), log
 
-    return hire
+    return start
 
 
 def wait_for(log: Path, text: str) -> None:
@@ -34,56 +34,57 @@ def wait_for(log: Path, text: str) -> None:
 
 
 def test_a_worker_is_the_same_command_line_in_a_session_of_its_own(
-    hired: Callable[[str], tuple[BaseProcess, Path]],
+    started_worker: Callable[[str], tuple[BaseProcess, Path]],
 ) -> None:
-    worker, log = hired(
+    worker, log = started_worker(
         "own = os.getsid(0) == os.getpid()\n"
-        f"if __name__ == '__main__': print(sys.argv[1:], os.environ['{crew.UNTIL}'], own)\n"
+        "from bantam.search import processes\n"
+        "if __name__ == '__main__': print(sys.argv[1:], processes.task, own)\n"
         "print('torch' in sys.modules, file=sys.stderr)\n"
         "sys.exit(3)"
     )
     worker.join(120)
     assert worker.exitcode == 3
     assert log.read_text().split("\n")[-3:-1] == ["['seed=3'] 12.5 True", str(sys.platform == "linux")]
-    assert crew.UNTIL not in os.environ
+    assert processes.task is None
 
 
-def test_a_dismissed_worker_puts_its_trial_back_first(
-    hired: Callable[[str], tuple[BaseProcess, Path]],
+def test_a_stopped_worker_requeues_its_trial_first(
+    started_worker: Callable[[str], tuple[BaseProcess, Path]],
 ) -> None:
-    worker, log = hired(
+    worker, log = started_worker(
         "try:\n    print('trains', flush=True)\n    time.sleep(120)\nexcept KeyboardInterrupt:\n    print('back')"
     )
     wait_for(log, "trains")
-    crew.dismiss([worker])
+    processes.stop_workers([worker])
     assert worker.exitcode == 0
     assert "back" in log.read_text()
 
 
 def test_one_that_does_not_listen_is_killed(
-    hired: Callable[[str], tuple[BaseProcess, Path]], monkeypatch: pytest.MonkeyPatch
+    started_worker: Callable[[str], tuple[BaseProcess, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crew, "DISMISS_SECONDS", 0.3)
-    worker, log = hired(
+    monkeypatch.setattr(processes, "STOP_SECONDS", 0.3)
+    worker, log = started_worker(
         "signal.signal(signal.SIGINT, signal.SIG_IGN); print('trains', flush=True); time.sleep(120)"
     )
     wait_for(log, "trains")
-    crew.dismiss([worker])
+    processes.stop_workers([worker])
     assert worker.exitcode == -signal.SIGKILL
 
 
 def watcher(folder: Path, works: str, watches: str) -> subprocess.Popen[bytes]:
-    """A process, in a group of its own, that hires `worker` and then watches; the lines are what either does."""
+    """A process, in a group of its own, that starts `worker` and then watches; the lines are what either does."""
     script, log = folder / "script.py", folder / "worker.log"
     script.write_text(
         "import os, signal, sys, time\n"
         "from pathlib import Path\n"
-        "from bantam.search import processes as crew\n"
-        "if __name__ == '__main__' and crew.UNTIL in os.environ:\n"
+        "from bantam.search import processes\n"
+        "if __name__ == '__main__' and processes.task:\n"
         f"{textwrap.indent(works, '    ')}\n"
         "elif __name__ == '__main__':\n"
         "    signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
-        "    worker = crew.hire(Path('worker.log'), 1.0)\n"
+        "    worker = processes.start_worker(Path('worker.log'), 'a task')\n"
         f"{textwrap.indent(watches, '    ')}\n"
     )
     process = subprocess.Popen([sys.executable, str(script)], cwd=folder, start_new_session=True)
@@ -93,7 +94,9 @@ def watcher(folder: Path, works: str, watches: str) -> subprocess.Popen[bytes]:
 
 def test_a_worker_learns_that_nobody_watches_any_more(tmp_path: Path) -> None:
     works = (
-        "print('works', flush=True)\nwhile not crew.abandoned(): time.sleep(0.05)\nprint('abandoned', flush=True)"
+        "print('works', flush=True)\n"
+        "while not processes.abandoned(): time.sleep(0.05)\n"
+        "print('abandoned', flush=True)"
     )
     process = watcher(tmp_path, works, "time.sleep(120)")
     process.kill()
@@ -112,7 +115,7 @@ def test_a_signal_to_the_group_leaves_the_workers_to_who_watches(tmp_path: Path)
         "try:\n"
         "    time.sleep(120)\n"
         "except KeyboardInterrupt:\n"
-        "    crew.dismiss([worker])\n"
+        "    processes.stop_workers([worker])\n"
         "    sys.exit(worker.exitcode)",
     )
     os.killpg(process.pid, signal.SIGTERM)  # the process that forks workers is in its group too

@@ -17,7 +17,7 @@ def ended(parameters: int, *accuracies: float, state: TrialState = TrialState.CO
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "parameters", "given_up"),
+    ("accuracies", "parameters", "pruned"),
     [
         ((80.0, 90.0), 5000, True),  # behind three, one of them as large as itself
         ((80.0, 90.0), 4999, False),  # behind two
@@ -26,8 +26,8 @@ def ended(parameters: int, *accuracies: float, state: TrialState = TrialState.CO
         ((80.0, 99.0, 90.0, 90.0), 5000, False),  # nobody has reported so late an epoch
     ],
 )
-def test_a_trial_is_given_up_where_enough_smaller_ones_were_better(
-    accuracies: tuple[float, ...], parameters: int, given_up: bool
+def test_a_trial_is_pruned_where_enough_smaller_ones_were_better(
+    accuracies: tuple[float, ...], parameters: int, pruned: bool
 ) -> None:
     study = optuna.create_study(directions=["maximize", "minimize"])
     study.add_trials(
@@ -41,7 +41,7 @@ def test_a_trial_is_given_up_where_enough_smaller_ones_were_better(
     )
     pruner = pruners.Dominated(n_warmup_steps=2, n_min_trials=3)
     now = ended(parameters, *accuracies, state=TrialState.RUNNING)
-    assert pruner.prune(study, now) == given_up
+    assert pruner.prune(study, now) == pruned
 
 
 @pytest.mark.parametrize(
@@ -56,4 +56,4 @@ def test_a_trial_is_given_up_where_enough_smaller_ones_were_better(
 )
 def test_every_pruner_can_be_built(option: str, name: str) -> None:
     node = hydra("hparams_search=optuna", f"hydra/sweeper/pruner={option}")
-    assert type(pruners.build(node)).__name__ == name
+    assert type(pruners.build(node.sweeper.pruner)).__name__ == name

@@ -35,7 +35,7 @@ def test_the_sampler_learns_where_the_budget_ends(searching: Callable[..., Searc
 
 
 @pytest.mark.parametrize("sampler", ["multivariate_tpe", "nsgaii", "gp"])
-def test_a_trial_that_is_given_up_beside_two_objectives_does_not_stop_the_sampler(
+def test_a_trial_that_is_pruned_beside_two_objectives_does_not_stop_the_sampler(
     searching: Callable[..., Search], sampler: str
 ) -> None:
     """Optuna's TPE breaks on a pruned trial with reported epochs where there are two objectives."""
@@ -51,7 +51,7 @@ def test_a_trial_that_is_given_up_beside_two_objectives_does_not_stop_the_sample
         study = open_study(wanted)
         trial_id = study.get_trials(deepcopy=False)[number]._trial_id
         study._storage.set_trial_intermediate_value(trial_id, 1, 85.0)
-        return {"verdict": "pruned", "reason": "given up after epoch 1", "objective": None}
+        return {"verdict": "pruned", "reason": "pruned after epoch 1", "objective": None}
 
     wanted = searching(
         *TWO,

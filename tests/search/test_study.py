@@ -7,18 +7,18 @@ from searches import TWO, work
 
 from bantam.search import trials
 from bantam.search.space import Search
-from bantam.search.study import open_study, stuck
+from bantam.search.study import hopeless, open_study
 
 
 def test_a_space_without_a_network_in_the_budget_ends_with_one_error(
     searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bantam.search.study.MOST_OVER_BUDGET", 10)
+    monkeypatch.setattr("bantam.search.study.MAX_OVER_BUDGET", 10)
     wanted = searching(space=("model.width=range(17,21)", "optimizer.lr=interval(0.01,0.1)"))
     listed = work(wanted)
     assert len(listed) == 10
     assert wanted.launcher.launched == []
-    assert "10 networks in a row were over the budget, the smallest with 10,897 parameters" in stuck(
+    assert "10 networks in a row were over the budget, the smallest with 10,897 parameters" in hopeless(
         wanted, listed
     )
 
@@ -45,7 +45,7 @@ def test_a_search_in_which_everything_fails_stops_with_the_first_error(
     wanted = searching("hydra.sweeper.n_trials=20", "hydra.sweeper.max_failure_rate=0.2", result=result)
     listed = work(wanted)
     assert trials.count(listed)["failed"] == 5
-    reason = stuck(wanted, listed)
+    reason = hopeless(wanted, listed)
     assert reason.startswith(
         "5 trials failed, more than hydra.sweeper.max_failure_rate=0.2 of 20 allows; the first"
     )

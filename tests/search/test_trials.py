@@ -1,33 +1,54 @@
 import contextlib
 import csv
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from searches import SPACE, wait_for, work
+from optuna.study import Study
+from searches import SPACE, work
 
-from bantam.search import trials, worker
+from bantam.search import trials, watch, worker
 from bantam.search.space import Search, check
 from bantam.search.study import open_study
 
 
-def test_a_trial_whose_process_died_at_once_is_run_again(searching: Callable[..., Search]) -> None:
-    wanted = searching("hydra.sweeper.n_trials=2", space=SPACE[:1])
+class Clock:
+    """The time by which a process sees how long trials are silent."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(trials.time, "monotonic", lambda: self.now)
+
+
+def look_for(seconds: float, silence: trials.Silence, clock: Clock, study: Study) -> list[int]:
+    """Look every second for so long; returns the trials that have been silent for too long at the end."""
+    found = silence.too_long(study.get_trials(deepcopy=False))
+    for _ in range(int(seconds)):
+        clock.now += 1
+        found = silence.too_long(study.get_trials(deepcopy=False))
+    return [trial.number for trial in found]
+
+
+def test_a_trial_whose_process_died_at_once_is_run_again(
+    searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = searching("hydra.sweeper.n_trials=2", "hydra.sweeper.heartbeat=15", space=SPACE[:1])
     check(wanted)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # asked outside of optimize, on purpose: there is no sign of life
-        open_study(wanted).ask()
-    trials.put_back_dead(open_study(wanted), silence=60)
-    assert trials.states(open_study(wanted).trials) == ["running"]
-    trials.put_back_dead(open_study(wanted), silence=0)
+    study = open_study(wanted)
+    study.ask()
+    with monkeypatch.context() as patched:
+        clock = Clock(patched)
+        silence = trials.Silence(15)
+        assert look_for(60, silence, clock, study) == []
+        assert look_for(1, silence, clock, study) == [0]
+    watch.end_silent(wanted, study, study.trials[0])
     assert trials.states(work(wanted)) == ["stopped", "complete", "complete"]
 
 
 def test_a_trial_whose_process_died_with_its_settings_is_run_again(
     searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed when the settings were chosen, before Optuna's thread had shown a sign of life."""
+    """Killed when the settings were chosen, before the first heartbeat."""
 
     class Killed(BaseException):
         pass
@@ -39,13 +60,15 @@ def test_a_trial_whose_process_died_with_its_settings_is_run_again(
     check(wanted)
     study = open_study(wanted)
     with monkeypatch.context() as patched:
-        patched.setattr(worker, "_weigh", die)
-        patched.setattr("optuna.study._optimize.get_heartbeat_thread", lambda *_: contextlib.nullcontext())
+        patched.setattr(worker, "count_parameters", die)
+        patched.setattr(trials, "heartbeat", lambda *_: contextlib.nullcontext())
         with pytest.raises(Killed):
-            worker.work(wanted, float("inf"))
+            worker.run_trials(wanted, float("inf"))
     assert study.trials[0].params
     assert trials.states(study.trials) == ["running"]
-    wait_for(lambda: trials.put_back_dead(study, silence=600) or len(study.trials) == 2, 60)
+    with monkeypatch.context() as patched:
+        assert look_for(5, trials.Silence(1), Clock(patched), study) == [0]
+    watch.end_silent(wanted, study, study.trials[0])
     listed = work(wanted)
     assert trials.states(listed) == ["stopped", "complete"]
     assert listed[1].params == listed[0].params

@@ -1,45 +1,43 @@
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import Bantam, Forked
 from optuna.trial import TrialState
-from searches import LINE, reports, stored, wait_for, workers
+from searches import LINE, Finished, stored, workers
 
 from bantam.search import trials
 from bantam.training import folder as record
 
 
 def test_the_best_trial_is_repeated_exactly_by_the_line_that_the_search_prints(
-    bantam: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+    bantam: Bantam, finished: Finished
 ) -> None:
-    done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "multirun" / "optuna"
-    assert "python " in done.stdout
-    assert "--config-dir multirun/optuna experiment=best" in done.stdout
+    folder = finished.folder / "multirun" / "optuna"
+    assert "python " in finished.output
+    assert "--config-dir multirun/optuna experiment=best" in finished.output
     best = json.loads((folder / "summary.json").read_text())["best"]
     again = bantam("train.py", "--config-dir", "multirun/optuna", "experiment=best", "hydra.run.dir=again")
     assert again.returncode == 0, again.stderr
-    result = record.read_result(tmp_path / "again")
+    result = record.read_result(finished.folder / "again")
     assert result["objective"] == best["objective"]
     assert result["parameters"] == best["parameters"]
     same = bantam("evaluate.py", f"multirun/optuna/{best['number']}")
     assert same.returncode == 0, same.stdout
-    # A study that has its trials says so and does nothing.
-    before = stored(tmp_path).trials
+
+
+def test_a_study_that_has_its_trials_says_so_and_does_nothing(bantam: Bantam, finished: Finished) -> None:
+    before = stored(finished.folder).trials
     done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2")
     assert done.returncode == 0, done.stderr
     assert "has its 3 trials" in done.stdout
-    assert stored(tmp_path).trials == before
+    assert stored(finished.folder).trials == before
 
 
-def test_bad_trials_are_given_up_and_good_ones_are_not(
-    bantam: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_bad_trials_are_pruned_and_good_ones_are_not(bantam: Bantam, tmp_path: Path) -> None:
     """Rates of nearly nothing after two good ones: the median pruner has to see that across processes."""
     done = bantam(
         "train.py",
@@ -67,51 +65,44 @@ def test_bad_trials_are_given_up_and_good_ones_are_not(
 
 
 def test_a_killed_search_goes_on_where_it_was(
-    started: Callable[..., subprocess.Popen[str]],
-    bantam: Callable[..., subprocess.CompletedProcess[str]],
-    tmp_path: Path,
+    started: Callable[..., Forked], bantam: Bantam, tmp_path: Path
 ) -> None:
-    process = started("hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", "epochs=5")
-    wait_for(lambda: reports(tmp_path) and len(stored(tmp_path).trials) == 2)
+    process = started("hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
+    bantam.wait_until_held("0")
+    bantam.let_go("0")
+    bantam.wait_until_held("1")
+    assert len(stored(tmp_path).trials) == 2
     for worker in workers(process):
         os.kill(worker, signal.SIGKILL)
     process.kill()
     process.wait()
-    assert TrialState.RUNNING in [trial.state for trial in stored(tmp_path).trials]
-    done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", "epochs=5")
+    assert stored(tmp_path).trials[1].state == TrialState.RUNNING
+    done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
     assert done.returncode == 0, done.stdout + done.stderr
     listed = stored(tmp_path).trials
     assert trials.states(listed) == ["complete", "stopped", "complete", "complete"]
     assert listed[2].params == listed[1].params or listed[3].params == listed[1].params
 
 
-def test_ctrl_c_puts_the_trials_back(
-    started: Callable[..., subprocess.Popen[str]],
-    bantam: Callable[..., subprocess.CompletedProcess[str]],
-    tmp_path: Path,
-) -> None:
-    process = started("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", "epochs=5")
-    wait_for(lambda: reports(tmp_path) and len(stored(tmp_path).trials) == 2)
+def test_ctrl_c_requeues_the_trials(started: Callable[..., Forked], bantam: Bantam, tmp_path: Path) -> None:
+    process = started("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2")
+    bantam.wait_until_held("0", "1")
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 130, output
     assert "The same command line continues the search" in output
     assert "Traceback" not in output
-    # On a busy machine one of the two may have ended before the other's worker had started.
-    words = trials.states(stored(tmp_path).trials)
-    stopped, complete = words.count("stopped"), words.count("complete")
-    assert stopped >= 1
-    assert stopped + complete == 2
-    assert words[2:] == ["waiting"] * stopped
-    done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", "epochs=5")
+    assert trials.states(stored(tmp_path).trials) == ["stopped", "stopped", "waiting", "waiting"]
+    done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert trials.states(stored(tmp_path).trials) == words[:2] + ["complete"] * stopped
+    assert trials.states(stored(tmp_path).trials) == ["stopped", "stopped", "complete", "complete"]
 
 
-def test_a_killed_worker_is_replaced(started: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
-    process = started("hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2", "epochs=5")
-    wait_for(lambda: reports(tmp_path))
+def test_a_killed_worker_is_replaced(started: Callable[..., Forked], bantam: Bantam, tmp_path: Path) -> None:
+    process = started("hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2")
+    bantam.wait_until_held("0", "1")
     os.kill(workers(process)[0], signal.SIGKILL)
+    bantam.let_go()
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     counts = trials.count(stored(tmp_path).trials)
@@ -119,10 +110,12 @@ def test_a_killed_worker_is_replaced(started: Callable[..., subprocess.Popen[str
 
 
 def test_the_same_command_line_in_a_second_terminal_joins_the_search(
-    started: Callable[..., subprocess.Popen[str]], tmp_path: Path
+    started: Callable[..., Forked], bantam: Bantam, tmp_path: Path
 ) -> None:
     overrides = ("hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=1")
     both = [started(*overrides), started(*overrides)]
+    bantam.wait_until_held("0", "1")  # each has one worker: both take part
+    bantam.let_go()
     for process in both:
         output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
@@ -130,18 +123,16 @@ def test_the_same_command_line_in_a_second_terminal_joins_the_search(
     counts = trials.count(listed)
     assert (counts["complete"], counts["running"], counts["waiting"]) == (4, 0, 0)
     settings = [
-        tuple(t.params.values())
-        for t, word in zip(listed, trials.states(listed), strict=True)
-        if word != "surplus"
+        tuple(trial.params.values())
+        for trial, state in zip(listed, trials.states(listed), strict=True)
+        if state != "surplus"
     ]
     assert len(set(settings)) == 4  # one seed for two processes, and yet nothing twice
     folders = [path for path in (tmp_path / "multirun" / "optuna").iterdir() if path.name.isdigit()]
     assert len(folders) == 4
 
 
-def test_timeout_lets_running_trials_end(
-    bantam: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_timeout_lets_running_trials_end(bantam: Bantam, tmp_path: Path) -> None:
     done = bantam(
         "train.py", *LINE, "hydra.sweeper.timeout=1", "hydra.sweeper.n_jobs=1", "hydra.sweeper.n_trials=9"
     )
@@ -151,7 +142,7 @@ def test_timeout_lets_running_trials_end(
     assert done.returncode == (0 if counts["complete"] else 1)
 
 
-def test_a_search_needs_m_and_a_fitting_schedule(bantam: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_a_search_needs_m_and_a_fitting_schedule(bantam: Bantam) -> None:
     for arguments, sentence in (
         (("hparams_search=optuna",), "hparams_search=optuna searches only with -m"),
         (("-m", "hparams_search=optuna", "scheduler=cosine"), "scheduler=cosine has no step_size, which"),
@@ -166,35 +157,31 @@ def test_a_search_needs_m_and_a_fitting_schedule(bantam: Callable[..., subproces
 
 
 def test_four_workers_on_postgresql_lose_nothing_when_two_are_killed(
-    started: Callable[..., subprocess.Popen[str]], postgresql: str, tmp_path: Path
+    started: Callable[..., Forked], bantam: Bantam, postgresql: str, tmp_path: Path
 ) -> None:
-    process = started(
-        f"hydra.sweeper.storage={postgresql}", "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=4", "epochs=5"
-    )
-    wait_for(lambda: sum(t.state == TrialState.RUNNING for t in stored(tmp_path, postgresql).trials) == 4)
-    wait_for(lambda: reports(tmp_path, postgresql))
+    process = started(f"hydra.sweeper.storage={postgresql}", "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=4")
+    bantam.wait_until_held("0", "1", "2", "3")
     killed = workers(process)[:2]
     for worker in killed:
         os.kill(worker, signal.SIGKILL)
+    bantam.let_go()
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     listed = stored(tmp_path, postgresql).trials
-    words = trials.states(listed)
+    states = trials.states(listed)
     counts = trials.count(listed)
     assert (counts["complete"], counts["running"], counts["waiting"]) == (6, 0, 0)
     assert counts["stopped"] == 2
-    finished = [trial for trial, word in zip(listed, words, strict=True) if word == "complete"]
-    for trial, word in zip(listed, words, strict=True):
-        if word == "stopped":  # it was run again, once
+    finished = [trial for trial, state in zip(listed, states, strict=True) if state == "complete"]
+    for trial, state in zip(listed, states, strict=True):
+        if state == "stopped":  # it was run again, once
             assert [other.params for other in finished].count(trial.params) == 1
     assert len({tuple(trial.params.values()) for trial in finished}) == 6
     for trial in finished:
         assert record.read_result(tmp_path / "multirun" / "optuna" / str(trial.number))["objective"] == trial.value
 
 
-def test_trials_run_where_submitit_puts_them(
-    bantam: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_trials_run_where_submitit_puts_them(bantam: Bantam, tmp_path: Path) -> None:
     pytest.importorskip("submitit", reason="submitit is not installed: pip install -e '.[submitit]'")
     done = bantam(
         "train.py", *LINE, "hydra/launcher=submitit_local", "hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1"

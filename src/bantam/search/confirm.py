@@ -1,4 +1,4 @@
-"""One seed lies: the best trials of a study again, on fresh seeds, and the winner alone on the test images."""
+"""Confirmation: one seed proves little, so the best trials get fresh seeds, and the winner the test images."""
 
 import csv
 import json
@@ -7,24 +7,42 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from joblib import cpu_count
 from omegaconf import OmegaConf
-from rich.console import Console
-from rich.markup import escape
 
-from bantam.report import folders as evidence
+from bantam.report import folders
 from bantam.search import terminal
 from bantam.search.outcome import Candidate, experiment, write_experiment
-from bantam.training import folder as record
+from bantam.training import folder as files
 from bantam.training import saved
 
 TOP, SEEDS = 3, 5
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What is trained again: the trials by name, on which seeds, from which images, into which folder."""
+
+    folder: Path
+    script: Path
+    experiments: dict[str, str]
+    """The text of each trial's experiment by its name."""
+    seeds: list[int]
+    split: str
+    """The override that keeps the study's validation images."""
+
+    def run(self, name: str, split: str, seed: int) -> Path:
+        """The folder of one training."""
+        return self.folder / f"{name}-{split}-{seed}"
+
+    def experiment(self, name: str) -> Path:
+        """The file of an experiment."""
+        return self.folder / "experiment" / f"{name}.yaml"
 
 
 def confirm(
@@ -46,89 +64,36 @@ def confirm(
     two objectives, which has no best trial, where no numbers are given, and for overrides that `script` refuses,
     that are the confirmation's own affair, or that are not those of trials which are confirmed already.
     """
-    console = Console(highlight=False)
-    best = _chosen(study, top, numbers)
-    cfg = saved.load(study / str(best[0][0])).config
-    fresh = list(range(cfg.seed + 1, cfg.seed + 1 + seeds))
-    folder = study / "confirm"
-    split = f"data.split_seed={cfg.data.split_seed}"
-    names = {number: f"trial_{number}" for number, _ in best}
-    texts = {name: experiment(study / str(number), overrides) for number, name in names.items()}
-    for name, text in texts.items():
-        path = folder / "experiment" / f"{name}.yaml"
-        confirmed = any(folder.glob(f"{name}-*/{record.RESULT}"))
-        if confirmed and path.exists() and OmegaConf.load(path) != OmegaConf.create(text):
-            raise ValueError(
-                f"{path} is of a confirmation with other overrides than {' '.join(overrides) or 'none'}: "
-                f"give the same ones, or move {folder} away"
-            )
+    best = _choose(study, top, numbers)
+    plan = _plan(study, best, seeds, script, overrides)
     if overrides:
-        _check(script, texts, [f"seed={fresh[0]}", split])
-    for name, text in texts.items():
-        write_experiment(folder / "experiment" / f"{name}.yaml", text)
+        _check(plan)
+    for name, text in plan.experiments.items():
+        write_experiment(plan.experiment(name), text)
 
-    _train(script, folder, "validation", list(names.values()), fresh, [split], console)
-    candidates = []
-    for number, searched in best:
-        results = [record.read_result(_run(folder, names[number], "validation", seed)) for seed in fresh]
-        objectives = [result["objective"] for result in results if result.get("objective") is not None]
-        candidates.append(Candidate(number, searched, objectives, len(results) - len(objectives)))
-    candidates.sort(key=lambda candidate: candidate.mean, reverse=True)
-    winner = candidates[0]
-    console.print(terminal.ranking(candidates, seeds))
+    _train(plan, "validation", plan.experiments, [plan.split])
+    candidates = _rank(plan, best)
+    winner, name = candidates[0], _name(candidates[0].number)
+    terminal.show_ranking(candidates, seeds)
     if winner.missing:
         raise ValueError(f"none of the {len(best)} trials of {study} came to its end on every fresh seed")
-
-    ranking = [
-        {**asdict(candidate), "mean": candidate.mean, "deviation": candidate.deviation} for candidate in candidates
-    ]
-    for row in ranking:
-        row["mean"] = None if row["missing"] else row["mean"]
-    summary: dict[str, Any] = {"ranking": ranking, "winner": winner.number, "seeds": fresh}
-    runs = [_run(folder, names[winner.number], "test", seed) for seed in fresh]
-    scored = test or all((run / record.RESULT).exists() for run in runs)
-    if scored:
-        _train(script, folder, "test", [names[winner.number]], fresh, ["data.validation=0"], console)
-        tested = [record.read_result(run) for run in runs]
-        verdict = summary["test"] = _judge(tested)
-    record.write(folder / "confirm.json", (json.dumps(summary, indent=2) + "\n").encode())
-    if not scored:
-        console.print(evidence.AHEAD.format(winner.number))
+    rows = [_row(candidate) for candidate in candidates]
+    summary: dict[str, Any] = {"ranking": rows, "winner": winner.number, "seeds": plan.seeds}
+    runs = [plan.run(name, "test", seed) for seed in plan.seeds]
+    tested = None
+    if test or all((run / files.RESULT).exists() for run in runs):
+        _train(plan, "test", [name], ["data.validation=0"])
+        tested = [files.read_result(run) for run in runs]
+        summary["test"] = _judge(tested)
+    files.write(plan.folder / "confirm.json", (json.dumps(summary, indent=2) + "\n").encode())
+    if tested is None:
+        terminal.show_sentence(folders.AHEAD.format(winner.number))
         return
-    first, target = tested[0], OmegaConf.create(texts[names[winner.number]]).target
-    colour = {"met": "green", "not met": "red"}.get(verdict["verdict"], "yellow")
-    sentences = [
-        f"Trial {winner.number}, {first['parameters']:,} parameters, trained on {first['train_images']:,} images "
-        f"and scored on {first['scored_images']:,} {first['split']} images: "
-        f"[bold {colour}]{verdict['verdict']}[/]",
-        f"{verdict['met']} of {seeds} seeds hold {target.accuracy:g} % in every one of the last "
-        f"{target.last_epochs} epochs",
-    ]
-    if verdict["mean"] is not None:
-        sentences.append(
-            f"Mean of the last epochs {verdict['mean']:.3f} ± {verdict['deviation']:.3f} %, "
-            f"lowest of them {verdict['lowest']:.2f} %"
-        )
-    console.print(". ".join([*sentences, f"{escape(str(folder))}/confirm.json"]), soft_wrap=True)
+    target = OmegaConf.create(plan.experiments[name]).target
+    terminal.show_test(winner.number, summary["test"], tested[0], target, f"{plan.folder}/confirm.json")
 
 
-def _judge(tested: list[dict[str, Any]]) -> dict[str, Any]:
-    """The verdict over seeds; accuracies in percent. The target is met where every seed meets it."""
-    verdicts = [result["verdict"] for result in tested]
-    ended = [result for result in tested if result.get("objective") is not None]
-    objectives = [result["objective"] for result in ended]
-    met = verdicts.count("met")
-    return {
-        "verdict": "not judged" if "not judged" in verdicts else "met" if met == len(tested) else "not met",
-        "met": met,
-        "objectives": [result.get("objective") for result in tested],
-        "mean": statistics.fmean(objectives) if objectives else None,
-        "deviation": statistics.stdev(objectives) if len(objectives) > 1 else 0.0,
-        "lowest": min((accuracy for result in ended for accuracy in result["last_accuracies"]), default=None),
-    }
-
-
-def _chosen(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, float]]:
+def _choose(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, float]]:
     """Number and objective of a study's best completed trials, or of those with the given numbers."""
     try:
         with (study / "trials.csv").open(newline="") as stream:
@@ -147,8 +112,8 @@ def _chosen(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, fl
             raise ValueError(
                 f"--trials names {number}, which is no completed trial of {study}: see trials.csv there"
             )
-    if not numbers and evidence.has_front(study):
-        front = ", ".join(str(t.number) for t in evidence.read_study(study).front)
+    if not numbers and folders.has_front(study):
+        front = ", ".join(str(t.number) for t in folders.read_study(study).front)
         raise ValueError(
             f"{study} has two objectives, so none of its trials is the best: choose of its front, {front}, "
             "with --trials"
@@ -157,13 +122,42 @@ def _chosen(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, fl
     return sorted(chosen, key=lambda trial: -trial[1])[: len(numbers) or top]
 
 
-def _check(script: Path, texts: Mapping[str, str], overrides: list[str]) -> None:
-    """Raise ValueError, with the reason, for the first experiment that `script` would refuse to train."""
+def _name(number: int) -> str:
+    """What a trial's experiment is called."""
+    return f"trial_{number}"
+
+
+def _plan(
+    study: Path, best: list[tuple[int, float]], seeds: int, script: Path, overrides: Sequence[str]
+) -> Confirmation:
+    """What is to be trained. Raises ValueError where a trial was confirmed with other overrides."""
+    cfg = saved.load(study / str(best[0][0])).config
+    plan = Confirmation(
+        study / "confirm",
+        script,
+        {_name(number): experiment(study / str(number), overrides) for number, _ in best},
+        list(range(cfg.seed + 1, cfg.seed + 1 + seeds)),
+        f"data.split_seed={cfg.data.split_seed}",
+    )
+    for name, text in plan.experiments.items():
+        path = plan.experiment(name)
+        confirmed = any(plan.folder.glob(f"{name}-*/{files.RESULT}"))
+        if confirmed and path.exists() and OmegaConf.load(path) != OmegaConf.create(text):
+            raise ValueError(
+                f"{path} is of a confirmation with other overrides than {' '.join(overrides) or 'none'}: "
+                f"give the same ones, or move {plan.folder} away"
+            )
+    return plan
+
+
+def _check(plan: Confirmation) -> None:
+    """Raise ValueError, with the reason, for the first experiment that `train.py` would refuse."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, text in texts.items():
+        for name, text in plan.experiments.items():
             write_experiment(Path(folder) / "experiment" / f"{name}.yaml", text)
             command = [
-                *(sys.executable, str(script), "--config-dir", folder, f"experiment={name}", *overrides),
+                *(sys.executable, str(plan.script), "--config-dir", folder, f"experiment={name}"),
+                *(f"seed={plan.seeds[0]}", plan.split),
                 *("dry_run=true", f"hydra.run.dir={folder}", "hydra.output_subdir=null"),
             ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -172,59 +166,88 @@ def _check(script: Path, texts: Mapping[str, str], overrides: list[str]) -> None
                 raise ValueError(" ".join(reason.split()) or done.stderr)
 
 
-def _run(folder: Path, name: str, split: str, seed: int) -> Path:
-    """The folder of one training."""
-    return folder / f"{name}-{split}-{seed}"
+def _rank(plan: Confirmation, best: list[tuple[int, float]]) -> list[Candidate]:
+    """The trials by their mean over the fresh seeds, the highest first."""
+    candidates = []
+    for number, searched in best:
+        results = [files.read_result(plan.run(_name(number), "validation", seed)) for seed in plan.seeds]
+        objectives = [result["objective"] for result in results if result.get("objective") is not None]
+        candidates.append(Candidate(number, searched, objectives, len(results) - len(objectives)))
+    return sorted(candidates, key=lambda candidate: candidate.mean, reverse=True)
 
 
-def _train(
-    script: Path,
-    folder: Path,
-    split: str,
-    names: list[str],
-    seeds: list[int],
-    overrides: list[str],
-    console: Console,
-) -> None:
-    """Train every experiment with every seed in one multirun a set of seeds that is missing."""
+def _row(candidate: Candidate) -> dict[str, Any]:
+    """A candidate in `confirm.json`."""
+    mean = None if candidate.missing else candidate.mean
+    return {**asdict(candidate), "mean": mean, "deviation": candidate.deviation}
+
+
+def _judge(tested: list[dict[str, Any]]) -> dict[str, Any]:
+    """The verdict over seeds; accuracies in percent. The target is met where every seed meets it."""
+    verdicts = [result["verdict"] for result in tested]
+    ended = [result for result in tested if result.get("objective") is not None]
+    objectives = [result["objective"] for result in ended]
+    met = verdicts.count("met")
+    return {
+        "verdict": "not judged" if "not judged" in verdicts else "met" if met == len(tested) else "not met",
+        "met": met,
+        "objectives": [result.get("objective") for result in tested],
+        "mean": statistics.fmean(objectives) if objectives else None,
+        "deviation": statistics.stdev(objectives) if len(objectives) > 1 else 0.0,
+        "lowest": min((accuracy for result in ended for accuracy in result["last_accuracies"]), default=None),
+    }
+
+
+def _train(plan: Confirmation, split: str, names: Iterable[str], overrides: list[str]) -> None:
+    """Train every experiment with every seed that is missing, in one multirun a set of seeds."""
     missing: dict[tuple[int, ...], list[str]] = {}
     for name in names:
-        runs = {seed: _run(folder, name, split, seed) for seed in seeds}
+        runs = {seed: plan.run(name, split, seed) for seed in plan.seeds}
         for run in runs.values():
-            if run.exists() and not (run / record.RESULT).exists():
+            if run.exists() and not (run / files.RESULT).exists():
                 shutil.rmtree(run)  # it was interrupted: its seed is trained anew
         wanted = tuple(seed for seed, run in runs.items() if not run.exists())
         if wanted:
             missing.setdefault(wanted, []).append(name)
-    total = sum(len(wanted) * len(group) for wanted, group in missing.items())
-    for wanted, group in missing.items():
-        cfg: Any = OmegaConf.load(folder / "experiment" / f"{group[0]}.yaml")
-        side_by_side = max(1, cpu_count() // (cfg.threads or cpu_count())) if cfg.device == "cpu" else 1
-        command = [
-            *(sys.executable, str(script), "-m", "--config-dir", str(folder)),
-            f"experiment={','.join(group)}",
-            f"seed={','.join(map(str, wanted))}",
-            *overrides,
-            "report=false",
-            "hydra/launcher=joblib",
-            f"hydra.launcher.n_jobs={side_by_side}",
-            f"hydra.sweep.dir={folder}",
-            f"hydra.sweep.subdir=${{hydra.runtime.choices.experiment}}-{split}-${{seed}}",
-        ]
-        log = folder / "confirm.log"
-        with log.open("ab") as stream, console.status("") as status:
-            process = subprocess.Popen(command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL)
-            try:
-                while process.poll() is None:
-                    done = sum((_run(folder, n, split, s) / record.RESULT).exists() for n in names for s in seeds)
-                    left = total - (done - (len(names) * len(seeds) - total))
-                    status.update(f"{split} images: {left} of {total} trainings left, {side_by_side} side by side")
-                    time.sleep(0.5)
-            except KeyboardInterrupt:
-                process.wait()
-                console.print("Interrupted. The same command line continues.")
-                raise SystemExit(130) from None
-        for name in group:
-            for seed in wanted:
-                if not (_run(folder, name, split, seed) / record.RESULT).exists():
-                    raise ValueError(f"{_run(folder, name, split, seed)} was not trained: see {log}")
+    for seeds, group in missing.items():
+        _multirun(plan, split, group, seeds, overrides)
+
+
+def _multirun(
+    plan: Confirmation, split: str, names: list[str], seeds: tuple[int, ...], overrides: list[str]
+) -> None:
+    """Train experiments, each with every seed, side by side. Raises ValueError where one was not trained."""
+    cfg: Any = OmegaConf.load(plan.experiment(names[0]))
+    side_by_side = max(1, cpu_count() // (cfg.threads or cpu_count())) if cfg.device == "cpu" else 1
+    command = [
+        *(sys.executable, str(plan.script), "-m", "--config-dir", str(plan.folder)),
+        f"experiment={','.join(names)}",
+        f"seed={','.join(map(str, seeds))}",
+        *overrides,
+        "report=false",
+        "hydra/launcher=joblib",
+        f"hydra.launcher.n_jobs={side_by_side}",
+        f"hydra.sweep.dir={plan.folder}",
+        f"hydra.sweep.subdir=${{hydra.runtime.choices.experiment}}-{split}-${{seed}}",
+    ]
+    results = [plan.run(name, split, seed) / files.RESULT for name in names for seed in seeds]
+    log = plan.folder / "confirm.log"
+    with log.open("ab") as stream, terminal.waiting() as status:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL)
+        try:
+            while process.poll() is None:
+                left = sum(not result.exists() for result in results)
+                status.update(
+                    f"{split} images: {left} of {len(results)} trainings left, {side_by_side} side by side"
+                )
+                try:
+                    process.wait(0.5)
+                except subprocess.TimeoutExpired:
+                    continue
+        except KeyboardInterrupt:
+            process.wait()
+            terminal.show_confirmation_interrupted()
+            raise SystemExit(130) from None
+    for result in results:
+        if not result.exists():
+            raise ValueError(f"{result.parent} was not trained: see {log}")

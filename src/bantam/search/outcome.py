@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from bantam import budget
 from bantam.search import trials
 from bantam.search.space import Search
-from bantam.training import folder as record
+from bantam.training import folder as files
 from bantam.training import saved
 
-OWN = ("seed", "data", "dry_run", "resume")
-"""What confirming a trial is about, so that nobody may change it."""
+NOT_OVERRIDABLE = ("seed", "data", "dry_run", "resume")
+"""Keys that a confirmation sets itself, so that its overrides may not."""
 
 
 def best(listed: Sequence[FrozenTrial]) -> FrozenTrial | None:
@@ -39,7 +39,7 @@ def front(listed: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 def result(search: Search, listed: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The trials that a search is for: its best, or with two objectives the front, by parameters."""
-    if search.two:
+    if search.multi_objective:
         return front(listed)
     found = best(listed)
     return [] if found is None else [found]
@@ -51,26 +51,26 @@ def keep_best_weights(search: Search, study: Study) -> None:
     kept = [trial.number for trial in result(search, listed)]
     for trial in listed:
         if trial.state.is_finished() and trial.number not in kept:
-            for name in (record.WEIGHTS, record.CHECKPOINT):
+            for name in (files.WEIGHTS, files.CHECKPOINT):
                 (search.folder / str(trial.number) / name).unlink(missing_ok=True)
 
 
-def write(search: Search, study: Study, listed: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+def write(search: Search, study_name: str, listed: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Write `trials.csv`, `summary.json` and an experiment for each trial of the result; returns the result."""
     trials.write(search.folder, listed)
     found, counts = result(search, listed), trials.count(listed)
     summary: dict[str, Any] = {
-        "study": study.study_name,
+        "study": study_name,
         "began": min((t.datetime_start for t in listed if t.datetime_start), default=None),
         "ended": max((t.datetime_complete for t in listed if t.datetime_complete), default=None),
         "training_seconds": sum(trials.seconds(trial) or 0.0 for trial in listed),
         "trials": {state: counts[state] for state in (*trials.FINISHED, "over budget", "stopped")},
     }
-    if search.two:
+    if search.multi_objective:
         summary["front"] = [_entry(search, trial) for trial in found]
     else:
         summary["best"] = _entry(search, found[0]) if found else None
-    record.write(search.folder / "summary.json", (json.dumps(summary, indent=2, default=str) + "\n").encode())
+    files.write(search.folder / "summary.json", (json.dumps(summary, indent=2, default=str) + "\n").encode())
     if found:
         _write_experiments(search, found)
     return found
@@ -78,7 +78,7 @@ def write(search: Search, study: Study, listed: Sequence[FrozenTrial]) -> list[F
 
 def name(search: Search, trial: FrozenTrial) -> str:
     """What the experiment is called that repeats a trial of the result."""
-    return f"trial_{trial.number}" if search.two else "best"
+    return f"trial_{trial.number}" if search.multi_objective else "best"
 
 
 def _write_experiments(search: Search, found: Sequence[FrozenTrial]) -> None:
@@ -105,35 +105,39 @@ def _entry(search: Search, trial: FrozenTrial) -> dict[str, Any]:
 def experiment(trial: Path, overrides: Sequence[str] = ()) -> str:
     """An experiment that repeats a trial exactly: all it had, with the machine's choices pinned.
 
-    Raises ValueError where an override is no `key=value` of the trial's configuration, or one of `OWN`.
+    Raises ValueError where an override is no `key=value` of the trial's configuration, or `NOT_OVERRIDABLE`.
     """
     own = saved.load(trial)
-    cfg, choices = own.config, own.choices
-    result = record.read_result(trial)
-    values = OmegaConf.to_container(cfg, resolve=False)
+    result = files.read_result(trial)
+    values = OmegaConf.to_container(own.config, resolve=False)
     assert isinstance(values, dict)
     values |= {key: result[key] for key in ("device", "precision", "threads", "kernels")}
-    groups = [{f"override /{group}": option} for group, option in choices.items() if group in values]
+    groups = [{f"override /{group}": option} for group, option in own.choices.items() if group in values]
     plain = OmegaConf.create(values)
     for override in overrides:
-        key, equals, _ = override.partition("=")
-        if key.partition(".")[0] in OWN:
-            raise ValueError(f"{key} is set by the confirmation itself: leave {override} out")
-        if not equals or isinstance(OmegaConf.select(plain, key, default={}), Mapping):
-            raise ValueError(f"{override} is no key=value of the trial in {trial}: see its .hydra/config.yaml")
-        try:
-            plain.merge_with_dotlist([override])
-        except Exception as error:  # of YAML or of OmegaConf
-            raise ValueError(f"{override} cannot be read: {' '.join(str(error).split())}") from error
+        _apply(plain, override, trial)
     changed = f" With {' '.join(overrides)}." if overrides else ""
     head = f"# Trial {trial.name}: {result['objective']!r} % of the validation images.{changed}\n"
     return "# @package _global_\n" + head + OmegaConf.to_yaml(OmegaConf.merge({"defaults": groups}, plain))
 
 
+def _apply(plain: DictConfig, override: str, trial: Path) -> None:
+    """Change one key of a trial's configuration. Raises ValueError where it may not or cannot be changed."""
+    key, equals, _ = override.partition("=")
+    if key.partition(".")[0] in NOT_OVERRIDABLE:
+        raise ValueError(f"{key} is set by the confirmation itself: leave {override} out")
+    if not equals or isinstance(OmegaConf.select(plain, key, default={}), Mapping):
+        raise ValueError(f"{override} is no key=value of the trial in {trial}: see its .hydra/config.yaml")
+    try:
+        plain.merge_with_dotlist([override])
+    except Exception as error:  # of YAML or of OmegaConf
+        raise ValueError(f"{override} cannot be read: {' '.join(str(error).split())}") from error
+
+
 def write_experiment(path: Path, text: str) -> None:
     """Write a file that `experiment` made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    record.write(path, text.encode())
+    files.write(path, text.encode())
 
 
 @dataclass(frozen=True)

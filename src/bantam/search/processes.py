@@ -16,12 +16,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
-UNTIL = "BANTAM_WORKER_UNTIL"
-"""Environment variable that makes a process a worker: the Unix time after which it begins no trial."""
+task: Any = None
+"""In a worker, what the process that watches has handed on to it; None in every other process."""
 
-DISMISS_SECONDS = 60
-"""How long a worker may take to put its trial back before it is killed."""
+STOP_SECONDS = 60
+"""How long a worker may take to requeue its trial before it is killed."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """What asks a search to stop."""
@@ -32,11 +33,11 @@ else:
     CONTEXT = multiprocessing.get_context("spawn")
 
 
-def warm_up() -> None:
+def preload() -> None:
     """Begin to import what workers need, in the background; does nothing where that is done."""
     if sys.platform == "linux":
         # PyTorch's optimizers import torch._dynamo when the first of them is made.
-        CONTEXT.set_forkserver_preload(["bantam.search.watch", "torch._dynamo"])
+        CONTEXT.set_forkserver_preload(["bantam.search.worker", "torch._dynamo"])
         # Signals to the whole group must not end the process that forks workers: they would be lost with it. It
         # starts the tracker too where there is none, and that would unblock the signals.
         multiprocessing.resource_tracker.ensure_running()
@@ -47,22 +48,23 @@ def warm_up() -> None:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def hire(log: Path, until: float) -> BaseProcess:
-    """Start a worker: this very command line, which writes to `log` and begins no trial after `until`."""
-    warm_up()
+def start_worker(log: Path, task: Any) -> BaseProcess:
+    """Start a worker: this very command line, with a task, which can be pickled; it writes to `log`."""
+    preload()
     log.touch()
-    worker = CONTEXT.Process(target=_enter, args=(sys.argv, log, until))
+    worker = CONTEXT.Process(target=_enter, args=(sys.argv, log, task))
     worker.start()
     return worker
 
 
-def _enter(arguments: list[str], log: Path, until: float) -> None:
+def _enter(arguments: list[str], log: Path, handed_on: Any) -> None:
+    global task
     if hasattr(os, "setsid"):
         os.setsid()  # so that Ctrl-C reaches only who watches
     with log.open("ab") as stream:
         for output in (1, 2):
             os.dup2(stream.fileno(), output)
-    os.environ[UNTIL] = str(until)
+    task = handed_on
     sys.argv = arguments
     try:
         if hasattr(signal, "pthread_sigmask"):
@@ -80,19 +82,19 @@ def abandoned() -> bool:
     return parent is not None and not parent.is_alive()
 
 
-def dismiss(workers: Iterable[BaseProcess]) -> None:
-    """Have all workers put their trials back, and wait for them; a second Ctrl-C kills them."""
-    crew = list(workers)
+def stop_workers(workers: Iterable[BaseProcess]) -> None:
+    """Have all workers requeue their trials, and wait for them; a second Ctrl-C kills them."""
+    workers = list(workers)
     try:
-        for worker in crew:
+        for worker in workers:
             if worker.is_alive():
                 with suppress(ProcessLookupError):  # it has just ended
                     os.kill(worker.pid, signal.SIGINT)  # type: ignore[arg-type]
-        for worker in crew:
-            worker.join(DISMISS_SECONDS)
+        for worker in workers:
+            worker.join(STOP_SECONDS)
     except KeyboardInterrupt:
         pass
-    for worker in crew:
+    for worker in workers:
         if worker.is_alive():
             worker.kill()
             worker.join()

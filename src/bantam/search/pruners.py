@@ -1,26 +1,27 @@
-"""Pruners: building the one that is asked for, and the one that is our own."""
-
-from typing import Any
+"""Pruners: building the one that is asked for, and one for two objectives."""
 
 import optuna
 from hydra.utils import instantiate
+from omegaconf import DictConfig
+from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
+WHITELIST = ("optuna.pruners.*", "bantam.search.pruners.*")
+"""What `hydra.sweeper.pruner._target_` may be."""
 
-def build(hydra: Any) -> optuna.pruners.BasePruner:
-    """Build the pruner. Raises ValueError where Optuna refuses its settings."""
+
+def build(conf: DictConfig) -> BasePruner:
+    """Build the pruner of `hydra.sweeper.pruner`. Raises ValueError where it refuses its settings."""
     try:
-        built: optuna.pruners.BasePruner = instantiate(
-            hydra.sweeper.pruner, _execution_whitelist_=("optuna.pruners.*", "bantam.search.pruners.Dominated")
-        )
+        pruner: BasePruner = instantiate(conf, _execution_whitelist_=WHITELIST)
     except Exception as error:  # Hydra wraps whatever the constructor raises
         reason = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"hydra.sweeper.pruner cannot be built: {reason}") from error
-    return built
+    return pruner
 
 
-class Dominated(optuna.pruners.BasePruner):
-    """Gives a trial up that smaller ones were ahead of; it works with two objectives, as Optuna's pruners do not.
+class Dominated(BasePruner):
+    """Prunes a trial that smaller ones were ahead of; it works with two objectives, as Optuna's pruners do not.
 
     That is where, at the same epoch, at least `n_min_trials` trials that have ended, with no more parameters,
     were better. Every trial gets `n_warmup_steps` epochs.
@@ -30,7 +31,7 @@ class Dominated(optuna.pruners.BasePruner):
         self.n_warmup_steps, self.n_min_trials = n_warmup_steps, n_min_trials
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Whether a trial that has just reported an epoch is to be given up."""
+        """Whether a trial that has just reported an epoch is to end there."""
         epoch, parameters = trial.last_step, trial.user_attrs.get("parameters")
         if epoch is None or parameters is None or epoch < self.n_warmup_steps:
             return False

@@ -1,33 +1,105 @@
-"""Samplers: building the one that is asked for, and giving each trial a seed of its own."""
+"""Samplers: building the one that is asked for, and giving each trial random numbers of its own."""
 
 import warnings
+from collections.abc import Sequence
+from decimal import Decimal
 from functools import partial
+from itertools import product
 from typing import Any
 
+import numpy as np
 from hydra.utils import instantiate
-from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
-from omegaconf import DictConfig, read_write
-from optuna.distributions import BaseDistribution
+from omegaconf import DictConfig, OmegaConf
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, GridSampler, QMCSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+WHITELIST = ("optuna.samplers.*", "hydra_plugins.hydra_optuna_sweeper.*")
+"""What `hydra.sweeper.sampler._target_` may be."""
 
-def build(conf: DictConfig, space: dict[str, BaseDistribution]) -> BaseSampler:
-    """Build the sampler. Raises ValueError where Optuna refuses its settings."""
-    whitelist = ("optuna.samplers.*", "hydra_plugins.hydra_optuna_sweeper.*")
+
+def build(conf: DictConfig, space: dict[str, BaseDistribution], seed: int | None = None) -> BaseSampler:
+    """Build the sampler of `hydra.sweeper.sampler`, with another seed where one is given.
+
+    Raises ValueError where it refuses its settings.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            built = instantiate(conf, _execution_whitelist_=whitelist)
-            if isinstance(built, partial):  # GridSampler, which wants its grid first
-                built = built({key: OptunaSweeperImpl._to_grid_sampler_choices(v) for key, v in space.items()})
+            own = conf if seed is None else OmegaConf.merge(conf, {"seed": seed})
+            sampler = instantiate(own, _execution_whitelist_=WHITELIST)
+            if isinstance(sampler, partial) and sampler.func is GridSampler:
+                sampler = Grid(space, conf.seed)
     except Exception as error:  # Hydra wraps whatever the constructor raises
         reason = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"hydra.sweeper.sampler cannot be built: {reason}") from error
-    assert isinstance(built, BaseSampler)
-    return built
+    assert isinstance(sampler, BaseSampler)
+    return sampler
+
+
+def for_study(conf: DictConfig, space: dict[str, BaseDistribution]) -> BaseSampler:
+    """The sampler for a study that several processes share, now or later."""
+    sampler = build(conf, space)
+    shares_its_order = isinstance(sampler, Grid | QMCSampler)
+    return sampler if conf.get("seed") is None or shares_its_order else SeededByTrial(conf, space)
+
+
+def points(space: dict[str, BaseDistribution]) -> list[dict[str, Any]]:
+    """All settings of a space. Raises ValueError where a key has no steps."""
+    values: dict[str, Sequence[Any]] = {}
+    for key, distribution in space.items():
+        if isinstance(distribution, CategoricalDistribution):
+            values[key] = distribution.choices
+        elif isinstance(distribution, IntDistribution) and not distribution.log:
+            values[key] = range(distribution.low, distribution.high + 1, distribution.step)
+        elif isinstance(distribution, FloatDistribution) and distribution.step is not None:
+            # As Optuna rounds what it suggests, so that the two are equal.
+            low, step = Decimal(str(distribution.low)), Decimal(str(distribution.step))
+            count = round((distribution.high - distribution.low) / distribution.step) + 1
+            values[key] = [float(low + i * step) for i in range(count)]
+        else:
+            raise ValueError(f"GridSampler only takes values in steps: search {key} with choice(…) or range(…)")
+    return [dict(zip(values, point, strict=True)) for point in product(*values.values())]
+
+
+class Grid(BaseSampler):
+    """Tries every point of a space once, in a random order that follows from the seed.
+
+    Optuna's own counts the points by itself, so that it tries one of the queue twice and another one never.
+    """
+
+    def __init__(self, space: dict[str, BaseDistribution], seed: int | None = None) -> None:
+        """Raises ValueError where the space has no steps."""
+        self.space = space
+        self.points = points(space)
+        np.random.default_rng(seed).shuffle(self.points)
+
+    def reseed_rng(self) -> None:
+        """Keep the order: the workers of a search share it."""
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self.space
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The first point that no trial has, of those with the settings that are fixed for this one."""
+        fixed = trial.system_attrs.get("fixed_params", {})
+        taken = set()
+        for other in study.get_trials(deepcopy=False):
+            if other.number != trial.number:
+                settings = {**other.system_attrs.get("fixed_params", {}), **other.params}
+                taken.add(tuple(settings.get(key) for key in self.space))
+        fitting = [point for point in self.points if fixed.items() <= point.items()] or self.points
+        return next((point for point in fitting if tuple(point.values()) not in taken), fitting[0])
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Refuse: a point has a value for every key."""
+        raise ValueError(f"{param_name} is no key of the grid")
 
 
 class SeededByTrial(BaseSampler):
@@ -44,10 +116,9 @@ class SeededByTrial(BaseSampler):
         """Leave the seed alone: every trial has its own."""
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        with read_write(self.conf):
-            first, self.conf.seed = self.conf.seed, self.conf.seed + trial.number
-            self.sampler = build(self.conf, self.space)
-            self.conf.seed = first
+        # Not their sum: seed 2 would be seed 1, one trial later.
+        (seed,) = np.random.SeedSequence([self.conf.seed, trial.number]).generate_state(1)
+        self.sampler = build(self.conf, self.space, int(seed))
         self.sampler.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:

@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import NopPruner
-from optuna.samplers import GridSampler
 
 from bantam import budget, ranges
 from bantam.search import pruners, samplers
@@ -49,13 +48,13 @@ class Search:
         return settings
 
     @cached_property
-    def grid(self) -> int | None:
+    def grid_size(self) -> int | None:
         """How many settings a grid has; None where the sampler is no grid."""
-        built = samplers.build(self.settings.sampler, self.space)
-        return len(built._all_grids) if isinstance(built, GridSampler) else None
+        sampler = samplers.build(self.settings.sampler, self.space)
+        return len(sampler.points) if isinstance(sampler, samplers.Grid) else None
 
     @property
-    def two(self) -> bool:
+    def multi_objective(self) -> bool:
         """Whether parameters are an objective beside the accuracy, so that the result is a front."""
         return len(self.settings.objectives) == 2
 
@@ -88,14 +87,18 @@ def split(settings: DictConfig, arguments: list[str]) -> tuple[dict[str, BaseDis
     return found, list(fixed.values())
 
 
+def overrides(search: Search, settings: dict[str, Any]) -> list[str]:
+    """All overrides of a trial: those that every trial has, and its own settings."""
+    return [*search.fixed, *(f"{key}={value}" for key, value in settings.items())]
+
+
 def compose(search: Search, settings: dict[str, Any]) -> tuple[DictConfig, setup.RunInfo]:
     """Compose a trial's configuration as its job will; also returns what its options are called.
 
     Raises ValueError where it cannot be composed.
     """
-    overrides = [*search.fixed, *(f"{key}={value}" for key, value in settings.items())]
     try:
-        cfg = search.context.config_loader.load_sweep_config(search.config, overrides)
+        cfg = search.context.config_loader.load_sweep_config(search.config, overrides(search, settings))
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(" ".join(f"{error} {error.__cause__ or ''}".split())) from error
     with read_write(cfg), open_dict(cfg):
@@ -105,6 +108,21 @@ def compose(search: Search, settings: dict[str, Any]) -> tuple[DictConfig, setup
 
 def check(search: Search) -> None:
     """Raise ValueError for whatever can be known to fail before the first trial."""
+    _check_settings(search)
+    plain, info = compose(search, {})
+    for key, values in search.space.items():
+        _check_key(key, values, plain, info)
+    _check_plain(plain)
+    _check_ends(search)
+    _check_sampler_and_pruner(search)
+    for entry in search.settings.enqueue:
+        for key in entry:
+            if key not in search.space and OmegaConf.select(plain, str(key)) is None:
+                raise ValueError(f"hydra.sweeper.enqueue sets {key!s}, which is no key of the configuration")
+
+
+def _check_settings(search: Search) -> None:
+    """Refuse values of `hydra.sweeper` and `hydra.sweep` that no search can have."""
     settings = search.settings
     ranges.validate_ranges(settings, "hydra.sweeper")
     if str(getattr(settings.direction, "name", settings.direction)) != "maximize":
@@ -120,45 +138,12 @@ def check(search: Search) -> None:
             "there is nothing to search: give a range, as in 'optimizer.lr=interval(0.01,0.1)', "
             "or hparams_search=optuna"
         )
-    sub = OmegaConf.to_container(search.hydra.sweep, resolve=False)
-    if not isinstance(sub, dict) or sub["subdir"] != "${hydra.job.num}":
+    sweep = OmegaConf.to_container(search.hydra.sweep, resolve=False)
+    if not isinstance(sweep, dict) or sweep["subdir"] != "${hydra.job.num}":
         raise ValueError("hydra.sweep.subdir must be ${hydra.job.num}: a trial's folder is its number")
-    plain, place = compose(search, {})
-    for key, values in search.space.items():
-        _check_key(key, values, plain, place)
-    for key in ("dry_run", "resume"):
-        if plain[key]:
-            raise ValueError(f"{key} is about one run: leave -m out")
-    if not plain.data.validation:
-        raise ValueError(
-            "data.validation is 0: a search chooses by images that are held out of training, "
-            "so give it some, for example data.validation=5000"
-        )
-    low, place = compose(search, {key: ends(values)[0] for key, values in search.space.items()})
-    high, _ = compose(search, {key: ends(values)[1] for key, values in search.space.items()})
-    ranges.validate(low)
-    ranges.validate(high)
-    with suppress(budget.OverBudget):  # a matter of the trials: other settings may be within it
-        setup.prepare(low, place)
-    samplers.build(settings.sampler, search.space)
-    pruner = pruners.build(search.hydra)
-    if search.two and not isinstance(pruner, pruners.Dominated | NopPruner):
-        raise ValueError(
-            f"hydra.sweeper.pruner is {type(pruner).__name__}, which knows one objective, and "
-            "hydra.sweeper.objectives has two: use hydra/sweeper/pruner=dominated or none"
-        )
-    if search.two and settings.confirm.top:
-        raise ValueError(
-            f"hydra.sweeper.confirm.top is {settings.confirm.top}, but with two objectives no trial is the best: "
-            "leave it at 0, and choose from the front with confirm.py --trials"
-        )
-    for entry in settings.enqueue:
-        for key in entry:
-            if key not in search.space and OmegaConf.select(plain, str(key)) is None:
-                raise ValueError(f"hydra.sweeper.enqueue sets {key!s}, which is no key of the configuration")
 
 
-def _check_key(key: str, values: BaseDistribution, plain: DictConfig, place: setup.RunInfo) -> None:
+def _check_key(key: str, values: BaseDistribution, plain: DictConfig, info: setup.RunInfo) -> None:
     """Refuse a key that the composed configuration does not have, and fractions for a whole number."""
     if key.startswith(("+", "~")):
         return
@@ -169,13 +154,52 @@ def _check_key(key: str, values: BaseDistribution, plain: DictConfig, place: set
     if now is not None:
         return
     group, _, name = key.partition(".")
-    if group in place.choices and name:
+    if group in info.choices and name:
         raise ValueError(
-            f"{group}={place.choices[group]} has no {name}, which hydra.sweeper.params searches: leave {group} as "
+            f"{group}={info.choices[group]} has no {name}, which hydra.sweeper.params searches: leave {group} as "
             "it is, or name your own space, as in python train.py -m hydra/sweeper=bantam "
-            f"hydra.sweep.dir=multirun/mine {group}={place.choices[group]} 'optimizer.lr=interval(0.01,0.1)'"
+            f"hydra.sweep.dir=multirun/mine {group}={info.choices[group]} 'optimizer.lr=interval(0.01,0.1)'"
         )
     raise ValueError(f"{key} is searched, but is no key of the configuration")
+
+
+def _check_plain(plain: DictConfig) -> None:
+    """Refuse what every trial would have: what is about one run, and no images to choose by."""
+    for key in ("dry_run", "resume"):
+        if plain[key]:
+            raise ValueError(f"{key} is about one run: leave -m out")
+    if not plain.data.validation:
+        raise ValueError(
+            "data.validation is 0: a search chooses by images that are held out of training, "
+            "so give it some, for example data.validation=5000"
+        )
+
+
+def _check_ends(search: Search) -> None:
+    """Refuse a space whose first or last values are out of their range, or cannot be trained."""
+    low, info = compose(search, {key: ends(values)[0] for key, values in search.space.items()})
+    high, _ = compose(search, {key: ends(values)[1] for key, values in search.space.items()})
+    ranges.validate(low)
+    ranges.validate(high)
+    with suppress(budget.OverBudget):  # a matter of the trials: other settings may be within it
+        setup.prepare(low, info)
+
+
+def _check_sampler_and_pruner(search: Search) -> None:
+    """Refuse a sampler or a pruner that Optuna does not build, or that does not fit the objectives."""
+    samplers.build(search.settings.sampler, search.space)
+    pruner = pruners.build(search.settings.pruner)
+    if search.multi_objective and not isinstance(pruner, pruners.Dominated | NopPruner):
+        raise ValueError(
+            f"hydra.sweeper.pruner is {type(pruner).__name__}, which knows one objective, and "
+            "hydra.sweeper.objectives has two: use hydra/sweeper/pruner=dominated or none"
+        )
+    top = search.settings.confirm.top
+    if search.multi_objective and top:
+        raise ValueError(
+            f"hydra.sweeper.confirm.top is {top}, but with two objectives no trial is the best: "
+            "leave it at 0, and choose from the front with confirm.py --trials"
+        )
 
 
 def ends(values: BaseDistribution) -> tuple[Any, Any]:
@@ -187,4 +211,5 @@ def ends(values: BaseDistribution) -> tuple[Any, Any]:
 
 
 def objectives(search: Search) -> str:
+    """`hydra.sweeper.objectives` as it is typed."""
     return f"[{','.join(map(str, search.settings.objectives))}]"

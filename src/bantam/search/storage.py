@@ -1,19 +1,11 @@
 """The database of a search: its address, and opening it so that several processes may write."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
-from optuna.exceptions import ExperimentalWarning
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import RDBStorage
 from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-
-MOST_RETRIES = 3
-"""How often a trial is run again whose process died: one that kills its process must not do so for ever."""
-
-SILENT = 4
-"""Heartbeats after which a trial's process counts as dead."""
 
 LOCK_SECONDS = 120
 """How long a process waits for another one to be done with an SQLite file."""
@@ -28,15 +20,7 @@ def open_storage(hydra: Any) -> RDBStorage:
     sqlite = url.startswith("sqlite")
     for attempt in range(5):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats
-                storage = RDBStorage(
-                    url,
-                    engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}} if sqlite else {},
-                    heartbeat_interval=hydra.sweeper.heartbeat,
-                    grace_period=SILENT * hydra.sweeper.heartbeat,
-                    heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(MOST_RETRIES),
-                )
+            storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}} if sqlite else {})
             break
         except (SQLAlchemyError, RuntimeError, ImportError, ValueError) as error:
             # Processes that start together may both create the tables, or note their version: the later one
@@ -64,8 +48,9 @@ def open_storage(hydra: Any) -> RDBStorage:
 
 
 def address(hydra: Any) -> str:
-    """The URL of a search's storage."""
-    return hydra.sweeper.storage or f"sqlite:///{Path(hydra.sweep.dir).absolute()}/study.db"
+    """The URL of a search's storage; its folder does not depend on where a job has changed to."""
+    folder = Path(hydra.runtime.cwd, hydra.sweep.dir).absolute()
+    return hydra.sweeper.storage or f"sqlite:///{folder}/study.db"
 
 
 def shown(url: str) -> str:

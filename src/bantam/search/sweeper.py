@@ -3,7 +3,6 @@
 Optuna and torch are imported only when a search begins.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,7 @@ from omegaconf import II, MISSING, DictConfig
 
 from bantam import launch
 from bantam.ranges import ranged
-from bantam.search import processes as crew
+from bantam.search import processes
 from bantam.training import terminal
 
 
@@ -170,11 +169,11 @@ class BantamSweeper(Sweeper):
         """Take the keys of `SearchConf`, which `setup` gets again with the rest of the configuration."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what a search needs."""
-        self.config = config
+        """Keep what a search needs; in a worker the configuration is that of the process that watches."""
+        self.config = processes.task.config if processes.task else config
         self.hydra_context = hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(
-            config=config, hydra_context=hydra_context, task_function=task_function
+            config=self.config, hydra_context=hydra_context, task_function=task_function
         )
 
     def sweep(self, arguments: list[str]) -> None:
@@ -182,12 +181,16 @@ class BantamSweeper(Sweeper):
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
-        if crew.UNTIL not in os.environ:
-            crew.warm_up()
         try:
-            from bantam.search import watch  # loads PyTorch and Optuna
+            if processes.task:
+                from bantam.search import worker  # loads PyTorch and Optuna
 
-            watch.sweep(self.config, self.hydra_context, self.launcher, arguments)
+                worker.work(processes.task, self.hydra_context, self.launcher)
+            else:
+                processes.preload()
+                from bantam.search import watch
+
+                watch.search(self.config, self.hydra_context, self.launcher, arguments)
         except ValueError as error:
             terminal.show_error(error)
             raise SystemExit(1) from None

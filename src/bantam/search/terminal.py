@@ -1,30 +1,40 @@
 """All that a search and a confirmation print."""
 
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console, Group
 from rich.markup import escape
+from rich.status import Status
 from rich.table import Table
 
 from bantam.search import outcome, study, trials
 from bantam.search.outcome import Candidate
 from bantam.search.space import Search
 
+console = Console(highlight=False)
 
-def tell(listed: Sequence[FrozenTrial], told: set[int], console: Console) -> None:
-    """Print a line for every trial that has ended since the last look."""
+COLOURS = {"complete": "green", "failed": "red"}
+"""Of states; all others are yellow."""
+
+VERDICT_COLOURS = {"met": "green", "not met": "red"}
+
+
+def show_ended(listed: Sequence[FrozenTrial], shown: set[int]) -> set[int]:
+    """Print a line for every trial that has ended and is not among those shown; returns their numbers."""
+    ended = set()
     for trial, state in zip(listed, trials.states(listed), strict=True):
-        if not trial.state.is_finished() or trial.number in told or state == "surplus":
+        if not trial.state.is_finished() or trial.number in shown or state == "surplus":
             continue
-        told.add(trial.number)
+        ended.add(trial.number)
         value = trials.objective(trial, state)
-        colour = {"complete": "green", "failed": "red"}.get(state, "yellow")
         what = f"{value:.2f} %" if value is not None else trials.reason(trial, state)
-        line = f"[bold]trial {trial.number:>3}[/] [{colour}]{state:<11}[/] {escape(what)}"
+        line = f"[bold]trial {trial.number:>3}[/] [{COLOURS.get(state, 'yellow')}]{state:<11}[/] {escape(what)}"
         console.print(f"{line}   {escape(settings(trial))}", soft_wrap=True)
+    return ended
 
 
 def settings(trial: FrozenTrial) -> str:
@@ -35,8 +45,9 @@ def settings(trial: FrozenTrial) -> str:
     )
 
 
-def status(search: Search, listed: Sequence[FrozenTrial], started: float, workers: int) -> Group:
-    """What is going on: the running trials, the best one, the counts, and the time left."""
+def progress(search: Search, listed: Sequence[FrozenTrial], elapsed: float, side_by_side: int) -> Group:
+    """What is going on: the running trials, the best one, the counts, and the seconds left."""
+    states = trials.states(listed)
     counts = trials.count(listed)
     running = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("running", "settings", "epoch", "accuracy"):
@@ -44,21 +55,17 @@ def status(search: Search, listed: Sequence[FrozenTrial], started: float, worker
     for trial in listed:
         if trial.state == TrialState.RUNNING:
             last = trial.last_step
-            shown = ("", "") if last is None else (str(last), f"{trial.intermediate_values[last]:.2f} %")
-            running.add_row(f"trial {trial.number}", escape(settings(trial)), *shown)
+            reached = ("", "") if last is None else (str(last), f"{trial.intermediate_values[last]:.2f} %")
+            running.add_row(f"trial {trial.number}", escape(settings(trial)), *reached)
     done = sum(counts[state] for state in trials.FINISHED)
     goal = study.wanted(search, counts)
-    took = [
-        trials.seconds(trial) or 0.0
-        for trial, state in zip(listed, trials.states(listed), strict=True)
-        if state in trials.FINISHED
-    ]
-    left = (goal - done) * sum(took) / len(took) / workers if took else None
+    took = [trials.seconds(t) or 0.0 for t, state in zip(listed, states, strict=True) if state in trials.FINISHED]
+    left = (goal - done) * sum(took) / len(took) / side_by_side if took else None
     line = [
         f"{done} of {goal} trials",
         *(f"{counts[state]} {state}" for state in ("pruned", "over budget", "failed")),
         best(search, listed),
-        f"{time.time() - started:,.0f} s" + ("" if left is None else f", about {left:,.0f} s left"),
+        f"{elapsed:,.0f} s" + ("" if left is None else f", about {left:,.0f} s left"),
     ]
     return Group(running, "  ".join(line))
 
@@ -68,14 +75,63 @@ def best(search: Search, listed: Sequence[FrozenTrial]) -> str:
     found = outcome.result(search, listed)
     if not found:
         return "no best yet"
-    if not search.two:
+    if not search.multi_objective:
         return f"best {found[0].values[0]:.2f} % (trial {found[0].number})"
     ends = dict.fromkeys(f"{t.user_attrs['parameters']:,} with {t.values[0]:.2f} %" for t in (found[0], found[-1]))
     return f"front of {len(found)}: {' … '.join(ends)}"
 
 
-def ranking(candidates: list[Candidate], seeds: int) -> Table:
-    """The ranking for the terminal, percent of the validation images."""
+def show_nothing_to_do(name: str, n_trials: int) -> None:
+    """Say that a study has its trials."""
+    console.print(
+        f"The study {name} has its {n_trials} trials: "
+        "raise hydra.sweeper.n_trials to go on, or begin another one with hydra.sweeper.study_name=…"
+    )
+
+
+def show_interruption() -> None:
+    """Say that a search was interrupted, and how it is continued."""
+    console.print("Interrupted. The same command line continues the search.")
+
+
+def show_counts(search: Search, name: str, listed: Sequence[FrozenTrial]) -> None:
+    """Print how many trials are in each state, and where they are listed."""
+    counts = trials.count(listed)
+    counted = ", ".join(f"{counts[state]} {state}" for state in (*trials.FINISHED, "over budget"))
+    console.print(f"\n{name}: {counted}. {escape(str(search.folder))}/trials.csv", soft_wrap=True)
+
+
+def show_result(search: Search, found: Sequence[FrozenTrial]) -> None:
+    """Print the result of a search, each trial with the line that runs it."""
+    if search.multi_objective:
+        console.print("The front, each network with the line that runs it:")
+    for trial in found:
+        console.print(
+            f"{'Trial' if search.multi_objective else 'Best: trial'} {trial.number}, {trial.values[0]:.3f} % "
+            f"of the validation images in the last epochs, {trial.user_attrs.get('parameters', 0):,} parameters: "
+            f"{escape(settings(trial))}",
+            *(() if search.multi_objective else ("Run it with:",)),
+            f"python {sys.argv[0]} --config-dir {escape(str(search.folder))} "
+            f"experiment={outcome.name(search, trial)}",
+            sep="\n",
+            soft_wrap=True,
+        )
+
+
+@contextmanager
+def waiting() -> Iterator[Status]:
+    """A line that can be updated while a confirmation trains."""
+    with console.status("") as status:
+        yield status
+
+
+def show_confirmation_interrupted() -> None:
+    """Say that a confirmation was interrupted, and how it is continued."""
+    console.print("Interrupted. The same command line continues.")
+
+
+def show_ranking(candidates: Sequence[Candidate], seeds: int) -> None:
+    """Print the trials that were trained again, best first; percent of the validation images."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("trial", "in the search", f"mean of {seeds} seeds", "±", "each"):
         table.add_column(column, justify="left" if column == "each" else "right")
@@ -87,28 +143,27 @@ def ranking(candidates: list[Candidate], seeds: int) -> Table:
             f"{candidate.deviation:.3f}",
             " ".join(f"{value:.2f}" for value in candidate.objectives),
         )
-    return table
+    console.print(table)
 
 
-def summary(search: Search, name: str, listed: Sequence[FrozenTrial], console: Console) -> None:
-    """Print how many trials are in each state, and where they are listed."""
-    counts = trials.count(listed)
-    counted = ", ".join(f"{counts[state]} {state}" for state in (*trials.FINISHED, "over budget"))
-    console.print(f"\n{name}: {counted}. {escape(str(search.folder))}/trials.csv", soft_wrap=True)
+def show_sentence(sentence: str) -> None:
+    """Print a sentence as it is."""
+    console.print(escape(sentence))
 
 
-def found(search: Search, result: Sequence[FrozenTrial], console: Console) -> None:
-    """Print the result of a search, each trial with the line that runs it."""
-    if search.two:
-        console.print("The front, each network with the line that runs it:")
-    for trial in result:
-        console.print(
-            f"{'Trial' if search.two else 'Best: trial'} {trial.number}, {trial.values[0]:.3f} % of the "
-            f"validation images in the last epochs, {trial.user_attrs.get('parameters', 0):,} parameters: "
-            f"{escape(settings(trial))}",
-            *(() if search.two else ("Run it with:",)),
-            f"python {sys.argv[0]} --config-dir {escape(str(search.folder))} "
-            f"experiment={outcome.name(search, trial)}",
-            sep="\n",
-            soft_wrap=True,
+def show_test(number: int, test: dict[str, Any], first: dict[str, Any], target: Any, file: str) -> None:
+    """Print the verdict on the winner; `test` is that over seeds, `first` the result of the first seed."""
+    verdict, seeds = test["verdict"], len(test["objectives"])
+    sentences = [
+        f"Trial {number}, {first['parameters']:,} parameters, trained on {first['train_images']:,} images "
+        f"and scored on {first['scored_images']:,} {first['split']} images: "
+        f"[bold {VERDICT_COLOURS.get(verdict, 'yellow')}]{verdict}[/]",
+        f"{test['met']} of {seeds} seeds hold {target.accuracy:g} % in every one of the last "
+        f"{target.last_epochs} epochs",
+    ]
+    if test["mean"] is not None:
+        sentences.append(
+            f"Mean of the last epochs {test['mean']:.3f} ± {test['deviation']:.3f} %, "
+            f"lowest of them {test['lowest']:.2f} %"
         )
+    console.print(". ".join([*sentences, escape(file)]), soft_wrap=True)

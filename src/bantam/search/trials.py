@@ -1,76 +1,180 @@
-"""The trials of a search as they stand in its storage: reported to, counted, and listed in `trials.csv`."""
+"""Trials as they stand in the storage: heartbeats, the queue, how they end, their states, and `trials.csv`."""
 
 import csv
 import io
-import warnings
+import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
-from optuna.trial import FrozenTrial, TrialState
+from omegaconf import DictConfig
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from bantam.search import pruners, storage
-from bantam.training import folder as record
+from bantam.training import folder as files
+
+MAX_RETRIES = 3
+"""How often a trial is run again whose process died: one that kills its process must not do so for ever."""
+
+GRACE_PERIOD = 4
+"""Heartbeats that may be missed before a trial's process counts as dead."""
+
+FINISHED = ("complete", "pruned", "failed")
+"""States of a training that came to its end, which `n_trials` counts."""
 
 
-def reporter(hydra: Any) -> Callable[[int, float], bool]:
-    """For a job that is a trial: takes an epoch and its accuracy in percent, says whether to give up.
+def reporter(hydra: DictConfig) -> Callable[[int, float], bool]:
+    """For a job that is a trial: takes an epoch and its accuracy in percent, says whether to prune.
 
     It goes through the storage alone, so the job may run in another process or on another machine.
     """
     database = storage.open_storage(hydra)
-    judge = pruners.build(hydra)
-    study = optuna.load_study(study_name=hydra.sweeper.study_name, storage=database, pruner=judge)
+    pruner = pruners.build(hydra.sweeper.pruner)
+    study = optuna.load_study(study_name=hydra.sweeper.study_name, storage=database, pruner=pruner)
     study_id = database.get_study_id_from_name(study.study_name)
     trial_id = database.get_trial_id_from_study_id_trial_number(study_id, hydra.job.num)
 
-    def give_up(epoch: int, accuracy: float) -> bool:
+    def should_prune(epoch: int, accuracy: float) -> bool:
         try:
             database.set_trial_intermediate_value(trial_id, epoch, accuracy)
-            return judge.prune(study, database.get_trial(trial_id))
+            return pruner.prune(study, database.get_trial(trial_id))
         except UpdateFinishedTrialError:
             return True  # it was taken for dead, and runs again elsewhere
         finally:
             database.remove_session()  # Ctrl-C within a transaction would leave the storage locked
 
-    return give_up
+    return should_prune
 
 
-def put_back(study: optuna.Study, trial: FrozenTrial, most: int | None = None) -> None:
-    """Queue a trial's settings again, under another number, at most `most` times."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        RetryHeartbeatStaleTrialCallback(most)(study, trial)
+@contextmanager
+def heartbeat(trial: Trial, seconds: float) -> Iterator[None]:
+    """Show every so many seconds, in a thread, that a trial's process lives."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while True:
+            # Where the storage is away, the next beat may reach it.
+            with suppress(SQLAlchemyError, StorageInternalError):
+                try:
+                    trial.set_user_attr("heartbeat", count)
+                except UpdateFinishedTrialError:
+                    return
+            count += 1
+            if ended.wait(seconds):
+                return
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
-def sign_of_life(study: optuna.Study, trial: optuna.Trial) -> None:
-    """Note that a trial's process lives, before the trial has settings.
+class Silence:
+    """How long the running trials have shown no sign of life, by the clock of the process that looks.
 
-    Optuna's own thread may come to it later, and a process that was killed between the two left a trial
-    that nobody took for dead, and for which the search waited for ever.
+    A heartbeat counts where it changes while this process watches: the clocks of two machines are never compared.
     """
-    database: Any = study._storage  # there is no public way to it
-    database.record_heartbeat(trial._trial_id)
+
+    def __init__(self, heartbeat: float) -> None:
+        """`heartbeat` is the seconds between two; the time between two looks counts for no more."""
+        self.heartbeat = heartbeat
+        self._last_look = time.monotonic()
+        self._signs: dict[int, Any] = {}
+        self._seconds: dict[int, float] = {}
+
+    def too_long(self, listed: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+        """Look at all trials; returns those that run and have been silent for longer than the grace period."""
+        now = time.monotonic()
+        passed, self._last_look = min(now - self._last_look, self.heartbeat), now
+        running = [trial for trial in listed if trial.state == TrialState.RUNNING]
+        for trial in running:
+            signs = (trial.user_attrs.get("heartbeat"), len(trial.params), trial.last_step)
+            silent = self._signs.get(trial.number) == signs
+            self._seconds[trial.number] = self._seconds[trial.number] + passed if silent else 0.0
+            self._signs[trial.number] = signs
+        return [trial for trial in running if self._seconds[trial.number] > GRACE_PERIOD * self.heartbeat]
 
 
-def put_back_dead(study: optuna.Study, silence: float) -> None:
-    """Fail the trials whose process has been silent for `silence` seconds, and queue them again."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        fail_stale_trials(study)
-    # Optuna overlooks a trial whose process died before its first sign of life, and so its settings.
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        age = (datetime.now() - (trial.datetime_start or datetime.now())).total_seconds()
-        if not trial.params and age > silence:
-            with suppress(ValueError):  # another process was faster
-                study.tell(trial.number, state=TrialState.FAIL)
-                put_back(study, trial, storage.MOST_RETRIES)
+@dataclass(frozen=True)
+class Ending:
+    """How a trial ends: what Optuna is told, and what is noted with it."""
+
+    state: TrialState
+    values: tuple[float, ...] | None = None
+    """Percent; with two objectives percent and the number of parameters."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """User attributes; one with a `reason` came to an end of its own."""
+
+
+def ending(folder: Path, parameters: int | None, multi_objective: bool) -> Ending:
+    """How the training in a trial's folder ended. Raises ValueError where it did not end."""
+    result = files.read_result(folder)
+    size: tuple[float, ...] = ()
+    if multi_objective and parameters is not None:  # what could not be counted was not trained either
+        size = (parameters,)
+    if result["verdict"] == "pruned":
+        notes = {"pruned": True, "reason": result["reason"]}
+        if multi_objective:
+            # TPE cannot read pruned trials beside two objectives: it learns from the last accuracy.
+            return Ending(TrialState.COMPLETE, (files.read_history(folder)[-1].accuracy, *size), notes)
+        return Ending(TrialState.PRUNED, None, notes)
+    if result.get("objective") is None:
+        return Ending(TrialState.FAIL, None, {"reason": f"{result['verdict']}: {result['reason']}"})
+    return Ending(TrialState.COMPLETE, (float(result["objective"]), *size))
+
+
+def end(study: Study, number: int, how: Ending) -> bool:
+    """Tell the storage how a trial ended; returns False where others have ended it before."""
+    try:
+        trial = study.get_trials(deepcopy=False)[number]
+        for key, value in how.notes.items():
+            study._storage.set_trial_user_attr(trial._trial_id, key, value)
+        study.tell(number, how.values, state=how.state)
+    except (UpdateFinishedTrialError, ValueError):
+        if not study.get_trials(deepcopy=False)[number].state.is_finished():
+            raise
+        return False
+    return True
+
+
+def requeue(study: Study) -> list[FrozenTrial]:
+    """Queue every stopped trial again that nobody has queued; returns all trials.
+
+    Whoever looks at the study does this, so that nothing is lost where a process dies between the two steps of
+    ending a trial and queueing it. Two processes may do it at once: `superseded` tells which of the two runs.
+    """
+    listed = study.get_trials(deepcopy=False)
+    again = {number for trial in listed for number in history(trial)}
+    for trial, state in zip(listed, states(listed), strict=True):
+        settings = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        if state == "stopped" and settings and trial.number not in again:
+            study.enqueue_trial(settings, user_attrs={"retry_history": [*history(trial), trial.number]})
+            listed = study.get_trials(deepcopy=False)
+    return listed
+
+
+def superseded(listed: Sequence[FrozenTrial], trial: FrozenTrial) -> bool:
+    """Whether an earlier trial runs the same stopped trial again."""
+    before = history(trial)[-1:]
+    return bool(before) and any(history(other)[-1:] == before for other in listed[: trial.number])
+
+
+def history(trial: FrozenTrial) -> list[int]:
+    """The numbers under which a trial ran before, the last one last."""
+    old = trial.system_attrs.get("retry_history", [])  # Optuna's own, in older studies
+    return list(trial.user_attrs.get("retry_history", old))
 
 
 def over_budget(trial: FrozenTrial) -> bool:
@@ -78,31 +182,37 @@ def over_budget(trial: FrozenTrial) -> bool:
     return any(value > 0 for value in trial.constraints.values())
 
 
-def states(trials: Iterable[FrozenTrial]) -> list[str]:
-    """What became of each trial, in a word.
+def states(listed: Iterable[FrozenTrial]) -> list[str]:
+    """The state of each trial, in a word.
 
     waiting, running, complete, pruned, failed, over budget, stopped (it runs again under another
-    number) or surplus (begun by two processes at once when only one was missing).
+    number) or surplus (begun or queued by two processes at once when only one was missing).
     """
-    trials = list(trials)
-    again = {number for trial in trials for number in trial.system_attrs.get("retry_history", [])}
-    words = []
-    for trial in trials:
-        if trial.user_attrs.get("surplus"):
-            words.append("surplus")
-        elif trial.number in again:
-            words.append("stopped")
-        elif over_budget(trial):
-            words.append("over budget")
-        elif trial.state == TrialState.COMPLETE and trial.user_attrs.get("given up"):
-            words.append("pruned")  # beside two objectives Optuna is told otherwise, see `search.train`
-        else:
-            words.append({TrialState.FAIL: "failed"}.get(trial.state, trial.state.name.lower()))
-    return words
+    listed = list(listed)
+    interrupted = {trial.number for trial in listed if trial.user_attrs.get("interrupted")}
+    again = {number for trial in listed for number in history(trial)}
+    return [_state(listed, trial, again, interrupted) for trial in listed]
 
 
-FINISHED = ("complete", "pruned", "failed")
-"""States of a training that came to its end, which `n_trials` counts."""
+def _state(listed: Sequence[FrozenTrial], trial: FrozenTrial, again: set[int], interrupted: set[int]) -> str:
+    if trial.user_attrs.get("surplus") or (trial.state == TrialState.WAITING and superseded(listed, trial)):
+        return "surplus"
+    if trial.number in again:
+        return "stopped"
+    if over_budget(trial):
+        return "over budget"
+    notes = trial.user_attrs
+    if trial.state == TrialState.COMPLETE and (notes.get("pruned") or notes.get("given up")):
+        return "pruned"  # beside two objectives Optuna is told otherwise, see `ending`
+    if trial.state == TrialState.FAIL:
+        deaths = len({trial.number, *history(trial)} - interrupted)
+        return "failed" if notes.get("reason") or deaths > MAX_RETRIES else "stopped"
+    return trial.state.name.lower()
+
+
+def count(listed: Sequence[FrozenTrial]) -> Counter[str]:
+    """How many trials are in each state."""
+    return Counter(states(listed))
 
 
 def reason(trial: FrozenTrial, state: str) -> str:
@@ -124,17 +234,16 @@ def seconds(trial: FrozenTrial) -> float | None:
     return trial.duration.total_seconds() if trial.duration else None
 
 
-def write(folder: Path, trials: Sequence[FrozenTrial]) -> None:
+def write(folder: Path, listed: Sequence[FrozenTrial]) -> None:
     """Write `trials.csv`: a row a trial, its settings under their configuration keys."""
-    keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
+    keys = list(dict.fromkeys(key for trial in listed for key in trial.params))
     text = io.StringIO(newline="")
-    columns = ("number", "state", "reason", *keys, "parameters", "objective", "seconds", "folder")
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(columns)
-    for trial, state in zip(trials, states(trials), strict=True):
+    rows.writerow(("number", "state", "reason", *keys, "parameters", "objective", "seconds", "folder"))
+    for trial, state in zip(listed, states(listed), strict=True):
         if state in ("waiting", "surplus"):
             continue
-        took = seconds(trial)
+        took, value = seconds(trial), objective(trial, state)
         rows.writerow(
             [
                 trial.number,
@@ -142,14 +251,9 @@ def write(folder: Path, trials: Sequence[FrozenTrial]) -> None:
                 reason(trial, state),
                 *(trial.params.get(key, "") for key in keys),
                 trial.user_attrs.get("parameters", ""),
-                "" if objective(trial, state) is None else objective(trial, state),
+                "" if value is None else value,
                 "" if took is None else round(took, 3),
                 trial.number if (folder / str(trial.number)).is_dir() else "",
             ]
         )
-    record.write(folder / "trials.csv", text.getvalue().encode())
-
-
-def count(trials: Sequence[FrozenTrial]) -> Counter[str]:
-    """How many trials are in each state."""
-    return Counter(states(trials))
+    files.write(folder / "trials.csv", text.getvalue().encode())

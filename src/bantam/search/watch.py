@@ -1,7 +1,6 @@
 """The process that watches a search: it starts workers, replaces those that end, and shows what they do."""
 
 import math
-import os
 import signal
 import sys
 import time
@@ -18,36 +17,35 @@ from joblib import cpu_count
 from omegaconf import DictConfig
 from optuna.exceptions import StorageInternalError
 from optuna.study import Study
-from optuna.trial import FrozenTrial
-from rich.console import Console
+from optuna.trial import FrozenTrial, TrialState
 from rich.live import Live
 from sqlalchemy.exc import SQLAlchemyError
 
-from bantam.search import confirm, outcome, storage, terminal, trials
-from bantam.search import processes as crew
+from bantam.search import confirm, outcome, processes, storage, terminal, trials
 from bantam.search.space import Search, check, split
-from bantam.search.study import missing, open_study, stuck
-from bantam.search.worker import work
+from bantam.search.study import hopeless, missing, open_study
+from bantam.search.trials import Ending, Silence
+from bantam.search.worker import Task
 
-MOST_CRASHES = 3
+MAX_CRASHES = 3
 """Workers that may break, other than by being killed, before the search stops."""
 
+LOOK_SECONDS = 0.5
+"""Between two looks at the study."""
 
-def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, arguments: list[str]) -> None:
+
+def search(config: DictConfig, context: HydraContext, launcher: Launcher, arguments: list[str]) -> None:
     """Search, or continue a search, as the command line says. Raises ValueError for what cannot work."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     search = Search(config, context, launcher, *split(config.hydra.sweeper, arguments))
+    check(search)
     try:
-        if crew.UNTIL in os.environ:
-            work(search, float(os.environ[crew.UNTIL]))
-        else:
-            check(search)
-            try:
-                watch(search)
-            except ValueError:
-                end(search)  # what stopped it wants to be looked at too
-                raise
-            end(search)
+        try:
+            watch(search)
+        except ValueError:
+            write_report(search)  # what stopped it wants to be looked at too
+            raise
+        write_report(search)
     except (SQLAlchemyError, StorageInternalError) as error:
         cause = str(error.__cause__ or error).strip().splitlines()[0]
         raise ValueError(
@@ -56,91 +54,111 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, argumen
         ) from error
 
 
-def end(search: Search) -> None:
+def write_report(search: Search) -> None:
     """Write the report of what was found, unless `report=false` or no trial has ended."""
     if search.config.report and (search.folder / "trials.csv").exists():
-        from bantam.report import page as report  # draws with packages that no worker needs
+        from bantam.report import page  # draws with packages that no worker needs
 
-        report.at_end(search.folder)
+        page.at_end(search.folder)
 
 
 def watch(search: Search) -> None:
-    """Start workers, show what they do, replace those that die, and sum up. Raises ValueError if stuck."""
+    """Start workers, show what they do, replace those that end, and sum up. Raises ValueError if stuck."""
     search.folder.mkdir(parents=True, exist_ok=True)
     study = open_study(search)
-    workers: dict[int, BaseProcess] = {}
-    console = Console(highlight=False)
-    for number in crew.SIGNALS:
+    for number in processes.SIGNALS:
         signal.signal(number, signal.default_int_handler)
-    started = time.time()
-    told = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
-    counts = trials.count(study.get_trials(deepcopy=False))
+    listed = trials.requeue(study)
+    counts = trials.count(listed)
     if missing(search, counts) <= 0 and not counts["running"]:
-        console.print(
-            f"The study {study.study_name} has its {search.settings.n_trials} trials: "
-            "raise hydra.sweeper.n_trials to go on, or begin another one with hydra.sweeper.study_name=…"
-        )
-        finish(search, study, console)
+        terminal.show_nothing_to_do(study.study_name, search.settings.n_trials)
+        finish(search, study)
         return
+    workers: dict[int, BaseProcess] = {}
     try:
-        with Live(console=console, transient=True, refresh_per_second=2) as live:
-            for listed in _looks(search, study, workers, started):
-                before = len(told)
-                terminal.tell(listed, told, console)
-                if len(told) > before:
-                    trials.write(search.folder, listed)  # for whoever looks before the end
-                live.update(terminal.status(search, listed, started, workers_wanted(search)))
+        _show(search, study, workers, listed)
     except KeyboardInterrupt:
-        crew.dismiss(workers.values())
-        terminal.tell(study.get_trials(deepcopy=False), told, console)
-        trials.write(search.folder, study.get_trials(deepcopy=False))
-        console.print("Interrupted. The same command line continues the search.")
+        processes.stop_workers(workers.values())
+        trials.write(search.folder, trials.requeue(study))
+        terminal.show_interruption()
         raise SystemExit(130) from None
     except BaseException:
-        crew.dismiss(workers.values())
+        processes.stop_workers(workers.values())
         with suppress(SQLAlchemyError, StorageInternalError):
-            trials.write(search.folder, study.get_trials(deepcopy=False))
+            trials.write(search.folder, trials.requeue(study))
         raise
-    finish(search, study, console)
+    finish(search, study)
+
+
+def _show(search: Search, study: Study, workers: dict[int, BaseProcess], listed: list[FrozenTrial]) -> None:
+    """Keep the live table up to date until the search is done, and print a line for each trial that ends."""
+    started, side_by_side = time.monotonic(), _side_by_side(search)
+    shown = {trial.number for trial in listed if trial.state.is_finished()}
+    with Live(console=terminal.console, transient=True, refresh_per_second=2) as live:
+        for listed in _looks(search, study, workers, started):
+            ended = terminal.show_ended(listed, shown)
+            if ended:
+                shown |= ended
+                trials.write(search.folder, listed)  # for whoever looks before the end
+            live.update(terminal.progress(search, listed, time.monotonic() - started, side_by_side))
 
 
 def _looks(
     search: Search, study: Study, workers: dict[int, BaseProcess], started: float
 ) -> Iterator[list[FrozenTrial]]:
-    """Keep the workers at work and yield the trials every half second, until the search is done."""
+    """Keep the workers at work and yield the trials at every look, until the search is done."""
     until = started + (search.settings.timeout or math.inf)
-    silence = storage.SILENT * search.settings.heartbeat
+    task = Task(search.config, search.space, search.fixed, until)
+    silence = Silence(search.settings.heartbeat)
     idle_since = math.inf
     crashes = 0
     while True:
-        trials.put_back_dead(study, silence)
-        listed = study.get_trials(deepcopy=False)
-        counts = trials.count(listed)
+        for trial in silence.too_long(study.get_trials(deepcopy=False)):
+            end_silent(search, study, trial)
+        listed = trials.requeue(study)
         yield listed
-        for slot, worker in list(workers.items()):
-            code = worker.exitcode
-            if code is not None:
-                del workers[slot]
-                crashes += code > 0
-                if crashes > MOST_CRASHES:
-                    log = _log(search, slot)
-                    last = log.read_text(errors="replace").strip().splitlines()[-1:]
-                    raise ValueError(f"workers keep breaking: {''.join(last)} ({log})")
-        reason = stuck(search, listed)
+        crashes += _remove_ended(search, workers, crashes)
+        reason = hopeless(search, listed)
         if reason:
             raise ValueError(reason)
-        unfinished = missing(search, counts) + counts["running"]
-        late = time.time() > until
-        if missing(search, counts) > 0 and not late:
-            for slot in range(min(workers_wanted(search), unfinished)):
+        counts, late = trials.count(listed), time.monotonic() > until
+        wanted = missing(search, counts)
+        if wanted > 0 and not late:
+            for slot in range(min(_side_by_side(search), wanted + counts["running"])):
                 if slot not in workers:
-                    workers[slot] = crew.hire(_log(search, slot), until)
+                    workers[slot] = processes.start_worker(_log(search, slot), task)
         elif not workers:
-            idle_since = min(idle_since, time.time())
-            # Others may still be at work on this study; whoever is silent is dead, and its trial told so.
-            if counts["running"] == 0 or (late and time.time() > idle_since + silence):
+            idle_since = min(idle_since, time.monotonic())
+            # Others may still be at work on this study; what shows no heartbeat will be ended.
+            patience = trials.GRACE_PERIOD * search.settings.heartbeat
+            if counts["running"] == 0 or (late and time.monotonic() > idle_since + patience):
                 return
-        time.sleep(0.5)
+        time.sleep(LOOK_SECONDS)
+
+
+def end_silent(search: Search, study: Study, trial: FrozenTrial) -> None:
+    """End a trial whose process has died: as its training has ended, or stopped, so that it is queued again."""
+    try:
+        folder, parameters = search.folder / str(trial.number), trial.user_attrs.get("parameters")
+        ending = trials.ending(folder, parameters, search.multi_objective)
+    except ValueError:
+        ending = Ending(TrialState.FAIL)
+    trials.end(study, trial.number, ending)
+
+
+def _remove_ended(search: Search, workers: dict[int, BaseProcess], crashes: int) -> int:
+    """Forget the workers that have ended; returns how many of them crashed. Raises ValueError for too many."""
+    crashed = 0
+    for slot, worker in list(workers.items()):
+        if worker.exitcode is None:
+            continue
+        del workers[slot]
+        crashed += worker.exitcode > 0
+        if crashes + crashed > MAX_CRASHES:
+            log = _log(search, slot)
+            last = log.read_text(errors="replace").strip().splitlines()[-1:]
+            raise ValueError(f"workers keep breaking: {''.join(last)} ({log})")
+    return crashed
 
 
 def _log(search: Search, slot: int) -> Path:
@@ -148,21 +166,21 @@ def _log(search: Search, slot: int) -> Path:
     return search.folder / f"worker-{slot}.log"
 
 
-def workers_wanted(search: Search) -> int:
+def _side_by_side(search: Search) -> int:
     """How many processes train side by side."""
     cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     return int(search.settings.n_jobs or (cpu_count() if cpu else 1))
 
 
-def finish(search: Search, study: Study, console: Console) -> None:
+def finish(search: Search, study: Study) -> None:
     """Write what was found, print how to run it, and confirm it where that is asked for."""
     outcome.keep_best_weights(search, study)
     listed = study.get_trials(deepcopy=False)
-    found = outcome.write(search, study, listed)
-    terminal.summary(search, study.study_name, listed, console)
+    found = outcome.write(search, study.study_name, listed)
+    terminal.show_counts(search, study.study_name, listed)
     if not found:
         raise ValueError(f"no trial of the study {study.study_name} was trained to its end: see trials.csv")
-    terminal.found(search, found, console)
-    if search.settings.confirm.top:
-        top, seeds = search.settings.confirm.top, search.settings.confirm.seeds
+    terminal.show_result(search, found)
+    top, seeds = search.settings.confirm.top, search.settings.confirm.seeds
+    if top:
         confirm.confirm(search.folder, top, seeds, Path(sys.argv[0]))

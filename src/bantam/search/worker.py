@@ -1,31 +1,41 @@
 """A worker: asks Optuna for settings, counts the network, launches a job and reports what it reached."""
 
-import math
 import signal
 import time
 import warnings
 from collections import Counter
-from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
+from omegaconf import DictConfig
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import TrialPruned
 from optuna.samplers import GPSampler, NSGAIIISampler, NSGAIISampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import Trial, TrialState
 
 from bantam import budget
-from bantam.search import outcome, trials
-from bantam.search import processes as crew
-from bantam.search.space import Search, compose
-from bantam.search.study import missing, open_study, stuck
-from bantam.training import folder as record
+from bantam.search import outcome, processes, space, trials
+from bantam.search.space import Search
+from bantam.search.study import hopeless, load, missing
+from bantam.search.trials import Ending
 from bantam.training import setup
 
 NEVER_TRAINED = float("-inf")
 """The accuracy of a network over the budget for a sampler that learns from completed trials only."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the process that watches hands on to its workers."""
+
+    config: DictConfig
+    space: dict[str, BaseDistribution]
+    fixed: list[str]
+    until: float
+    """The time on `time.monotonic` after which no trial is begun; the processes of a machine share that clock."""
 
 
 class Interrupt:
@@ -33,7 +43,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.asked = self.training = False
-        for number in crew.SIGNALS:
+        for number in processes.SIGNALS:
             signal.signal(number, self)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
@@ -42,95 +52,63 @@ class Interrupt:
             raise KeyboardInterrupt
 
 
-def work(search: Search, until: float) -> None:
-    """Ask for settings and train with them, trial after trial, until there are enough or `until` has passed."""
+def work(task: Task, context: HydraContext, launcher: Launcher) -> None:
+    """Be a worker of the process that has handed on the task."""
+    run_trials(Search(task.config, context, launcher, task.space, task.fixed), task.until)
+
+
+def run_trials(search: Search, until: float) -> None:
+    """Run trial after trial until there are enough or `until` has passed, a signal comes or nobody watches."""
     interrupt = Interrupt()
-    study = open_study(search)
-
-    def enough() -> bool:
-        listed = study.get_trials(deepcopy=False)
-        return (
-            interrupt.asked
-            or crew.abandoned()
-            or missing(search, trials.count(listed)) <= 0
-            or stuck(search, listed) != ""
-        )
-
-    def after(study: Study, trial: FrozenTrial) -> None:
+    study = load(search)
+    while True:
+        listed = trials.requeue(study)
+        enough = missing(search, trials.count(listed)) <= 0 or hopeless(search, listed)
+        if enough or interrupt.asked or processes.abandoned() or time.monotonic() > until:
+            return
+        run_trial(search, study, study.ask(), interrupt)
         outcome.keep_best_weights(search, study)
-        if enough():
-            study.stop()
-
-    if enough():
-        return
-    with suppress(KeyboardInterrupt):
-        study.optimize(
-            partial(train, search, study, interrupt),
-            timeout=None if until == math.inf else max(0.0, until - time.time()),
-            catch=(Exception,),
-            callbacks=[after],
-        )
 
 
-def train(search: Search, study: Study, interrupt: Interrupt, trial: Trial) -> float | tuple[float, float]:
-    """Optuna's objective: one trial, weighed before a job is launched for it.
+def run_trial(search: Search, study: Study, trial: Trial, interrupt: Interrupt) -> None:
+    """Train with one trial's settings and report how it ended."""
+    with trials.heartbeat(trial, search.settings.heartbeat):
+        ending = _train(search, study, trial, interrupt)
+        if not trials.end(study, trial.number, ending):
+            print(f"Trial {trial.number} was ended by others while this process was silent: result dropped.")
 
-    Returns percent; with two objectives percent and the number of parameters.
-    """
 
-    def told(accuracy: float) -> float | tuple[float, float]:
-        return (accuracy, trial.user_attrs.get("parameters", math.nan)) if search.two else accuracy
-
-    earlier = trials.states(study.get_trials(deepcopy=False))[: trial.number]
-    if missing(search, Counter(earlier)) <= 0:
-        # Two workers saw that one trial was missing, and both began it: the later one steps back.
-        trial.set_user_attr("surplus", True)
-        raise RuntimeError("surplus")
+def _train(search: Search, study: Study, trial: Trial, interrupt: Interrupt) -> Ending:
+    """Suggest, count and launch; returns how the trial ended."""
+    listed = study.get_trials(deepcopy=False)
+    enough = missing(search, Counter(trials.states(listed)[: trial.number])) <= 0
+    if enough or trials.superseded(listed, listed[trial.number]):
+        # Two processes saw that one trial was missing, or stopped, and both began it: the later one steps back.
+        return Ending(TrialState.FAIL, None, {"surplus": True})
     try:
-        trials.sign_of_life(study, trial)
-        with warnings.catch_warnings():
-            # The Gaussian process takes NEVER_TRAINED for the worst accuracy so far, as it should.
-            warnings.filterwarnings("ignore", "Clip non-finite values")
-            settings = {key: _suggest(trial, key, values) for key, values in search.space.items()}
-        if not _weigh(search, settings, trial):
-            built = getattr(study.sampler, "sampler", study.sampler)
-            if isinstance(built, GPSampler | NSGAIISampler | NSGAIIISampler):
-                return told(NEVER_TRAINED)
-            raise TrialPruned
-        _launch(search, study, settings, interrupt, trial)
-        ended = record.read_result(search.folder / str(trial.number))
-        trial.set_user_attr("given up", ended["verdict"] == "pruned")
-        if ended["verdict"] == "pruned":
-            trial.set_user_attr("reason", ended["reason"])
-            if search.two:
-                # TPE cannot read pruned trials beside two objectives: it learns from the last accuracy.
-                return told(record.read_history(search.folder / str(trial.number))[-1].accuracy)
-            raise TrialPruned
-        if ended.get("objective") is None:
-            trial.set_user_attr("reason", f"{ended['verdict']}: {ended['reason']}")
-            return told(math.nan)
-        return told(float(ended["objective"]))
-    except TrialPruned:
-        raise
+        settings = _suggest_all(search, trial)
+        parameters, excess = count_parameters(search, settings)
+        if parameters is not None:
+            trial.set_user_attr("parameters", parameters)
+            if "parameters" not in trial.constraints:  # a trial of an older study that runs again brings its own
+                trial.set_constraint("parameters", excess)
+        if excess > 0:
+            return _over_budget(search, study, parameters, excess)
+        _launch(search, settings, trial.number, interrupt)
+        return trials.ending(search.folder / str(trial.number), parameters, search.multi_objective)
+    except KeyboardInterrupt:
+        interrupt.asked = True
+        return Ending(TrialState.FAIL, None, {"interrupted": True})
     except Exception as error:
-        trial.set_user_attr("reason", f"{type(error).__name__}: {error}")
-        raise
+        return Ending(TrialState.FAIL, None, {"reason": f"{type(error).__name__}: {error}"})
 
 
-def _launch(search: Search, study: Study, settings: dict[str, Any], interrupt: Interrupt, trial: Trial) -> None:
-    """Run a trial's job; where that is interrupted, the trial is put back into the queue."""
-    overrides = [*search.fixed, *(f"{key}={value}" for key, value in settings.items())]
-    try:
-        interrupt.training = True
-        if interrupt.asked:
-            raise KeyboardInterrupt
-        search.launcher.launch([overrides], initial_job_idx=trial.number)
-    except (KeyboardInterrupt, SystemExit):
-        interrupt.training = False
-        trials.put_back(study, study.get_trials(deepcopy=False)[trial.number])
-        raise KeyboardInterrupt from None
-    finally:
-        interrupt.training = False
+def _suggest_all(search: Search, trial: Trial) -> dict[str, Any]:
+    """A value for each key of the space."""
+    with warnings.catch_warnings():
+        # The Gaussian process takes NEVER_TRAINED for the worst accuracy so far, as it should.
+        warnings.filterwarnings("ignore", "Clip non-finite values")
+        return {key: _suggest(trial, key, values) for key, values in search.space.items()}
 
 
 def _suggest(trial: Trial, key: str, values: BaseDistribution) -> Any:
@@ -142,20 +120,41 @@ def _suggest(trial: Trial, key: str, values: BaseDistribution) -> Any:
     return trial.suggest_categorical(key, values.choices)
 
 
-def _weigh(search: Search, settings: dict[str, Any], trial: Trial) -> bool:
-    """Count a trial's network and note the count and the constraint; returns whether it is in the budget."""
+def count_parameters(search: Search, settings: dict[str, Any]) -> tuple[int | None, int]:
+    """How many parameters a trial's network has, and by how many it is over the budget; 0 or less within it.
+
+    None and 0 where the network cannot be built: the trial's job says why, in its folder.
+    """
     try:
-        cfg, place = compose(search, settings)
+        cfg, info = space.compose(search, settings)
         try:
-            _, parameters = setup.check_budget(cfg, place)
+            _, parameters = setup.check_budget(cfg, info)
         except budget.OverBudget as error:
             parameters = sum(layer.parameters for layer in error.layers)
     except ValueError:
-        return True  # whatever is wrong: its job says so in its folder
-    excess: int = parameters - cfg.budget.parameters + 1
-    if excess > 0:
-        trial.set_user_attr("reason", f"{parameters:,} parameters, {excess:,} too many")
-    trial.set_user_attr("parameters", parameters)
-    if "parameters" not in trial.constraints:  # a trial that runs again brings its own
-        trial.set_constraint("parameters", excess)
-    return excess <= 0
+        return None, 0
+    return parameters, parameters - cfg.budget.parameters + 1
+
+
+def _over_budget(search: Search, study: Study, parameters: int | None, excess: int) -> Ending:
+    """How a trial ends whose network is not trained: the way its sampler learns from."""
+    notes = {"reason": f"{parameters:,} parameters, {excess:,} too many"}
+    sampler = getattr(study.sampler, "sampler", study.sampler)
+    if not isinstance(sampler, GPSampler | NSGAIISampler | NSGAIIISampler):
+        return Ending(TrialState.PRUNED, None, notes)
+    assert parameters is not None
+    size = (parameters,) if search.multi_objective else ()
+    return Ending(TrialState.COMPLETE, (NEVER_TRAINED, *size), notes)
+
+
+def _launch(search: Search, settings: dict[str, Any], number: int, interrupt: Interrupt) -> None:
+    """Run a trial's job. Raises KeyboardInterrupt where a signal stops it."""
+    try:
+        interrupt.training = True
+        if interrupt.asked:
+            raise KeyboardInterrupt
+        search.launcher.launch([space.overrides(search, settings)], initial_job_idx=number)
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        interrupt.training = False
