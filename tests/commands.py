@@ -161,7 +161,7 @@ class Bantam:
     def interpreter(
         self, script: str, *arguments: str, options: tuple[str, ...] = (), **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in an interpreter of its own: for tests of how it starts, or of other code than this."""
+        """Run a command in an interpreter of its own, for tests of how it starts."""
         return subprocess.run(
             [sys.executable, *options, str(PROJECT / script), *arguments],
             cwd=self.folder,

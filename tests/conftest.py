@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import PROJECT, Bantam, Forks
+from finished import once
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from small_data import few_images
@@ -47,10 +48,15 @@ def info(tmp_path: Path) -> RunInfo:
 
 
 @pytest.fixture(scope="session")
-def few(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Overrides that make a run a matter of a second: `SMALL` with 300 images of a made-up Fashion-MNIST."""
-    root = few_images(tmp_path_factory.mktemp("few"))
-    return (*SMALL, "data=fashion_mnist", f"data.root={root}")
+def few_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with 300 training images of a made-up Fashion-MNIST."""
+    return once(tmp_path_factory, "few-images", few_images)
+
+
+@pytest.fixture(scope="session")
+def few(few_root: Path) -> tuple[str, ...]:
+    """Overrides that make a run a matter of a second: `SMALL` with few images."""
+    return (*SMALL, "data=fashion_mnist", f"data.root={few_root}")
 
 
 @pytest.fixture
@@ -76,3 +82,32 @@ def bantam(tmp_path: Path, forks: Forks) -> Iterator[Bantam]:
     commands = Bantam(tmp_path, forks)
     yield commands
     commands.close()
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
+    """The folder of a run of `SMALL`: copy it."""
+
+    def train(folder: Path) -> None:
+        trained(forks, folder, *SMALL, "hydra.run.dir=.")
+
+    return once(tmp_path_factory, "finished-run", train)
+
+
+@pytest.fixture(scope="session")
+def finished_study(tmp_path_factory: pytest.TempPathFactory, forks: Forks, few: tuple[str, ...]) -> Path:
+    """The folder of a study of one trial: copy it to multirun/optuna, from where it was searched."""
+
+    def search(folder: Path) -> None:
+        one = ("hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1", "data.validation=100", "report=false")
+        trained(forks, folder, "-m", "hparams_search=optuna", *few, *one)
+
+    return once(tmp_path_factory, "finished-study", search) / "multirun" / "optuna"
+
+
+def trained(forks: Forks, folder: Path, *arguments: str) -> None:
+    """Train or search in a folder."""
+    bantam = Bantam(folder, forks)
+    done = bantam("train.py", *arguments)
+    bantam.close()
+    assert done.returncode == 0, done.stdout + done.stderr

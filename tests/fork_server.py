@@ -164,6 +164,13 @@ def request_for(arguments: list[str], descriptors: list[int], **other: Any) -> d
     return {"arguments": arguments, "descriptors": descriptors, **own, **other}
 
 
+def import_from(path: str) -> None:
+    """Have Bantam imported again, from another copy in the folders of `path`."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "bantam"]:
+        del sys.modules[name]
+    sys.path[1:1] = path.split(os.pathsep)
+
+
 def become(request: dict[str, Any], descriptors: list[int]) -> None:
     """Take on the descriptors, folder, environment, and signals of a request, and new random numbers."""
     import numpy
@@ -176,6 +183,9 @@ def become(request: dict[str, Any], descriptors: list[int]) -> None:
         os.dup2(number, wanted)
         os.close(number)
     os.chdir(request["folder"])
+    path = request["environment"].get("PYTHONPATH", "")
+    if path != os.environ.get("PYTHONPATH", ""):
+        import_from(path)
     os.environ.clear()
     os.environ.update(request["environment"])
     numpy.random.seed()  # `random` does so itself

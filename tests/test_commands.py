@@ -61,6 +61,16 @@ def test_everything_is_imported_and_nothing_is_shared(bantam: Bantam, tmp_path: 
     assert not set(one.split()) & set(other.split())
 
 
+def test_another_copy_of_the_package_is_imported_where_the_environment_says_so(
+    bantam: Bantam, tmp_path: Path
+) -> None:
+    copy = tmp_path / "src" / "bantam"
+    copy.mkdir(parents=True)
+    (copy / "__init__.py").write_text("WHERE = 'in the copy'")
+    path = script(tmp_path, "import bantam, sys; print(bantam.WHERE, 'bantam.launch' in sys.modules)")
+    assert bantam(path, PYTHONPATH=str(tmp_path / "src")).stdout == "in the copy False\n"
+
+
 def test_a_started_command_is_watched_and_signalled(bantam: Bantam, tmp_path: Path) -> None:
     path = script(
         tmp_path,

@@ -166,7 +166,7 @@ def test_what_the_page_about_networks_adds_works(bantam: Bantam, tmp_path: Path,
     group = module.removesuffix("s")
     (tmp_path / "conf" / group / f"{name.lower()}.yaml").write_text(file)
     arguments = (f"{group}={name.lower()}", "dry_run=true", "data=mnist5k")
-    result = bantam.interpreter(str(tmp_path / "train.py"), *arguments, PYTHONPATH=str(tmp_path / "src"))
+    result = bantam(str(tmp_path / "train.py"), *arguments, PYTHONPATH=str(tmp_path / "src"))
     assert result.returncode == 0, result.stderr
     assert f"{group:<12}  {name.lower()}: " in result.stdout
 

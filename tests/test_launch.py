@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -274,9 +275,8 @@ def test_an_interrupted_run_resumes_in_place_and_ends_bitwise_the_same(
     assert not (tmp_path / "outputs").exists()
 
 
-def test_evaluate_a_finished_run(bantam: Bantam, tmp_path: Path, mnist_root: str) -> None:
-    assert bantam("train.py", *SMALL).returncode == 0
-    folder = str(only_run(tmp_path))
+def test_evaluate_a_finished_run(bantam: Bantam, finished_run: Path, tmp_path: Path, mnist_root: str) -> None:
+    folder = str(shutil.copytree(finished_run, tmp_path / "run"))
     result = bantam("evaluate.py", folder)
     assert result.returncode == 0, result.stderr
     assert "of 1,000 test images of mnist5k, exactly as recorded" in result.stdout

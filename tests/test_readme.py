@@ -11,8 +11,7 @@ from pathlib import Path
 import pages
 import pytest
 from commands import Bantam
-from conftest import PROJECT, SMALL
-from small_data import few_images
+from conftest import PROJECT
 
 README = (PROJECT / "README.md").read_text()
 RUN = [PROJECT / "README.md", *(PROJECT / "docs" / name for name in ("guide.md", "search.md", "report.md"))]
@@ -62,13 +61,14 @@ def test_the_readme_is_short() -> None:
     "command",
     [c for c in dict.fromkeys(c for page in RUN for c in pages.commands(page)) if c not in INSTALLS],
 )
-def test_command(bantam: Bantam, tmp_path: Path, command: str) -> None:
-    root = few_images(tmp_path / "root")
+def test_command(
+    bantam: Bantam, few_root: Path, finished_run: Path, finished_study: Path, tmp_path: Path, command: str
+) -> None:
     python, script, *words = shlex.split(command)
     assert python == "python"
     if "<date>/<time>" in command:
         folder = tmp_path / "outputs" / "date" / "time"
-        assert bantam("train.py", *SMALL, f"hydra.run.dir={folder}").returncode == 0
+        shutil.copytree(finished_run, folder)
         words = [word.replace("<date>/<time>", "date/time") for word in words]
         if words[0].startswith("resume="):  # as if it had been killed in its first epoch
             for file in folder.iterdir():
@@ -79,15 +79,15 @@ def test_command(bantam: Bantam, tmp_path: Path, command: str) -> None:
         if words[0].startswith("docs/"):
             (tmp_path / "docs").symlink_to(PROJECT / "docs")
         else:
-            assert bantam("train.py", *SMALL, f"hydra.run.dir={tmp_path / words[0]}/0").returncode == 0
+            shutil.copytree(finished_run, tmp_path / words[0] / "0")
     if script == "train.py":
         words = shortened(words)
     if script == "confirm.py":
-        search = shortened(["-m", "hparams_search=optuna"])
-        searched = bantam("train.py", *search, BANTAM_DATA=str(root))
-        assert searched.returncode == 0, searched.stdout + searched.stderr
+        shutil.copytree(finished_study, tmp_path / "multirun" / "optuna")
         words += ["--top", "1", "--seeds", "2"]
-    result = bantam(script, *words, BANTAM_DATA=str(root))
+    # The first command is run as a newcomer runs it, all others in forks.
+    run = bantam.interpreter if command == DAILY[0] else bantam
+    result = run(script, *words, BANTAM_DATA=str(few_root))
     refused = "model.width=17" in words
     assert result.returncode == (1 if refused else 0), result.stdout + result.stderr
     assert "Traceback" not in result.stderr
@@ -107,11 +107,9 @@ def test_adding_a_network_takes_the_class_and_the_file_of_the_readme(bantam: Ban
         stream.write("\n\n" + class_)
     (tmp_path / "conf" / "model" / "tiny.yaml").write_text(file)
     arguments = ["model=tiny", "model.width=12", "data=mnist5k", "epochs=1", "pictures=false"]
-    # In interpreters of their own: they import another copy of the package.
-    result = bantam.interpreter(str(tmp_path / "train.py"), *arguments, PYTHONPATH=str(tmp_path / "src"))
+    result = bantam(str(tmp_path / "train.py"), *arguments, PYTHONPATH=str(tmp_path / "src"))
     assert result.returncode == 0, result.stderr
     assert "conv 5×5 → ReLU" in result.stdout
-    wide = (*arguments, "model.width=60")
-    result = bantam.interpreter(str(tmp_path / "train.py"), *wide, PYTHONPATH=str(tmp_path / "src"))
+    result = bantam(str(tmp_path / "train.py"), *arguments, "model.width=60", PYTHONPATH=str(tmp_path / "src"))
     assert result.returncode == 1
     assert "model=tiny has 11,110 parameters, 1,111 over the 9,999" in result.stderr

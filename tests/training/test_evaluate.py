@@ -1,10 +1,11 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import SMALL
 from omegaconf import DictConfig
-from single_runs import at, train
+from single_runs import at
 
 from bantam.training.evaluate import evaluate
 from bantam.training.setup import prepare_finished
@@ -13,10 +14,10 @@ Compose = Callable[..., DictConfig]
 
 
 def test_evaluate_repeats_the_recorded_accuracy(
-    composed: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    composed: Compose, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cfg = composed(*SMALL)
-    train(cfg, at(tmp_path))
+    shutil.copytree(finished_run, tmp_path, dirs_exist_ok=True)
     assert evaluate(prepare_finished(cfg, at(tmp_path)))
     assert "exactly as recorded" in capsys.readouterr().out
     assert evaluate(prepare_finished(composed(*SMALL, "data.validation=500"), at(tmp_path)))
