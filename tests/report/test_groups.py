@@ -150,6 +150,9 @@ def test_layers_that_went_and_came() -> None:
         "− linear, 10, 250 parameters",
         "+ linear, 10×1×1, 90 parameters",
     ]
+    other = [budget.Layer("conv 5×5", (10, 24, 24), 5, 250, 240)]
+    assert groups.layer_changes(LAYERS, other) == ["Another network: none of its 1 layers is one of the other's."]
+    assert groups.layer_changes([], other) == ["+ conv 5×5, 10×24×24, 250 parameters"]
     same = [LAYERS[0], budget.Layer("linear", (10, 1, 1), 28, 250, 240)]
     assert groups.layer_changes(LAYERS, same) == []
 

@@ -349,7 +349,8 @@ def test_in_a_browser(browser: Browser, tmp_path: Path, size: tuple[int, int], d
     # What is wider than its place says so: on a phone the tables of runs and of trials are.
     wide = "[...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth + 1)"
     assert browser.evaluate(f"{wide}.every(box => box.classList.contains('cut'))")
-    hint = "getComputedStyle(box, '::after').content + getComputedStyle(box).backgroundImage"
+    said = "[box, box.previousElementSibling ?? box].map(each => getComputedStyle(each, '::after').content)"
+    hint = f"{said} + getComputedStyle(box).backgroundImage"
     if size == NARROW:
         hints = browser.evaluate(f"{wide}.map(box => {hint})")
         assert len(hints) >= 2

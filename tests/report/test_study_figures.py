@@ -63,10 +63,13 @@ def test_settings_side_by_side_have_the_best_tenth_in_colour(tmp_path: Path) -> 
     assert best.name == "best tenth (2)"
     assert len(others.x) == 18 * 4
     # What never differs is left out.
-    assert list(figure.plot.layout.xaxis.ticktext) == ["accuracy, %", "kind", "lr"]
+    assert list(figure.plot.layout.xaxis.ticktext) == ["accuracy", "kind", "lr"]
     # lr spans decades: its axis is logarithmic.
     assert best.y[:3] == pytest.approx([18 / 19, 0.0, 1 / 19], abs=1e-4)
     assert best.text[2] == "trial 18<br>lr 0.0158"
+    assert best.text[0] == "trial 18<br>accuracy 91.800 %"
+    accuracies = [tick.text for tick in figure.plot.layout.annotations if tick.x == 0]
+    assert accuracies == ["90.00", "90.47", "90.95", "91.43", "91.90"]
     assert figure.see.startswith("The best tenth of the trials have lr 0.01259 to 0.01585")
 
 

@@ -85,7 +85,9 @@ def draw_line(plot: go.Figure, at: float, label: str, axis: str = "y") -> None:
     other = "x" if axis == "y" else "y"
     span = {f"{axis}0": at, f"{axis}1": at, f"{other}0": 0, f"{other}1": 1, f"{other}ref": f"{other} domain"}
     plot.add_shape(layer="below", line={"color": "var(--target)", "width": 1.5, "dash": "5px 4px"}, **span)
-    place = {axis: at, other: 1, f"{other}ref": f"{other} domain", "xanchor": "right", "yanchor": "bottom"}
+    place = {"y": at, "x": 0, "xref": "x domain", "xanchor": "left", "yanchor": "bottom"}
+    if axis == "x":
+        place = {"x": at, "y": 1, "yref": "y domain", "xanchor": "right", "yanchor": "bottom"}
     plot.add_annotation(text=label, showarrow=False, font={"color": "var(--target)", "size": 12}, **place)
 
 

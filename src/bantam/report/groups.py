@@ -306,15 +306,13 @@ def layer_changes(before: Sequence[budget.Layer], after: Sequence[budget.Layer])
     """Layers that went ("−") or came ("+"), a line each; the same operation with another shape is both."""
     # The same convolution to 10×1×1 is the last one in one network and not in another: 10 there.
     old, new = ([(row.name, math.prod(row.shape), row.parameters) for row in rows] for rows in (before, after))
+    matches = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    if before and after and not any(block.size for block in matches.get_matching_blocks()):
+        return [f"Another network: none of its {len(after)} layers is one of the other's."]
     found: list[str] = []
-    for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        if kind != "equal":
-            found += [f"\N{MINUS SIGN} {_layer(row)}" for row in before[a:b]] + [
-                f"+ {_layer(row)}" for row in after[c:d]
-            ]
+    for kind, a, b, c, d in matches.get_opcodes():
+        signed_rows = [("\N{MINUS SIGN}", row) for row in before[a:b]] + [("+", row) for row in after[c:d]]
+        for sign, row in signed_rows if kind != "equal" else ():
+            size = f", {row.parameters:,} parameters" if row.parameters else ""
+            found.append(f"{sign} {row.name}, {'×'.join(map(str, row.shape))}{size}")
     return found
-
-
-def _layer(row: budget.Layer) -> str:
-    shape = "×".join(map(str, row.shape))
-    return f"{row.name}, {shape}" + (f", {row.parameters:,} parameters" if row.parameters else "")

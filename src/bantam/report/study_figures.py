@@ -1,5 +1,6 @@
 """The figures of a search: Optuna's own, from a study rebuilt in memory, in the colours of the page."""
 
+import re
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,12 @@ MARKERS = {"complete": ("c0", "circle"), "pruned": ("c4", "x-thin"), "over budge
 
 STATES = {"pruned": TrialState.PRUNED, "over budget": TrialState.PRUNED, "running": TrialState.RUNNING}
 """What Optuna calls a state of a trial without an objective; all others have failed."""
+
+STATES_DRAWN = {"complete": ("var(--others)", 1.0), "pruned": ("var(--c4)", 1.2), "running": ("var(--c2)", 1.2)}
+"""Colour and width of a trial's line by its state."""
+
+Lines = tuple[str, Sequence[Trial], str, float]
+"""Lines of one look: their name, their trials, a colour and a width."""
 
 TITLE = "validation accuracy, %"
 
@@ -176,50 +183,44 @@ def _front_in_words(study: Study, front: Sequence[Trial]) -> str:
     return see
 
 
-def _merged(traces: Sequence[go.Scatter], name: str, colour: str, width: float) -> go.Scatter:
-    """Lines as one trace with gaps: a thousand traces would take long to draw."""
-    x, y, texts = [], [], []
-    for trace in traces:
-        x += [*trace.x, None]
-        y += [*(None if value is None else round(value, 4) for value in trace.y), None]
-        texts += [*trace.text, ""]
-    hover = "%{text}<extra></extra>"
-    line = {"color": colour, "width": width}
-    return go.Scatter(x=x, y=y, text=texts, mode="lines", name=name, line=line, hovertemplate=hover)
+def _regroup(plot: go.Figure, lines: dict[int, go.Scatter], groups: Sequence[Lines]) -> None:
+    """Make one trace with gaps of the lines of each group of trials: a thousand would take long to draw."""
+    plot.data = []
+    for name, trials, colour, width in groups:
+        chosen = [lines[t.number] for t in trials if t.number in lines]
+        if chosen:
+            plot.add_scatter(
+                x=[x for line in chosen for x in (*line.x, None)],
+                y=[y if y is None else round(y, 4) for line in chosen for y in (*line.y, None)],
+                text=[label for line in chosen for label in (*line.text, "")],
+                mode="lines+markers" if len(lines) <= MANY else "lines",
+                marker={"size": 4},
+                name=f"{name} ({len(chosen)})" if len(chosen) > 1 else f"{name}, trial {trials[0].number}",
+                line={"color": colour, "width": width},
+                hovertemplate="%{text}<extra></extra>",
+            )
+    plot.update_layout(hovermode="closest", showlegend=True)
 
 
 def intermediate(study: Study, rebuilt: optuna.Study) -> Figure | None:
     """Accuracy by epoch of every trial."""
-    drawn = {t.number: t for t in study.trials if t.epochs}
+    drawn = [t for t in study.trials if t.epochs]
     if not drawn:
         return None
     plot = visualization.plot_intermediate_values(rebuilt)
-    traces = {int(trace.name.removeprefix("Trial")): trace for trace in plot.data}
-    for number, trace in traces.items():
-        trace.text = [f"trial {number}, epoch {x}: {y:.2f} %" for x, y in zip(trace.x, trace.y, strict=True)]
-    best = [t.number for t in (study.front if study.multi_objective else [study.top]) if t]
-    groups = {
-        ("complete", "var(--others)", 1.0): [
-            n for n, t in drawn.items() if t.state == "complete" and n not in best
-        ],
-        ("pruned", "var(--c4)", 1.2): [n for n, t in drawn.items() if t.state == "pruned"],
-        ("running", "var(--c2)", 1.2): [n for n, t in drawn.items() if t.state == "running"],
-        ("front" if study.multi_objective else "best", "var(--c0)", 3.0): best,
-    }
-    plot.data = []
-    for (name, colour, width), numbers in groups.items():
-        name = f"{name} ({len(numbers)})" if len(numbers) != 1 else f"{name}, trial {numbers[0]}"
-        if chosen := [traces[number] for number in numbers if number in traces]:
-            plot.add_trace(_merged(chosen, name, colour, width))
-    if len(drawn) <= MANY:
-        plot.update_traces(mode="lines+markers", marker_size=4)
-    ends = [t.epochs[-1][1] for t in drawn.values()]
+    lines = {int(line.name.removeprefix("Trial")): line for line in plot.data}
+    for number, line in lines.items():
+        line.text = [f"trial {number}, epoch {x}: {y:.2f} %" for x, y in zip(line.x, line.y, strict=True)]
+    best = study.front if study.multi_objective else [study.top] if study.top else []
+    states = {state: [t for t in drawn if t.state == state and t not in best] for state in STATES_DRAWN}
+    groups: list[Lines] = [(state, states[state], *STATES_DRAWN[state]) for state in states]
+    _regroup(plot, lines, [*groups, ("front" if study.multi_objective else "best", best, "var(--c0)", 3.0)])
+    ends = [t.epochs[-1][1] for t in drawn]
     low, high = _scale(ends)
     note_outside(plot, ["ends of lines" for end in ends if end < low])
-    plot.update_layout(hovermode="closest", showlegend=True)
-    plot.update_xaxes(epochs_to(max(t.epochs[-1][0] for t in drawn.values())))
+    plot.update_xaxes(epochs_to(max(t.epochs[-1][0] for t in drawn)))
     plot.update_yaxes(accuracies(TITLE, low, high))
-    pruned = [t.epochs[-1][0] for t in drawn.values() if t.state == "pruned"]
+    pruned = [t.epochs[-1][0] for t in drawn if t.state == "pruned"]
     see = "No trial was pruned"
     if pruned:
         were = "was" if len(pruned) == 1 else "were"
@@ -264,24 +265,26 @@ def parallel(study: Study, rebuilt: optuna.Study) -> Figure | None:
     keys = [key for key in study.keys if len({t.settings.get(key) for t in done}) > 1]
     if len(done) < 2 or not keys:
         return None
-    plot = visualization.plot_parallel_coordinate(rebuilt, params=keys, target_name="accuracy, %")
+    plot = visualization.plot_parallel_coordinate(rebuilt, params=keys)
+    names = ["accuracy", *map(text, sorted(keys))]  # in Optuna's order, which cuts long ones
     lines = dict(zip((t.number for t in done), plot.data, strict=False))
-    for number, line in lines.items():
-        line.text = [f"trial {number}<br>{text(key)} {text(value)}" for key, value in line.customdata]
+    for t in done:
+        values = [f"{t.objective:.3f} %", *(text(value) for _, value in lines[t.number].customdata[1:])]
+        settings = zip(names, values, strict=True)
+        lines[t.number].text = [f"trial {t.number}<br>{name} {value}" for name, value in settings]
     ranked = sorted(done, key=lambda t: t.objective or 0.0)
     best = study.front if study.multi_objective else ranked[-max(1, round(len(done) / 10)) :]
     name = "front" if study.multi_objective else "best tenth" if len(best) > 1 else "best"
-    name += f" ({len(best)})" if len(best) > 1 else ""
-    others = [lines[t.number] for t in done if t not in best]
-    coloured = [lines[t.number] for t in best]
-    plot.data = []
-    plot.add_trace(_merged(others, "others", "var(--others)", 1.0))
-    plot.add_trace(_merged(coloured, name, "var(--c0)", 2.0))
-    plot.for_each_annotation(lambda tick: tick.update(text=text(tick.text), bgcolor="var(--veil)", borderpad=1))
-    plot.update_annotations(font={"size": 11, "color": "var(--muted)"})
+    others = [t for t in done if t not in best]
+    _regroup(plot, lines, [("others", others, "var(--others)", 1.0), (name, best, "var(--c0)", 2.0)])
+    low, high = (t.objective or 0.0 for t in (ranked[0], ranked[-1]))
+    for tick in plot.layout.annotations:  # within the picture, and accuracies with all their figures
+        label = text(tick.text) if tick.x else f"{low + tick.y * (high - low):.2f}"
+        tick.update(text=label, xanchor="left", xshift=4, bgcolor="var(--veil)")
+        tick.font = {"size": 11, "color": "var(--muted)"}
     plot.update_shapes(line={"color": "var(--line)"})
-    titles = [text(title).replace(".", ".<br>") for title in plot.layout.xaxis.ticktext]
-    plot.update_xaxes(ticktext=titles, side="top", fixedrange=True)
+    titles = [re.sub(r"\.|_(?=.{8})", r"\g<0><br>", name) for name in names]
+    plot.update_xaxes(ticktext=titles, side="top", fixedrange=True, range=[-0.2, len(keys) + 0.6])
     plot.update_layout(height=420, legend={"y": -0.04, "x": 0, "xanchor": "left", "yanchor": "top"})
     return Figure("Settings side by side", f"{_settings_in_words(study, best)}.", plot)
 
