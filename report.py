@@ -3,9 +3,6 @@
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-
 from bantam.report import page as report
 from bantam.report import terminal
 from bantam.training.terminal import show_error
@@ -17,15 +14,14 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", metavar="folder", help="of a run, a multirun or a study")
     parser.add_argument("--output", type=Path, help="the page; by default report.html in the one folder, or here")
     arguments = parser.parse_args()
-    console = Console(highlight=False)
     try:
         found = report.read(arguments.folders)
         path = report.save(found, arguments.folders, arguments.output)
-        terminal.show(found, console)
+        terminal.show(found)
     except ValueError as error:
         show_error(error)
         raise SystemExit(1) from None
-    console.print(f"\nLook at it: {escape(str(path))}", soft_wrap=True)
+    print(f"\nLook at it: {path}")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ BEST = 20
 COLOURS = {"good": "green", "bad": "red", "warn": "yellow"}
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: Report, console: Console | None = None) -> None:
     """Print the tables and the sentences of a report."""
+    console = console or Console(highlight=False)
     for name, value, what in report.facts:
         _line(console, f"{name}: {value}" + f" ({what})" * bool(what))
     _table(console, "Runs", tables.runs(report.contents.runs, {}))
