@@ -57,7 +57,7 @@ def search(config: DictConfig, context: HydraContext, launcher: Launcher, argume
 def write_report(search: Search) -> None:
     """Write the report of what was found, unless `report=false` or no trial has ended."""
     if search.config.report and (search.folder / "trials.csv").exists():
-        from bantam.report import page  # draws with packages that no worker needs
+        from bantam.report import page
 
         page.at_end(search.folder)
 
@@ -100,6 +100,10 @@ def _show(search: Search, study: Study, workers: dict[int, BaseProcess], listed:
             if ended:
                 shown |= ended
                 trials.write(search.folder, listed)  # for whoever looks before the end
+                if search.config.report:
+                    from bantam.report import page  # draws with packages that no worker needs
+
+                    page.while_running(search.folder)
             live.update(terminal.progress(search, listed, time.monotonic() - started, side_by_side))
 
 

@@ -3,27 +3,24 @@
 import copy
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from joblib import cpu_count, effective_n_jobs
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from bantam import budget, config, data
+from bantam import budget, data
 from bantam.augmentation import Augmentation
 from bantam.kernels import compiler
 from bantam.kernels.fuse import fuse, is_fused
-from bantam.schedulers import Schedule, TorchSchedule
+from bantam.schedulers import Schedule
 from bantam.training.average import Average
+from bantam.training.build import build, build_optimizer, build_schedule, dry_run_schedule
 from bantam.training.folder import read_checkpoint, read_finished
 from bantam.training.loop import Training
 
@@ -135,17 +132,17 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
             "lower epochs or raise budget.epochs"
         )
     layers, parameters = check_budget(cfg, info)
-    schedule = _build_schedule(cfg, info)
-    augmentation = _build(cfg, "augmentation", info)
+    schedule = build_schedule(cfg, info.choices)
+    augmentation = build(cfg, "augmentation", info.choices)
     device = _device(cfg.device)
     if cfg.compile and device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise ValueError("compile is true, but this machine has no C++ compiler (g++): leave compile=true out")
     threads = cfg.threads or max(1, cpu_count() // effective_n_jobs(info.side_by_side))
     torch.set_num_threads(threads)
     model = _build_model(cfg, info, device)
-    optimizer = _build_optimizer(cfg, info, model)
+    optimizer = build_optimizer(cfg, info.choices, model)
     rates = tuple(float(group["lr"]) for group in optimizer.param_groups)
-    epoch_rates = _dry_run_schedule(cfg, info, schedule, rates)
+    epoch_rates = dry_run_schedule(cfg, info.choices, schedule, rates)
     images = _load_data(cfg, info)
     _check_last_batch(cfg, info, model, len(images.train_labels))
     prepared = Prepared(
@@ -197,12 +194,12 @@ def prepare_finished(cfg: DictConfig, info: RunInfo) -> Prepared:
 def check_budget(cfg: DictConfig, info: RunInfo) -> tuple[list[budget.Layer], int]:
     """Count the network on the meta device; returns its layers and its parameters. Raises OverBudget."""
 
-    def build(cfg: DictConfig, device: str = "meta") -> nn.Module:
+    def network(cfg: DictConfig, device: str = "meta") -> nn.Module:
         with torch.device(device):
-            return _build(cfg, "model", info)  # type: ignore[no-any-return]
+            return build(cfg, "model", info.choices)  # type: ignore[no-any-return]
 
-    parameters, limit = budget.count(build(cfg)), cfg.budget.parameters
-    layers = budget.layers(build(cfg, "cpu" if parameters <= budget.SMALL else "meta"))
+    parameters, limit = budget.count(network(cfg)), cfg.budget.parameters
+    layers = budget.layers(network(cfg, "cpu" if parameters <= budget.SMALL else "meta"))
     if parameters < limit:
         return layers, parameters
     widths = {key: value for key, value in cfg.model.items() if isinstance(value, int) and value > 1}
@@ -210,7 +207,7 @@ def check_budget(cfg: DictConfig, info: RunInfo) -> tuple[list[budget.Layer], in
     remedy = f"lower {' or '.join(keys)}" if keys else "choose a smaller network"
     if "width" in cfg.model:
         for width in range(cfg.model.width - 1, 0, -1):
-            if budget.count(build(OmegaConf.merge(cfg, {"model": {"width": width}}))) < limit:  # type: ignore[arg-type]
+            if budget.count(network(OmegaConf.merge(cfg, {"model": {"width": width}}))) < limit:  # type: ignore[arg-type]
                 remedy = f"lower model.width to {width}"
                 break
     raise budget.OverBudget(
@@ -220,31 +217,16 @@ def check_budget(cfg: DictConfig, info: RunInfo) -> tuple[list[budget.Layer], in
     )
 
 
-def _build(cfg: DictConfig, key: str, info: RunInfo) -> Any:
-    """Instantiate a group; what its constructor refuses becomes a ValueError that names the group."""
-    try:
-        return instantiate(cfg[key], _execution_whitelist_=config.WHITELIST)
-    except InstantiationException as error:
-        cause = error.__cause__
-        if key == "data" and isinstance(cause, ValueError):
-            raise cause from None
-        raise _cannot_be_built(key, info, cause or error) from error
-
-
-def _cannot_be_built(key: str, info: RunInfo, cause: BaseException) -> ValueError:
-    return ValueError(f"{key}={info.choices.get(key)} cannot be built: {' '.join(str(cause).split())}")
-
-
 def _build_model(cfg: DictConfig, info: RunInfo, device: torch.device) -> nn.Module:
     """The network with the first weights of its seed."""
     torch.manual_seed(cfg.seed)
-    model: nn.Module = _build(cfg, "model", info)
+    model: nn.Module = build(cfg, "model", info.choices)
     layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
     return model.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
 def _load_data(cfg: DictConfig, info: RunInfo) -> data.Data:
-    images: data.Data = _build(cfg, "data", info)
+    images: data.Data = build(cfg, "data", info.choices)
     if cfg.batch_size > len(images.train_labels):
         raise ValueError(
             f"batch_size is {cfg.batch_size:,}, but "
@@ -271,50 +253,6 @@ def _check_last_batch(cfg: DictConfig, info: RunInfo, model: nn.Module, count: i
             f"norm in model={info.choices.get('model')} cannot be trained on one value a channel: use "
             f"batch_size={fitting}"
         ) from error
-
-
-def _build_optimizer(cfg: DictConfig, info: RunInfo, model: nn.Module) -> Optimizer:
-    build = _build(cfg, "optimizer", info)
-    try:
-        return build(model.parameters())  # type: ignore[no-any-return]
-    except Exception as error:  # a constructor that refuses its arguments may raise anything
-        raise _cannot_be_built("optimizer", info, error) from error
-
-
-def _build_schedule(cfg: DictConfig, info: RunInfo) -> Schedule:
-    """A schedule of ours, or one of torch's, which waits for its optimizer."""
-    built: Any = _build(cfg, "scheduler", info)
-    if not isinstance(built, partial):
-        return built  # type: ignore[no-any-return]
-    if isinstance(built.func, type) and issubclass(built.func, LRScheduler):
-        return TorchSchedule(built)
-    try:
-        return built()  # type: ignore[no-any-return] # ours need no optimizer
-    except Exception as error:
-        raise _cannot_be_built("scheduler", info, error) from error
-
-
-def _dry_run_schedule(cfg: DictConfig, info: RunInfo, schedule: Schedule, rates: Sequence[float]) -> list[float]:
-    """The rate in the middle of every epoch, at a constant loss; refuses rates that no optimizer can take."""
-    name = f"scheduler={info.choices.get('scheduler')}"
-    try:
-        for lr in rates:
-            schedule.rate(lr, 0.0, [])
-    except Exception as error:  # torch builds its schedulers here, and they may raise anything
-        raise _cannot_be_built("scheduler", info, error) from error
-    found = []
-    for epoch in range(1, cfg.epochs + 1):
-        try:
-            rate = schedule.rate(rates[0], epoch - 0.5, [1.0] * (epoch - 1))
-        except Exception as error:
-            raise ValueError(f"{name} fails after epoch {epoch - 1} ({error}): change scheduler.*") from error
-        if not 0 <= rate < float("inf"):
-            raise ValueError(
-                f"{name} sets the learning rate of epoch {epoch} to {rate}: "
-                "change scheduler.* so that it stays at 0 or above"
-            )
-        found.append(rate)
-    return found
 
 
 def _device(name: str) -> torch.device:
