@@ -2,13 +2,13 @@
 
 import pytest
 
-from bantam.kernels import compiler
+from bantam.kernels import compiler, selfcheck
 
 
 @pytest.fixture(autouse=True)
 def compiled() -> None:
     """Skip where nothing can be compiled: there the networks run on PyTorch alone."""
     try:
-        compiler.library("depthwise.c", SIDE=4, CHANNELS=1, KERNEL=3, BFLOAT16=0)
+        compiler.library("depthwise.c", selfcheck.compare, SIDE=4, CHANNELS=1, KERNEL=3, BFLOAT16=0)
     except compiler.Unavailable as error:
         pytest.skip(str(error))

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from bantam import models
 from bantam.kernels import compiler
-from bantam.kernels.blocks import BlockArguments, DepthwiseArguments
-from bantam.kernels.fuse import MOST_CHANNELS, fuse
+from bantam.kernels.arguments import BlockArguments, DepthwiseArguments
+from bantam.kernels.blocks import MOST_CHANNELS
+from bantam.kernels.fuse import fuse
 
 IMAGE = (1, 28, 28)
 
@@ -79,7 +80,7 @@ def compare(network: Any) -> None:
     torch.manual_seed(1)
     model = network().to(memory_format=torch.channels_last).train()
     exact = copy.deepcopy(model).double()
-    fused = fuse(model, IMAGE)
+    fused = fuse(model, IMAGE).model
     assert fused is not None
     for count in (7, 32, 5):  # the memory of a larger batch serves a smaller one, and the other way round
         x, labels = torch.randn(count, *IMAGE), torch.randint(10, (count,))
@@ -155,9 +156,9 @@ def test_in_bfloat16_a_block_is_as_exact_as_its_numbers(
     exact = copy.deepcopy([convolution, *middle])
     layers = [convolution, *middle, *([models.Dropout(dropout)] if dropout else [])]
     pooling = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
-    fused = fuse(nn.Sequential(*layers, pooling).train(), (inputs, side, side), torch.bfloat16)
+    fused = fuse(nn.Sequential(*layers, pooling).train(), (inputs, side, side), torch.bfloat16).model
     twin = nn.Sequential(*copy.deepcopy(layers)).train()
-    unpooled = fuse(twin, (inputs, side, side), torch.bfloat16)
+    unpooled = fuse(twin, (inputs, side, side), torch.bfloat16).model
     assert fused is not None
     assert unpooled is not None
     torch.set_num_threads(2)
@@ -200,7 +201,7 @@ def test_in_bfloat16_a_block_is_as_exact_as_its_numbers(
 def test_in_bfloat16_networks_are_as_exact_as_with_pytorchs_kernels(network: Any) -> None:
     torch.manual_seed(1)
     model = network().to(memory_format=torch.channels_last)
-    fused = fuse(model, IMAGE, torch.bfloat16)
+    fused = fuse(model, IMAGE, torch.bfloat16).model
     assert fused is not None
     x = torch.randn(64, *IMAGE)
     for training in (True, False):
@@ -216,7 +217,7 @@ def test_in_bfloat16_networks_are_as_exact_as_with_pytorchs_kernels(network: Any
 def test_pytorchs_own_products_in_bfloat16_are_not_disturbed() -> None:
     torch.manual_seed(1)
     a, b = torch.randn(2, 300, 300).bfloat16().unbind()
-    fused = fuse(models.V2(), IMAGE, torch.bfloat16)
+    fused = fuse(models.V2(), IMAGE, torch.bfloat16).model
     assert fused is not None
     before = a @ b
     for _ in range(3):
@@ -232,8 +233,8 @@ def test_dropout_zeroes_and_scales_the_same_elements_forward_and_backward(relu_f
     middle = [nn.ReLU(), nn.BatchNorm2d(6)] if relu_first else [nn.BatchNorm2d(6), nn.ReLU()]
     layers = (nn.Conv2d(2, 6, 3, bias=False), *middle)
     dropout, pooling = models.Dropout(0.3), nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
-    fused = fuse(nn.Sequential(*layers, dropout, pooling).train(), (2, 12, 12))
-    unpooled = fuse(nn.Sequential(*layers, dropout).train(), (2, 12, 12))
+    fused = fuse(nn.Sequential(*layers, dropout, pooling).train(), (2, 12, 12)).model
+    unpooled = fuse(nn.Sequential(*layers, dropout).train(), (2, 12, 12)).model
     assert fused is not None
     assert unpooled is not None
     exact = copy.deepcopy(nn.Sequential(*layers)).double()
@@ -257,7 +258,7 @@ def test_dropout_chooses_every_element_by_itself_with_its_probability(p: float) 
     norm = nn.BatchNorm2d(5)
     nn.init.zeros_(norm.weight)
     nn.init.ones_(norm.bias)  # so that only what is dropped is zero
-    fused = fuse(nn.Sequential(nn.Conv2d(1, 5, 3, bias=False), nn.ReLU(), norm, models.Dropout(p)), IMAGE)
+    fused = fuse(nn.Sequential(nn.Conv2d(1, 5, 3, bias=False), nn.ReLU(), norm, models.Dropout(p)), IMAGE).model
     assert fused is not None
     torch.manual_seed(6)
     with torch.no_grad():
@@ -293,7 +294,7 @@ def test_a_block_that_runs_twice_before_its_backward_pass_keeps_both_results() -
     torch.manual_seed(4)
     model = Twice().to(memory_format=torch.channels_last).train()
     exact = copy.deepcopy(model).double()
-    fused = fuse(model, (3, 6, 6))
+    fused = fuse(model, (3, 6, 6)).model
     assert fused is not None
     for _ in range(2):
         x, labels = torch.randn(8, 3, 6, 6), torch.randint(6, (8,))
@@ -315,7 +316,7 @@ def test_outside_training_the_logits_are_those_of_the_layers(network: Any, threa
     torch.set_num_threads(threads)
     torch.manual_seed(5)
     model = network().to(memory_format=torch.channels_last).train()
-    fused = fuse(model, IMAGE)
+    fused = fuse(model, IMAGE).model
     assert fused is not None
     with torch.no_grad():
         for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
@@ -334,7 +335,7 @@ def test_outside_training_the_logits_are_those_of_the_layers(network: Any, threa
 def test_the_most_channels_fit_on_the_stack() -> None:
     most = MOST_CHANNELS
     layers = (nn.Conv2d(most, most, 3, bias=False), nn.ReLU(), nn.BatchNorm2d(most))
-    fused = fuse(nn.Sequential(*layers).to(memory_format=torch.channels_last), (most, 5, 5))
+    fused = fuse(nn.Sequential(*layers).to(memory_format=torch.channels_last), (most, 5, 5)).model
     assert fused is not None
     x = torch.randn(2, most, 5, 5).requires_grad_()
     fused.train()(x).sum().backward()
@@ -344,7 +345,7 @@ def test_the_most_channels_fit_on_the_stack() -> None:
 
 def test_one_value_a_channel_is_refused_as_pytorch_refuses_it() -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU())
-    fused = fuse(model, (2, 3, 3))
+    fused = fuse(model, (2, 3, 3)).model
     assert fused is not None
     for network in (model.train(), fused.train()):
         assert network(torch.randn(2, 2, 3, 3)).isfinite().all()
@@ -354,7 +355,7 @@ def test_one_value_a_channel_is_refused_as_pytorch_refuses_it() -> None:
 
 
 def test_nan_stays_nan() -> None:
-    fused = fuse(models.V2(dropout=0.0).to(memory_format=torch.channels_last), IMAGE)
+    fused = fuse(models.V2(dropout=0.0).to(memory_format=torch.channels_last), IMAGE).model
     assert fused is not None
     assert fused.train()(torch.full((2, *IMAGE), float("nan"))).isnan().all()
 
@@ -369,6 +370,6 @@ def test_python_and_c_mean_the_same_fields(arguments: type[ctypes.Structure], st
     library = tmp_path / "offsets.so"
     cc, folder = compiler.compiler(), Path(compiler.__file__).parent
     assert cc is not None
-    subprocess.run([cc, "-shared", f"-I{folder}", tmp_path / "offsets.c", "-o", library], check=True)
+    subprocess.run([*cc, "-shared", f"-I{folder}", tmp_path / "offsets.c", "-o", library], check=True)
     found = (ctypes.c_size_t * (len(names) + 1)).in_dll(ctypes.CDLL(str(library)), "offsets")
     assert list(found) == [*(getattr(arguments, name).offset for name in names), ctypes.sizeof(arguments)]

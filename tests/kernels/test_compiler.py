@@ -1,37 +1,252 @@
+import contextlib
+import ctypes
+import os
 import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bantam import models
-from bantam.kernels import compiler
+from bantam.kernels import compiler, selfcheck
 from bantam.kernels.fuse import fuse
 
 IMAGE = (1, 28, 28)
+SIZES = {"SIDE": 5, "CHANNELS": 2, "KERNEL": 3, "BFLOAT16": 0}
 
 
-def test_compiled_blocks_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The cache, new and empty, and a temporary folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     compiler.library.cache_clear()
-    compiler.library("depthwise.c", SIDE=5, CHANNELS=2, KERNEL=3, BFLOAT16=0)
-    (kept,) = (tmp_path / "bantam").iterdir()
+    yield tmp_path / "home" / "bantam"
     compiler.library.cache_clear()
-    monkeypatch.setattr(subprocess, "run", None)
-    compiler.library("depthwise.c", SIDE=5, CHANNELS=2, KERNEL=3, BFLOAT16=0)
-    assert list((tmp_path / "bantam").iterdir()) == [kept]
+
+
+def library(check: Any = selfcheck.compare) -> ctypes.CDLL:
+    """Load or compile something small."""
     compiler.library.cache_clear()
+    return compiler.library("depthwise.c", check, **SIZES)
+
+
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on nothing can be compiled."""
+
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(compiler, "_compile", refuse)
+
+
+def test_compiled_blocks_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library()
+    (kept,) = folder.iterdir()
+    compiler.library.cache_clear()
+    no_compiler(monkeypatch)
+    library()
+    assert list(folder.iterdir()) == [kept]
 
 
 @pytest.mark.parametrize(
     ("cc", "reason"),
     [("no-such-compiler", "there is no C compiler"), ("false", "cannot compile the blocks: exit code 1")],
 )
-def test_a_machine_that_cannot_compile_says_so(
-    cc: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_a_machine_that_cannot_compile_says_so(cc: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", cc)
-    compiler.library.cache_clear()
     with pytest.raises(compiler.Unavailable, match=reason):
         fuse(models.V2(), IMAGE)
-    compiler.library.cache_clear()
+
+
+@pytest.mark.parametrize("damage", ["halved", "empty", "foreign", "one byte", "writable", "link"])
+def test_what_was_damaged_is_built_anew(damage: str, folder: Path) -> None:
+    library()
+    (kept,) = folder.iterdir()
+    whole = kept.read_bytes()
+    other = folder.parent / "other.so"
+    other.write_bytes(b"#!/bin/sh\n")
+    kept.unlink()  # it is loaded: writing into it would be the end of this process
+    if damage == "link":
+        kept.symlink_to(other)
+    else:
+        middle = len(whole) // 2
+        kept.write_bytes(
+            {
+                "halved": whole[:middle],
+                "empty": b"",
+                "foreign": other.read_bytes(),
+                "one byte": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+                "writable": whole,
+            }[damage]
+        )
+    if damage == "writable":
+        kept.chmod(0o666)
+    library()
+    (again,) = folder.iterdir()
+    assert again.read_bytes() == whole
+    assert not again.stat().st_mode & 0o022
+    assert other.read_bytes() == b"#!/bin/sh\n"
+
+
+def test_nobody_else_can_write_to_the_cache(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    library()
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.name == "nt" or os.getuid() != 0, reason="only root gives folders away")
+@pytest.mark.parametrize("which", ["folder", "file"])
+def test_what_another_user_put_there_is_not_loaded(
+    which: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library()
+    (kept,) = folder.iterdir()
+    os.chown(kept if which == "file" else folder, 12345, 12345)
+    library()
+    if which == "file":
+        (again,) = folder.iterdir()
+        assert again.stat().st_uid == 0
+    else:
+        second = tmp_path / "tmp" / f"bantam-{os.getuid()}"
+        assert len(list(second.iterdir())) == 1
+        os.chown(second, 12345, 12345)
+        with pytest.raises(compiler.Unavailable, match="belongs to another user: remove it or set XDG_CACHE_HOME"):
+            library()
+
+
+def test_another_version_of_the_compiler_compiles_anew(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cc = tmp_path / "cc"
+    monkeypatch.setenv("CC", str(cc))
+    real = os.environ.get("CC_OF_THE_TESTS", "cc")
+    for version in ("1", "2"):
+        cc.write_text(f'#!/bin/sh\nif [ "$1" = --version ]; then echo {version}; else exec {real} "$@"; fi\n')
+        cc.chmod(0o755)
+        compiler._version.cache_clear()
+        library()
+        assert len(list(folder.iterdir())) == int(version)
+    compiler._version.cache_clear()
+
+
+def test_a_compiler_may_have_arguments(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "cc -DUNUSED=1")
+    library()
+    assert len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize("reason", ["a file", "read-only", "full", "no home"])
+def test_where_the_cache_cannot_be_written_another_folder_serves(
+    reason: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reason == "a file":
+        folder.parent.mkdir()
+        folder.write_text("")
+    if reason == "read-only":
+        monkeypatch.setenv("XDG_CACHE_HOME", "/proc/1")  # not even root writes there
+    if reason == "full":
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "full"))
+        compiled = compiler._compile
+
+        def compile_where_there_is_room(command: tuple[str, ...], building: Path) -> None:
+            if tmp_path / "full" in building.parents:
+                raise compiler.Unavailable("cc: fatal error: error writing to block.s: No space left on device")
+            compiled(command, building)
+
+        monkeypatch.setattr(compiler, "_compile", compile_where_there_is_room)
+    if reason == "no home":
+        monkeypatch.delenv("XDG_CACHE_HOME")
+
+        def home() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.setattr(Path, "home", home)
+    library()
+    second = tmp_path / "tmp" / f"bantam-{os.getuid()}"
+    assert [path.suffix for path in second.iterdir()] == [".so"]
+    assert second.stat().st_mode & 0o777 == 0o700
+    with monkeypatch.context() as patch:
+        no_compiler(patch)
+        library()
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/1")
+    message = {"full": "No space left on device", "no home": "cannot be kept in /proc/1"}
+    with pytest.raises(compiler.Unavailable, match=message.get(reason, "compiled blocks cannot be kept in")):
+        library()
+
+
+def test_what_computes_something_else_is_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Path(compiler.__file__).with_name("depthwise.c").read_text(encoding="utf-8")
+    compiled = compiler._compile
+    changes = [
+        ("sum[c] += from", "sum[c] -= from"),
+        ("weights[tap * CHANNELS + c] += g[c]", "weights[tap * CHANNELS + c] += 2 * g[c]"),
+        ("int row = 0; row < OUT", "int row = 1; row < OUT"),
+    ]
+
+    def compile_wrong(command: tuple[str, ...], building: Path) -> None:
+        text = (building / "block.c").read_text(encoding="utf-8")
+        (building / "block.c").write_text(text.replace(*changes[-1]), encoding="utf-8")
+        compiled(command, building)
+
+    while changes:
+        assert changes[-1][0] in source
+        with monkeypatch.context() as patch:
+            patch.setattr(compiler, "_compile", compile_wrong)
+            with pytest.raises(compiler.Unavailable, match="what this compiler makes of depthwise.c is wrong"):
+                library()
+        changes.pop()
+        assert not list(folder.iterdir())
+    library()
+    assert len(list(folder.iterdir())) == 1
+
+
+SCRIPT = f"""
+import sys, time
+from pathlib import Path
+from bantam.kernels import compiler, selfcheck
+built = compiler._compile
+def slow(command, building):
+    Path(sys.argv[1]).write_text("building")
+    while not Path(sys.argv[2]).exists():
+        time.sleep(0.01)
+    built(command, building)
+compiler._compile = slow
+compiler.library("depthwise.c", selfcheck.compare, **{SIZES})
+"""
+
+
+def test_two_processes_may_compile_at_once_and_what_a_killed_one_left_is_removed(
+    folder: Path, tmp_path: Path
+) -> None:
+    names = ("other", "killed")
+    arguments = ([sys.executable, "-c", SCRIPT, str(tmp_path / name), str(tmp_path / "go")] for name in names)
+    with contextlib.ExitStack() as stack:
+        other, killed = [stack.enter_context(subprocess.Popen(argument)) for argument in arguments]
+        while not all((tmp_path / name).exists() for name in names):
+            assert other.poll() is killed.poll() is None
+            time.sleep(0.05)
+        assert [path.name.startswith("building-") for path in folder.iterdir()] == [True] * 2
+        killed.kill()
+        killed.wait()
+        library()  # compiles while the other does, and removes what the killed one left
+        assert sorted(path.suffix for path in folder.iterdir()) == ["", ".so"]
+        (tmp_path / "go").write_text("")
+        assert other.wait(timeout=120) == 0
+    assert [path.suffix for path in folder.iterdir()] == [".so"]
+
+
+def test_a_clang_without_pytorchs_openmp_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(path: str, **options: Any) -> None:
+        raise OSError(f"{path}: undefined symbol: __kmpc_for_static_init_4")
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    with pytest.raises(compiler.Unavailable, match="clang's OpenMP is not PyTorch's: use gcc, .* CC=gcc"):
+        library()
+    assert not list(folder.iterdir())

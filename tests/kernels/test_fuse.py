@@ -1,17 +1,23 @@
+import contextlib
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+from layer_results import assert_as_exact, results
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 from bantam import models
 from bantam.kernels import compiler
-from bantam.kernels.fuse import fuse
+from bantam.kernels.fuse import fuse, is_fused
 
 IMAGE = (1, 28, 28)
 
 
 def test_the_fused_network_shares_everything() -> None:
     model = models.V2()
-    fused = fuse(model, IMAGE)
+    fused = fuse(model, IMAGE).model
     assert fused is not None
     assert {id(p) for p in fused.parameters()} == {id(p) for p in model.parameters()}
     assert {id(b) for b in fused.buffers()} == {id(b) for b in model.buffers()}
@@ -33,13 +39,216 @@ def test_the_fused_network_shares_everything() -> None:
 def test_what_the_c_code_does_not_compute_stays_as_it_is(convolution: nn.Conv2d) -> None:
     channels = convolution.out_channels
     image = (convolution.in_channels, 28, 28)
-    assert fuse(nn.Sequential(convolution, nn.ReLU(), nn.BatchNorm2d(channels)), image) is None
-    assert fuse(models.Skeleton(), IMAGE) is None  # no batch norm
+    assert fuse(nn.Sequential(convolution, nn.ReLU(), nn.BatchNorm2d(channels)), image).model is None
+    assert fuse(models.Skeleton(), IMAGE).model is None  # no batch norm
     odd = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.BatchNorm2d(4, momentum=None))
-    assert fuse(odd, IMAGE) is None
+    assert fuse(odd, IMAGE).model is None
 
 
 def test_bfloat16_needs_a_processor_that_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "bfloat16", lambda: False)
     with pytest.raises(compiler.Unavailable, match="does not compute in bfloat16: use precision=float32"):
         fuse(models.V2(), IMAGE, torch.bfloat16)
+
+
+def block(inputs: int, outputs: int, kernel: int = 3) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, kernel, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+class Residual(nn.Sequential):
+    """A Sequential with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class ByNumber(nn.Module):
+    """Takes the layers of a Sequential by their numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*block(1, 4), *block(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number in (0, 1, 2, 3):
+            x = self.body[number](x)
+        return x
+
+
+class InTraining(nn.Module):
+    """Shows its second block smaller maps in training, as progressive resizing does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Sequential(*block(1, 4)), nn.Sequential(*block(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(x[..., ::2, ::2] if self.training else x).mean(dim=(2, 3))
+
+
+class Frozen(nn.Sequential):
+    """Keeps the statistics of batch norm as they are, in training too."""
+
+    def train(self, mode: bool = True) -> "Frozen":
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+def hooked() -> nn.Module:
+    layers = block(1, 4)
+    layers[2].register_forward_hook(lambda layer, inputs, output: 2 * output)
+    return nn.Sequential(*layers, *block(4, 5))
+
+
+def pruned() -> nn.Module:
+    network = nn.Sequential(*block(1, 4), *block(4, 5))
+    prune.l1_unstructured(network[0], "weight", 0.5)
+    return network
+
+
+def normalised() -> nn.Module:
+    network = nn.Sequential(*block(1, 4), *block(4, 5))
+    parametrizations.weight_norm(network[0])
+    return network
+
+
+def strided_norm() -> nn.Module:
+    """Batch norm whose weights lie apart in memory."""
+    network = nn.Sequential(*block(1, 4), *block(4, 5))
+    network[1].weight.data = torch.rand(8)[::2]
+    network[1].running_mean = torch.rand(8)[::2]
+    return network
+
+
+def tied() -> nn.Module:
+    network = nn.Sequential(*block(4, 4), *block(4, 4))
+    network[3].weight = network[0].weight
+    network[4].weight = network[4].bias = network[1].bias
+    return nn.Sequential(*block(1, 4), network)
+
+
+def same_layer_twice() -> nn.Module:
+    """Layers that stand in two places, on maps of different size and with the same statistics."""
+    layers = block(4, 4)
+    return nn.Sequential(*block(1, 4), *layers, *layers)
+
+
+ODD: dict[str, Callable[[], nn.Module]] = {
+    "rows pooled": lambda: nn.Sequential(nn.MaxPool2d((2, 1)), *block(1, 4), *block(4, 5)),
+    "columns pooled between": lambda: nn.Sequential(*block(1, 4), nn.MaxPool2d((1, 2)), *block(4, 5)),
+    "pooled by a tuple": lambda: nn.Sequential(*block(1, 4), nn.MaxPool2d((3, 3)), *block(4, 5)),
+    "pooled with a rest": lambda: nn.Sequential(*block(1, 4), nn.MaxPool2d(5), *block(4, 5)),
+    "pooled with ceil_mode": lambda: nn.Sequential(*block(1, 4), nn.MaxPool2d(5, ceil_mode=True), *block(4, 5)),
+    "pooled with padding": lambda: nn.Sequential(*block(1, 4), nn.MaxPool2d(3, padding=1), *block(4, 5)),
+    "pooled with overlap": lambda: nn.Sequential(*block(1, 4), nn.MaxPool2d(3, stride=2), *block(4, 5)),
+    "pooled with dilation": lambda: nn.Sequential(*block(1, 4), nn.MaxPool2d(2, dilation=2), *block(4, 5)),
+    "padding valid": lambda: nn.Sequential(nn.Conv2d(1, 3, 3, padding="valid", bias=False), *block(3, 4)),
+    "padded by reflection": lambda: nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1, padding_mode="reflect", bias=False), *block(3, 4)
+    ),
+    "residual": lambda: nn.Sequential(*block(1, 4), Residual(*block(4, 4, kernel=1)), *block(4, 5)),
+    "other maps in training": InTraining,
+    "frozen": lambda: Frozen(*block(1, 4), *block(4, 5)),
+    "hooked": hooked,
+    "pruned": pruned,
+    "parametrized": normalised,
+    "strided norm": strided_norm,
+    "tied": tied,
+    "same layer twice": same_layer_twice,
+    "dropout of everything": lambda: nn.Sequential(*block(1, 4), models.Dropout(1.0), *block(4, 5)),
+    "norm of one image": lambda: nn.Sequential(*block(1, 4), nn.Conv2d(4, 4, 3), nn.InstanceNorm2d(4), nn.ReLU()),
+    "norm without weights": lambda: nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4, affine=False)),
+    "norm of the batch only": lambda: nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU(), *block(4, 5)
+    ),
+    "large": lambda: nn.Sequential(*block(1, 4), nn.Upsample(scale_factor=10), *block(4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_networks_compute_what_they_compute_without_blocks(name: str) -> None:
+    def built() -> nn.Module:
+        torch.manual_seed(2)
+        return ODD[name]().to(memory_format=torch.channels_last)
+
+    model, plain, exact = built(), built(), built().double()
+    fused = model
+    with contextlib.suppress(compiler.Unavailable):  # what C cannot compute is left to PyTorch
+        fused = fuse(model, IMAGE).model or model
+    x = torch.randn(6, *IMAGE)
+    gradient = torch.randn(built()(x).shape)
+    for _ in range(2):
+        assert_as_exact(
+            results(fused, model, x, gradient),
+            results(plain, plain, x, gradient),
+            results(exact, exact, x.double(), gradient.double()),
+        )
+
+
+def test_a_network_that_takes_its_layers_by_number_is_left_to_pytorch() -> None:
+    with pytest.raises(compiler.Unavailable, match="the network does not run with its blocks: index 2"):
+        fuse(ByNumber(), IMAGE)
+    shifted = ByNumber()
+    shifted.body.extend(block(4, 4))
+    shifted.body.extend(block(4, 4))
+    with pytest.raises(compiler.Unavailable, match="computes something else with its blocks"):
+        fuse(shifted, IMAGE)
+
+
+def test_what_changes_after_a_network_was_fused_is_what_counts() -> None:
+    layers = [*block(1, 4), models.Dropout(0.5), *block(4, 5)]
+    model = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    fused = fuse(model, IMAGE).model
+    assert fused is not None
+    for layer in fused.modules():  # the twin has settings of its own, as every copy has
+        if isinstance(layer, models.Dropout):
+            layer.p = 0.0
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum, layer.eps = 0.5, 0.1
+    exact = copy.deepcopy(model).double()
+    for layer in exact.modules():
+        if isinstance(layer, models.Dropout):
+            layer.p = 0.0
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum, layer.eps = 0.5, 0.1
+    x = torch.randn(6, *IMAGE)
+    torch.testing.assert_close(fused.train()(x).double(), exact.train()(x.double()), rtol=1e-3, atol=1e-3)
+    for ours, theirs in zip(model.buffers(), exact.buffers(), strict=True):
+        torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-3, atol=1e-3)
+
+
+def test_fusing_changes_nothing_of_the_model_or_the_random_numbers() -> None:
+    model = nn.Sequential(*block(1, 4), *block(4, 5))
+    model[1].eval()
+    before = copy.deepcopy(model.state_dict())
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    compiler.library.cache_clear()
+    assert is_fused(fuse(model, IMAGE).model or model)
+    assert torch.equal(torch.rand(3), expected)
+    assert [module.training for module in model] == [True, False, True, True, True, True]
+    assert all(torch.equal(*pair) for pair in zip(before.values(), model.state_dict().values(), strict=True))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("network", "left"),
+    [
+        (lambda: models.V2(), ""),
+        (lambda: models.Flexible(head=12), ""),
+        (lambda: models.Skeleton(), "PyTorch computes 7 of 7 convolutions: 7 with padding"),
+        (lambda: models.Flexible(dilation=2), "PyTorch computes 3 of 6 convolutions: 3 with dilation 2"),
+        (ODD["columns pooled between"], "PyTorch computes 1 of 2 convolutions: 1 of maps of 26×13 pixels"),
+        (hooked, "PyTorch computes 1 of 2 convolutions: 1 without a batch norm and a ReLU that fit behind it"),
+        (pruned, "PyTorch computes 1 of 2 convolutions: 1 with hooks"),
+        (normalised, "PyTorch computes 1 of 2 convolutions: 1 of another kind than Conv2d"),
+        (ODD["large"], "PyTorch computes 1 of 2 convolutions: 1 of maps of 260×260 pixels, too many"),
+    ],
+)
+def test_what_is_left_to_pytorch_is_said_with_its_reason(network: Callable[[], nn.Module], left: str) -> None:
+    assert fuse(network(), IMAGE).left == left

@@ -1,5 +1,5 @@
-/* What `blocks.py` hands to the functions in C: structures with the same fields, in the same order, as those there.
- * Of each its comment gives the shape; images are channels last. */
+/* What Python hands to the functions in C: `arguments.py` has structures with the same fields in the same order.
+ * Comments give shapes; images are channels last. */
 struct block_arguments {
     const element *input;                     /* images × SIDE × SIDE × CI */
     const float *weight;                      /* CO × KERNEL × KERNEL × CI */

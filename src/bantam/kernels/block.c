@@ -157,14 +157,28 @@ static inline void convolve_images(const struct block_arguments *a, const elemen
     }
 }
 
+/* Where a channel's mean is large beside its deviation, the mean of squares less the square of the mean leaves few
+ * digits of a variance: below this share of the mean of squares it is computed anew, from the deviations. */
+#define INEXACT 1e-3
+static double exact_variance(const struct block_arguments *a, int channel, double mean)
+{
+    const int64_t pixels = (int64_t)a->images * AREA;
+    double sum = 0;
+    for (int64_t u = 0; u < pixels; u++) {
+        double deviation = as_float(a->convolved[u * CO + channel]) - mean;
+        sum += deviation * deviation;
+    }
+    return sum / pixels;
+}
+
 /* Mean and deviation of the batch, the running ones, and what the rest of the block multiplies by and adds. */
 static inline void batch_statistics(const struct block_arguments *a, const double *sums, float *factor, float *offset)
 {
     float *mean = a->running_mean, *variance = a->running_variance, *statistics = a->statistics;
     double n = (double)a->images * AREA;
     for (int c = 0; c < CO; c++) {
-        double m = sums[c] / n, v = sums[CO + c] / n - m * m;
-        v = v < 0 ? 0 : v;
+        double m = sums[c] / n, squares = sums[CO + c] / n, v = squares - m * m;
+        v = v < INEXACT * squares ? exact_variance(a, c, m) : v;
         statistics[c] = (float)m;
         statistics[CO + c] = (float)(1 / sqrt(v + a->epsilon));
         mean[c] += a->momentum * ((float)m - mean[c]);

@@ -6,67 +6,68 @@ bfloat16 for those that compute in it.
 """
 
 import ctypes
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from bantam.kernels import compiler
+from bantam.kernels.arguments import BlockArguments, DepthwiseArguments
 
+MOST_CHANNELS = 512
+MOST_NUMBERS = 2**18
+"""Of an image's input or output: with more, they would not fit on the stack, where the C code keeps them."""
 
-class BlockArguments(ctypes.Structure):
-    """What `block.c` gets: the fields of `arguments.h`, which says what they are."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("input", "weight", "gamma", "beta")),
-        *((name, ctypes.c_void_p) for name in ("running_mean", "running_variance", "factor", "offset")),
-        *((name, ctypes.c_void_p) for name in ("convolved", "output", "statistics", "argmax", "grad_output")),
-        *((name, ctypes.c_void_p) for name in ("grad_input", "grad_weight", "grad_gamma", "grad_beta")),
-        ("grad_normalized", ctypes.c_void_p),
-        ("dropout_seed", ctypes.c_uint64),
-        ("dropout_limit", ctypes.c_uint32),
-        *((name, ctypes.c_float) for name in ("dropout_scale", "momentum", "epsilon")),
-        *((name, ctypes.c_int) for name in ("images", "threads")),
-    )
-
-
-class DepthwiseArguments(ctypes.Structure):
-    """What `depthwise.c` gets: the fields of `arguments.h`."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("input", "weight", "output")),
-        *((name, ctypes.c_void_p) for name in ("grad_output", "grad_input", "grad_weight")),
-        *((name, ctypes.c_int) for name in ("images", "threads")),
-    )
+MOST_DROPPED = 0.99
+"""C decides on an element by 16 random bits, too few to tell apart rates near 1."""
 
 
 class Compiled(nn.Module):
     """Layers that C computes. Python's part of a step is short too: small networks would wait for it.
 
-    Memory that every step uses again is kept: new memory would have to be mapped first, page by page.
+    PyTorch's `layers` compute inputs that C does not, and whatever is in a state that C does not compute: frozen
+    statistics, another type of number. Memory that every step uses again is kept: new memory would have to be
+    mapped first, page by page. A result is therefore valid until the backward pass is over.
     """
 
+    source: ClassVar[str]
+    """The C file."""
+    functions: ClassVar[tuple[str, ...]] = ("forward", "backward")
     arguments: ctypes.Structure
 
-    def __init__(self, convolution: nn.Conv2d, dtype: torch.dtype) -> None:
+    def __init__(self, layers: Sequence[nn.Module], dtype: torch.dtype) -> None:
         super().__init__()
-        self.convolution, self.dtype = convolution, dtype
+        self.layers, self.dtype = nn.Sequential(*layers), dtype
+        # A module looks its tensors and layers up slowly: these are asked for in every step.
+        self.weights: dict[str, Any] = layers[0]._parameters
         self.memory: dict[str, Tensor] = {}
         self.views: dict[tuple[str, int, int, int, int], Tensor] = {}
-        self.libraries: dict[int, ctypes.CDLL] = {}
-        """By side of the input."""
+        self.libraries: dict[torch.Size, ctypes.CDLL] = {}
+        """Compiled, by channels, height and width of the input."""
         self.busy = False
         """Between forward and backward, while that memory is in use."""
+        self.owner: object = None
+        """The forward pass whose results that memory holds."""
 
-    def compiled(self, side: int) -> ctypes.CDLL:
-        """Its functions for images of `side` × `side` pixels. Raises Unavailable."""
+    def sizes(self, shape: torch.Size) -> dict[str, int] | None:
+        """What the C file calls the sizes for inputs of C×H×W; None where it does not compute those."""
         raise NotImplementedError
 
-    def library(self, side: int) -> ctypes.CDLL:
-        """The same, asked for in every step."""
-        if side not in self.libraries:
-            self.libraries[side] = self.compiled(side)
-        return self.libraries[side]
+    def use(self, library: ctypes.CDLL, shape: torch.Size) -> None:
+        """Take a compiled library for inputs of C×H×W."""
+        for name in self.functions:
+            function = getattr(library, name)
+            function.argtypes, function.restype = [ctypes.POINTER(type(self.arguments))], None
+        self.libraries[shape] = library
+
+    def library(self, x: Tensor) -> ctypes.CDLL | None:
+        """What computes this input now; None where PyTorch's layers do."""
+        weight = self.weights["weight"]
+        if x.dim() == 4 and x.is_cpu and weight.is_cpu and weight.dtype == torch.float32 and len(x):
+            return self.libraries.get(x.shape[1:])
+        return None
 
     def buffer(self, name: str, images: int, channels: int, side: int, fresh: bool = False) -> Tensor:
         """Memory for a B×C×H×W tensor, channels last, the same as in the last step unless it must be fresh."""
@@ -84,206 +85,251 @@ class Compiled(nn.Module):
         # Detached, or the next layer might not change it in place, as ReLU does.
         return view.detach()
 
+    def begin(self, ctx: Any, x: Tensor, fresh: bool) -> None:
+        """A forward pass: two before a backward pass must not overwrite one another's results."""
+        ctx.block, ctx.fresh = self, fresh or self.busy
+        # Whoever asked for the gradient of an input may keep it.
+        ctx.fresh_gradient = ctx.fresh or x.is_leaf or x.retains_grad
+        if not ctx.fresh:
+            self.busy, ctx.token = True, object()
+            self.owner = ctx.token
+
+    def end(self, ctx: Any) -> None:
+        """The backward pass of it. Raises RuntimeError where its results were overwritten in the meantime."""
+        if ctx.fresh:
+            return
+        if self.owner is not ctx.token:
+            raise RuntimeError(
+                "kernels in C keep the results of a forward pass until its backward pass is over, then the next "
+                "one overwrites them: use kernels=torch to go back through a graph again later"
+            )
+        self.busy = False
+
 
 class Block(Compiled):
-    """A valid convolution, batch norm, ReLU, perhaps dropout and a max-pool, as one function."""
+    """A valid convolution, batch norm and ReLU in either order, perhaps dropout and a max-pool: one function."""
 
-    def __init__(
-        self,
-        convolution: nn.Conv2d,
-        norm: nn.BatchNorm2d,
-        relu_first: bool,
-        dropout: float,
-        pool: int,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(convolution, dtype)
-        self.norm = norm
-        self.relu_first, self.dropout, self.pool = relu_first, dropout, pool
-        self.outputs, self.kernel = convolution.out_channels, convolution.kernel_size[0]
-        # A module looks its tensors up slowly: these are asked for in every step.
-        self.found = (convolution._parameters, norm._parameters, norm._buffers)
-        self.arguments = BlockArguments(
-            dropout_limit=min(round(dropout * 2**16), 2**16 - 1),
-            dropout_scale=1 / (1 - dropout),
-            momentum=norm.momentum,
-            epsilon=norm.eps,
-        )
+    source, functions = "block.c", ("forward", "backward", "score")
 
-    def compiled(self, side: int) -> ctypes.CDLL:
+    def __init__(self, layers: Sequence[nn.Module], dtype: torch.dtype) -> None:
+        super().__init__(layers, dtype)
+        convolution = layers[0]
+        assert isinstance(convolution, nn.Conv2d)
+        self.inputs, self.outputs = convolution.in_channels, convolution.out_channels
+        self.kernel = int(convolution.kernel_size[0])
+        self.relu_first = isinstance(layers[1], nn.ReLU)
+        norm = layers[1 + self.relu_first]
+        pool = layers[-1]
+        self.pool = int(pool.kernel_size) if isinstance(pool, nn.MaxPool2d) else 1  # type: ignore[arg-type]
+        # In tuples, since a module would look these up slowly.
+        self.norm: tuple[Any, dict[str, Any], dict[str, Any]] = (norm, norm._parameters, norm._buffers)
+        self.dropout = tuple(layer for layer in layers[3:] if isinstance(layer, nn.Dropout))
+        self.arguments = BlockArguments()
+
+    def sizes(self, shape: torch.Size) -> dict[str, int] | None:
+        channels, height, width = shape
+        out = height - self.kernel + 1
+        numbers = max(self.inputs, self.outputs) * height * width
+        if (
+            channels != self.inputs
+            or height != width
+            or out < self.pool
+            or max(self.inputs, self.outputs) > MOST_CHANNELS
+            or numbers > MOST_NUMBERS
+        ):
+            return None
         bfloat16 = self.dtype == torch.bfloat16
-        library = compiler.library(
-            "block.c",
-            SIDE=side,
-            CI=self.convolution.in_channels,
-            CO=self.outputs,
-            KERNEL=self.kernel,
-            RELU_FIRST=self.relu_first,
-            POOL=self.pool,
-            BFLOAT16=bfloat16,
-            MATRIX_UNIT=bfloat16 and compiler.matrix_unit(),
-        )
-        for function in (library.forward, library.backward, library.score):
-            function.argtypes, function.restype = [ctypes.POINTER(BlockArguments)], None
-        return library
+        return {
+            "SIDE": height,
+            "CI": self.inputs,
+            "CO": self.outputs,
+            "KERNEL": self.kernel,
+            "RELU_FIRST": int(self.relu_first),
+            "POOL": self.pool,
+            "BFLOAT16": int(bfloat16),
+            "MATRIX_UNIT": int(bfloat16 and compiler.matrix_unit()),
+        }
+
+    def library(self, x: Tensor) -> ctypes.CDLL | None:
+        norm, _, buffers = self.norm
+        dropout = self.dropout[0] if self.dropout else None
+        if (
+            norm.training is not self.training
+            or norm.momentum is None
+            or buffers["running_mean"] is None
+            or (dropout and (dropout.training is not self.training or dropout.p > MOST_DROPPED))
+        ):
+            return None
+        library = super().library(x)
+        if not self.training:
+            # The function for scoring brings no gradients.
+            wanted = torch.is_grad_enabled() and (
+                x.requires_grad or any(p.requires_grad for p in self.parameters())
+            )
+            return None if wanted else library
+        # PyTorch refuses a single value a channel, which has no variance.
+        return None if len(x) == 1 and x.shape[2] == self.kernel else library
 
     def tensors(self) -> list[Tensor]:
         """Weight, gamma, beta, running mean and running variance."""
-        convolution, norm, buffers = self.found
-        found = [
-            convolution["weight"],
-            norm["weight"],
-            norm["bias"],
-            buffers["running_mean"],
-            buffers["running_var"],
-        ]
-        return found  # type: ignore[return-value]
+        _, norm, buffers = self.norm
+        weight, gamma, beta = self.weights["weight"], norm["weight"], norm["bias"]
+        return [weight, gamma, beta, buffers["running_mean"], buffers["running_var"]]
 
     def forward(self, x: Tensor) -> Tensor:
         """B×C×H×W in, B×C×H×W out, channels last."""
+        library = self.library(x)
+        if library is None:
+            return self.layers(x)  # type: ignore[no-any-return]
         x = x.to(self.dtype)
         if not self.training:
-            return self.score(x)
-        self.found[2]["num_batches_tracked"].add_(1)  # type: ignore[union-attr]
+            return self.score(x, library)
+        self.norm[2]["num_batches_tracked"].add_(1)
         weight, gamma, beta, _, _ = self.tensors()
-        return _Block.apply(x, weight, gamma, beta, self)  # type: ignore[no-any-return]
+        return _Block.apply(x, weight, gamma, beta, self, library)  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def score(self, x: Tensor) -> Tensor:
+    def score(self, x: Tensor, library: ctypes.CDLL) -> Tensor:
         """What `forward` returns outside training."""
         weight, gamma, beta, mean, variance = self.tensors()
         x = x.contiguous(memory_format=torch.channels_last)
         images, _, side, _ = x.shape
         y = self.buffer("output", images, self.outputs, (side - self.kernel + 1) // self.pool, fresh=True)
-        factor = gamma / (variance + self.norm.eps).sqrt()
+        factor = gamma / (variance + self.norm[0].eps).sqrt()
         offset = beta - mean * factor
         weight = weight.contiguous(memory_format=torch.channels_last)
         arguments = self.arguments
         arguments.input, arguments.weight, arguments.output = x.data_ptr(), weight.data_ptr(), y.data_ptr()
         arguments.factor, arguments.offset = factor.data_ptr(), offset.data_ptr()
         arguments.images, arguments.threads = images, torch.get_num_threads()
-        self.library(side).score(arguments)
+        library.score(arguments)
         return y
 
 
 class _Block(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, block: Block) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, block: Block, library: ctypes.CDLL
+    ) -> Tensor:
+        block.begin(ctx, x, fresh=False)
         x = x.contiguous(memory_format=torch.channels_last)
         images, _, side, _ = x.shape
         out = side - block.kernel + 1
-        if images * out * out == 1:
-            raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
-        # A block that runs twice before its backward pass must not overwrite its first results.
-        ctx.fresh, block.busy = block.busy, True
         convolved = block.buffer("convolved", images, block.outputs, out, ctx.fresh)
         y = block.buffer("output", images, block.outputs, out // block.pool, ctx.fresh)
         argmax = torch.empty(y.numel() if block.pool > 1 else 0, dtype=torch.int32)
         statistics = torch.empty(2, block.outputs)
+        p = block.dropout[0].p if block.dropout else 0.0
         # The backward pass drops the same elements again; which ones follows from a number of PyTorch's generator.
-        ctx.seed = int(torch.randint(2**63 - 1, ())) if block.dropout else 0
+        ctx.dropout = (int(torch.randint(2**63 - 1, ())) if p else 0, round(p * 2**16), 1 / (1 - p))
         weight = weight.contiguous(memory_format=torch.channels_last)
+        gamma, beta = gamma.contiguous(), beta.contiguous()
         mean, variance = block.tensors()[3:]
+        norm = block.norm[0]
         arguments = block.arguments
+        arguments.momentum, arguments.epsilon = norm.momentum, norm.eps
+        arguments.dropout_seed, arguments.dropout_limit, arguments.dropout_scale = ctx.dropout
         arguments.input, arguments.weight = x.data_ptr(), weight.data_ptr()
         arguments.gamma, arguments.beta = gamma.data_ptr(), beta.data_ptr()
         arguments.running_mean, arguments.running_variance = mean.data_ptr(), variance.data_ptr()
         arguments.convolved, arguments.output = convolved.data_ptr(), y.data_ptr()
         arguments.statistics, arguments.argmax = statistics.data_ptr(), argmax.data_ptr()
-        arguments.dropout_seed = ctx.seed
         arguments.images, arguments.threads = images, torch.get_num_threads()
-        block.library(side).forward(arguments)
+        library.forward(arguments)
         ctx.save_for_backward(x, weight, gamma, beta, statistics, argmax)
-        ctx.block, ctx.convolved = block, convolved
+        ctx.convolved, ctx.library = convolved, library
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None]:
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None, None]:
         x, weight, gamma, beta, statistics, argmax = ctx.saved_tensors
         block, convolved = ctx.block, ctx.convolved
+        block.end(ctx)
         images, inputs, side, _ = x.shape
         grad_output = grad_output.to(block.dtype).contiguous(memory_format=torch.channels_last)
         grad_input = None
         arguments = block.arguments
         arguments.grad_input = None
         if ctx.needs_input_grad[0]:
-            grad_input = block.buffer("grad_input", images, inputs, side, ctx.fresh)
+            grad_input = block.buffer("grad_input", images, inputs, side, ctx.fresh_gradient)
             arguments.grad_input = grad_input.data_ptr()
         if block.pool == 1:
             normalized = block.buffer("grad_normalized", images, block.outputs, convolved.shape[-1])
             arguments.grad_normalized = normalized.data_ptr()
-        block.busy = block.busy and ctx.fresh
         grad_gamma, grad_beta = torch.empty_like(gamma), torch.empty_like(beta)
         grad_weight = torch.empty_like(weight, memory_format=torch.channels_last)
+        arguments.dropout_seed, arguments.dropout_limit, arguments.dropout_scale = ctx.dropout
         arguments.input, arguments.weight = x.data_ptr(), weight.data_ptr()
         arguments.gamma, arguments.beta = gamma.data_ptr(), beta.data_ptr()
         arguments.convolved, arguments.grad_output = convolved.data_ptr(), grad_output.data_ptr()
         arguments.statistics, arguments.argmax = statistics.data_ptr(), argmax.data_ptr()
         arguments.grad_weight = grad_weight.data_ptr()
         arguments.grad_gamma, arguments.grad_beta = grad_gamma.data_ptr(), grad_beta.data_ptr()
-        arguments.dropout_seed = ctx.seed
         arguments.images, arguments.threads = images, torch.get_num_threads()
-        block.library(side).backward(arguments)
-        return grad_input, grad_weight, grad_gamma, grad_beta, None
+        ctx.library.backward(arguments)
+        return grad_input, grad_weight, grad_gamma, grad_beta, None, None
 
 
 class Depthwise(Compiled):
     """A valid convolution of every channel by itself."""
 
+    source = "depthwise.c"
+
     def __init__(self, convolution: nn.Conv2d, dtype: torch.dtype) -> None:
-        super().__init__(convolution, dtype)
+        super().__init__([convolution], dtype)
+        self.channels, self.kernel = convolution.in_channels, int(convolution.kernel_size[0])
         self.arguments = DepthwiseArguments()
 
-    def compiled(self, side: int) -> ctypes.CDLL:
-        library = compiler.library(
-            "depthwise.c",
-            SIDE=side,
-            CHANNELS=self.convolution.in_channels,
-            KERNEL=self.convolution.kernel_size[0],
-            BFLOAT16=self.dtype == torch.bfloat16,
-        )
-        for function in (library.forward, library.backward):
-            function.argtypes, function.restype = [ctypes.POINTER(DepthwiseArguments)], None
-        return library
+    def sizes(self, shape: torch.Size) -> dict[str, int] | None:
+        channels, height, width = shape
+        fits = channels == self.channels <= MOST_CHANNELS and channels * height * width <= MOST_NUMBERS
+        if not fits or height != width or height < self.kernel:
+            return None
+        bfloat16 = int(self.dtype == torch.bfloat16)
+        return {"SIDE": height, "CHANNELS": channels, "KERNEL": self.kernel, "BFLOAT16": bfloat16}
 
     def forward(self, x: Tensor) -> Tensor:
         """B×C×H×W in, B×C×H×W out, channels last."""
-        return _Depthwise.apply(x.to(self.dtype), self.convolution.weight, self)  # type: ignore[no-any-return]
+        library = self.library(x)
+        if library is None:
+            return self.layers(x)  # type: ignore[no-any-return]
+        return _Depthwise.apply(x.to(self.dtype), self.weights["weight"], self, library)  # type: ignore[no-any-return]
 
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, block: Depthwise) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, block: Depthwise, library: ctypes.CDLL) -> Tensor:
+        block.begin(ctx, x, fresh=not block.training)
         x = x.contiguous(memory_format=torch.channels_last)
         images, channels, side, _ = x.shape
-        ctx.fresh = block.busy or not block.training
-        block.busy = block.busy or block.training
-        y = block.buffer("output", images, channels, side - weight.shape[-1] + 1, ctx.fresh)
+        y = block.buffer("output", images, channels, side - block.kernel + 1, ctx.fresh)
         weight = weight.permute(2, 3, 1, 0).contiguous()
         arguments = block.arguments
         arguments.input, arguments.weight, arguments.output = x.data_ptr(), weight.data_ptr(), y.data_ptr()
         arguments.images, arguments.threads = images, torch.get_num_threads()
-        block.library(side).forward(arguments)
+        library.forward(arguments)
         ctx.save_for_backward(x, weight)
-        ctx.block = block
+        ctx.library = library
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor, None]:
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         x, weight = ctx.saved_tensors
         block = ctx.block
+        block.end(ctx)
         images, channels, side, _ = x.shape
         grad_output = grad_output.to(block.dtype).contiguous(memory_format=torch.channels_last)
         grad_input = None
         arguments = block.arguments
         arguments.grad_input = None
         if ctx.needs_input_grad[0]:
-            grad_input = block.buffer("grad_input", images, channels, side, ctx.fresh)
+            grad_input = block.buffer("grad_input", images, channels, side, ctx.fresh_gradient)
             arguments.grad_input = grad_input.data_ptr()
-        block.busy = block.busy and ctx.fresh
         grad_weight = torch.empty_like(weight)
         arguments.input, arguments.weight = x.data_ptr(), weight.data_ptr()
         arguments.grad_output, arguments.grad_weight = grad_output.data_ptr(), grad_weight.data_ptr()
         arguments.images, arguments.threads = images, torch.get_num_threads()
-        block.library(side).backward(arguments)
-        return grad_input, grad_weight.permute(3, 2, 0, 1), None
+        ctx.library.backward(arguments)
+        return grad_input, grad_weight.permute(3, 2, 0, 1), None, None

@@ -8,11 +8,15 @@ import ctypes
 import functools
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,19 +25,25 @@ FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-
 ASK_FOR_UNIT = (158, 0x1023, 18)
 """The system call arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA): a Linux process asks for its tiles once."""
 
+OTHERS_WRITE = 0o022
+"""The bits of a file's mode that let its group and all others write."""
+
 
 class Unavailable(ValueError):
     """This machine cannot compile the blocks."""
 
 
 def cache() -> Path:
-    """Where compiled blocks are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bantam"
+    """Where compiled blocks are kept. Raises RuntimeError for a user without a home folder."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "bantam"
 
 
-def compiler() -> str | None:
-    """Path of the C compiler; None where there is none, or none that this works with."""
-    return None if os.name == "nt" else shutil.which(os.environ.get("CC", "cc"))
+def compiler() -> tuple[str, ...] | None:
+    """The C compiler's command, its path first; None where there is none, or none that this works with."""
+    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    path = None if os.name == "nt" else shutil.which(command[0])
+    return None if path is None else (path, *command[1:])
 
 
 @functools.cache
@@ -50,43 +60,141 @@ def bfloat16() -> bool:
 
 
 @functools.cache
-def library(name: str, **sizes: int) -> ctypes.CDLL:
-    """A C file beside this one with its sizes as constants, compiled or found compiled. Raises Unavailable."""
-    cc = compiler()
-    if cc is None:
+def library(name: str, check: Callable[..., None], **sizes: int) -> ctypes.CDLL:
+    """A C file beside this one with its sizes as constants, compiled or found compiled.
+
+    What was just compiled is kept only after `check(library, name, sizes)`. That raises Unavailable as this does.
+    """
+    command = compiler()
+    if command is None:
         raise Unavailable("there is no C compiler (cc): install one, for example gcc")
     constants = "".join(f"#define {size} {int(value)}\n" for size, value in sizes.items())
     here = Path(__file__).parent
-    source = constants + (here / name).read_text()
-    headers = [header.read_text() for header in sorted(here.glob("*.h"))]
+    source = constants + (here / name).read_text(encoding="utf-8")
+    headers = [header.read_text(encoding="utf-8") for header in sorted(here.glob("*.h"))]
     # The processor and the compiler belong to the key: a home folder may be shared by unlike machines.
-    key = "".join((source, *headers, *FLAGS, cc, _processor()))
-    path = cache() / f"block-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
+    parts = (source, *headers, *FLAGS, *command, _version(command), _processor())
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+    folders, reasons = list(_folders()), []
+    for folder in folders:
+        with suppress(OSError):
+            if found := _found(folder, key):
+                return found
+    for folder in folders:
+        try:
+            _own(folder)
+            with _built(folder, command, source) as path:
+                built = _load(path)
+                check(built, name, sizes)
+                os.replace(path, folder / _file_name(key, path.read_bytes()))
+            return built
+        except Unavailable as error:
+            reasons.append(str(error))
+        except OSError as error:
+            reasons.append(f"compiled blocks cannot be kept in {folder} or loaded: {error}")
+    raise Unavailable(reasons[0] if reasons else "there is neither a home nor a temporary folder to compile in")
+
+
+def _folders() -> Iterator[Path]:
+    """Where compiled blocks may be kept: if not in the cache, because it is read-only or full, beside it."""
+    with suppress(RuntimeError):
+        yield cache()
+    with suppress(FileNotFoundError):
+        yield Path(tempfile.gettempdir()) / f"bantam-{os.getuid()}"
+
+
+def _own(folder: Path) -> None:
+    """Make a folder that nobody else can write to: what is loaded from it runs as this user."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid == os.getuid() and status.st_mode & OTHERS_WRITE:
+        folder.chmod(0o700)
+    elif not _trusted(status):
+        raise Unavailable(f"{folder} belongs to another user: remove it or set XDG_CACHE_HOME")
+
+
+def _trusted(status: os.stat_result) -> bool:
+    """Whether only this user, or root, can have written a file."""
+    return status.st_uid in (os.getuid(), 0) and not status.st_mode & OTHERS_WRITE
+
+
+def _file_name(key: str, content: bytes) -> str:
+    """A compiled file's name, which has its checksum: one that was damaged does not match its name."""
+    return f"block-{key}-{hashlib.sha256(content).hexdigest()[:24]}.so"
+
+
+def _found(folder: Path, key: str) -> ctypes.CDLL | None:
+    """What was compiled before; what is damaged, or was put there by somebody else, is removed."""
+    for path in folder.glob(f"block-{key}-*.so") if _trusted(folder.stat()) else ():
+        with suppress(FileNotFoundError):  # another process may remove the same file
+            if _trusted(path.stat()) and path.name == _file_name(key, path.read_bytes()):
+                return _load(path)
+            path.unlink()
+    return None
+
+
+@contextmanager
+def _built(folder: Path, command: tuple[str, ...], source: str) -> Iterator[Path]:
+    """The compiled source in a folder of its own, which is locked as long as its process lives."""
+    import fcntl  # nothing is compiled where it is missing
+
+    for left in folder.glob("building-*"):
+        with suppress(OSError), _descriptor(left) as descriptor:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)  # its process was killed
+    with tempfile.TemporaryDirectory(dir=folder, prefix="building-", ignore_cleanup_errors=True) as name:
+        building = Path(name)
+        with _descriptor(building) as descriptor:
+            with suppress(OSError):  # some network folders know no locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (building / "block.c").write_text(source, encoding="utf-8")
+            _compile(command, building)
+            yield building / "block.so"
+
+
+@contextmanager
+def _descriptor(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-                (Path(folder) / "block.c").write_text(source)
-                _compile(cc, Path(folder))
-                os.replace(Path(folder) / "block.so", path)
-        # RTLD_NOW: what is missing shows here, not in the middle of a training.
-        return ctypes.CDLL(str(path), mode=os.RTLD_NOW)
-    except OSError as error:
-        raise Unavailable(f"compiled blocks cannot be kept in {path.parent} or loaded: {error}") from error
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
-def _compile(cc: str, folder: Path) -> None:
+def _compile(compiler: tuple[str, ...], folder: Path) -> None:
     # Linked without OpenMP: PyTorch's own, which is loaded already, serves. Two of them, each with
     # its threads spinning for work, would take the processor from one another.
-    for command in (
-        [cc, *FLAGS, f"-I{Path(__file__).parent}", "-fopenmp", "-fPIC", "-c", "block.c", "-o", "block.o"],
-        [cc, "-shared", "block.o", "-o", "block.so", "-lm"],
+    for arguments in (
+        [*FLAGS, f"-I{Path(__file__).parent}", "-fopenmp", "-fPIC", "-c", "block.c", "-o", "block.o"],
+        ["-shared", "block.o", "-o", "block.so", "-lm"],
     ):
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        done = _run([*compiler, *arguments], cwd=folder, env={**os.environ, "TMPDIR": str(folder)})
         if done.returncode:
             lines = done.stderr.strip().splitlines()
             reason = next((line for line in lines if "error" in line), [*lines, f"exit code {done.returncode}"][0])
-            raise Unavailable(f"{cc} cannot compile the blocks: {reason}")
+            raise Unavailable(f"{compiler[0]} cannot compile the blocks: {reason}")
+
+
+def _run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", **options)
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        # RTLD_NOW: what is missing shows here, not in the middle of a training.
+        return ctypes.CDLL(str(path), mode=os.RTLD_NOW)
+    except OSError as error:
+        if "__kmpc" in str(error):
+            raise Unavailable("clang's OpenMP is not PyTorch's: use gcc, for example with CC=gcc") from error
+        raise
+
+
+@functools.cache
+def _version(command: tuple[str, ...]) -> str:
+    """What the compiler says about itself; nothing where it does not run, which shows when it compiles."""
+    with suppress(OSError):
+        return _run([*command, "--version"]).stdout
+    return ""
 
 
 @functools.cache

@@ -6,51 +6,112 @@ ReLU, dropout and max-pool is one `Block`, and every convolution of channels by 
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from typing import TypeGuard
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
-from bantam.kernels import compiler
-from bantam.kernels.blocks import Block, Compiled, Depthwise
+from bantam.kernels import compiler, selfcheck
+from bantam.kernels.blocks import MOST_CHANNELS, MOST_NUMBERS, Block, Compiled, Depthwise
 from bantam.models import Dropout
 
-MOST_CHANNELS = 512
-"""With more, an image's activations would not fit on the stack, where the C code keeps them."""
+TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.25}
+"""How far logits may be from PyTorch's, as a fraction of their length."""
+
+
+class Fused(NamedTuple):
+    """A network with blocks in C."""
+
+    model: nn.Module | None
+    """With the parameters and statistics of the one it was made of; None where C computes nothing of it."""
+    left: str
+    """How many convolutions PyTorch computes and why; empty where it is none, or only of maps of one pixel."""
 
 
 def is_fused(model: nn.Module) -> bool:
     """Whether a network has blocks in C."""
-    return any(isinstance(module, Compiled) for module in model.modules())
+    return any(isinstance(module, Compiled) and module.libraries for module in model.modules())
 
 
-def fuse(
-    model: nn.Module, image: tuple[int, int, int], precision: torch.dtype = torch.float32
-) -> nn.Module | None:
-    """A network with the parameters and statistics of `model` and its blocks compiled; None where it has none.
+def fuse(model: nn.Module, image: tuple[int, int, int], precision: torch.dtype = torch.float32) -> Fused:
+    """A second network whose blocks are compiled, and what of it is left to PyTorch.
 
-    `image` is channels, height and width of the input. Raises Unavailable where nothing can be compiled, and for
-    bfloat16 on a processor that does not compute in it.
+    `image` is channels, height and width of the input. Raises Unavailable where nothing can be compiled, for
+    bfloat16 on a processor that does not compute in it, and where the network computes something else with its
+    blocks than without.
     """
     if precision == torch.bfloat16 and not compiler.bfloat16():
         raise compiler.Unavailable("this processor does not compute in bfloat16: use precision=float32")
-    fused = _replaced(model, precision)
-    if not is_fused(fused):
-        return None
+    plain, fused = _twin(model, None), _twin(model, precision)
     training = model.training
-    with torch.no_grad(), torch.autocast("cpu", precision, enabled=precision != torch.float32):
-        fused.eval()(torch.zeros(1, *image))  # compiles whatever is not compiled yet
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[]),
+        torch.autocast("cpu", precision, enabled=precision != torch.float32),
+    ):
+        images = torch.randn(2, *image, generator=torch.Generator().manual_seed(0))
+        expected = plain.eval()(images)
+        try:
+            logits, left = _compile(fused.eval(), images)
+        except compiler.Unavailable:
+            raise
+        except Exception as error:  # its own code, which found other layers than it expects
+            raise compiler.Unavailable(f"the network does not run with its blocks: {error}") from error
+        if is_fused(fused) and not _close(logits, expected, precision):
+            raise compiler.Unavailable("the network computes something else with its blocks than without them")
     fused.train(training)
-    return fused
+    return Fused(fused if is_fused(fused) else None, left)
 
 
-def _replaced(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy that shares all parameters, its runs of fitting layers replaced by blocks."""
-    children = {name: child and _replaced(child, dtype) for name, child in module._modules.items()}
-    if isinstance(module, nn.Sequential):
-        return nn.Sequential(*_blocks([child for child in children.values() if child is not None], dtype))
-    twin = copy.copy(module)
+def _close(ours: Tensor, theirs: Tensor, precision: torch.dtype) -> bool:
+    if ours.shape != theirs.shape:
+        return False
+    ours, theirs = ours.double().nan_to_num(), theirs.double().nan_to_num()
+    return bool((ours - theirs).norm() <= TOLERANCE[precision] * theirs.norm() + 1e-6)
+
+
+def _compile(fused: nn.Module, images: Tensor) -> tuple[Tensor, str]:
+    """Compile the blocks of a network for the maps that they get of these images: logits, and what is left."""
+    unfit = {module: _unfit(module) for module in fused.modules() if isinstance(module, _ConvNd)}
+    in_c, left = 0, Counter[str]()
+
+    def before(block: Compiled, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal in_c
+        shape = inputs[0].shape[1:]
+        sizes = block.sizes(shape) if len(shape) == 3 else None
+        if sizes and shape not in block.libraries:
+            block.use(compiler.library(block.source, selfcheck.compare, **sizes), shape)
+        in_c += sizes is not None
+
+    def after(layer: _ConvNd, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if output[0, 0].numel() > 1:
+            left[unfit[layer] or _why(layer, inputs[0])] += 1
+
+    blocks = [module for module in fused.modules() if isinstance(module, Compiled)]
+    handles = [block.register_forward_pre_hook(before) for block in blocks]
+    handles += [layer.register_forward_hook(after) for layer in unfit]
+    try:
+        logits = fused(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    reasons = ", ".join(f"{count} {reason}" for reason, count in left.items())
+    count = f"{left.total()} of {left.total() + in_c} convolutions"
+    return logits, f"PyTorch computes {count}: {reasons}" if reasons else ""
+
+
+def _twin(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """A copy that shares all parameters, its runs of fitting layers replaced by blocks of this type of number."""
+    twin = object.__new__(type(module))  # copy.copy refuses layers that compute their weights from others
+    twin.__dict__ = {**module.__dict__, "_forward_hooks": copy.copy(module._forward_hooks)}
+    children = {name: child and _twin(child, dtype) for name, child in module._modules.items()}
+    # Whatever has a forward of its own may ask for its layers by their numbers.
+    if dtype is not None and isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        layers = [child for child in children.values() if child is not None]
+        children = {str(i): layer for i, layer in enumerate(_blocks(layers, dtype))}
     twin._modules = children
     return twin
 
@@ -59,46 +120,94 @@ def _blocks(layers: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[nn.Modu
     """Layers that run one after another, with blocks for those that fit."""
     at = 0
     while at < len(layers):
-        convolution, rest = layers[at], layers[at + 1 : at + 5]
-        kinds = [type(layer) for layer in rest]
-        at += 1
-        if (
-            _plain(convolution)
-            and convolution.groups == 1
-            and kinds[:2] in ([nn.ReLU, nn.BatchNorm2d], [nn.BatchNorm2d, nn.ReLU])
-        ):
-            norm = next(layer for layer in rest if isinstance(layer, nn.BatchNorm2d))
-            if norm.affine and norm.track_running_stats and norm.momentum is not None:
-                p, pool, last = 0.0, 1, 2
-                if last < len(rest) and isinstance(dropout := rest[last], Dropout):
-                    p, last = dropout.p, last + 1
-                if last < len(rest) and (squares := _pool(rest[last])):
-                    pool, last = squares, last + 1
-                yield Block(convolution, norm, kinds[0] is nn.ReLU, p, pool, dtype)
-                at += last
-                continue
-        if _plain(convolution) and convolution.groups == convolution.in_channels == convolution.out_channels > 1:
-            yield Depthwise(convolution, dtype)
+        count = _block_length(layers[at : at + 5])
+        if count:
+            yield Block(layers[at : at + count], dtype)
+        elif _fits(layers[at]) and _depthwise(layers[at]):
+            yield Depthwise(layers[at], dtype)  # type: ignore[arg-type]
         else:
-            yield convolution
+            yield layers[at]
+        at += count or 1
 
 
-def _plain(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether a layer is a convolution of a kind that there is C code for, groups aside."""
-    return (
-        type(layer) is nn.Conv2d
-        and layer.kernel_size[0] == layer.kernel_size[1]
-        and layer.stride == layer.dilation == (1, 1)
-        and layer.padding == (0, 0)
-        and layer.bias is None
-        and max(layer.in_channels, layer.out_channels) <= MOST_CHANNELS
-    )
-
-
-def _pool(layer: nn.Module) -> int:
-    """The side of a max-pool's squares, which lie side by side; 0 for any other layer."""
-    if type(layer) is not nn.MaxPool2d or layer.return_indices or layer.ceil_mode:
+def _block_length(layers: Sequence[nn.Module]) -> int:
+    """How many of these layers, from the first on, are a block; 0 where they are none."""
+    convolution, norms = layers[0], [layer for layer in layers[1:3] if type(layer) is nn.BatchNorm2d]
+    relus = [layer for layer in layers[1:3] if type(layer) is nn.ReLU]
+    if not (_fits(convolution) and len(norms) == len(relus) == 1) or _hooked(norms[0]) or _hooked(relus[0]):
         return 0
-    pool = layer.kernel_size
-    plain = isinstance(pool, int) and layer.stride == pool and layer.padding == 0 and layer.dilation == 1
-    return pool if isinstance(pool, int) and plain and pool > 1 else 0
+    assert isinstance(convolution, nn.Conv2d)
+    norm, outputs = norms[0], (convolution.out_channels,)
+    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    if (
+        convolution.groups != 1
+        or norm.momentum is None
+        or not all(
+            tensor is not None
+            and tensor.shape == outputs
+            and tensor.dtype == torch.float32
+            and tensor.is_contiguous()
+            for tensor in tensors
+        )
+    ):
+        return 0
+    count = 3
+    if count < len(layers) and type(layers[count]) is Dropout and not _hooked(layers[count]):
+        count += 1
+    if count < len(layers) and _is_pool(layers[count]) and not _hooked(layers[count]):
+        count += 1
+    return count
+
+
+def _hooked(layer: nn.Module) -> bool:
+    """Whether a layer calls functions of its user: among them those that compute a weight from others."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return any(hooks)
+
+
+def _fits(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution of a kind that there is C code for, groups aside."""
+    return type(layer) is nn.Conv2d and not _unfit(layer)
+
+
+def _depthwise(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels > 1
+
+
+def _unfit(layer: _ConvNd) -> str:
+    """What of a convolution C does not compute; empty where it is nothing."""
+    shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
+    whats: dict[str, Callable[[], Any]] = {
+        "with hooks": lambda: _hooked(layer),
+        "of another kind than Conv2d": lambda: type(layer) is not nn.Conv2d,
+        "whose kernel is not square": lambda: len(set(layer.kernel_size)) > 1,
+        f"with stride {layer.stride[0]}": lambda: set(layer.stride) != {1},
+        f"with dilation {layer.dilation[0]}": lambda: set(layer.dilation) != {1},
+        "with padding": lambda: isinstance(layer.padding, str) or set(layer.padding) != {0},
+        "with a bias": lambda: layer.bias is not None,
+        f"with more than {MOST_CHANNELS} channels": lambda: max(shape[0], layer.in_channels) > MOST_CHANNELS,
+        "whose weight is not of its shape in float32": lambda: (
+            layer.weight.shape != shape or layer.weight.dtype != torch.float32
+        ),
+    }
+    return next((what for what, holds in whats.items() if holds()), "")
+
+
+def _why(layer: _ConvNd, x: Tensor) -> str:
+    """Why PyTorch computes a convolution that C might."""
+    height, width = x.shape[2:]
+    if height != width:
+        return f"of maps of {height}×{width} pixels"
+    if layer.groups > 1 and not _depthwise(layer):
+        return f"in {layer.groups} groups"
+    if max(layer.in_channels, layer.out_channels) * height * width > MOST_NUMBERS:
+        return f"of maps of {height}×{width} pixels, too many"
+    return "without a batch norm and a ReLU that fit behind it"
+
+
+def _is_pool(layer: nn.Module) -> bool:
+    """Whether a layer is a max-pool of squares that lie side by side."""
+    if type(layer) is not nn.MaxPool2d or layer.return_indices or layer.ceil_mode:
+        return False
+    side = layer.kernel_size
+    return type(side) is int and side > 1 and layer.stride == side and layer.padding == 0 and layer.dilation == 1

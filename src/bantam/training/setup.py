@@ -73,12 +73,19 @@ class Prepared:
     average: Average | None
 
     @cached_property
-    def training_model(self) -> nn.Module:
-        """What computes the logits in training: the model, or a faster twin with its parameters.
-
-        Made where it is first asked for: what only looks need not wait for a compiler.
-        """
+    def _fused(self) -> tuple[nn.Module, str]:
+        # Made where it is first asked for: what only looks need not wait for a compiler.
         return _training_model(self.cfg, self.info, self.model, self.device, self.precision)
+
+    @property
+    def training_model(self) -> nn.Module:
+        """What computes the logits in training: the model, or a faster twin with its parameters."""
+        return self._fused[0]
+
+    @property
+    def left_to_pytorch(self) -> str:
+        """What PyTorch computes although kernels=auto would rather have it in C, and why; empty where nothing."""
+        return self._fused[1]
 
     @property
     def kernels(self) -> str:
@@ -96,7 +103,7 @@ class Prepared:
         if self.kernels == "torch":
             return self.result_model
         if self.average:
-            return fuse(self.average.model, budget.IMAGE, self.precision) or self.result_model
+            return fuse(self.average.model, budget.IMAGE, self.precision).model or self.result_model
         return self.training_model
 
     @property
@@ -277,12 +284,12 @@ def _precision(cfg: DictConfig, device: torch.device) -> torch.dtype:
 
 def _training_model(
     cfg: DictConfig, info: RunInfo, model: nn.Module, device: torch.device, precision: torch.dtype
-) -> nn.Module:
-    """What computes the logits in training: blocks in C where they can be had."""
+) -> tuple[nn.Module, str]:
+    """What computes the logits in training, blocks in C where they can be had, and what is left to PyTorch."""
     if cfg.compile:
         if cfg.kernels == "native":
             raise ValueError("kernels is native, but compile is true: choose one of the two")
-        return torch.compile(model)  # type: ignore[return-value]
+        return torch.compile(model), ""  # type: ignore[return-value]
     fits = device.type == "cpu" and cfg.channels_last
     if cfg.kernels == "native" and not fits:
         raise ValueError(
@@ -290,16 +297,19 @@ def _training_model(
             f"channels_last {cfg.channels_last}: use kernels=auto"
         )
     if cfg.kernels == "torch" or not fits:
-        return model
+        return model, ""
     try:
-        fused = fuse(model, budget.IMAGE, precision)
+        fused, left = fuse(model, budget.IMAGE, precision)
     except compiler.Unavailable as error:
         if cfg.kernels == "native":
             raise ValueError(f"kernels is native, but {error}; or use kernels=auto") from error
-        return model
-    if fused is None and cfg.kernels == "native":
-        raise ValueError(
-            f"kernels is native, but model={info.choices.get('model')} has no block that they compute "
-            "(valid convolution, batch norm, ReLU; or one of every channel by itself): use kernels=auto"
-        )
-    return model if fused is None else fused
+        return model, str(error)
+    if fused is not None:
+        return fused, left
+    nothing = (
+        f"model={info.choices.get('model')} has no block that they compute "
+        "(valid convolution, batch norm, ReLU; or one of every channel by itself)"
+    )
+    if cfg.kernels == "native":
+        raise ValueError(f"kernels is native, but {nothing}: use kernels=auto")
+    return model, f"{nothing}: {left}" if left else nothing

@@ -1,0 +1,82 @@
+"""Compiled code against PyTorch's layers, on a small random batch, before it is trusted."""
+
+import copy
+import ctypes
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bantam.kernels.blocks import Block, Compiled, Depthwise
+from bantam.kernels.compiler import Unavailable
+
+MOST_IMAGES, MOST_OPERATIONS = 8, 200_000_000
+"""A batch has so many images, or fewer where that takes so many multiply-adds."""
+
+TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.25}
+"""How far a tensor may be from the exact one, as a fraction of its length: wrong code is much further off."""
+
+
+def compare(library: ctypes.CDLL, source: str, sizes: dict[str, int]) -> None:
+    """Raise Unavailable where a library computes something else than the layers it stands for."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.random.fork_rng(devices=[]),
+    ):
+        torch.manual_seed(0)
+        block = _block(source, sizes)
+        exact = copy.deepcopy(block.layers).double()
+        channels, side = sizes["CI" if source == "block.c" else "CHANNELS"], sizes["SIDE"]
+        block.use(library, torch.Size((channels, side, side)))
+        operations = sum(parameter.numel() for parameter in block.parameters()) * side**2
+        images = max(4, min(MOST_IMAGES, MOST_OPERATIONS // operations))
+        x = torch.randn(images, channels, side, side).to(block.dtype).contiguous(memory_format=torch.channels_last)
+        for name, ours, theirs in _results(block, exact, x):
+            ours, theirs = ours.detach().double(), theirs.detach().double()
+            distance, length = float((ours - theirs).norm()), float(theirs.norm())
+            if not distance <= TOLERANCE[block.dtype] * length + 1e-6:
+                raise Unavailable(
+                    f"what this compiler makes of {source} is wrong: {name} is {distance:.2g} from PyTorch's, "
+                    f"whose length is {length:.2g} ({', '.join(f'{key} {value}' for key, value in sizes.items())})"
+                )
+
+
+def _block(source: str, sizes: dict[str, int]) -> Compiled:
+    """The layers of these sizes with random parameters, rounded as images are."""
+    dtype = torch.bfloat16 if sizes["BFLOAT16"] else torch.float32
+    if source == "depthwise.c":
+        channels = sizes["CHANNELS"]
+        each = nn.Conv2d(channels, channels, sizes["KERNEL"], groups=channels, bias=False)
+        return Depthwise(each, dtype)
+    convolution = nn.Conv2d(sizes["CI"], sizes["CO"], sizes["KERNEL"], bias=False)
+    convolution.weight.data = convolution.weight.data.to(dtype).float()
+    norm = nn.BatchNorm2d(sizes["CO"])
+    for positive in (norm.weight, norm.running_var):
+        nn.init.uniform_(positive, 0.5, 2)  # type: ignore[arg-type]
+    for any_sign in (norm.bias, norm.running_mean):
+        nn.init.normal_(any_sign)  # type: ignore[arg-type]
+    middle = [nn.ReLU(), norm] if sizes["RELU_FIRST"] else [norm, nn.ReLU()]
+    pool = [nn.MaxPool2d(sizes["POOL"])] if sizes["POOL"] > 1 else []
+    return Block([convolution, *middle, *pool], dtype)
+
+
+def _results(block: Compiled, exact: nn.Sequential, x: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """All that a step computes, and the output outside training, each beside what is exact."""
+    for network in (exact, block):
+        with torch.no_grad():
+            network.eval()
+    with torch.no_grad():
+        yield "the output outside training", block(x), exact(x.double())
+    inputs, exact_inputs = x.clone().requires_grad_(), x.double().requires_grad_()
+    y, exact_y = block.train()(inputs), exact.train()(exact_inputs)
+    gradient = torch.randn(exact_y.shape).to(y.dtype)
+    y.backward(gradient)
+    exact_y.backward(gradient.double())
+    yield "the output", y, exact_y
+    yield "the gradient of the input", inputs.grad, exact_inputs.grad  # type: ignore[misc]
+    for (name, ours), theirs in zip(block.layers.named_parameters(), exact.parameters(), strict=True):
+        yield f"the gradient of {name}", ours.grad, theirs.grad  # type: ignore[misc]
+    for (name, buffer), wanted in zip(block.layers.named_buffers(), exact.buffers(), strict=True):
+        yield name, buffer, wanted
