@@ -49,6 +49,7 @@ def pools(draw: st.DrawFn, side: int) -> nn.Module:
 @st.composite
 def networks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, int, int], int]:
     """A network, channels, height and width of its images, and how many of those a batch has."""
+    torch.manual_seed(draw(st.integers(0, 999)))
     height = draw(SIDES)
     width = draw(SIDES) if draw(st.integers(0, 7)) == 7 else height
     channels = inputs = draw(CHANNELS)
@@ -89,15 +90,16 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> None:
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-@given(drawn=networks(), threads=st.integers(1, 2), seed=st.integers(0, 999))
+@given(drawn=networks(), threads=st.integers(1, 2))
 def test_drawn_networks_compute_what_pytorchs_layers_compute(
-    drawn: tuple[nn.Sequential, tuple[int, int, int], int], threads: int, seed: int
+    drawn: tuple[nn.Sequential, tuple[int, int, int], int], threads: int
 ) -> None:
     model, image, count = drawn
-    torch.manual_seed(seed)
     torch.set_num_threads(threads)
     x = torch.randn(count, *image)
-    exact, plain = copy.deepcopy(model).double(), copy.deepcopy(model)
+    exact, plain = copy.deepcopy(model).double(), copy.deepcopy(model).to(memory_format=torch.channels_last)
+    for layer in plain:  # PyTorch's batch norm is less exact in this layout, which blocks in C bring about
+        layer.register_forward_pre_hook(lambda layer, x: x[0].contiguous(memory_format=torch.channels_last))
     try:
         shape = copy.deepcopy(model).train()(x).shape
     except (RuntimeError, ValueError):

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from single_runs import at
 
 from bantam.budget import OverBudget
 from bantam.kernels import compiler
+from bantam.training import terminal
 from bantam.training.setup import RunInfo, prepare
 
 Compose = Callable[..., DictConfig]
@@ -152,3 +154,42 @@ def test_kernels_native_refuses_what_it_does_not_compute(
     with pytest.raises(ValueError, match="kernels is native") as error:
         prepare(composed(*SMALL, "kernels=native", *overrides), at(tmp_path, model="skeleton"))
     assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cc", "warning"),
+    [
+        (("model=v2",), "cc", ""),
+        (("model=v2", "kernels=torch"), "no-such-compiler", ""),
+        (("model=v2", "channels_last=false"), "no-such-compiler", ""),
+        (("model=v2",), "no-such-compiler", "kernels=auto falls back to PyTorch: there is no C compiler"),
+        (("model=v2",), "false", "kernels=auto falls back to PyTorch: .*false cannot compile the blocks"),
+        (("model=skeleton",), "cc", "falls back to PyTorch: .* no block that they compute .*: 7 with padding"),
+        (("model=dilated",), "cc", "kernels=auto: PyTorch computes 3 of 7 convolutions: 3 with dilation 2"),
+        (("model=dilated", "kernels=native"), "cc", "kernels=native: PyTorch computes 3 of 7 convolutions"),
+    ],
+)
+def test_a_warning_says_why_pytorch_computes_what_c_might(
+    composed: Compose,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    overrides: tuple[str, ...],
+    cc: str,
+    warning: str,
+) -> None:
+    if cc == "cc" and compiler.compiler() is None:
+        pytest.skip("there is no C compiler")
+    model = overrides[0].removeprefix("model=")
+    with monkeypatch.context() as patch:
+        if cc != "cc":
+            patch.setenv("CC", cc)
+            patch.setenv("XDG_CACHE_HOME", str(tmp_path))
+            compiler.library.cache_clear()
+        terminal.describe(
+            prepare(composed("data=mnist5k", "precision=float32", *overrides), at(tmp_path, model=model))
+        )
+    compiler.library.cache_clear()
+    printed = capsys.readouterr().out
+    assert len(re.findall("Warning", printed)) == bool(warning)
+    assert re.search(warning, printed)

@@ -85,6 +85,10 @@ def describe(prepared: "Prepared") -> None:
     for key, text in _settings(prepared).items():
         settings.add_row(key, escape(text))
     console.print("", settings, "")
+    if prepared.left_to_pytorch:
+        falls_back = " falls back to PyTorch" * (prepared.kernels == "torch")
+        text = f"kernels={prepared.cfg.kernels}{falls_back}: {prepared.left_to_pytorch}"
+        console.print(f"[bold yellow]Warning:[/] {escape(text)}\n", soft_wrap=True)
 
 
 def _settings(prepared: "Prepared") -> dict[str, str]:
