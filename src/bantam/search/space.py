@@ -177,8 +177,8 @@ def _check_key(key: str, values: BaseDistribution, plain: DictConfig, info: setu
     name = key.lstrip("+").split("@")[0]
     if name == "seed":
         raise ValueError(
-            "seed is searched, but a lucky seed is no better setting: leave it out, and have the best trials trained "
-            "on fresh seeds with hydra.sweeper.confirm.top=3 or confirm.py"
+            "seed is searched, but a lucky seed is no better setting: leave it out, and have the best trials "
+            "trained on fresh seeds with hydra.sweeper.confirm.top=3 or confirm.py"
         )
     if name in SAME_IN_ALL_TRIALS:
         raise ValueError(f"{name} is searched, but trials are compared on the same images: give it one value")
