@@ -129,7 +129,7 @@ def test_a_study_with_two_objectives_tells_its_front(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 99.2), multi_objective=True)
     found = report.read([folder])
     (study,) = found.studies
-    sentences = {figure.title: figure.see for figure in study.drawn[0]}
+    sentences = {figure.title: figure.see for figure in study.figures}
     assert sentences["Accuracy and size"] == (
         "3 trials are on the front, from 2,000 parameters and 97.000 % to 6,000 and 99.200 %."
     )
@@ -172,7 +172,7 @@ def test_the_trials_stand_before_the_figures_under_their_heading(tmp_path: Path)
 def test_a_study_is_shown_with_its_figures(tmp_path: Path) -> None:
     found = report.read([write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 98.7))])
     (study,) = found.studies
-    assert [figure.title for figure in study.drawn[0]] == [
+    assert [figure.title for figure in study.figures] == [
         "History",
         "Accuracy and size",
         "Epoch by epoch",
@@ -330,35 +330,34 @@ def texts(browser: Browser, column: int) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("size", [WIDE, NARROW])
-def test_in_a_browser(browser: Browser, tmp_path: Path, size: tuple[int, int], dark: bool) -> None:
+def test_in_a_browser_wide_and_narrow_light_and_dark(browser: Browser, tmp_path: Path) -> None:
     folder = story(tmp_path / EVIL.replace("/", "∕") / "runs")
     study = write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 98.7))
-    page = report.write([folder, study], tmp_path / "page.html")
-    browser.show(page, size, dark)
+    browser.show(report.write([folder, study], tmp_path / "page.html"))
     browser.draw_all()
-    assert browser.complaints == []
-    assert browser.evaluate("window.evil") is None
     figures = browser.evaluate("document.querySelectorAll('.plot').length")
     assert figures > 12
-    assert browser.evaluate("document.querySelectorAll('.plot .main-svg').length") >= figures
-    empty = "[...document.querySelectorAll('.plot')].filter(place => !place.querySelector('.trace, .hm, .bars'))"
-    assert browser.evaluate(f"{empty}.map(place => place.ariaLabel)") == []
-    assert browser.evaluate("document.documentElement.scrollWidth") <= size[0]
-    # What is wider than its place says so: on a phone the tables of runs and of trials are.
-    wide = "[...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth + 1)"
-    assert browser.evaluate(f"{wide}.every(box => box.classList.contains('cut'))")
-    said = "[box, box.previousElementSibling ?? box].map(each => getComputedStyle(each, '::after').content)"
-    hint = f"{said} + getComputedStyle(box).backgroundImage"
-    if size == NARROW:
-        hints = browser.evaluate(f"{wide}.map(box => {hint})")
-        assert len(hints) >= 2
+    for size, dark in ((WIDE, False), (WIDE, True), (NARROW, True), (NARROW, False)):
+        browser.resize(size)
+        browser.colours(dark)
+        brightness = "(colour => colour.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0))"
+        axis = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
+        browser.wait(f"({brightness}({axis}) > 500) == {str(dark).lower()}")
+        browser.wait(f"document.documentElement.scrollWidth <= {size[0]}")
+        ground = f"{brightness}(getComputedStyle(document.body).backgroundColor)"
+        assert (browser.evaluate(ground) < 200) == dark
+        assert browser.evaluate("document.querySelectorAll('.plot .main-svg').length") >= figures
+        empty = "[...document.querySelectorAll('.plot')].filter(box => !box.querySelector('.trace, .hm, .bars'))"
+        assert browser.evaluate(f"{empty}.map(box => box.ariaLabel)") == []
+        # What is wider than its place says so: on a phone the tables of runs and of trials are.
+        wide = "[...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth + 1)"
+        browser.wait(f"{wide}.every(box => box.classList.contains('cut'))")
+        said = "[box, box.previousElementSibling ?? box].map(each => getComputedStyle(each, '::after').content)"
+        hints = browser.evaluate(f"{wide}.map(box => {said} + getComputedStyle(box).backgroundImage)")
+        assert size != NARROW or len(hints) >= 2
         assert all("scroll sideways" in each and "gradient" in each for each in hints)
-    colour = browser.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, re.findall(r"\d+", colour)[:3])) < 200) == dark
-    axis = browser.evaluate("getComputedStyle(document.querySelector('.plot .xtick text')).fill")
-    assert (sum(map(int, re.findall(r"\d+", axis)[:3])) > 500) == dark
+    assert browser.complaints == []
+    assert browser.evaluate("window.evil") is None
 
 
 def test_tables_are_sorted_filtered_and_saved(browser: Browser, tmp_path: Path) -> None:

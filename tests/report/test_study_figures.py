@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from made_folders import write_study
 from optuna.trial import TrialState
@@ -85,6 +86,16 @@ def test_a_trial_that_runs_is_a_line_of_its_own(tmp_path: Path) -> None:
     running = Trial(1, "running", "", {"lr": 0.1}, 5000, None, None, [(1, 80.0), (2, 85.0)])
     found = drawn(Study(tmp_path, [trial(0, lr=0.2), running], ["lr"]))
     assert [trace.name for trace in found["Epoch by epoch"].plot.data] == ["running, trial 1", "best, trial 0"]
+
+
+def test_drawing_leaves_the_log_of_a_search_as_it_is(tmp_path: Path) -> None:
+    before = optuna.logging.get_verbosity()
+    try:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        drawn(Study(tmp_path, [trial(0, lr=0.1), trial(1, lr=0.2)], ["lr"]))
+        assert optuna.logging.get_verbosity() == optuna.logging.WARNING
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def test_there_is_no_figure_of_no_trial(tmp_path: Path) -> None:

@@ -67,12 +67,7 @@ def accuracies(title: str, low: float, high: float) -> dict[str, Any]:
     return {"title_text": title, "range": [low, high], "tickformat": f".{decimals}f"}
 
 
-def epochs(groups: Sequence[Group]) -> dict[str, Any]:
-    """An axis of the epochs of some groups."""
-    return epochs_to(max(r.history[-1].epoch for g in groups for r in g.runs if r.history))
-
-
-def epochs_to(most: int) -> dict[str, Any]:
+def epochs(most: int) -> dict[str, Any]:
     """An axis of epochs, labelled at whole ones and at the last of 15."""
     every = 1 if most <= 8 else 2 if most <= 20 else 5 * math.ceil(most / 50)
     return {"title_text": "epoch", "tick0": 1 if every < 5 else 0, "dtick": every, "tickformat": "d"}
@@ -148,7 +143,7 @@ def _by_epoch(groups: Sequence[Group], key: str, hover: str) -> go.Figure:
     plot = go.Figure()
     for series, g in enumerate(groups):
         plot.add_traces(_lines(g, key, series, text(g.label), hover))
-    return plot.update_xaxes(epochs(groups))
+    return plot.update_xaxes(epochs(max(row[0] for g in groups for row in g.by_epoch(key))))
 
 
 def curves(groups: Sequence[Group]) -> Figure | None:
@@ -198,7 +193,7 @@ def step(g: Group) -> Figure | None:
     low, high = scale([value for epoch in late for value in (epoch.accuracy, epoch.train_accuracy)], target)
     training = _lines(g, "train_accuracy", 1, "training", hover)
     plot = go.Figure([*training, *_lines(g, "accuracy", 0, split, hover)], {"height": 370})
-    plot.update_xaxes(epochs([g])).update_yaxes(accuracies("accuracy, %", low, high))
+    plot.update_xaxes(epochs(g.by_epoch("accuracy")[-1][0])).update_yaxes(accuracies("accuracy, %", low, high))
     draw_line(plot, target, f"target {target:g} %")
     ends = [e for r in g.runs for e in r.history[-1:]]
     note_outside(

@@ -41,33 +41,24 @@ class StudyPart:
     """What is shown of one search."""
 
     study: Study
+    figures: list[Figure]
+    missing: list[str]
+    """Why other figures cannot be drawn."""
+    best: Group | None
+    """The most accurate trial."""
+    confirmed: list[Group]
+    confirm_figures: list[Figure]
 
-    @cached_property
-    def drawn(self) -> tuple[list[Figure], list[str]]:
-        """The figures, and why others cannot be drawn."""
-        return study_figures.draw(self.study)
 
-    @property
-    def name(self) -> str:
-        return self.study.folder.name
-
-    @cached_property
-    def best(self) -> Group | None:
-        """The most accurate trial."""
-        which = "most accurate" if self.study.multi_objective else "best"
-        run = self.study.best
-        return Group(f"Trial {run.folder.name}, the {which}", [run]) if run else None
-
-    @cached_property
-    def confirmed(self) -> list[Group]:
-        return groups.confirmed(self.study)
-
-    @cached_property
-    def confirm_figures(self) -> list[Figure]:
-        tested = groups.tested(self.study)
-        found = [row_figures.last_epochs(self.confirmed, "Fresh seeds, validation images")]
-        found.append(row_figures.last_epochs([tested], "The winner on the test images") if tested else None)
-        return [figure for figure in found if figure]
+def _part(study: Study) -> StudyPart:
+    drawn, missing = study_figures.draw(study)
+    best, confirmed, tested = None, groups.confirmed(study), groups.tested(study)
+    if study.best:
+        which = "most accurate" if study.multi_objective else "best"
+        best = Group(f"Trial {study.best.folder.name}, the {which}", [study.best])
+    seeds = row_figures.last_epochs(confirmed, "Fresh seeds, validation images")
+    winner = row_figures.last_epochs([tested], "The winner on the test images") if tested else None
+    return StudyPart(study, drawn, missing, best, confirmed, [figure for figure in (seeds, winner) if figure])
 
 
 @dataclass
@@ -110,7 +101,7 @@ class Report:
 
     @cached_property
     def studies(self) -> list[StudyPart]:
-        return [StudyPart(study) for study in self.contents.studies]
+        return [_part(study) for study in self.contents.studies]
 
     @property
     def anchors(self) -> dict[Path, str]:

@@ -11,7 +11,7 @@ from optuna import visualization
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from bantam.report.figures import Figure, accuracies, draw_line, epochs_to, note_outside, text
+from bantam.report.figures import Figure, accuracies, draw_line, epochs, note_outside, text
 from bantam.report.folders import Study, Trial
 from bantam.report.groups import COLLAPSE
 from bantam.report.numbers import plural, shown
@@ -38,7 +38,15 @@ def draw(study: Study) -> tuple[list[Figure], list[str]]:
     """The figures of a study, and sentences about those that cannot be drawn."""
     if not study.trials:
         return [], ["No trial has ended yet."]
-    rebuilt = rebuild(study)
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a rebuilt study is no news
+    try:
+        return _draw(study, rebuild(study))
+    finally:
+        optuna.logging.set_verbosity(verbosity)  # a search may go on in this process
+
+
+def _draw(study: Study, rebuilt: optuna.Study) -> tuple[list[Figure], list[str]]:
     shares, why = importances(study, rebuilt)
     size = sizes(study)
     found = (history(study, rebuilt), size, intermediate(study, rebuilt), shares, parallel(study, rebuilt))
@@ -50,7 +58,6 @@ def draw(study: Study) -> tuple[list[Figure], list[str]]:
 
 def rebuild(study: Study, both: bool = False) -> optuna.Study:
     """The trials of a folder as a study of Optuna's; its values are accuracies, or `both` objectives."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     ranges = {key: _distribution(study, key) for key in study.keys}
     trials = {t.number: t for t in study.trials if not both or t.parameters is not None}
     rebuilt = optuna.create_study(directions=["minimize", "maximize"] if both else ["maximize"])
@@ -218,7 +225,7 @@ def intermediate(study: Study, rebuilt: optuna.Study) -> Figure | None:
     ends = [t.epochs[-1][1] for t in drawn]
     low, high = _scale(ends)
     note_outside(plot, ["ends of lines" for end in ends if end < low])
-    plot.update_xaxes(epochs_to(max(t.epochs[-1][0] for t in drawn)))
+    plot.update_xaxes(epochs(max(t.epochs[-1][0] for t in drawn)))
     plot.update_yaxes(accuracies(TITLE, low, high))
     pruned = [t.epochs[-1][0] for t in drawn if t.state == "pruned"]
     see = "No trial was pruned"

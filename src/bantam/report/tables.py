@@ -73,12 +73,10 @@ def group_verdict(g: Group) -> Cell:
     return Cell(g.verdict, g.verdict, "good" if g.met == len(g.runs) else "bad" if missed else "warn")
 
 
-def _accuracy(value: float | None, r: Run) -> Cell:
+def _accuracy(value: float, r: Run) -> Cell:
     """An accuracy, good or bad by the target where the run was judged."""
-    judged = value is not None and r.judged and not math.isnan(r.target)
-    return Cell(
-        shown(value, 2), value, "" if value is None or not judged else "bad" if value < r.target else "good"
-    )
+    judged = r.judged and not math.isnan(r.target)
+    return Cell(shown(value, 2), value, "" if not judged else "bad" if value < r.target else "good")
 
 
 def path_shown(path: Path) -> str:
@@ -101,7 +99,6 @@ def runs(listed: Sequence[Run], anchors: Mapping[Path, str]) -> Table | None:
     ]
     rows = []
     for r in listed:
-        lowest = min(r.last, default=None)
         rows.append(
             [
                 Cell(path_shown(r.folder), r.folder.name.zfill(6), link=anchors.get(r.folder, "")),
@@ -111,7 +108,7 @@ def runs(listed: Sequence[Run], anchors: Mapping[Path, str]) -> Table | None:
                 r.result.get("best_accuracy"),
                 r.result.get("best_epoch"),
                 r.objective,
-                _accuracy(lowest, r),
+                _accuracy(min(r.last), r) if r.last else None,
                 sum(epoch.seconds for epoch in r.history) / 60 if r.history else None,
                 verdict(r.verdict),
             ]
@@ -232,8 +229,7 @@ def results(g: Group) -> Pairs:
     if len(g.runs) > 1 and g.mean is not None:
         spread = f" ± {g.deviation:.2f}" if g.deviation is not None else ""
         found.append(("mean of the last epochs", f"{g.mean:.2f}{spread} % over {len(g.ended)} seeds"))
-        found.append(("best seed", f"{max(g.objectives):.2f} %"))
-        found.append(("worst seed", f"{min(g.objectives):.2f} %"))
+        found.append(("worst and best seed", f"{min(g.objectives):.2f} and {max(g.objectives):.2f} %"))
     elif r.objective is not None:
         best, when = shown(r.result.get("best_accuracy"), 2), shown(r.result.get("best_epoch"))
         found.append(("best epoch", f"{best} % in epoch {when}"))

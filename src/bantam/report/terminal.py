@@ -12,7 +12,7 @@ from bantam.report.tables import Cell, Table
 BEST = 20
 """Trials of a study that the terminal shows; the page has all."""
 
-COLOURS = {"good": "green", "bad": "red", "warn": "yellow"}
+COLOURS = {"good": "green", "bad": "red", "warn": "yellow", "": "none"}
 
 
 def show(report: Report, console: Console | None = None) -> None:
@@ -23,9 +23,8 @@ def show(report: Report, console: Console | None = None) -> None:
     _table(console, "Runs", tables.runs(report.contents.runs, {}))
     for g, before in report.steps:
         _step(console, g, before)
-    if report.differences:
-        _table(console, "Comparison", tables.comparison(report.differences))
-        _line(console, analysis.comparison(report.differences, report.groups))
+    _table(console, "Comparison", tables.comparison(report.differences))
+    _line(console, analysis.comparison(report.differences, report.groups))
     for part in report.studies:
         _study(console, part)
     _table(console, "Without a result, or damaged", tables.broken(report.contents))
@@ -37,19 +36,17 @@ def _line(console: Console, text: str) -> None:
 
 
 def _coloured(cell: Cell) -> str:
-    colour = COLOURS.get(cell.mark)
-    return f"[{colour}]{escape(cell.text)}[/]" if colour else escape(cell.text)
+    return f"[{COLOURS[cell.mark]}]{escape(cell.text)}[/]"
 
 
 def _study(console: Console, part: StudyPart) -> None:
-    study, title = part.study, f"Study {part.name}"
+    study, title = part.study, f"Study {part.study.folder.name}"
     console.print(f"\n[bold underline]{escape(title)}[/]")
-    for line in [*(f"{name}: {value}" for name, value in tables.study(study)), *study.problems, *part.drawn[1]]:
+    for line in [*(f"{name}: {value}" for name, value in tables.study(study)), *study.problems, *part.missing]:
         _line(console, line)
-    if study.multi_objective:
-        _table(console, f"{title}: the front", tables.front(study))
+    _table(console, f"{title}: the front", tables.front(study) if study.multi_objective else None)
     _table(console, f"{title}: the most accurate trials", tables.trials(study), BEST)
-    for figure in [*part.drawn[0], *part.confirm_figures]:
+    for figure in [*part.figures, *part.confirm_figures]:
         _line(console, f"{figure.title}: {figure.see}")
     if part.best:
         _step(console, part.best, None)
@@ -74,8 +71,7 @@ def _step(console: Console, g: Group, before: Group | None) -> None:
     _table(console, "", tables.layers(r))
     if before:
         _table(console, "", tables.changes(before.first, g.first))
-        for change in groups.layer_changes(before.first.layers, g.first.layers):
-            _line(console, f"  {change}")
+        _line(console, "\n".join(groups.layer_changes(before.first.layers, g.first.layers)))
 
 
 def _table(console: Console, title: str, table: Table | None, most: int | None = None) -> None:
@@ -85,13 +81,9 @@ def _table(console: Console, title: str, table: Table | None, most: int | None =
     result = RichTable(box=None, pad_edge=False, header_style="bold")
     kept = [i for i, column in enumerate(table.columns) if column.everywhere]
     for i in kept:
-        column, widest = table.columns[i], max(len(row[i].text) for row in table.rows)
-        result.add_column(
-            escape(column.title),
-            justify="right" if column.numeric else "left",
-            no_wrap=widest < 36,
-            overflow="fold",
-        )
+        numeric, widest = table.columns[i].numeric, max(len(row[i].text) for row in table.rows)
+        result.add_column(escape(table.columns[i].title), no_wrap=widest < 36, overflow="fold")
+        result.columns[-1].justify = "right" if numeric else "left"
     for row in table.rows[:most]:
         result.add_row(*(_coloured(row[i]) for i in kept))
     console.print(f"\n[bold underline]{escape(title)}[/]" if title else "")
