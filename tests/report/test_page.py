@@ -210,7 +210,7 @@ def test_many_groups_are_shown_by_the_best(tmp_path: Path) -> None:
         )
     found = report.read([tmp_path])
     assert len(found.steps) == report.STEPS
-    assert "best 12 of 30" in found.steps_note
+    assert "The best 12 of 30" in report.render(found)
     assert len(found.differences) == report.COMPARED - 1
     assert len(found.contents.runs) == 30
 

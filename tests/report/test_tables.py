@@ -34,7 +34,7 @@ def test_trials_are_ordered_by_accuracy_and_have_their_settings(tmp_path: Path) 
 
 def test_the_front_is_a_table(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 99.2), multi_objective=True)
-    table = tables.front(folders.read_study(folder))
+    table = tables.trials(folders.read_study(folder), front=True)
     assert table is not None
     assert [row[0].text for row in table.rows] == ["0", "1", "4"]
 

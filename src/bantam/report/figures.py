@@ -129,7 +129,7 @@ def _lines(g: Group, key: str, series: int, name: str, hover: str) -> list[go.Sc
         behind.update(line={"color": series_colour(series), "width": 1}, opacity=0.55)
     else:
         behind.update(x=[*at, *at[::-1]], y=[*highest, *lowest[::-1]], fill="toself", line_width=0)
-        behind.fillcolor = f"var(--b{series})" if series < SERIES else "var(--b-faint)"
+        behind.update(fillcolor=series_colour(series), opacity=0.18)
     between = "<br>seeds %{customdata[0]:.4~f} to %{customdata[1]:.4~f}" if len(g.runs) > 1 else ""
     line = go.Scatter(x=at, y=centre, customdata=[row[2:] for row in rows], mode="lines+markers")
     line.update(name=name, legendgroup=name, hovertemplate=f"{hover}{between}<extra>{name}</extra>")

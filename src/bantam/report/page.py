@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache, cached_property
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -67,72 +67,33 @@ class Report:
 
     title: str
     contents: Contents
-    running: bool = False
+    running: bool
     """A search goes on: the page loads itself again."""
+    groups: list[Group]
+    steps: list[tuple[Group, Group | None]]
+    """The groups that are shown one by one, each with the one before it."""
+    differences: list[Difference]
+    figures: list[Figure]
+    """Those that show the steps side by side."""
+    studies: list[StudyPart]
 
-    @cached_property
-    def groups(self) -> list[Group]:
-        return groups.group(self.contents.runs)
 
-    @cached_property
-    def steps(self) -> list[tuple[Group, Group | None]]:
-        """The groups that are shown one by one, each with the one before it."""
-        shown = _best(self.groups, STEPS)
-        return list(zip(shown, [None, *shown], strict=False))
-
-    @property
-    def steps_note(self) -> str:
-        if len(self.steps) == len(self.groups):
-            return ""
-        return (
-            f"The best {STEPS} of {len(self.groups)}, in the order in which they ran; the others are in the table."
-        )
-
-    @cached_property
-    def differences(self) -> list[Difference]:
-        return groups.compare(_best(self.groups, COMPARED))
-
-    @cached_property
-    def figures(self) -> list[Figure]:
-        """Those that show the steps side by side."""
-        shown = [g for g, _ in self.steps]
-        draw = (figures.curves, figures.rates, row_figures.last_epochs, row_figures.classes)
-        return [figure for each in draw if (figure := each(shown))]
-
-    @cached_property
-    def studies(self) -> list[StudyPart]:
-        return [_part(study) for study in self.contents.studies]
-
-    @property
-    def anchors(self) -> dict[Path, str]:
-        """Where the step of a run is on the page."""
-        return {r.folder: f"step-{number}" for number, (g, _) in enumerate(self.steps, 1) for r in g.runs}
-
-    @property
-    def facts(self) -> list[tuple[str, str, str]]:
-        """Name, number and what it is about."""
-        found, runs = [], self.contents.runs
-        if runs:
-            lost = sum(r.objective is None for r in runs)
-            judged = [r for r in runs if r.judged]
-            targets = {r.target for r in judged if not math.isnan(r.target)}
-            several = f"in {len(self.groups)} configurations" if len(self.groups) > 1 else ""
-            found.append(("runs", f"{len(runs)}", several))
-            if lost:
-                found.append(("without a result", f"{lost}", "see below"))
-            if judged:
-                target = f"{targets.pop():g} % in the last epochs" if len(targets) == 1 else ""
-                met = sum(r.state == "met" for r in judged)
-                found.append(("meet the target", f"{met} of {len(judged)}", target))
-        best = max((g for g in self.groups if g.mean is not None), key=lambda g: g.mean or 0.0, default=None)
-        if best:
-            found.append(("best mean of the last epochs", f"{best.mean:.2f} %", best.label))
-        for study in self.contents.studies:
-            found.append(("trials", f"{len(study.trials)}", study.folder.name))
-            if study.top:
-                where = f"trial {study.top.number}, validation images"
-                found.append(("best trial", f"{study.top.objective:.2f} %", where))
-        return found
+def read(given: Sequence[Path], running: bool = False) -> Report:
+    """All that a report of some folders shows. Raises ValueError for a folder that does not exist."""
+    found = folders.gather(given)
+    every = groups.group(found.runs)
+    shown = _best(every, STEPS)
+    drawn = (each(shown) for each in (figures.curves, figures.rates, row_figures.last_epochs, row_figures.classes))
+    return Report(
+        title=", ".join(tables.path_shown(folder) for folder in given),
+        contents=found,
+        running=running,
+        groups=every,
+        steps=list(zip(shown, [None, *shown], strict=False)),
+        differences=groups.compare(_best(every, COMPARED)),
+        figures=[figure for figure in drawn if figure],
+        studies=[_part(study) for study in found.studies],
+    )
 
 
 def _best(given: list[Group], most: int) -> list[Group]:
@@ -150,12 +111,6 @@ def _pictures(g: Group) -> list[tuple[str, str]]:
             title = f"{'Mistakes' if name == 'mistakes' else 'Confusion matrix'}, seed {r.seed}"
             found.append((title, f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"))
     return found
-
-
-def read(given: Sequence[Path], running: bool = False) -> Report:
-    """All that a report of some folders shows. Raises ValueError for a folder that does not exist."""
-    title = ", ".join(tables.path_shown(folder) for folder in given)
-    return Report(title, folders.gather(given), running)
 
 
 def save(report: Report, given: Sequence[Path], output: Path | None = None) -> Path:
@@ -228,6 +183,7 @@ def render(report: Report) -> str:
         number=number,
         data=data,
         broken=tables.broken(report.contents),
+        anchors={r.folder: f"step-{number}" for number, (g, _) in enumerate(report.steps, 1) for r in g.runs},
         written=f"{datetime.now():%Y-%m-%d %H:%M}",
     )
 

@@ -1,13 +1,15 @@
 """Tables and pairs of names and values, the same for the page and for the terminal."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from bantam import budget
 from bantam.report import groups
-from bantam.report.folders import Contents, Study, Trial
+from bantam.report.folders import Contents, Study
 from bantam.report.groups import Difference, Group
 from bantam.report.numbers import shown, signed
 from bantam.report.runs import Run
@@ -20,9 +22,10 @@ MARKS = {"met": "good", "complete": "good", "not met": "bad", "diverged": "bad",
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table; numbers stand on the right."""
+    """A column of a table: what of a row stands in it. Numbers stand on the right."""
 
     title: str
+    value: Callable[[Any], Any]
     digits: int | None = None
     """After the point."""
     numeric: bool = True
@@ -49,15 +52,20 @@ class Table:
     rows: list[list[Cell]]
 
 
-def _table(columns: list[Column], rows: Iterable[Sequence[Any]]) -> Table | None:
-    """A table of values, each written as its column says; cells stay as they are. None where there is no row."""
+def _table(rows: Iterable[Any], *columns: Column) -> Table | None:
+    """A table with a row for each value, each cell written as its column says. None where there is no row."""
 
-    def cell(value: Any, column: Column) -> Cell:
-        digits = column.digits if isinstance(value, int | float) else None
-        return value if isinstance(value, Cell) else Cell(shown(value, digits), value)
+    def cell(value: Any, digits: int | None) -> Cell:
+        if isinstance(value, Cell):
+            return value
+        return Cell(shown(value, digits if isinstance(value, int | float) else None), value)
 
-    cells = [[cell(value, column) for value, column in zip(row, columns, strict=True)] for row in rows]
-    return Table(columns, cells) if cells else None
+    cells = [[cell(column.value(row), column.digits) for column in columns] for row in rows]
+    return Table(list(columns), cells) if cells else None
+
+
+def _words(title: str, value: Callable[[Any], Any]) -> Column:
+    return Column(title, value, numeric=False)
 
 
 def verdict(word: str) -> Cell:
@@ -85,121 +93,134 @@ def path_shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _words(*titles: str) -> list[Column]:
-    return [Column(title, numeric=False) for title in titles]
+def facts(found: Contents, every: Sequence[Group]) -> list[tuple[str, str, str]]:
+    """Name, number and what it is about."""
+    facts, runs = [], found.runs
+    if runs:
+        lost = sum(r.objective is None for r in runs)
+        judged = [r for r in runs if r.judged]
+        targets = {r.target for r in judged if not math.isnan(r.target)}
+        several = f"in {len(every)} configurations" if len(every) > 1 else ""
+        facts.append(("runs", f"{len(runs)}", several))
+        if lost:
+            facts.append(("without a result", f"{lost}", "see below"))
+        if judged:
+            target = f"{targets.pop():g} % in the last epochs" if len(targets) == 1 else ""
+            met = sum(r.state == "met" for r in judged)
+            facts.append(("meet the target", f"{met} of {len(judged)}", target))
+    best = max((g for g in every if g.mean is not None), key=lambda g: g.mean or 0.0, default=None)
+    if best:
+        facts.append(("best mean of the last epochs", f"{best.mean:.2f} %", best.label))
+    for study in found.studies:
+        facts.append(("trials", f"{len(study.trials)}", study.folder.name))
+        if study.top:
+            where = f"trial {study.top.number}, validation images"
+            facts.append(("best trial", f"{study.top.objective:.2f} %", where))
+    return facts
 
 
 def runs(listed: Sequence[Run], anchors: Mapping[Path, str]) -> Table | None:
     """A row for each run, with a link to its step where it has one."""
-    columns = [
-        *_words("folder", "network"),
-        *(Column("seed"), Column("parameters"), Column("best", 2), Column("in epoch", everywhere=False)),
-        *(Column("last", 2), Column("lowest", 2), Column("minutes", 1, everywhere=False)),
-        *_words("verdict"),
-    ]
-    rows = []
-    for r in listed:
-        rows.append(
-            [
-                Cell(path_shown(r.folder), r.folder.name.zfill(6), link=anchors.get(r.folder, "")),
-                r.name,
-                Cell(str("" if r.seed is None else r.seed), r.seed),
-                r.result.get("parameters"),
-                r.result.get("best_accuracy"),
-                r.result.get("best_epoch"),
-                r.objective,
-                _accuracy(min(r.last), r) if r.last else None,
-                sum(epoch.seconds for epoch in r.history) / 60 if r.history else None,
-                verdict(r.verdict),
-            ]
-        )
-    return _table(columns, rows)
+
+    def folder(r: Run) -> Cell:
+        return Cell(path_shown(r.folder), r.folder.name.zfill(6), link=anchors.get(r.folder, ""))
+
+    return _table(
+        listed,
+        _words("folder", folder),
+        _words("network", lambda r: r.name),
+        Column("seed", lambda r: Cell("" if r.seed is None else str(r.seed), r.seed)),
+        Column("parameters", lambda r: r.result.get("parameters")),
+        Column("best", lambda r: r.result.get("best_accuracy"), 2),
+        Column("in epoch", lambda r: r.result.get("best_epoch"), everywhere=False),
+        Column("last", lambda r: r.objective, 2),
+        Column("lowest", lambda r: _accuracy(min(r.last), r) if r.last else None),
+        Column("minutes", lambda r: sum(e.seconds for e in r.history) / 60 or None, 1, everywhere=False),
+        _words("verdict", lambda r: verdict(r.verdict)),
+    )
 
 
 def layers(r: Run) -> Table | None:
     """The layers of a run's network; of multiply-adds the thousands."""
-    columns = [*_words("layer"), *map(Column, ("output", "field", "parameters", "mult-adds"))]
-    rows = []
-    for row in r.layers:
-        adds = (
-            f"{row.multiply_adds / 1000:,.0f} k" if row.multiply_adds >= 1000 else shown(row.multiply_adds or None)
-        )
-        shape = Cell("×".join(map(str, row.shape)), row.shape[0] if row.shape else 0)
-        rows.append([row.name, shape, row.receptive_field, row.parameters or None, Cell(adds, row.multiply_adds)])
-    return _table(columns, rows)
+
+    def adds(layer: budget.Layer) -> Cell:
+        count = layer.multiply_adds
+        return Cell(f"{count / 1000:,.0f} k" if count >= 1000 else shown(count or None), count)
+
+    return _table(
+        r.layers,
+        _words("layer", lambda layer: layer.name),
+        Column("output", lambda layer: Cell("×".join(map(str, layer.shape)), math.prod(layer.shape))),
+        Column("field", lambda layer: layer.receptive_field),
+        Column("parameters", lambda layer: layer.parameters or None),
+        Column("mult-adds", adds),
+    )
 
 
 def changes(before: Run, after: Run) -> Table | None:
     """Settings that differ between two steps."""
-    return _table(_words("changed", "before", "now"), groups.changes(before, after))
+    columns = [_words(title, itemgetter(i)) for i, title in enumerate(("changed", "before", "now"))]
+    return _table(groups.changes(before, after), *columns)
 
 
 def comparison(found: Sequence[Difference]) -> Table | None:
     """Differences to the best, with their intervals."""
-    columns = [*_words("compared", "what it says"), Column("points"), Column("from"), Column("to")]
-    rows = [
-        [
-            f"{each.label} against {each.reference}",
-            each.sentence,
-            Cell(signed(each.points), each.points, "warn" if each.distinguishable else ""),
-            Cell(signed(each.low), each.low),
-            Cell(signed(each.high), each.high),
-        ]
-        for each in found
-    ]
-    return _table(columns, rows)
+    return _table(
+        found,
+        _words("compared", lambda each: f"{each.label} against {each.reference}"),
+        _words("what it says", lambda each: each.sentence),
+        Column("points", lambda each: Cell(signed(each.points), each.points, "warn" * each.distinguishable)),
+        Column("from", lambda each: Cell(signed(each.low), each.low)),
+        Column("to", lambda each: Cell(signed(each.high), each.high)),
+    )
 
 
 def broken(found: Contents) -> Table | None:
     """What has no result or is damaged, and why."""
-    rows = [
-        [path_shown(r.folder), verdict(r.state), r.reason or r.state]
-        for r in found.runs
-        if r.objective is None or r.problems
-    ]
-    rows += [[path_shown(path), verdict("no run"), why] for path, why in found.broken]
-    return _table(_words("folder", "state", "reason"), rows)
+    lost = [r for r in found.runs if r.objective is None or r.problems]
+    rows = [(r.folder, r.state, r.reason or r.state) for r in lost]
+    rows += [(path, "no run", why) for path, why in found.broken]
+    return _table(
+        rows,
+        _words("folder", lambda row: path_shown(row[0])),
+        _words("state", lambda row: verdict(row[1])),
+        _words("reason", itemgetter(2)),
+    )
 
 
-def trials(study: Study) -> Table | None:
-    """All trials of a study with their settings, the most accurate first."""
-    columns = [Column("trial"), *_words("state"), Column("accuracy", 3), Column("parameters")]
-    columns += [Column(key, everywhere=False) for key in study.keys]
-    columns += [Column("seconds", 1, everywhere=False), *_words("reason")]
-    listed = sorted(study.trials, key=lambda t: -1.0 if t.objective is None else t.objective, reverse=True)
-    rows = [
-        [t.number, verdict(t.state), t.objective, t.parameters, *_settings(study, t), t.seconds, t.reason]
-        for t in listed
-    ]
-    return _table(columns, rows)
-
-
-def front(study: Study) -> Table | None:
-    """The trials that no other beats in accuracy with as few parameters."""
-    columns = [Column("trial"), Column("accuracy", 3), Column("parameters")]
-    columns += [Column(key, everywhere=False) for key in study.keys]
-    return _table(columns, [[t.number, t.objective, t.parameters, *_settings(study, t)] for t in study.front])
-
-
-def _settings(study: Study, t: Trial) -> list[object]:
-    return [t.settings.get(key) for key in study.keys]
+def trials(study: Study, front: bool = False) -> Table | None:
+    """All trials of a study, the most accurate first; or of those on its front what is not the same for all."""
+    ranked = sorted(study.trials, key=lambda t: -1.0 if t.objective is None else t.objective, reverse=True)
+    state, reason = _words("state", lambda t: verdict(t.state)), _words("reason", lambda t: t.reason)
+    return _table(
+        study.front if front else ranked,
+        Column("trial", lambda t: t.number),
+        *([] if front else [state]),
+        Column("accuracy", lambda t: t.objective, 3),
+        Column("parameters", lambda t: t.parameters),
+        *(Column(key, lambda t, key=key: t.settings.get(key), everywhere=False) for key in study.keys),  # type: ignore[misc]
+        *([] if front else [Column("seconds", lambda t: t.seconds, 1, everywhere=False), reason]),
+    )
 
 
 def confirmed(study: Study, seeds: Sequence[Group]) -> Table | None:
     """The best trials on fresh seeds, against the best of them."""
-    columns = [*_words("trial"), Column("in the search", 3), Column("seeds"), Column("mean", 3), Column("±", 3)]
-    columns += [Column("lowest seed", 3), *_words("against the best")]
     searched = {f"trial {t.number}": t.objective for t in study.trials}
     sentences = {each.label: each.sentence for each in groups.compare(seeds)}
-    rows = []
-    for g in seeds:
-        lost = len(g.ended) < len(g.runs)
-        count = Cell(f"{len(g.ended)} of {len(g.runs)}", len(g.ended), "bad" if lost else "")
-        lowest = min(g.objectives, default=None)
-        rows.append(
-            [g.label, searched.get(g.label), count, g.mean, g.deviation, lowest, sentences.get(g.label, "")]
-        )
-    return _table(columns, rows)
+
+    def count(g: Group) -> Cell:
+        return Cell(f"{len(g.ended)} of {len(g.runs)}", len(g.ended), "bad" * (len(g.ended) < len(g.runs)))
+
+    return _table(
+        seeds,
+        _words("trial", lambda g: g.label),
+        Column("in the search", lambda g: searched.get(g.label), 3),
+        Column("seeds", count),
+        Column("mean", lambda g: g.mean, 3),
+        Column("±", lambda g: g.deviation, 3),
+        Column("lowest seed", lambda g: min(g.objectives, default=None), 3),
+        _words("against the best", lambda g: sentences.get(g.label, "")),
+    )
 
 
 def target(r: Run) -> str:

@@ -18,7 +18,7 @@ COLOURS = {"good": "green", "bad": "red", "warn": "yellow", "": "none"}
 def show(report: Report, console: Console | None = None) -> None:
     """Print the tables and the sentences of a report."""
     console = console or Console(highlight=False)
-    for name, value, what in report.facts:
+    for name, value, what in tables.facts(report.contents, report.groups):
         _line(console, f"{name}: {value}" + f" ({what})" * bool(what))
     _table(console, "Runs", tables.runs(report.contents.runs, {}))
     for g, before in report.steps:
@@ -44,7 +44,7 @@ def _study(console: Console, part: StudyPart) -> None:
     console.print(f"\n[bold underline]{escape(title)}[/]")
     for line in [*(f"{name}: {value}" for name, value in tables.study(study)), *study.problems, *part.missing]:
         _line(console, line)
-    _table(console, f"{title}: the front", tables.front(study) if study.multi_objective else None)
+    _table(console, f"{title}: the front", tables.trials(study, front=True) if study.multi_objective else None)
     _table(console, f"{title}: the most accurate trials", tables.trials(study), BEST)
     for figure in [*part.figures, *part.confirm_figures]:
         _line(console, f"{figure.title}: {figure.see}")
