@@ -95,7 +95,10 @@ def read_run(folder: Path) -> Run:
     """Read a run's folder; whatever is damaged or missing becomes a problem of the run."""
     problems: list[str] = []
     ended = (folder / record.RESULT).exists()
-    config = _attempt(_load, folder, problems)
+    config = _attempt(saved.load, folder, problems)
+    if config is None:
+        there = (folder / ".hydra" / "config.yaml").exists()
+        problems[-1] = f"its configuration in .hydra is {'damaged' if there else 'missing'}"
     settings = config.settings if config else {}
     overrides = config.overrides if config else []
     result = (_attempt(record.read_result, folder, problems) if ended else None) or {}
@@ -131,14 +134,6 @@ def read_run(folder: Path) -> Run:
         classes=classes,
         at_chance=bool(result.get("at_chance")),
     )
-
-
-def _load(folder: Path) -> saved.Saved:
-    try:
-        return saved.load(folder)
-    except ValueError as error:
-        there = (folder / ".hydra" / "config.yaml").exists()
-        raise ValueError(f"its configuration in .hydra is {'damaged' if there else 'missing'}") from error
 
 
 def _attempt(read: Callable[[Path], T], folder: Path, problems: list[str]) -> T | None:
