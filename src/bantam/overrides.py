@@ -13,10 +13,11 @@ PLAIN = re.compile(r"[\w./:@%+-]+", re.ASCII)
 
 def override(key: str, value: Any) -> str:
     """`key=value` that Hydra reads back as this very value: text with spaces, commas, … is quoted."""
-    return f"{key}={_written(value)}"
+    return f"{key}={written(value)}"
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
+    """What stands after `key=` for a value."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -24,9 +25,9 @@ def _written(value: Any) -> str:
     if isinstance(value, int | float):
         return str(value)
     if isinstance(value, dict):
-        return "{" + ",".join(f"{name}:{_written(item)}" for name, item in value.items()) + "}"
+        return "{" + ",".join(f"{name}:{written(item)}" for name, item in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ",".join(_written(item) for item in value) + "]"
+        return "[" + ",".join(written(item) for item in value) + "]"
     text = str(value)
     if PLAIN.fullmatch(text) and not _means_else(text):
         return text

@@ -20,7 +20,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import HydraContext, RunMode
 from searches import LINE, SPACE, Finished, Jobs, rate, wait_for, workers
 
-from bantam.search.space import Search, split
+from bantam.search.space import Search, read
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def searching(tmp_path: Path) -> Iterator[Callable[..., Search]]:
         task = [item for item in line if not item.startswith("hydra")]
         (tmp_path / folder).mkdir(exist_ok=True)
         jobs = Jobs(tmp_path / folder, result)
-        return Search(cfg, context, jobs, *split(cfg.hydra.sweeper, task))  # type: ignore[arg-type]
+        return read(cfg, context, jobs, task)  # type: ignore[arg-type]
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]

@@ -1,20 +1,19 @@
 """Samplers: building the one that is asked for, and giving each trial random numbers of its own."""
 
 import warnings
-from collections.abc import Sequence
-from decimal import Decimal
 from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GridSampler, QMCSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+
+from bantam.search import distributions
 
 WHITELIST = ("optuna.samplers.*", "hydra_plugins.hydra_optuna_sweeper.*")
 """What `hydra.sweeper.sampler._target_` may be."""
@@ -46,24 +45,6 @@ def for_study(conf: DictConfig, space: dict[str, BaseDistribution]) -> BaseSampl
     return sampler if conf.get("seed") is None or shares_its_order else SeededByTrial(conf, space)
 
 
-def points(space: dict[str, BaseDistribution]) -> list[dict[str, Any]]:
-    """All settings of a space. Raises ValueError where a key has no steps."""
-    values: dict[str, Sequence[Any]] = {}
-    for key, distribution in space.items():
-        if isinstance(distribution, CategoricalDistribution):
-            values[key] = distribution.choices
-        elif isinstance(distribution, IntDistribution) and not distribution.log:
-            values[key] = range(distribution.low, distribution.high + 1, distribution.step)
-        elif isinstance(distribution, FloatDistribution) and distribution.step is not None:
-            # As Optuna rounds what it suggests, so that the two are equal.
-            low, step = Decimal(str(distribution.low)), Decimal(str(distribution.step))
-            count = round((distribution.high - distribution.low) / distribution.step) + 1
-            values[key] = [float(low + i * step) for i in range(count)]
-        else:
-            raise ValueError(f"GridSampler only takes values in steps: search {key} with choice(…) or range(…)")
-    return [dict(zip(values, point, strict=True)) for point in product(*values.values())]
-
-
 class Grid(BaseSampler):
     """Tries every point of a space once, in a random order that follows from the seed.
 
@@ -73,7 +54,7 @@ class Grid(BaseSampler):
     def __init__(self, space: dict[str, BaseDistribution], seed: int | None = None) -> None:
         """Raises ValueError where the space has no steps."""
         self.space = space
-        self.points = points(space)
+        self.points = distributions.points(space)
         np.random.default_rng(seed).shuffle(self.points)
 
     def reseed_rng(self) -> None:

@@ -7,19 +7,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
-from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.pruners import NopPruner
 
 from bantam import budget, ranges
-from bantam.search import pruners, samplers
+from bantam.search import distributions, pruners, samplers
 from bantam.training import setup
+
+SAME_IN_ALL_TRIALS = ("data", "data.validation", "data.split_seed")
+"""Keys that decide which images a trial is scored on."""
 
 OBJECTIVES = (["accuracy"], ["accuracy", "parameters"])
 """What a search may be about."""
@@ -53,6 +54,11 @@ class Search:
         sampler = samplers.build(self.settings.sampler, self.space)
         return len(sampler.points) if isinstance(sampler, samplers.Grid) else None
 
+    @cached_property
+    def first(self) -> tuple[DictConfig, setup.RunInfo]:
+        """The configuration with the first value of every range, as `compose` makes it."""
+        return compose(self, {key: distributions.ends(values)[0] for key, values in self.space.items()})
+
     @property
     def multi_objective(self) -> bool:
         """Whether parameters are an objective beside the accuracy, so that the result is a front."""
@@ -64,32 +70,54 @@ class Search:
         return Path(self.config.hydra.sweep.dir)
 
 
-def split(settings: DictConfig, arguments: list[str]) -> tuple[dict[str, BaseDistribution], list[str]]:
+def read(config: DictConfig, context: HydraContext, launcher: Launcher, arguments: list[str]) -> Search:
     """Split `hydra.sweeper.params` and the command line into a search space and fixed overrides.
 
     The command line wins: it may fix a key that `params` varies, and vary one that `params` fixes.
-    Raises ValueError for a range that Optuna cannot search.
+    Raises ValueError for a range that cannot be searched.
     """
-    found: dict[str, BaseDistribution] = {}
+    space: dict[str, BaseDistribution] = {}
     fixed: dict[str, str] = {}
-    for line in [*(f"{key!s}={value}" for key, value in (settings.params or {}).items()), *arguments]:
-        try:
-            key = OverridesParser.create().parse_override(line).get_key_element()
-            varied, _, _ = create_params_from_overrides([line])
-        except (HydraException, ValueError, AssertionError, NotImplementedError) as error:
-            raise ValueError(f"{line} cannot be searched: {' '.join(str(error).split())}") from error
-        found.pop(key, None)
+    params = config.hydra.sweeper.params or {}
+    for line in [*(f"{key!s}={value}" for key, value in params.items()), *arguments]:
+        key, distribution = distributions.parse(line, context.config_loader)
+        space.pop(key, None)
         fixed.pop(key, None)
-        if varied:
-            found.update(varied)
-        else:
+        if distribution is None:
             fixed[key] = line
-    return found, list(fixed.values())
+        else:
+            space[key] = distribution
+    return Search(config, context, launcher, space, list(fixed.values()))
 
 
 def overrides(search: Search, settings: dict[str, Any]) -> list[str]:
     """All overrides of a trial: those that every trial has, and its own settings."""
-    return [*search.fixed, *(f"{key}={value}" for key, value in settings.items())]
+    return [*search.fixed, *(distributions.override(key, value) for key, value in settings.items())]
+
+
+def known_settings(search: Search) -> tuple[list[dict[str, Any]], list[str]]:
+    """The settings of `hydra.sweeper.enqueue`, and why which of them are left out, a sentence each.
+
+    Keys that are not searched are left out of them. Settings that are not in the space are left out where a range
+    was typed beside settings that were not. Raises ValueError for all others.
+    """
+    typed = {distributions.parse(line, search.context.config_loader)[0] for line in search.hydra.overrides.task}
+    by_hand = any(line.startswith("hydra.sweeper.enqueue") for line in search.hydra.overrides.hydra)
+    found, left_out = [], []
+    for entry in search.settings.enqueue:
+        settings = {}
+        try:
+            for key, value in entry.items():
+                if key in search.space:
+                    settings[str(key)] = distributions.matching(value, search.space[key])
+        except ValueError as error:
+            reason = f"hydra.sweeper.enqueue sets {key!s}, but {error}"
+            if by_hand or key not in typed:
+                raise ValueError(f"{reason}: change the one or the other") from error
+            left_out.append(f"{reason}: these settings are left out")
+        else:
+            found += [settings] if settings else []
+    return found, left_out
 
 
 def compose(search: Search, settings: dict[str, Any]) -> tuple[DictConfig, setup.RunInfo]:
@@ -119,6 +147,7 @@ def check(search: Search) -> None:
         for key in entry:
             if key not in search.space and OmegaConf.select(plain, str(key)) is None:
                 raise ValueError(f"hydra.sweeper.enqueue sets {key!s}, which is no key of the configuration")
+    known_settings(search)
 
 
 def _check_settings(search: Search) -> None:
@@ -144,19 +173,27 @@ def _check_settings(search: Search) -> None:
 
 
 def _check_key(key: str, values: BaseDistribution, plain: DictConfig, info: setup.RunInfo) -> None:
-    """Refuse a key that the composed configuration does not have, and fractions for a whole number."""
+    """Refuse a key that no search may vary or no configuration has, and fractions for a whole number."""
+    name = key.lstrip("+").split("@")[0]
+    if name == "seed":
+        raise ValueError(
+            "seed is searched, but a lucky seed is no better setting: leave it out, and have the best trials "
+            "trained on fresh seeds with hydra.sweeper.confirm.top=3 or confirm.py"
+        )
+    if name in SAME_IN_ALL_TRIALS:
+        raise ValueError(f"{name} is searched, but trials are compared on the same images: give it one value")
     if key.startswith(("+", "~")):
         return
-    now = OmegaConf.select(plain, key.split("@")[0])
+    now = OmegaConf.select(plain, name)
     if isinstance(now, int) and isinstance(values, FloatDistribution):
         low, high = math.ceil(values.low), math.floor(values.high)
         raise ValueError(f"{key} takes whole numbers: search '{key}=range({low},{high + 1})', up to {high}")
     if now is not None:
         return
-    group, _, name = key.partition(".")
-    if group in info.choices and name:
+    group, _, rest = key.partition(".")
+    if group in info.choices and rest:
         raise ValueError(
-            f"{group}={info.choices[group]} has no {name}, which hydra.sweeper.params searches: leave {group} as "
+            f"{group}={info.choices[group]} has no {rest}, which hydra.sweeper.params searches: leave {group} as "
             "it is, or name your own space, as in python train.py -m hydra/sweeper=bantam "
             f"hydra.sweep.dir=multirun/mine {group}={info.choices[group]} 'optimizer.lr=interval(0.01,0.1)'"
         )
@@ -177,10 +214,15 @@ def _check_plain(plain: DictConfig) -> None:
 
 def _check_ends(search: Search) -> None:
     """Refuse a space whose first or last values are out of their range, or cannot be trained."""
-    low, info = compose(search, {key: ends(values)[0] for key, values in search.space.items()})
-    high, _ = compose(search, {key: ends(values)[1] for key, values in search.space.items()})
+    low, info = search.first
+    high, _ = compose(search, {key: distributions.ends(values)[1] for key, values in search.space.items()})
     ranges.validate(low)
     ranges.validate(high)
+    if low.data.get("split_seed") != high.data.get("split_seed"):
+        raise ValueError(
+            f"data.split_seed is {low.data.split_seed} in some trials and {high.data.split_seed} in others, "
+            "but trials are compared on the same images: give it one value"
+        )
     with suppress(budget.OverBudget):  # a matter of the trials: other settings may be within it
         setup.prepare(low, info)
 
@@ -200,14 +242,6 @@ def _check_sampler_and_pruner(search: Search) -> None:
             f"hydra.sweeper.confirm.top is {top}, but with two objectives no trial is the best: "
             "leave it at 0, and choose from the front with confirm.py --trials"
         )
-
-
-def ends(values: BaseDistribution) -> tuple[Any, Any]:
-    """The first and the last value of a distribution."""
-    if isinstance(values, CategoricalDistribution):
-        return values.choices[0], values.choices[-1]
-    assert isinstance(values, FloatDistribution | IntDistribution)
-    return values.low, values.high
 
 
 def objectives(search: Search) -> str:

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 import optuna
 from omegaconf import OmegaConf
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import DuplicatedStudyError
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
 from bantam.config import flat
-from bantam.search import pruners, samplers, storage, trials
-from bantam.search.space import Search, compose, ends, objectives
+from bantam.search import distributions, pruners, samplers, storage, trials
+from bantam.search.space import Search, known_settings, objectives
 
 MAX_OVER_BUDGET = 50
 """Networks over the budget in a row after which the space counts as one that holds no others."""
@@ -60,37 +59,20 @@ def _create(search: Search) -> None:
             "does not know: restore hydra.sweeper.storage, or begin another study with hydra.sweeper.study_name=…"
         )
     study.set_user_attr("definition", _definition(search))
-    for entry in search.settings.enqueue:
-        settings = {str(key): value for key, value in entry.items() if key in search.space}
-        if settings and all(_inside(value, search.space[key]) for key, value in settings.items()):
-            study.enqueue_trial(settings, skip_if_exists=True)
-
-
-def _inside(value: object, values: BaseDistribution) -> bool:
-    if isinstance(values, CategoricalDistribution):
-        return value in values.choices
-    assert isinstance(values, FloatDistribution | IntDistribution)
-    return isinstance(value, int | float) and values.low <= value <= values.high
+    for settings in known_settings(search)[0]:
+        study.enqueue_trial(settings, skip_if_exists=True)
 
 
 def _definition(search: Search) -> dict[str, str]:
     """What a study's results are about: key by key a range, or the value that every trial has."""
-    cfg, _ = compose(search, {key: ends(values)[0] for key, values in search.space.items()})
+    cfg, _ = search.first
     given = dict(flat(OmegaConf.to_container(cfg, resolve=False)))
     left_out = (*search.space, *IGNORED_ON_RESUME)
     return {
         "hydra.sweeper.objectives": objectives(search),
-        **{key: _range(values) for key, values in search.space.items()},
+        **{key: distributions.describe(values) for key, values in search.space.items()},
         **{k: str(v) for k, v in given.items() if not any(f"{k}.".startswith(f"{key}.") for key in left_out)},
     }
-
-
-def _range(values: BaseDistribution) -> str:
-    if isinstance(values, CategoricalDistribution):
-        return ",".join(map(str, values.choices))
-    assert isinstance(values, FloatDistribution | IntDistribution)
-    step = f" in steps of {values.step:g}" if values.step not in (None, 1) else ""
-    return f"{values.low:g} to {values.high:g}{step}{' (log)' * values.log}"
 
 
 def _check_same(search: Search, study: Study) -> None:

@@ -22,7 +22,7 @@ from rich.live import Live
 from sqlalchemy.exc import SQLAlchemyError
 
 from bantam.search import confirm, outcome, processes, storage, terminal, trials
-from bantam.search.space import Search, check, split
+from bantam.search.space import Search, check, read
 from bantam.search.study import hopeless, missing, open_study
 from bantam.search.trials import Ending, Silence
 from bantam.search.worker import Task
@@ -37,7 +37,7 @@ LOOK_SECONDS = 0.5
 def search(config: DictConfig, context: HydraContext, launcher: Launcher, arguments: list[str]) -> None:
     """Search, or continue a search, as the command line says. Raises ValueError for what cannot work."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    search = Search(config, context, launcher, *split(config.hydra.sweeper, arguments))
+    search = read(config, context, launcher, arguments)
     check(search)
     try:
         try:
