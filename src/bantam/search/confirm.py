@@ -100,7 +100,7 @@ def _choose(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, fl
             done = [
                 (int(r["number"]), float(r["objective"]))
                 for r in csv.DictReader(stream)
-                if r["state"] == "complete"
+                if r["state"] == "complete" and r.get("folder", r["number"]) in (r["number"], "")
             ]
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{study} is no study's folder: its trials.csv cannot be read ({error})") from error

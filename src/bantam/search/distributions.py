@@ -125,6 +125,11 @@ def ends(distribution: BaseDistribution) -> tuple[Any, Any]:
     return distribution.low, distribution.high
 
 
+def finite(space: dict[str, BaseDistribution]) -> bool:
+    """Whether every key has steps, so that settings can come twice."""
+    return not any(isinstance(values, FloatDistribution) and values.step is None for values in space.values())
+
+
 def points(space: dict[str, BaseDistribution]) -> list[dict[str, Any]]:
     """All settings of a space. Raises ValueError where a key has no steps."""
     values = {}

@@ -2,7 +2,9 @@
 
 import json
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from bantam import budget
+from bantam.overrides import command_line, override
 from bantam.search import trials
 from bantam.search.space import Search
 from bantam.training import folder as files
@@ -23,18 +26,20 @@ NOT_OVERRIDABLE = ("seed", "data", "dry_run", "resume")
 
 def best(listed: Sequence[FrozenTrial]) -> FrozenTrial | None:
     """The completed trial with the highest accuracy, the first of equals."""
-    done = [t for t, state in zip(listed, trials.states(listed), strict=True) if state == "complete"]
+    done = _trained(listed)
     return max(done, key=lambda trial: trial.values[0], default=None)
 
 
 def front(listed: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The completed trials that no other beats in accuracy with as few parameters, by parameters."""
-    done = [
-        t
-        for t, state in zip(listed, trials.states(listed), strict=True)
-        if state == "complete" and "parameters" in t.user_attrs
-    ]
+    done = [trial for trial in _trained(listed) if "parameters" in trial.user_attrs]
     return [done[i] for i in budget.front([(t.user_attrs["parameters"], t.values[0]) for t in done])]
+
+
+def _trained(listed: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The completed trials, without those that have the result of another one."""
+    states = zip(listed, trials.states(listed), strict=True)
+    return [trial for trial, state in states if state == "complete" and "same_as" not in trial.user_attrs]
 
 
 def result(search: Search, listed: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -55,14 +60,18 @@ def keep_best_weights(search: Search, study: Study) -> None:
                 (search.folder / str(trial.number) / name).unlink(missing_ok=True)
 
 
-def write(search: Search, study_name: str, listed: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Write `trials.csv`, `summary.json` and an experiment for each trial of the result; returns the result."""
+def write(search: Search, study_name: str, listed: Sequence[FrozenTrial], why: str) -> list[FrozenTrial]:
+    """Write `trials.csv`, `summary.json` and an experiment for each trial of the result; returns the result.
+
+    `why` says what ended the search: enough, timeout, the name of a signal, or an error in one sentence.
+    """
     trials.write(search.folder, listed)
     found, counts = result(search, listed), trials.count(listed)
     summary: dict[str, Any] = {
         "study": study_name,
         "began": min((t.datetime_start for t in listed if t.datetime_start), default=None),
         "ended": max((t.datetime_complete for t in listed if t.datetime_complete), default=None),
+        "ended_by": why,
         "training_seconds": sum(trials.seconds(trial) or 0.0 for trial in listed),
         "trials": {state: counts[state] for state in (*trials.FINISHED, "over budget", "stopped")},
     }
@@ -81,6 +90,15 @@ def name(search: Search, trial: FrozenTrial) -> str:
     return f"trial_{trial.number}" if search.multi_objective else "best"
 
 
+def line(search: Search, trial: FrozenTrial) -> str:
+    """The command that repeats a trial of the result, or why there is none."""
+    folder = search.folder / str(trial.number)
+    if not (folder / files.RESULT).exists():
+        return f"{folder} is gone: it cannot be run again"
+    chosen = override("experiment", name(search, trial))
+    return command_line(["python", sys.argv[0], "--config-dir", search.folder, chosen])
+
+
 def _write_experiments(search: Search, found: Sequence[FrozenTrial]) -> None:
     experiments = search.folder / "experiment"
     names = {name(search, trial): trial.number for trial in found}
@@ -88,7 +106,8 @@ def _write_experiments(search: Search, found: Sequence[FrozenTrial]) -> None:
         if old.stem not in names:  # it was on the front of a shorter search
             old.unlink()
     for experiment_name, number in names.items():
-        write_experiment(experiments / f"{experiment_name}.yaml", experiment(search.folder / str(number)))
+        with suppress(ValueError):  # its folder is gone or damaged: the line that would run it is not shown
+            write_experiment(experiments / f"{experiment_name}.yaml", experiment(search.folder / str(number)))
 
 
 def _entry(search: Search, trial: FrozenTrial) -> dict[str, Any]:
@@ -114,24 +133,24 @@ def experiment(trial: Path, overrides: Sequence[str] = ()) -> str:
     values |= {key: result[key] for key in ("device", "precision", "threads", "kernels")}
     groups = [{f"override /{group}": option} for group, option in own.choices.items() if group in values]
     plain = OmegaConf.create(values)
-    for override in overrides:
-        _apply(plain, override, trial)
+    for given in overrides:
+        _apply(plain, given, trial)
     changed = f" With {' '.join(overrides)}." if overrides else ""
     head = f"# Trial {trial.name}: {result['objective']!r} % of the validation images.{changed}\n"
     return "# @package _global_\n" + head + OmegaConf.to_yaml(OmegaConf.merge({"defaults": groups}, plain))
 
 
-def _apply(plain: DictConfig, override: str, trial: Path) -> None:
+def _apply(plain: DictConfig, given: str, trial: Path) -> None:
     """Change one key of a trial's configuration. Raises ValueError where it may not or cannot be changed."""
-    key, equals, _ = override.partition("=")
+    key, equals, _ = given.partition("=")
     if key.partition(".")[0] in NOT_OVERRIDABLE:
-        raise ValueError(f"{key} is set by the confirmation itself: leave {override} out")
+        raise ValueError(f"{key} is set by the confirmation itself: leave {given} out")
     if not equals or isinstance(OmegaConf.select(plain, key, default={}), Mapping):
-        raise ValueError(f"{override} is no key=value of the trial in {trial}: see its .hydra/config.yaml")
+        raise ValueError(f"{given} is no key=value of the trial in {trial}: see its .hydra/config.yaml")
     try:
-        plain.merge_with_dotlist([override])
+        plain.merge_with_dotlist([given])
     except Exception as error:  # of YAML or of OmegaConf
-        raise ValueError(f"{override} cannot be read: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{given} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def write_experiment(path: Path, text: str) -> None:

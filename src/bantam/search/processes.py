@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 task: Any = None
@@ -26,6 +27,21 @@ STOP_SECONDS = 60
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """What asks a search to stop."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asks this process to stop."""
+
+    def __init__(self, number: int) -> None:
+        """`number` is that of the signal."""
+        super().__init__()
+        self.signal = signal.Signals(number)
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """A handler of signals that raises `Stopped`."""
+    raise Stopped(number)
+
 
 if sys.platform == "linux":
     CONTEXT = multiprocessing.get_context("forkserver")

@@ -101,8 +101,9 @@ def known_settings(search: Search) -> tuple[list[dict[str, Any]], list[str]]:
     Keys that are not searched are left out of them. Settings that are not in the space are left out where a range
     was typed beside settings that were not. Raises ValueError for all others.
     """
-    typed = {distributions.parse(line, search.context.config_loader)[0] for line in search.hydra.overrides.task}
-    by_hand = any(line.startswith("hydra.sweeper.enqueue") for line in search.hydra.overrides.hydra)
+    typed: Any = OmegaConf.to_container(search.hydra.overrides, resolve=False)
+    by_hand = any(line.startswith("hydra.sweeper.enqueue") for line in typed["hydra"])
+    keys = {distributions.parse(line, search.context.config_loader)[0] for line in typed["task"]}
     found, left_out = [], []
     for entry in search.settings.enqueue:
         settings = {}
@@ -112,7 +113,7 @@ def known_settings(search: Search) -> tuple[list[dict[str, Any]], list[str]]:
                     settings[str(key)] = distributions.matching(value, search.space[key])
         except ValueError as error:
             reason = f"hydra.sweeper.enqueue sets {key!s}, but {error}"
-            if by_hand or key not in typed:
+            if by_hand or key not in keys:
                 raise ValueError(f"{reason}: change the one or the other") from error
             left_out.append(f"{reason}: these settings are left out")
         else:

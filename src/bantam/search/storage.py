@@ -1,53 +1,134 @@
-"""The database of a search: its address, and opening it so that several processes may write."""
+"""The database of a search: its address, opening it so that several processes may write, and waiting for it."""
 
+import functools
+import inspect
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy import event
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
 
 LOCK_SECONDS = 120
 """How long a process waits for another one to be done with an SQLite file."""
 
+AWAY_SECONDS = 600
+"""How long a process waits for a server that does not answer."""
 
-def open_storage(hydra: Any) -> RDBStorage:
-    """Open the storage of a search, and make it where there is none.
+
+class Patient(RDBStorage):
+    """A storage that waits for its server, which may be restarted while a search goes on."""
+
+
+_waiting = threading.local()
+
+
+def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that is called again until the server answers; what it calls itself does not wait again."""
+
+    @functools.wraps(method)
+    def call(self: Patient, *arguments: Any, **named: Any) -> Any:
+        if getattr(_waiting, "inside", False):
+            return method(self, *arguments, **named)
+        _waiting.inside = True
+        try:
+            return _call_until_answered(self, functools.partial(method, self, *arguments, **named))
+        finally:
+            _waiting.inside = False
+
+    return call
+
+
+def _call_until_answered(storage: Patient, call: Callable[[], Any]) -> Any:
+    until = time.monotonic() + AWAY_SECONDS
+    said = False
+    while True:
+        try:
+            return call()
+        except (SQLAlchemyError, StorageInternalError) as error:
+            if not is_away(error) or time.monotonic() > until:
+                raise
+            if not said:
+                print(f"The storage does not answer ({first_line(error)}): waiting for it.", flush=True)
+                said = True
+            storage.remove_session()
+        time.sleep(0.5)
+
+
+for _name, _method in vars(RDBStorage).items():
+    if inspect.isfunction(_method) and not _name.startswith("__") and _name != "remove_session":
+        setattr(Patient, _name, _patient(_method))
+
+
+def is_away(error: Exception) -> bool:
+    """Whether a server does not answer, which may do so later; a file that cannot be used will not."""
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    return isinstance(cause, OperationalError | InterfaceError) and "sqlite" not in type(cause.orig).__module__
+
+
+def first_line(error: Exception) -> str:
+    """What a database says of an error, without the statement."""
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    return str(getattr(cause, "orig", None) or error.__cause__ or error).strip().splitlines()[0]
+
+
+def open_storage(hydra: DictConfig, wait: bool = False) -> RDBStorage:
+    """Open the storage of a search, and make it where there is none; with `wait` a server may be away.
 
     Raises ValueError where it cannot be reached or written.
     """
     url = address(hydra)
     sqlite = url.startswith("sqlite")
-    for attempt in range(5):
+    until = time.monotonic() + (AWAY_SECONDS if wait else 0)
+    races = 0
+    while True:
         try:
-            storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}} if sqlite else {})
+            storage = Patient(url, engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}} if sqlite else {})
             break
-        except (SQLAlchemyError, RuntimeError, ImportError, ValueError) as error:
-            # Processes that start together may both create the tables, or note their version: the later one
-            # tries again.
-            race = isinstance(error, IntegrityError) or (
-                isinstance(error, SQLAlchemyError) and "already exists" in str(error)
-            )
-            if attempt == 4 or not race:
-                reason = str(getattr(error, "orig", None) or error.__cause__ or error).strip().splitlines()[0]
+        except (SQLAlchemyError, StorageInternalError, RuntimeError, ImportError, ValueError) as error:
+            if _is_race(error) and races < 4:
+                races += 1
+            elif is_away(error) and time.monotonic() < until:
+                time.sleep(0.5)
+            else:
+                reason = first_line(error)
                 raise ValueError(f"hydra.sweeper.storage={shown(url)} cannot be opened: {reason}") from error
     if sqlite:
-        # Optuna reads and then writes within one transaction, to claim a trial for example. SQLite
-        # locks at the first write only, so two processes would claim the same one.
-        @event.listens_for(storage.engine, "connect")
-        def leave_transactions_to_us(connection: Any, _: Any) -> None:
-            connection.isolation_level = None
-
-        @event.listens_for(storage.engine, "begin")
-        def lock_before_reading(connection: Any) -> None:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-        storage.remove_session()
-        storage.engine.dispose()  # the connections that were made before
+        _lock_before_reading(storage)
     return storage
 
 
-def address(hydra: Any) -> str:
+def _is_race(error: Exception) -> bool:
+    """Whether another process has just made the same tables, or noted their version: the later one tries again."""
+    exists = isinstance(error, SQLAlchemyError) and "already exists" in str(error)
+    return isinstance(error, IntegrityError) or exists
+
+
+def _lock_before_reading(storage: RDBStorage) -> None:
+    """Have SQLite lock at the beginning of a transaction.
+
+    Optuna reads and then writes within one transaction, to claim a trial for example. SQLite locks at the first
+    write only, so that two processes would claim the same one.
+    """
+
+    @event.listens_for(storage.engine, "connect")
+    def leave_transactions_to_us(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(storage.engine, "begin")
+    def lock(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    storage.remove_session()
+    storage.engine.dispose()  # the connections that were made before
+
+
+def address(hydra: DictConfig) -> str:
     """The URL of a search's storage; its folder does not depend on where a job has changed to."""
     folder = Path(hydra.runtime.cwd, hydra.sweep.dir).absolute()
     return hydra.sweeper.storage or f"sqlite:///{folder}/study.db"

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import optuna
 from omegaconf import OmegaConf
@@ -32,12 +32,15 @@ def open_study(search: Search) -> Study:
     return study
 
 
-def load(search: Search) -> Study:
-    """Load a study that is there, with the sampler and the pruner that the command line asks for."""
+def load(search: Search, wait: bool = False) -> Study:
+    """Load a study that is there, with the sampler and the pruner that the command line asks for.
+
+    With `wait` the server of its storage may be away. Raises ValueError where it cannot be reached.
+    """
     settings = search.settings
     return optuna.load_study(
         study_name=settings.study_name,
-        storage=storage.open_storage(search.hydra),
+        storage=storage.open_storage(search.hydra, wait),
         sampler=samplers.for_study(settings.sampler, search.space),
         pruner=pruners.build(settings.pruner),
     )
@@ -106,10 +109,14 @@ def missing(search: Search, counts: Counter[str]) -> int:
     return wanted(search, counts) - sum(counts[state] for state in trials.FINISHED) - counts["running"]
 
 
-def hopeless(search: Search, listed: Sequence[FrozenTrial]) -> str:
-    """Why going on is pointless, in one sentence; empty where it is not."""
+def hopeless(search: Search, listed: Sequence[FrozenTrial], before: Collection[int] = ()) -> str:
+    """Why going on is pointless, in one sentence; empty where it is not.
+
+    `before` are the numbers of the trials that had ended when the command line was typed: they do not count.
+    """
     states = trials.states(listed)
-    failures = [trial for trial, state in zip(listed, states, strict=True) if state == "failed"]
+    new = [(trial, state) for trial, state in zip(listed, states, strict=True) if trial.number not in before]
+    failures = [trial for trial, state in new if state == "failed"]
     rate, n_trials = search.settings.max_failure_rate, search.settings.n_trials
     if len(failures) > rate * n_trials:
         first = failures[0]
@@ -118,7 +125,7 @@ def hopeless(search: Search, listed: Sequence[FrozenTrial]) -> str:
             f"allows; the first, {first.number}: {trials.reason(first, 'failed')}"
         )
     counted = ("over budget", *trials.FINISHED)
-    ended = [(trial, state) for trial, state in zip(listed, states, strict=True) if state in counted]
+    ended = [(trial, state) for trial, state in new if state in counted]
     last = [trial for trial, state in ended[-MAX_OVER_BUDGET:] if state == "over budget"]
     if len(last) == MAX_OVER_BUDGET:
         smallest = min(trial.user_attrs["parameters"] for trial in last)

@@ -1,6 +1,5 @@
 """All that a search and a confirmation print."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -31,7 +30,8 @@ def show_ended(listed: Sequence[FrozenTrial], shown: set[int]) -> set[int]:
             continue
         ended.add(trial.number)
         value = trials.objective(trial, state)
-        what = f"{value:.2f} %" if value is not None else trials.reason(trial, state)
+        reason = trials.reason(trial, state)
+        what = reason if value is None else f"{value:.2f} %" + (f" ({reason})" if reason else "")
         line = f"[bold]trial {trial.number:>3}[/] [{COLOURS.get(state, 'yellow')}]{state:<11}[/] {escape(what)}"
         console.print(f"{line}   {escape(settings(trial))}", soft_wrap=True)
     return ended
@@ -89,16 +89,24 @@ def show_nothing_to_do(name: str, n_trials: int) -> None:
     )
 
 
-def show_interruption() -> None:
-    """Say that a search was interrupted, and how it is continued."""
-    console.print("Interrupted. The same command line continues the search.")
+def show_interruption(signal_name: str) -> None:
+    """Say that a signal has stopped a search, and how it is continued."""
+    console.print(f"Interrupted ({signal_name}). The same command line continues the search.")
 
 
-def show_counts(search: Search, name: str, listed: Sequence[FrozenTrial]) -> None:
-    """Print how many trials are in each state, and where they are listed."""
+def show_counts(search: Search, name: str, listed: Sequence[FrozenTrial], left: int) -> None:
+    """Print how many trials are in each state, where they are listed, and why the search has ended."""
     counts = trials.count(listed)
     counted = ", ".join(f"{counts[state]} {state}" for state in (*trials.FINISHED, "over budget"))
     console.print(f"\n{name}: {counted}. {escape(str(search.folder))}/trials.csv", soft_wrap=True)
+    if left > 0:
+        console.print(
+            f"Ended since hydra.sweeper.timeout={search.settings.timeout:g} has passed; {left} "
+            f"trial{'s are' if left > 1 else ' is'} missing: the same command line continues the search.",
+            soft_wrap=True,
+        )
+    else:
+        console.print("Ended since all trials are done.")
 
 
 def show_result(search: Search, found: Sequence[FrozenTrial]) -> None:
@@ -111,8 +119,7 @@ def show_result(search: Search, found: Sequence[FrozenTrial]) -> None:
             f"of the validation images in the last epochs, {trial.user_attrs.get('parameters', 0):,} parameters: "
             f"{escape(settings(trial))}",
             *(() if search.multi_objective else ("Run it with:",)),
-            f"python {sys.argv[0]} --config-dir {escape(str(search.folder))} "
-            f"experiment={outcome.name(search, trial)}",
+            escape(outcome.line(search, trial)),
             sep="\n",
             soft_wrap=True,
         )

@@ -18,7 +18,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from bantam.search import pruners, storage
+from bantam.search import faults, pruners, storage
 from bantam.training import folder as files
 
 MAX_RETRIES = 3
@@ -36,7 +36,7 @@ def reporter(hydra: DictConfig) -> Callable[[int, float], bool]:
 
     It goes through the storage alone, so the job may run in another process or on another machine.
     """
-    database = storage.open_storage(hydra)
+    database = storage.open_storage(hydra, wait=True)
     pruner = pruners.build(hydra.sweeper.pruner)
     study = optuna.load_study(study_name=hydra.sweeper.study_name, storage=database, pruner=pruner)
     study_id = database.get_study_id_from_name(study.study_name)
@@ -118,6 +118,13 @@ class Ending:
     """User attributes; one with a `reason` came to an end of its own."""
 
 
+STOPPED = Ending(TrialState.FAIL, None, {"interrupted": True})
+"""Of a trial that is queued again, since nothing speaks against its settings."""
+
+SURPLUS = Ending(TrialState.FAIL, None, {"surplus": True})
+"""Of a trial that another one makes superfluous."""
+
+
 def ending(folder: Path, parameters: int | None, multi_objective: bool) -> Ending:
     """How the training in a trial's folder ended. Raises ValueError where it did not end."""
     result = files.read_result(folder)
@@ -130,9 +137,21 @@ def ending(folder: Path, parameters: int | None, multi_objective: bool) -> Endin
             # TPE cannot read pruned trials beside two objectives: it learns from the last accuracy.
             return Ending(TrialState.COMPLETE, (files.read_history(folder)[-1].accuracy, *size), notes)
         return Ending(TrialState.PRUNED, None, notes)
+    if result.get("objective") is None and faults.is_recorded(str(result["reason"])):
+        return Ending(TrialState.FAIL, None, {"interrupted": True, "fault": str(result["reason"])})
     if result.get("objective") is None:
         return Ending(TrialState.FAIL, None, {"reason": f"{result['verdict']}: {result['reason']}"})
     return Ending(TrialState.COMPLETE, (float(result["objective"]), *size))
+
+
+def same(trial: FrozenTrial, state: str) -> Ending:
+    """How a trial ends whose settings another one has been trained with."""
+    original = trial.user_attrs.get("same_as", trial.number)
+    notes = {"same_as": original, "reason": f"the settings of trial {original}, whose result it has"}
+    if state == "pruned":
+        notes["pruned"] = True
+    values = tuple(trial.values) if trial.state == TrialState.COMPLETE else None
+    return Ending(trial.state, values, notes)
 
 
 def end(study: Study, number: int, how: Ending) -> bool:
@@ -175,6 +194,11 @@ def history(trial: FrozenTrial) -> list[int]:
     """The numbers under which a trial ran before, the last one last."""
     old = trial.system_attrs.get("retry_history", [])  # Optuna's own, in older studies
     return list(trial.user_attrs.get("retry_history", old))
+
+
+def ended(listed: Iterable[FrozenTrial]) -> set[int]:
+    """The numbers of the trials that have ended."""
+    return {trial.number for trial in listed if trial.state.is_finished()}
 
 
 def over_budget(trial: FrozenTrial) -> bool:
@@ -243,7 +267,7 @@ def write(folder: Path, listed: Sequence[FrozenTrial]) -> None:
     for trial, state in zip(listed, states(listed), strict=True):
         if state in ("waiting", "surplus"):
             continue
-        took, value = seconds(trial), objective(trial, state)
+        took, value, own = seconds(trial), objective(trial, state), trial.user_attrs.get("same_as", trial.number)
         rows.writerow(
             [
                 trial.number,
@@ -253,7 +277,7 @@ def write(folder: Path, listed: Sequence[FrozenTrial]) -> None:
                 trial.user_attrs.get("parameters", ""),
                 "" if value is None else value,
                 "" if took is None else round(took, 3),
-                trial.number if (folder / str(trial.number)).is_dir() else "",
+                own if (folder / str(own)).is_dir() else "",
             ]
         )
     files.write(folder / "trials.csv", text.getvalue().encode())

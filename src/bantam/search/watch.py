@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 
 import optuna
 import torch
@@ -22,13 +23,16 @@ from rich.live import Live
 from sqlalchemy.exc import SQLAlchemyError
 
 from bantam.search import confirm, outcome, processes, storage, terminal, trials
-from bantam.search.space import Search, check, read
+from bantam.search.faults import EXIT_CODE
+from bantam.search.space import Search, check, known_settings, read
 from bantam.search.study import hopeless, missing, open_study
 from bantam.search.trials import Ending, Silence
 from bantam.search.worker import Task
 
 MAX_CRASHES = 3
 """Workers that may break, other than by being killed, before the search stops."""
+
+CONTINUES = "the same command line continues the search"
 
 LOOK_SECONDS = 0.5
 """Between two looks at the study."""
@@ -39,6 +43,8 @@ def search(config: DictConfig, context: HydraContext, launcher: Launcher, argume
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     search = read(config, context, launcher, arguments)
     check(search)
+    for sentence in known_settings(search)[1]:
+        terminal.show_sentence(sentence)
     try:
         try:
             watch(search)
@@ -47,17 +53,18 @@ def search(config: DictConfig, context: HydraContext, launcher: Launcher, argume
             raise
         write_report(search)
     except (SQLAlchemyError, StorageInternalError) as error:
-        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        where = storage.shown(storage.address(search.hydra))
         raise ValueError(
-            f"hydra.sweeper.storage={storage.shown(storage.address(search.hydra))} failed ({cause}): "
-            "the same command line continues the search"
+            f"hydra.sweeper.storage={where} failed ({storage.first_line(error)}): {CONTINUES}"
         ) from error
+    except OSError as error:
+        raise ValueError(f"{search.folder} cannot be written ({error}): {CONTINUES}") from error
 
 
 def write_report(search: Search) -> None:
     """Write the report of what was found, unless `report=false` or no trial has ended."""
     if search.config.report and (search.folder / "trials.csv").exists():
-        from bantam.report import page
+        from bantam.report import page  # draws with packages that no worker needs
 
         page.at_end(search.folder)
 
@@ -67,7 +74,7 @@ def watch(search: Search) -> None:
     search.folder.mkdir(parents=True, exist_ok=True)
     study = open_study(search)
     for number in processes.SIGNALS:
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, processes.stop)
     listed = trials.requeue(study)
     counts = trials.count(listed)
     if missing(search, counts) <= 0 and not counts["running"]:
@@ -77,15 +84,17 @@ def watch(search: Search) -> None:
     workers: dict[int, BaseProcess] = {}
     try:
         _show(search, study, workers, listed)
-    except KeyboardInterrupt:
+    except processes.Stopped as stopped:
         processes.stop_workers(workers.values())
-        trials.write(search.folder, trials.requeue(study))
-        terminal.show_interruption()
-        raise SystemExit(130) from None
-    except BaseException:
+        outcome.write(search, study.study_name, trials.requeue(study), stopped.signal.name)
+        terminal.show_interruption(stopped.signal.name)
+        if (search.folder / "report.html").exists():  # it says that the search is running
+            write_report(search)
+        raise SystemExit(128 + stopped.signal) from None
+    except BaseException as error:
         processes.stop_workers(workers.values())
-        with suppress(SQLAlchemyError, StorageInternalError):
-            trials.write(search.folder, trials.requeue(study))
+        with suppress(SQLAlchemyError, StorageInternalError, OSError):
+            outcome.write(search, study.study_name, trials.requeue(study), str(error))
         raise
     finish(search, study)
 
@@ -93,18 +102,27 @@ def watch(search: Search) -> None:
 def _show(search: Search, study: Study, workers: dict[int, BaseProcess], listed: list[FrozenTrial]) -> None:
     """Keep the live table up to date until the search is done, and print a line for each trial that ends."""
     started, side_by_side = time.monotonic(), _side_by_side(search)
-    shown = {trial.number for trial in listed if trial.state.is_finished()}
+    shown = trials.ended(listed)
+    page = Thread()
     with Live(console=terminal.console, transient=True, refresh_per_second=2) as live:
         for listed in _looks(search, study, workers, started):
             ended = terminal.show_ended(listed, shown)
             if ended:
                 shown |= ended
                 trials.write(search.folder, listed)  # for whoever looks before the end
-                if search.config.report:
-                    from bantam.report import page  # draws with packages that no worker needs
-
-                    page.while_running(search.folder)
+                if search.config.report and not page.is_alive():
+                    page = Thread(target=_write_page, args=(search.folder,), daemon=True)
+                    page.start()
             live.update(terminal.progress(search, listed, time.monotonic() - started, side_by_side))
+    if page.is_alive():
+        page.join()
+
+
+def _write_page(folder: Path) -> None:
+    """Write the report of a search that goes on, in a thread: the live table does not wait for it."""
+    from bantam.report import page
+
+    page.while_running(folder)
 
 
 def _looks(
@@ -114,15 +132,17 @@ def _looks(
     until = started + (search.settings.timeout or math.inf)
     task = Task(search.config, search.space, search.fixed, until)
     silence = Silence(search.settings.heartbeat)
+    listed = study.get_trials(deepcopy=False)
+    before = trials.ended(listed)
     idle_since = math.inf
     crashes = 0
     while True:
-        for trial in silence.too_long(study.get_trials(deepcopy=False)):
+        for trial in silence.too_long(listed):
             end_silent(search, study, trial)
         listed = trials.requeue(study)
         yield listed
         crashes += _remove_ended(search, workers, crashes)
-        reason = hopeless(search, listed)
+        reason = hopeless(search, listed, before)
         if reason:
             raise ValueError(reason)
         counts, late = trials.count(listed), time.monotonic() > until
@@ -151,17 +171,22 @@ def end_silent(search: Search, study: Study, trial: FrozenTrial) -> None:
 
 
 def _remove_ended(search: Search, workers: dict[int, BaseProcess], crashes: int) -> int:
-    """Forget the workers that have ended; returns how many of them crashed. Raises ValueError for too many."""
+    """Forget the workers that have ended; returns how many of them crashed.
+
+    Raises ValueError for too many, and for one whose machine cannot train.
+    """
     crashed = 0
     for slot, worker in list(workers.items()):
         if worker.exitcode is None:
             continue
         del workers[slot]
         crashed += worker.exitcode > 0
+        log = _log(search, slot)
+        last = "".join(log.read_text(errors="replace").strip().splitlines()[-1:])
+        if worker.exitcode == EXIT_CODE:
+            raise ValueError(f"{last}: when that is mended, {CONTINUES}")
         if crashes + crashed > MAX_CRASHES:
-            log = _log(search, slot)
-            last = log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise ValueError(f"workers keep breaking: {''.join(last)} ({log})")
+            raise ValueError(f"workers keep breaking: {last} ({log})")
     return crashed
 
 
@@ -180,8 +205,9 @@ def finish(search: Search, study: Study) -> None:
     """Write what was found, print how to run it, and confirm it where that is asked for."""
     outcome.keep_best_weights(search, study)
     listed = study.get_trials(deepcopy=False)
-    found = outcome.write(search, study.study_name, listed)
-    terminal.show_counts(search, study.study_name, listed)
+    left = missing(search, trials.count(listed))
+    found = outcome.write(search, study.study_name, listed, "timeout" if left > 0 else "enough")
+    terminal.show_counts(search, study.study_name, listed, left)
     if not found:
         raise ValueError(f"no trial of the study {study.study_name} was trained to its end: see trials.csv")
     terminal.show_result(search, found)

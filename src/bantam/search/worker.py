@@ -17,10 +17,11 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
 from bantam import budget
-from bantam.search import outcome, processes, space, trials
+from bantam.search import distributions, outcome, processes, samplers, space, trials
+from bantam.search.faults import EXIT_CODE, MachineFault, killed, raise_machine_fault
 from bantam.search.space import Search
 from bantam.search.study import hopeless, load, missing
-from bantam.search.trials import Ending
+from bantam.search.trials import STOPPED, SURPLUS, Ending
 from bantam.training import setup
 
 NEVER_TRAINED = float("-inf")
@@ -53,17 +54,25 @@ class Interrupt:
 
 
 def work(task: Task, context: HydraContext, launcher: Launcher) -> None:
-    """Be a worker of the process that has handed on the task."""
-    run_trials(Search(task.config, context, launcher, task.space, task.fixed), task.until)
+    """Be a worker of the process that has handed on the task; exits with `EXIT_CODE` where this machine cannot."""
+    try:
+        run_trials(Search(task.config, context, launcher, task.space, task.fixed), task.until)
+    except MachineFault as fault:
+        print(fault)
+        raise SystemExit(EXIT_CODE) from None
 
 
 def run_trials(search: Search, until: float) -> None:
-    """Run trial after trial until there are enough or `until` has passed, a signal comes or nobody watches."""
+    """Run trial after trial until there are enough or `until` has passed, a signal comes or nobody watches.
+
+    Raises MachineFault where this machine cannot train.
+    """
     interrupt = Interrupt()
-    study = load(search)
+    study = load(search, wait=True)
+    before = trials.ended(study.get_trials(deepcopy=False))
     while True:
         listed = trials.requeue(study)
-        enough = missing(search, trials.count(listed)) <= 0 or hopeless(search, listed)
+        enough = missing(search, trials.count(listed)) <= 0 or hopeless(search, listed, before)
         if enough or interrupt.asked or processes.abandoned() or time.monotonic() > until:
             return
         run_trial(search, study, study.ask(), interrupt)
@@ -71,9 +80,14 @@ def run_trials(search: Search, until: float) -> None:
 
 
 def run_trial(search: Search, study: Study, trial: Trial, interrupt: Interrupt) -> None:
-    """Train with one trial's settings and report how it ended."""
+    """Train with one trial's settings and report how it ended. Raises MachineFault where this machine cannot."""
     with trials.heartbeat(trial, search.settings.heartbeat):
-        ending = _train(search, study, trial, interrupt)
+        try:
+            ending = _train(search, study, trial, interrupt)
+        except MachineFault:
+            trials.end(study, trial.number, STOPPED)
+            trials.requeue(study)
+            raise
         if not trials.end(study, trial.number, ending):
             print(f"Trial {trial.number} was ended by others while this process was silent: result dropped.")
 
@@ -84,7 +98,7 @@ def _train(search: Search, study: Study, trial: Trial, interrupt: Interrupt) -> 
     enough = missing(search, Counter(trials.states(listed)[: trial.number])) <= 0
     if enough or trials.superseded(listed, listed[trial.number]):
         # Two processes saw that one trial was missing, or stopped, and both began it: the later one steps back.
-        return Ending(TrialState.FAIL, None, {"surplus": True})
+        return SURPLUS
     try:
         settings = _suggest_all(search, trial)
         parameters, excess = count_parameters(search, settings)
@@ -94,13 +108,52 @@ def _train(search: Search, study: Study, trial: Trial, interrupt: Interrupt) -> 
                 trial.set_constraint("parameters", excess)
         if excess > 0:
             return _over_budget(search, study, parameters, excess)
+        known = _known(search, study, trial.number, settings, interrupt)
+        if known is not None:
+            return known
         _launch(search, settings, trial.number, interrupt)
-        return trials.ending(search.folder / str(trial.number), parameters, search.multi_objective)
+        ending = trials.ending(search.folder / str(trial.number), parameters, search.multi_objective)
+        if "fault" in ending.notes:
+            raise MachineFault(ending.notes["fault"])
+        return ending
     except KeyboardInterrupt:
         interrupt.asked = True
-        return Ending(TrialState.FAIL, None, {"interrupted": True})
+        return STOPPED
+    except MachineFault:
+        raise
     except Exception as error:
+        raise_machine_fault(error)
+        if killed(error):
+            return Ending(TrialState.FAIL)
         return Ending(TrialState.FAIL, None, {"reason": f"{type(error).__name__}: {error}"})
+
+
+def _known(
+    search: Search, study: Study, number: int, settings: dict[str, Any], interrupt: Interrupt
+) -> Ending | None:
+    """How an earlier trial with these very settings ended; None where there is none.
+
+    With the same seed it would end the same way. One that is still running is waited for, or, where a grid has
+    other points, left to the process that began it.
+    """
+    if not distributions.finite(search.space):
+        return None
+    while True:
+        earlier = study.get_trials(deepcopy=False)[:number]
+        states = trials.states(earlier)
+        running = [trial for trial, state in zip(earlier, states, strict=True) if state == "running"]
+        same = [trial for trial in running if trial.params == settings]
+        undecided = [trial for trial in running if len(trial.params) < len(settings)]
+        for trial, state in zip(earlier, states, strict=True):
+            if trial.params == settings and state in ("complete", "pruned"):
+                return trials.same(trial, state)
+        if same and isinstance(study.sampler, samplers.Grid):
+            return SURPLUS
+        if not same and not undecided:
+            return None
+        if interrupt.asked or processes.abandoned():
+            raise KeyboardInterrupt
+        time.sleep(0.2)
 
 
 def _suggest_all(search: Search, trial: Trial) -> dict[str, Any]:
@@ -153,7 +206,8 @@ def _launch(search: Search, settings: dict[str, Any], number: int, interrupt: In
         interrupt.training = True
         if interrupt.asked:
             raise KeyboardInterrupt
-        search.launcher.launch([space.overrides(search, settings)], initial_job_idx=number)
+        for job in search.launcher.launch([space.overrides(search, settings)], initial_job_idx=number) or ():
+            _ = job.return_value  # raises what the job could not record itself
     except SystemExit:
         raise KeyboardInterrupt from None
     finally:
