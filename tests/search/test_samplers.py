@@ -2,7 +2,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from searches import TWO, sized, work
+from searches import SPACE, TWO, sized, work
 
 from bantam.search import outcome, trials
 from bantam.search.space import Search
@@ -67,3 +67,20 @@ def test_a_trial_that_is_pruned_beside_two_objectives_does_not_stop_the_sampler(
     assert listed[1].values == [85.0, listed[1].user_attrs["parameters"]]
     assert trials.objective(listed[1], "pruned") is None
     assert not {1, 4, 7} & {trial.number for trial in outcome.front(listed)}
+
+
+@pytest.mark.parametrize("sampler", ["random", "multivariate_tpe"])
+def test_neighbouring_seeds_have_nothing_in_common(searching: Callable[..., Search], sampler: str) -> None:
+    """Seed 2 was seed 1, one trial later."""
+    tried = []
+    for seed in (1, 2, 3):
+        study = open_study(
+            searching(
+                f"hydra/sweeper/sampler={sampler}",
+                f"hydra.sweeper.sampler.seed={seed}",
+                space=SPACE[:1],
+                folder=f"seed-{seed}",
+            )
+        )
+        tried.append({study.ask().suggest_float("optimizer.lr", 0.01, 0.1) for _ in range(8)})
+    assert len(set().union(*tried)) == 24

@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 from searches import SPACE, TWO
 
-from bantam.search.space import Search, check
+from bantam.search.space import Search, check, compose, known_settings
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,20 @@ from bantam.search.space import Search, check
         ),
         (("hydra.sweeper.objectives=[]",), SPACE, "hydra.sweeper.objectives is []: it must be [accuracy] or"),
         (("hydra.sweeper.enqueue=[{optimizer.lrr:1}]",), SPACE, "hydra.sweeper.enqueue sets optimizer.lrr, which"),
+        (
+            ("hydra.sweeper.enqueue=[{optimizer.lr:0.05},{model.width:21}]",),
+            SPACE,
+            "hydra.sweeper.enqueue sets model.width, but 21 is not in 8 to 20",
+        ),
+        ((), ("seed=1,2,3", *SPACE), "seed is searched, but a lucky seed is no better setting: leave it out"),
+        ((), ("++seed=range(1,4)", *SPACE), "seed is searched, but a lucky seed is no better setting"),
+        ((), ("data.split_seed=1,2", *SPACE), "data.split_seed is searched, but trials are compared on the same"),
+        ((), ("data=mnist,mnist5k", *SPACE), "data is searched, but trials are compared on the same images"),
+        (
+            ("data.split_seed=${model.width}",),
+            SPACE,
+            "data.split_seed is 8 in some trials and 20 in others, but trials are compared on the same images",
+        ),
         (("hydra/sweeper/sampler=grid",), SPACE, "hydra.sweeper.sampler cannot be built: GridSampler only"),
         (("hydra.sweeper.sampler._target_=os.getcwd",), SPACE, "hydra.sweeper.sampler cannot be built"),
         (("hydra.sweeper.pruner._target_=os.getcwd",), SPACE, "hydra.sweeper.pruner cannot be built"),
@@ -48,3 +62,27 @@ def test_what_cannot_work_is_one_sentence_before_any_trial(
         check(searching(*overrides, space=space))
     assert str(error.value).startswith(sentence)
     assert "\n" not in str(error.value)
+
+
+def test_lists_may_be_searched_and_known(searching: Callable[..., Search]) -> None:
+    line = "hydra.sweeper.enqueue=[{model._target_:bantam.models.V2},{batch_size:32}]"
+    wanted = searching(line, space=("batch_size=32,64",))
+    assert known_settings(wanted) == ([{"batch_size": 32}], [])  # the other key is not searched
+    space = ("optimizer.betas=choice([0.9,0.99],[0.8,0.9])",)
+    known = searching("optimizer=adamw", "hydra.sweeper.enqueue=[{optimizer.betas:[0.8,0.9]}]", space=space)
+    assert known_settings(known) == ([{"optimizer.betas": "[0.8,0.9]"}], [])
+    assert list(compose(known, known_settings(known)[0][0])[0].optimizer.betas) == [0.8, 0.9]
+    with pytest.raises(
+        ValueError, match=r"enqueue sets optimizer.betas, but \[0.8,0.99\] is not in \[0.9,0.99\],"
+    ):
+        check(searching("optimizer=adamw", "hydra.sweeper.enqueue=[{optimizer.betas:[0.8,0.99]}]", space=space))
+
+
+def test_a_range_that_is_typed_wins_over_settings_of_a_file(searching: Callable[..., Search]) -> None:
+    wanted = searching("hparams_search=optuna", space=("model.width=range(3,6)",))
+    known, left_out = known_settings(wanted)
+    assert known == []
+    assert (
+        left_out
+        == ["hydra.sweeper.enqueue sets model.width, but 16 is not in 3 to 5: these settings are left out"] * 2
+    )

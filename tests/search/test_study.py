@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from searches import TWO, work
+from searches import SPACE, TWO, rate, work
 
 from bantam.search import trials
 from bantam.search.space import Search
@@ -59,12 +59,12 @@ def test_a_study_of_one_objective_is_not_continued_with_two(searching: Callable[
 
 
 def test_known_settings_are_tried_first_and_once(searching: Callable[..., Search]) -> None:
-    enqueue = "hydra.sweeper.enqueue=[{optimizer.lr:0.025,model.width:16},{optimizer.lr:0.5},{model.dropout:0}]"
+    enqueue = "hydra.sweeper.enqueue=[{optimizer.lr:0.025,model.width:16},{model.dropout:0}]"
     work(searching(enqueue, "hydra.sweeper.n_trials=2"))
     listed = work(searching(enqueue, "hydra.sweeper.n_trials=3"))
     assert listed[0].params == {"optimizer.lr": 0.025, "model.width": 16}
     assert sum(trial.params == listed[0].params for trial in listed) == 1
-    assert all(trial.params["optimizer.lr"] <= 0.1 for trial in listed)  # 0.5 is outside the space
+    assert all(trial.params["optimizer.lr"] <= 0.1 for trial in listed)
 
 
 def test_a_grid_is_searched_once_without_its_networks_over_the_budget(
@@ -77,6 +77,43 @@ def test_a_grid_is_searched_once_without_its_networks_over_the_budget(
     )
     assert trials.count(listed) == {"complete": 4, "over budget": 2}
     assert len({tuple(trial.params.values()) for trial in listed}) == 6
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        "[{model.width:12,optimizer.lr:0.1}]",
+        "[{model.width:12}]",
+        "[{model.width:8,optimizer.lr:0.1},{model.width:8,optimizer.lr:0.01},{model.width:12,optimizer.lr:0.1}]",
+    ],
+)
+def test_a_grid_and_known_settings_try_every_point_once(searching: Callable[..., Search], known: str) -> None:
+    wanted = searching(
+        f"hydra.sweeper.enqueue={known}",
+        "hydra/sweeper/sampler=grid",
+        space=("model.width=choice(8,12,14)", "optimizer.lr=choice(0.01,0.1)"),
+    )
+    listed = work(wanted)
+    points = [(trial.params["model.width"], trial.params["optimizer.lr"]) for trial in listed]
+    assert sorted(points) == [(width, lr) for width in (8, 12, 14) for lr in (0.01, 0.1)]
+    assert points[0][0] == (8 if "8" in known else 12)
+    assert trials.count(listed) == {"complete": 6}
+    assert len(wanted.launcher.launched) == 6
+
+
+def test_failures_of_before_do_not_refuse_a_line_that_is_typed_again(searching: Callable[..., Search]) -> None:
+    broken = True
+
+    def result(number: int, settings: dict[str, str]) -> dict[str, Any]:
+        if broken:
+            return {"verdict": "diverged", "reason": "nan", "objective": None}
+        return rate(number, settings)
+
+    settings = ("hydra.sweeper.n_trials=8", "hydra.sweeper.max_failure_rate=0.2")
+    stopped = work(searching(*settings, result=result, space=SPACE[:1]))
+    assert trials.count(stopped) == {"failed": 2}
+    broken = False
+    assert trials.count(work(searching(*settings, result=result, space=SPACE[:1]))) == {"failed": 2, "complete": 6}
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,19 @@
+import csv
+import errno
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from epochs import epoch
 from optuna.trial import TrialState
-from searches import SPACE, TWO, rate, sized, work
+from searches import SPACE, TWO, rate, sized, wait_for, work
 
 from bantam.search import outcome, trials, worker
+from bantam.search.faults import MachineFault
 from bantam.search.space import Search, check
 from bantam.search.study import hopeless, open_study
+from bantam.training import folder as record
 
 
 @pytest.mark.parametrize(
@@ -106,3 +112,143 @@ def test_two_workers_that_begin_the_same_last_trial_finish_one(searching: Callab
     assert [trial.value > 90 for trial in study.trials[:2]] == [True, True]
     assert wanted.launcher.launched == [0, 1]
     assert trials.states(study.trials)[2] == "surplus"
+
+
+def test_settings_that_were_trained_are_not_trained_again(searching: Callable[..., Search]) -> None:
+    wanted = searching(
+        "hydra/sweeper/sampler=random",
+        "hydra.sweeper.sampler.seed=1",
+        "hydra.sweeper.n_trials=12",
+        space=("model.width=8,12",),
+        result=sized,
+    )
+    listed = work(wanted)
+    assert trials.count(listed) == {"complete": 12}
+    assert len(wanted.launcher.launched) == 2
+    assert len({trial.value for trial in listed if trial.params["model.width"] == 12}) == 1
+    copies = [trial for trial in listed if "same_as" in trial.user_attrs]
+    assert len(copies) == 10
+    originals = {trial.params["model.width"]: trial.number for trial in listed if trial not in copies}
+    for copy in copies:
+        assert copy.user_attrs["same_as"] == originals[copy.params["model.width"]]
+        reason = f"the settings of trial {copy.user_attrs['same_as']}, whose result it has"
+        assert trials.reason(copy, "complete") == reason
+    best = outcome.best(listed)
+    assert best is not None
+    assert best.number == originals[12]
+    trials.write(wanted.folder, listed)
+    with (wanted.folder / "trials.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["folder"] for row in rows} == {str(number) for number in originals.values()}
+
+
+@pytest.mark.parametrize("objectives", [(), TWO])
+def test_settings_that_were_pruned_are_pruned_again_without_training(
+    searching: Callable[..., Search], objectives: tuple[str, ...]
+) -> None:
+    wanted: Search
+
+    def result(number: int, settings: dict[str, str]) -> dict[str, Any]:
+        folder = wanted.folder / str(number)
+        folder.mkdir()
+        record.write_history(folder, [epoch(1, 85.0, validation=True)])
+        return {"verdict": "pruned", "reason": "pruned after epoch 1", "objective": None}
+
+    wanted = searching("hydra.sweeper.n_trials=3", *objectives, space=("model.width=range(8,9)",), result=result)
+    listed = work(wanted)
+    assert trials.states(listed) == ["pruned"] * 3
+    assert wanted.launcher.launched == [0]
+
+
+def test_settings_that_another_process_trains_are_waited_for(searching: Callable[..., Search]) -> None:
+    wanted = searching("hydra.sweeper.n_trials=2", space=("model.width=range(8,9)",), result=sized)
+    check(wanted)
+    study = open_study(wanted)
+    first, second = study.ask(), study.ask()
+    first.suggest_int("model.width", 8, 8)
+    thread = threading.Thread(target=worker.run_trial, args=(wanted, study, second, worker.Interrupt()))
+    thread.start()
+    wait_for(lambda: "parameters" in study.trials[1].user_attrs, 60)
+    assert thread.is_alive()
+    assert wanted.launcher.launched == []
+    study.tell(first, 91.5)
+    thread.join(60)
+    assert study.trials[1].value == 91.5
+    assert wanted.launcher.launched == []
+
+
+def test_the_result_of_a_trial_that_others_have_ended_is_dropped(
+    searching: Callable[..., Search], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its process was suspended for longer than the grace period: the trial runs again elsewhere."""
+    wanted: Search
+
+    def result(number: int, settings: dict[str, str]) -> dict[str, Any]:
+        if number == 0:
+            study = open_study(wanted)
+            study.tell(0, state=TrialState.FAIL)
+            trials.requeue(study)
+        return rate(number, settings)
+
+    wanted = searching("hydra.sweeper.n_trials=2", result=result, space=SPACE[:1])
+    listed = work(wanted)
+    assert trials.states(listed) == ["stopped", "complete", "complete"]
+    assert listed[1].params == listed[0].params
+    assert "Trial 0 was ended by others while this process was silent: result dropped." in capsys.readouterr().out
+
+
+def full(number: int, settings: dict[str, str]) -> dict[str, Any]:
+    raise OSError(errno.ENOSPC, "No space left on device", "history.csv")
+
+
+def recorded(number: int, settings: dict[str, str]) -> dict[str, Any]:
+    reason = "OSError: [Errno 28] No space left on device: 'history.csv'"
+    return {"verdict": "failed", "reason": reason, "objective": None}
+
+
+@pytest.mark.parametrize("fault", [full, recorded])
+def test_a_full_disk_is_not_the_trials_fault(
+    searching: Callable[..., Search], fault: Callable[[int, dict[str, str]], dict[str, Any]]
+) -> None:
+    wanted = searching("hydra.sweeper.n_trials=2", result=fault, space=SPACE[:1])
+    check(wanted)
+    study = open_study(wanted)
+    with pytest.raises(MachineFault, match="No space left on device"):
+        worker.run_trials(wanted, float("inf"))
+    assert trials.states(study.trials) == ["stopped", "waiting"]
+    listed = work(searching("hydra.sweeper.n_trials=2", space=SPACE[:1]))
+    assert trials.states(listed) == ["stopped", "complete", "complete"]
+    assert listed[1].params == listed[0].params
+
+
+def test_a_job_that_was_killed_is_run_again_but_not_for_ever(searching: Callable[..., Search]) -> None:
+    class TerminatedWorkerError(Exception):
+        """As joblib's."""
+
+    def result(number: int, settings: dict[str, str]) -> dict[str, Any]:
+        if float(settings["optimizer.lr"]) < 0.05:
+            raise TerminatedWorkerError
+        return rate(number, settings)
+
+    known = "hydra.sweeper.enqueue=[{optimizer.lr:0.02},{optimizer.lr:0.06}]"
+    listed = work(searching(known, "hydra.sweeper.n_trials=2", result=result, space=SPACE[:1]))
+    states = trials.states(listed)
+    assert states.count("complete") + states.count("failed") == 2
+    bad = [state for trial, state in zip(listed, states, strict=True) if trial.params["optimizer.lr"] == 0.02]
+    assert bad == ["stopped", "stopped", "stopped", "failed"]
+
+
+def test_no_trial_begins_after_its_time(searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def result(number: int, settings: dict[str, str]) -> dict[str, Any]:
+        nonlocal now
+        now += 10
+        return rate(number, settings)
+
+    wanted = searching("hydra.sweeper.n_trials=9", result=result, space=SPACE[:1])
+    check(wanted)
+    study = open_study(wanted)
+    monkeypatch.setattr(worker.time, "monotonic", lambda: now)
+    worker.run_trials(wanted, until=15.0)
+    assert trials.states(study.trials) == ["complete", "complete"]

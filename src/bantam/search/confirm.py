@@ -35,6 +35,8 @@ class Confirmation:
     seeds: list[int]
     split: str
     """The override that keeps the study's validation images."""
+    lock: list[int]
+    """The descriptor that keeps others out, which what trains inherits: it may outlive this process."""
 
     def run(self, name: str, split: str, seed: int) -> Path:
         """The folder of one training."""
@@ -62,11 +64,17 @@ def confirm(
     already is not trained again. `overrides`, such as epochs=15, change all trials. `script` is train.py. Raises
     ValueError for a folder that is no study or has no completed trial, for a number that is none, for a study with
     two objectives, which has no best trial, where no numbers are given, and for overrides that `script` refuses,
-    that are the confirmation's own affair, or that are not those of trials which are confirmed already.
+    that are the confirmation's own affair, or that are not those of trials which are confirmed already; and InUse
+    where another process confirms trials of the study.
     """
     best = _choose(study, top, numbers)
-    plan = _plan(study, best, seeds, script, overrides)
-    if overrides:
+    with files.locked(study) as lock:
+        _confirm(_plan(study, best, seeds, script, overrides, lock), best, test, bool(overrides))
+
+
+def _confirm(plan: Confirmation, best: list[tuple[int, float]], test: bool, changed: bool) -> None:
+    """Train, rank and judge as planned; `changed` trials are first checked."""
+    if changed:
         _check(plan)
     for name, text in plan.experiments.items():
         write_experiment(plan.experiment(name), text)
@@ -74,9 +82,11 @@ def confirm(
     _train(plan, "validation", plan.experiments, [plan.split])
     candidates = _rank(plan, best)
     winner, name = candidates[0], _name(candidates[0].number)
-    terminal.show_ranking(candidates, seeds)
+    terminal.show_ranking(candidates, len(plan.seeds))
     if winner.missing:
-        raise ValueError(f"none of the {len(best)} trials of {study} came to its end on every fresh seed")
+        raise ValueError(
+            f"none of the {len(best)} trials of {plan.folder.parent} came to its end on every fresh seed"
+        )
     rows = [_row(candidate) for candidate in candidates]
     summary: dict[str, Any] = {"ranking": rows, "winner": winner.number, "seeds": plan.seeds}
     runs = [plan.run(name, "test", seed) for seed in plan.seeds]
@@ -128,7 +138,12 @@ def _name(number: int) -> str:
 
 
 def _plan(
-    study: Path, best: list[tuple[int, float]], seeds: int, script: Path, overrides: Sequence[str]
+    study: Path,
+    best: list[tuple[int, float]],
+    seeds: int,
+    script: Path,
+    overrides: Sequence[str],
+    lock: list[int],
 ) -> Confirmation:
     """What is to be trained. Raises ValueError where a trial was confirmed with other overrides."""
     cfg = saved.load(study / str(best[0][0])).config
@@ -138,6 +153,7 @@ def _plan(
         {_name(number): experiment(study / str(number), overrides) for number, _ in best},
         list(range(cfg.seed + 1, cfg.seed + 1 + seeds)),
         f"data.split_seed={cfg.data.split_seed}",
+        lock,
     )
     for name, text in plan.experiments.items():
         path = plan.experiment(name)
@@ -205,7 +221,8 @@ def _train(plan: Confirmation, split: str, names: Iterable[str], overrides: list
         runs = {seed: plan.run(name, split, seed) for seed in plan.seeds}
         for run in runs.values():
             if run.exists() and not (run / files.RESULT).exists():
-                shutil.rmtree(run)  # it was interrupted: its seed is trained anew
+                with files.locked(run):
+                    shutil.rmtree(run)  # it was interrupted: its seed is trained anew
         wanted = tuple(seed for seed, run in runs.items() if not run.exists())
         if wanted:
             missing.setdefault(wanted, []).append(name)
@@ -233,7 +250,9 @@ def _multirun(
     results = [plan.run(name, split, seed) / files.RESULT for name in names for seed in seeds]
     log = plan.folder / "confirm.log"
     with log.open("ab") as stream, terminal.waiting() as status:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, pass_fds=plan.lock
+        )
         try:
             while process.poll() is None:
                 left = sum(not result.exists() for result in results)

@@ -9,6 +9,8 @@ import platform
 import re
 import secrets
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +22,11 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from bantam.training.loop import Epoch
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 HISTORY, RESULT, WEIGHTS, CHECKPOINT = "history.csv", "result.json", "weights.safetensors", "checkpoint.pt"
 
@@ -40,6 +47,31 @@ FINISHED: dict[str, Any] = {
 
 ASIDE = ".part"
 """How the names of files end that are being written."""
+
+
+class InUse(ValueError):
+    """Another process is at work in a folder."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[list[int]]:
+    """Keep a folder for this process, and for those that inherit the descriptor, until all of them have ended.
+
+    Yields the descriptor, in a list; it is empty where a system has no such locks. Raises InUse where another
+    process has the folder.
+    """
+    if fcntl is None:
+        yield []
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUse(f"another process is at work in {folder}: wait until it has ended, or stop it") from None
+        yield [descriptor]
+    finally:
+        os.close(descriptor)
 
 
 def refuse_used(folder: Path) -> None:

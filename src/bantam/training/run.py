@@ -21,8 +21,14 @@ def run(prepared: Prepared, should_prune: Callable[[int, float], bool] = lambda 
     """Train, or continue where the folder's checkpoint ends, and write the folder; returns the objective.
 
     The objective is the mean accuracy of the last epochs in percent; nan where the training diverged
-    or was pruned. `should_prune` is told every epoch's accuracy and decides whether it was the last.
+    or was pruned. `should_prune` is told every epoch's accuracy and decides whether it was the last. Raises InUse
+    where another process trains in the folder.
     """
+    with files.locked(prepared.info.folder):
+        return _run(prepared, should_prune)
+
+
+def _run(prepared: Prepared, should_prune: Callable[[int, float], bool]) -> float:
     started = time.time()
     cfg, info = prepared.cfg, prepared.info
     files.remove_leftovers(info.folder)
@@ -194,7 +200,7 @@ def _processor(device: torch.device) -> str:
 def refuse(error: ValueError, info: RunInfo, seed: int | None) -> None:
     """Record in a job's folder that it was refused, and why; the other jobs go on."""
     terminal.show_refusal(info, error)
-    if (info.folder / files.RESULT).exists():
+    if isinstance(error, files.InUse) or (info.folder / files.RESULT).exists():
         return
     result = {"verdict": "refused", "reason": str(error), **_identity(info, seed)}
     layers = getattr(error, "layers", None)
