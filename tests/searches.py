@@ -1,6 +1,10 @@
 """Searches for the tests: jobs that only pretend to train, and looking into real ones from outside."""
 
 import functools
+import os
+import shutil
+import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -132,3 +136,38 @@ def wait_for(condition: Callable[[], Any], seconds: float = 600) -> None:
             pass
         time.sleep(0.2)
     raise TimeoutError
+
+
+class Postgresql:
+    """A server of PostgreSQL that can be restarted, with a database of its own."""
+
+    def __init__(self, programs: Path, folder: Path) -> None:
+        """Make the database."""
+        user = "postgres" if os.getuid() == 0 else None  # the server refuses to run as root
+        if user:
+            shutil.chown(folder, user)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = str(free.getsockname()[1])
+        self.programs, self.folder, self.log = programs, folder, (folder / "log").open("wb")
+        self.quiet: dict[str, Any] = {"user": user, "stdout": self.log, "stderr": self.log, "cwd": folder}
+        made = [programs / "initdb", "-D", folder / "data", "-A", "trust", "-U", "bantam"]
+        subprocess.run(made, check=True, **self.quiet)
+        self.address = f"postgresql+psycopg://bantam@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        """Start the server, and wait until it answers."""
+        listen = ["-h", "127.0.0.1", "-p", self.port, "-k", str(self.folder), "-c", "fsync=off"]
+        command = [self.programs / "postgres", "-D", self.folder / "data", *listen]
+        self.server = subprocess.Popen(command, **self.quiet)
+        ready = [self.programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", self.port]
+        wait_for(lambda: subprocess.run(ready).returncode == 0, 60)
+
+    def stop(self) -> None:
+        """Stop the server as `pg_ctl restart` does: connections are closed."""
+        self.server.send_signal(signal.SIGINT)  # what PostgreSQL calls a fast shutdown
+        self.server.wait(60)
+
+    def close(self) -> None:
+        """Close the log."""
+        self.log.close()

@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import socket
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import HydraContext, RunMode
-from searches import LINE, SPACE, Finished, Jobs, rate, wait_for, workers
+from searches import LINE, SPACE, Finished, Jobs, Postgresql, rate, workers
 
 from bantam.search.space import Search, read
 
@@ -92,29 +90,16 @@ def finished(finished_search: Finished, tmp_path: Path) -> Finished:
 
 
 @pytest.fixture
-def postgresql() -> Iterator[str]:
-    """Debian's PostgreSQL on loopback, empty and for this test alone; its address."""
+def postgresql() -> Iterator[Postgresql]:
+    """Debian's PostgreSQL on loopback, empty and for this test alone."""
     binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     if not binaries:
         pytest.skip("PostgreSQL is not on this machine: apt-get install postgresql")
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install -e '.[postgresql]'")
-    programs = binaries[-1].parent
-    user = "postgres" if os.getuid() == 0 else None  # the server refuses to run as root
     folder = Path(tempfile.mkdtemp(prefix="bantam-postgresql-"))
-    if user:
-        shutil.chown(folder, user)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    data, log = str(folder / "data"), (folder / "log").open("wb")
-    quiet: dict[str, Any] = {"user": user, "stdout": log, "stderr": log, "cwd": folder}
-    subprocess.run([programs / "initdb", "-D", data, "-A", "trust", "-U", "bantam"], check=True, **quiet)
-    listen = ["-h", "127.0.0.1", "-p", port, "-k", str(folder), "-c", "fsync=off"]
-    server = subprocess.Popen([programs / "postgres", "-D", data, *listen], **quiet)
-    ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", port]
-    wait_for(lambda: subprocess.run(ready).returncode == 0, 60)
-    yield f"postgresql+psycopg://bantam@127.0.0.1:{port}/postgres"
-    server.send_signal(signal.SIGINT)  # what PostgreSQL calls a fast shutdown
-    server.wait(60)
-    log.close()
+    server = Postgresql(binaries[-1].parent, folder)
+    server.start()
+    yield server
+    server.stop()
+    server.close()
     shutil.rmtree(folder)

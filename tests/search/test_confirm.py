@@ -1,14 +1,19 @@
 """Confirmation: with a script that pretends to train where that is enough, with the real one once."""
 
+import contextlib
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import PROJECT, Bantam
 from omegaconf import OmegaConf
-from searches import LINE, Finished
+from searches import LINE, Finished, wait_for
 
 from bantam.report import analysis, folders
 from bantam.search import confirm
@@ -238,6 +243,71 @@ def test_an_experiment_of_a_trial_is_complete(study: Path) -> None:
     values = OmegaConf.create(text)
     assert values.defaults == [{"override /model": "v2"}, {"override /data": "mnist"}]
     assert (values.device, values.threads, values.precision) == ("cpu", 1, "float32")
+
+
+def test_a_second_confirmation_of_a_study_says_that_there_is_one(study: Path, tmp_path: Path) -> None:
+    script = pretender(tmp_path)
+    with (
+        record.locked(study),
+        pytest.raises(record.InUse, match="another process is at work in .*study: wait until"),
+    ):
+        confirm.confirm(study, 3, 5, script)
+    assert not (study / "confirm").exists()
+    confirm.confirm(study, 3, 5, script)
+
+
+def test_the_lock_of_a_confirmation_dies_with_what_it_trains(study: Path, tmp_path: Path) -> None:
+    """confirm.py is killed, and its trainings go on: the next one may not remove their folders."""
+    script = pretender(tmp_path)
+    waits = f"import time\nopen({str(tmp_path / 'trains')!r}, 'w').close()\ntime.sleep(120)\n"
+    script.write_text(waits + script.read_text())
+    code = (
+        "from pathlib import Path; from bantam.search import confirm; "
+        f"confirm.confirm(Path({str(study)!r}), 3, 5, Path({str(script)!r}))"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    wait_for(lambda: (tmp_path / "trains").exists(), 120)
+    first.kill()
+    first.wait()
+    with pytest.raises(record.InUse):
+        confirm.confirm(study, 3, 5, pretender(tmp_path))
+    os.killpg(first.pid, signal.SIGKILL)  # its trainings too
+    wait_for(lambda: free(study), 60)
+    confirm.confirm(study, 3, 5, pretender(tmp_path))
+    assert summary(study)["winner"] == 1
+
+
+def free(folder: Path) -> bool:
+    """Whether nobody has a folder."""
+    with contextlib.suppress(record.InUse), record.locked(folder):
+        return True
+    return False
+
+
+def test_a_folder_in_which_another_process_trains_is_not_removed(study: Path, tmp_path: Path) -> None:
+    run = study / "confirm" / "trial_1-validation-2"
+    run.mkdir(parents=True)
+    with record.locked(run), pytest.raises(record.InUse, match=r"trial_1-validation-2: wait until it has ended"):
+        confirm.confirm(study, 3, 5, pretender(tmp_path))
+    assert run.exists()
+    confirm.confirm(study, 3, 5, pretender(tmp_path))
+
+
+def test_trials_of_older_studies_can_be_confirmed() -> None:
+    """Their `.hydra` folders name classes where they were: bantam.sweeper, bantam.trials."""
+    trial = PROJECT / "docs" / "results" / "architecture" / "3"
+    assert "bantam.trials.Dominated" in (trial / ".hydra" / "hydra.yaml").read_text()
+    assert "_target_: bantam.models.Flexible" in confirm.experiment(trial)
+    with pytest.raises(ValueError, match="has two objectives"):
+        confirm._choose(trial.parent, 3, ())
+
+
+def test_a_copy_of_a_trial_is_not_confirmed_beside_it(study: Path, tmp_path: Path) -> None:
+    rows = ["number,state,reason,objective,folder", "1,complete,,99.3,1", "2,complete,,99.2,2"]
+    rows.append("5,complete,the settings of trial 1,99.3,1")
+    (study / "trials.csv").write_text("\n".join(rows) + "\n")
+    confirm.confirm(study, 3, 5, pretender(tmp_path))
+    assert commands(study)[0]["experiment"] == "trial_1,trial_2"
 
 
 @pytest.mark.parametrize(

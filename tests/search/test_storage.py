@@ -1,7 +1,11 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
+from bantam.search import storage
 from bantam.search.space import Search
 from bantam.search.study import open_study
 
@@ -18,3 +22,56 @@ def test_an_unreachable_storage_is_one_sentence_without_the_password(
             open_study(searching(f"hydra.sweeper.storage='{url}'"))
         assert reason in str(error.value)
         assert "secret" not in str(error.value)
+
+
+def away() -> OperationalError:
+    """What SQLAlchemy says of a server that does not answer."""
+
+    class Refused(Exception):
+        """As psycopg's."""
+
+    return OperationalError("SELECT 1", {}, Refused("connection refused\nIs the server running?"))
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for(
+    searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = open_study(searching())
+    times = 0
+    get = storage.RDBStorage.__dict__["get_all_studies"]
+
+    def refuse_twice(self: storage.RDBStorage) -> object:
+        nonlocal times
+        times += 1
+        if times < 3:
+            raise away()
+        return get(self)
+
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(storage.Patient, "get_all_studies", storage._patient(refuse_twice))
+    assert [found.study_name for found in study._storage.get_all_studies()] == ["search"]
+    assert capsys.readouterr().out == "The storage does not answer (connection refused): waiting for it.\n"
+
+
+def test_a_server_is_not_waited_for_for_ever(
+    searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study(searching())
+
+    def refuse(self: storage.RDBStorage) -> object:
+        raise away()
+
+    monkeypatch.setattr(storage, "AWAY_SECONDS", -1)
+    monkeypatch.setattr(storage.Patient, "get_all_studies", storage._patient(refuse))
+    with pytest.raises(OperationalError, match="connection refused"):
+        study._storage.get_all_studies()
+
+
+def test_a_file_that_cannot_be_used_is_not_waited_for(tmp_path: Path) -> None:
+    database = storage.Patient(f"sqlite:///{tmp_path}/study.db")
+    database.remove_session()
+    database.engine.dispose()
+    (tmp_path / "study.db").write_bytes(b"no database")
+    with pytest.raises((SQLAlchemyError, StorageInternalError)) as error:
+        database.get_all_studies()
+    assert not storage.is_away(error.value)

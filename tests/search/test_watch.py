@@ -1,15 +1,18 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from commands import Bantam, Forked
 from optuna.trial import TrialState
-from searches import LINE, Finished, stored, workers
+from searches import LINE, SPACE, Finished, Postgresql, stored, wait_for, workers
 
-from bantam.search import trials
+from bantam.search import faults, processes, trials, watch
+from bantam.search.space import Search
 from bantam.training import folder as record
 
 
@@ -157,9 +160,11 @@ def test_a_search_needs_m_and_a_fitting_schedule(bantam: Bantam) -> None:
 
 
 def test_four_workers_on_postgresql_lose_nothing_when_two_are_killed(
-    started: Callable[..., Forked], bantam: Bantam, postgresql: str, tmp_path: Path
+    started: Callable[..., Forked], bantam: Bantam, postgresql: Postgresql, tmp_path: Path
 ) -> None:
-    process = started(f"hydra.sweeper.storage={postgresql}", "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=4")
+    process = started(
+        f"hydra.sweeper.storage={postgresql.address}", "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=4"
+    )
     bantam.wait_until_held("0", "1", "2", "3")
     killed = workers(process)[:2]
     for worker in killed:
@@ -167,7 +172,7 @@ def test_four_workers_on_postgresql_lose_nothing_when_two_are_killed(
     bantam.let_go()
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
-    listed = stored(tmp_path, postgresql).trials
+    listed = stored(tmp_path, postgresql.address).trials
     states = trials.states(listed)
     counts = trials.count(listed)
     assert (counts["complete"], counts["running"], counts["waiting"]) == (6, 0, 0)
@@ -191,3 +196,84 @@ def test_trials_run_where_submitit_puts_them(bantam: Bantam, tmp_path: Path) -> 
     assert trial.state == TrialState.COMPLETE
     assert list(trial.intermediate_values) == [1, 2]  # reported from submitit's process
     assert record.read_result(tmp_path / "multirun" / "optuna" / "0")["objective"] == trial.value
+
+
+def test_sigterm_is_in_the_summary(started: Callable[..., Forked], bantam: Bantam, tmp_path: Path) -> None:
+    process = started("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1")
+    bantam.wait_until_held("0")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "Interrupted (SIGTERM). The same command line continues the search" in output
+    summary = json.loads((tmp_path / "multirun" / "optuna" / "summary.json").read_text())
+    assert (summary["ended_by"], summary["best"]) == ("SIGTERM", None)
+    assert summary["trials"]["stopped"] == 1
+    assert trials.states(stored(tmp_path).trials) == ["stopped", "waiting"]
+
+
+def test_the_end_says_why(bantam: Bantam, finished: Finished) -> None:
+    folder = finished.folder / "multirun" / "optuna"
+    assert "Ended since all trials are done." in finished.output
+    assert json.loads((folder / "summary.json").read_text())["ended_by"] == "enough"
+    done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=5", "hydra.sweeper.timeout=0.001")
+    assert done.returncode == 0, done.stderr
+    sentence = "Ended since hydra.sweeper.timeout=0.001 has passed; 2 trials are missing: the same command line"
+    assert sentence in " ".join(done.stdout.split())
+    assert json.loads((folder / "summary.json").read_text())["ended_by"] == "timeout"
+
+
+def test_a_worker_whose_machine_cannot_train_stops_the_search_with_its_sentence(
+    searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = searching("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", space=SPACE[:1])
+
+    def start(log: Path, task: object) -> SimpleNamespace:
+        log.write_text("Trial 0\nOSError: [Errno 28] No space left on device: 'history.csv'\n")
+        return SimpleNamespace(exitcode=faults.EXIT_CODE, is_alive=lambda: False, join=lambda seconds: None)
+
+    monkeypatch.setattr(processes, "start_worker", start)
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.01)
+    with pytest.raises(ValueError, match="No space left on device") as error:
+        watch.watch(wanted)
+    assert str(error.value) == (
+        "OSError: [Errno 28] No space left on device: 'history.csv': when that is mended, the same command line "
+        "continues the search"
+    )
+    summary = json.loads((wanted.folder / "summary.json").read_text())
+    assert summary["ended_by"] == str(error.value)
+
+
+def test_the_page_is_written_while_the_search_goes_on(
+    started: Callable[..., Forked], bantam: Bantam, tmp_path: Path
+) -> None:
+    process = started("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", "report=true")
+    bantam.wait_until_held("0")
+    bantam.let_go("0")
+    bantam.wait_until_held("1")
+    page = tmp_path / "multirun" / "optuna" / "report.html"
+    wait_for(page.exists, 120)
+    running = page.read_text()
+    bantam.let_go()
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    assert "http-equiv" in running or "reload" in running
+    assert page.read_text() != running
+
+
+def test_a_search_goes_on_when_postgresql_was_restarted(
+    started: Callable[..., Forked], bantam: Bantam, postgresql: Postgresql, tmp_path: Path
+) -> None:
+    process = started(
+        f"hydra.sweeper.storage={postgresql.address}", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2"
+    )
+    bantam.wait_until_held("0", "1")
+    postgresql.stop()
+    bantam.let_go()
+    time.sleep(2)  # heartbeats, looks and reports meet no server
+    assert process.poll() is None
+    postgresql.start()
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    listed = stored(tmp_path, postgresql.address).trials
+    assert trials.count(listed) == {"complete": 4}
+    assert "waiting for it" in output + "".join(log.read_text() for log in tmp_path.rglob("worker-*.log"))
