@@ -93,6 +93,13 @@ def _refuse_shuffle(shuffle: bool) -> None:
         raise ValueError("shuffle would be ignored: the sampler decides what is tried when; leave it out")
 
 
+def value(choice: Any) -> Any:
+    """A searched value as it stands in a configuration."""
+    if not isinstance(choice, str):
+        return choice
+    return OverridesParser.create().parse_override(f"key={choice}").value()
+
+
 def override(key: str, value: Any) -> str:
     """A searched value as an override."""
     return f"{key}={value if isinstance(value, str) else written(value)}"

@@ -2,6 +2,7 @@
 
 import math
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,10 @@ class Search:
     space: dict[str, BaseDistribution]
     fixed: list[str]
     """The overrides that every trial has."""
+    plain: DictConfig
+    """The configuration with these overrides alone."""
+    choices: dict[str, Any]
+    """The option of each group in it, as in model=v2."""
 
     @property
     def hydra(self) -> DictConfig:
@@ -87,7 +92,24 @@ def read(config: DictConfig, context: HydraContext, launcher: Launcher, argument
             fixed[key] = line
         else:
             space[key] = distribution
-    return Search(config, context, launcher, space, list(fixed.values()))
+    plain, choices = _composed(config, context, list(fixed.values()))
+    return Search(config, context, launcher, space, list(fixed.values()), plain, choices)
+
+
+def _composed(
+    config: DictConfig, context: HydraContext, overrides: list[str]
+) -> tuple[DictConfig, dict[str, Any]]:
+    """Compose a trial's configuration as its job will; also returns what its options are called.
+
+    Raises ValueError where it cannot be composed.
+    """
+    try:
+        cfg = context.config_loader.load_sweep_config(config, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(" ".join(f"{error} {error.__cause__ or ''}".split())) from error
+    with read_write(cfg), open_dict(cfg):
+        hydra = cfg.pop("hydra")
+    return cfg, dict(hydra.runtime.choices)
 
 
 def overrides(search: Search, settings: dict[str, Any]) -> list[str]:
@@ -122,31 +144,33 @@ def known_settings(search: Search) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def compose(search: Search, settings: dict[str, Any]) -> tuple[DictConfig, setup.RunInfo]:
-    """Compose a trial's configuration as its job will; also returns what its options are called.
+    """A trial's configuration, as its job will have it, and where it runs with what options.
 
     Raises ValueError where it cannot be composed.
     """
-    try:
-        cfg = search.context.config_loader.load_sweep_config(search.config, overrides(search, settings))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(" ".join(f"{error} {error.__cause__ or ''}".split())) from error
-    with read_write(cfg), open_dict(cfg):
-        hydra = cfg.pop("hydra")
-    return cfg, setup.RunInfo(search.folder, dict(hydra.runtime.choices), search.settings.n_jobs or -1, None)
+    cfg, choices = deepcopy(search.plain), search.choices
+    if any(key.startswith(("+", "~")) or key.split("@")[0] in choices for key in settings):
+        cfg, choices = _composed(search.config, search.context, overrides(search, settings))
+    else:
+        try:
+            for key, value in settings.items():
+                OmegaConf.update(cfg, key, distributions.value(value), merge=False)
+        except OmegaConfBaseException as error:
+            raise ValueError(" ".join(str(error).split())) from error
+    return cfg, setup.RunInfo(search.folder, choices, search.settings.n_jobs or -1, None)
 
 
 def check(search: Search) -> None:
     """Raise ValueError for whatever can be known to fail before the first trial."""
     _check_settings(search)
-    plain, info = compose(search, {})
     for key, values in search.space.items():
-        _check_key(key, values, plain, info)
-    _check_plain(plain)
+        _check_key(key, values, search)
+    _check_plain(search.plain)
     _check_ends(search)
     _check_sampler_and_pruner(search)
     for entry in search.settings.enqueue:
         for key in entry:
-            if key not in search.space and OmegaConf.select(plain, str(key)) is None:
+            if key not in search.space and OmegaConf.select(search.plain, str(key)) is None:
                 raise ValueError(f"hydra.sweeper.enqueue sets {key!s}, which is no key of the configuration")
     known_settings(search)
 
@@ -173,7 +197,7 @@ def _check_settings(search: Search) -> None:
         raise ValueError("hydra.sweep.subdir must be ${hydra.job.num}: a trial's folder is its number")
 
 
-def _check_key(key: str, values: BaseDistribution, plain: DictConfig, info: setup.RunInfo) -> None:
+def _check_key(key: str, values: BaseDistribution, search: Search) -> None:
     """Refuse a key that no search may vary or no configuration has, and fractions for a whole number."""
     name = key.lstrip("+").split("@")[0]
     if name == "seed":
@@ -185,18 +209,18 @@ def _check_key(key: str, values: BaseDistribution, plain: DictConfig, info: setu
         raise ValueError(f"{name} is searched, but trials are compared on the same images: give it one value")
     if key.startswith(("+", "~")):
         return
-    now = OmegaConf.select(plain, name)
+    now, choices = OmegaConf.select(search.plain, name), search.choices
     if isinstance(now, int) and isinstance(values, FloatDistribution):
         low, high = math.ceil(values.low), math.floor(values.high)
         raise ValueError(f"{key} takes whole numbers: search '{key}=range({low},{high + 1})', up to {high}")
     if now is not None:
         return
     group, _, rest = key.partition(".")
-    if group in info.choices and rest:
+    if group in choices and rest:
         raise ValueError(
-            f"{group}={info.choices[group]} has no {rest}, which hydra.sweeper.params searches: leave {group} as "
+            f"{group}={choices[group]} has no {rest}, which hydra.sweeper.params searches: leave {group} as "
             "it is, or name your own space, as in python train.py -m hydra/sweeper=bantam "
-            f"hydra.sweep.dir=multirun/mine {group}={info.choices[group]} 'optimizer.lr=interval(0.01,0.1)'"
+            f"hydra.sweep.dir=multirun/mine {group}={choices[group]} 'optimizer.lr=interval(0.01,0.1)'"
         )
     raise ValueError(f"{key} is searched, but is no key of the configuration")
 

@@ -130,7 +130,7 @@ def _looks(
 ) -> Iterator[list[FrozenTrial]]:
     """Keep the workers at work and yield the trials at every look, until the search is done."""
     until = started + (search.settings.timeout or math.inf)
-    task = Task(search.config, search.space, search.fixed, until)
+    task = Task(search.config, search.space, search.fixed, search.plain, search.choices, until)
     silence = Silence(search.settings.heartbeat)
     listed = study.get_trials(deepcopy=False)
     before = trials.ended(listed)

@@ -35,6 +35,8 @@ class Task:
     config: DictConfig
     space: dict[str, BaseDistribution]
     fixed: list[str]
+    plain: DictConfig
+    choices: dict[str, Any]
     until: float
     """The time on `time.monotonic` after which no trial is begun; the processes of a machine share that clock."""
 
@@ -56,7 +58,9 @@ class Interrupt:
 def work(task: Task, context: HydraContext, launcher: Launcher) -> None:
     """Be a worker of the process that has handed on the task; exits with `EXIT_CODE` where this machine cannot."""
     try:
-        run_trials(Search(task.config, context, launcher, task.space, task.fixed), task.until)
+        run_trials(
+            Search(task.config, context, launcher, task.space, task.fixed, task.plain, task.choices), task.until
+        )
     except MachineFault as fault:
         print(fault)
         raise SystemExit(EXIT_CODE) from None
