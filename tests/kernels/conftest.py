@@ -1,5 +1,7 @@
 """The tests of the kernels need a C compiler."""
 
+from pathlib import Path
+
 import pytest
 
 from bantam.kernels import compiler, selfcheck
@@ -12,3 +14,9 @@ def compiled() -> None:
         compiler.library("depthwise.c", selfcheck.compare, SIDE=4, CHANNELS=1, KERNEL=3, BFLOAT16=0)
     except compiler.Unavailable as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def emulated_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where blocks with emulated instructions are kept."""
+    return tmp_path_factory.mktemp("emulated")
