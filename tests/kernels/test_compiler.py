@@ -142,6 +142,17 @@ def test_a_compiler_may_have_arguments(folder: Path, monkeypatch: pytest.MonkeyP
     assert len(list(folder.iterdir())) == 1
 
 
+def test_what_is_compiled_is_of_the_version_that_was_imported(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker is forked from a process that may have started before an update."""
+    monkeypatch.setattr(compiler, "__file__", str(tmp_path / "compiler.py"))
+    for name in compiler.SOURCES:
+        (tmp_path / name).write_text("#error another version\n")
+    library()
+    assert len(list(folder.iterdir())) == 1
+
+
 @pytest.mark.parametrize("reason", ["a file", "read-only", "full", "no home"])
 def test_where_the_cache_cannot_be_written_another_folder_serves(
     reason: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

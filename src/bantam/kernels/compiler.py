@@ -25,6 +25,13 @@ FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-
 ASK_FOR_UNIT = (158, 0x1023, 18)
 """The system call arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA): a Linux process asks for its tiles once."""
 
+SOURCES = {
+    path.name: path.read_text(encoding="utf-8")
+    for path in sorted(Path(__file__).parent.iterdir())
+    if path.suffix in (".c", ".h")
+}
+"""Read when this file is imported: later, in a worker that was forked, they may be those of another version."""
+
 OTHERS_WRITE = 0o022
 """The bits of a file's mode that let its group and all others write."""
 
@@ -69,11 +76,10 @@ def library(name: str, check: Callable[..., None], **sizes: int) -> ctypes.CDLL:
     if command is None:
         raise Unavailable("there is no C compiler (cc): install one, for example gcc")
     constants = "".join(f"#define {size} {int(value)}\n" for size, value in sizes.items())
-    here = Path(__file__).parent
-    source = constants + (here / name).read_text(encoding="utf-8")
-    headers = [header.read_text(encoding="utf-8") for header in sorted(here.glob("*.h"))]
+    headers = {name: text for name, text in SOURCES.items() if name.endswith(".h")}
+    sources = {"block.c": constants + SOURCES[name], **headers}
     # The processor and the compiler belong to the key: a home folder may be shared by unlike machines.
-    parts = (source, *headers, *FLAGS, *command, _version(command), _processor())
+    parts = (*sources.values(), *FLAGS, *command, _version(command), _processor())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     folders, reasons = list(_folders()), []
     for folder in folders:
@@ -83,7 +89,7 @@ def library(name: str, check: Callable[..., None], **sizes: int) -> ctypes.CDLL:
     for folder in folders:
         try:
             _own(folder)
-            with _built(folder, command, source) as path:
+            with _built(folder, command, sources) as path:
                 built = _load(path)
                 check(built, name, sizes)
                 os.replace(path, folder / _file_name(key, path.read_bytes()))
@@ -134,8 +140,8 @@ def _found(folder: Path, key: str) -> ctypes.CDLL | None:
 
 
 @contextmanager
-def _built(folder: Path, command: tuple[str, ...], source: str) -> Iterator[Path]:
-    """The compiled source in a folder of its own, which is locked as long as its process lives."""
+def _built(folder: Path, command: tuple[str, ...], sources: dict[str, str]) -> Iterator[Path]:
+    """The compiled sources in a folder of its own, which is locked as long as its process lives."""
     import fcntl  # nothing is compiled where it is missing
 
     for left in folder.glob("building-*"):
@@ -147,7 +153,8 @@ def _built(folder: Path, command: tuple[str, ...], source: str) -> Iterator[Path
         with _descriptor(building) as descriptor:
             with suppress(OSError):  # some network folders know no locks
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            (building / "block.c").write_text(source, encoding="utf-8")
+            for file, text in sources.items():
+                (building / file).write_text(text, encoding="utf-8")
             _compile(command, building)
             yield building / "block.so"
 
@@ -165,7 +172,7 @@ def _compile(compiler: tuple[str, ...], folder: Path) -> None:
     # Linked without OpenMP: PyTorch's own, which is loaded already, serves. Two of them, each with
     # its threads spinning for work, would take the processor from one another.
     for arguments in (
-        [*FLAGS, f"-I{Path(__file__).parent}", "-fopenmp", "-fPIC", "-c", "block.c", "-o", "block.o"],
+        [*FLAGS, "-fopenmp", "-fPIC", "-c", "block.c", "-o", "block.o"],
         ["-shared", "block.o", "-o", "block.so", "-lm"],
     ):
         done = _run([*compiler, *arguments], cwd=folder, env={**os.environ, "TMPDIR": str(folder)})
