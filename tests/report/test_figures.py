@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from made_folders import of_seeds, one, write_run
 
-from bantam.report import figures, row_figures, runs, study_figures
+from bantam.report import figures, groups, runs, study_figures
 from bantam.report.figures import Figure
 from bantam.report.groups import Group
 
@@ -21,7 +21,7 @@ def notes(drawn: Figure | None) -> list[str]:
 def test_every_colour_is_one_of_the_page_in_light_and_in_dark() -> None:
     page = files("bantam.report").joinpath("page.css").read_text(encoding="utf-8")
     light, dark = page.split("@media (prefers-color-scheme: dark) {", 1)
-    sources = "".join(map(inspect.getsource, (figures, row_figures, study_figures)))
+    sources = "".join(map(inspect.getsource, (figures, study_figures)))
     names = set(re.findall(r"var\(--([\w-]+)\)", sources))
     names |= {f"c{number}" for number in range(figures.SERIES)}
     names |= {colour for colour, _ in study_figures.MARKERS.values()}
@@ -65,10 +65,10 @@ def test_seeds_are_a_band_and_where_they_end_far_apart_a_line_each(tmp_path: Pat
 
 
 def test_what_is_off_the_scale_is_said_in_the_picture(tmp_path: Path) -> None:
-    groups = [one(tmp_path / "0", 97.0, 99.2, 99.3, 99.4), one(tmp_path / "1", 60.0, 61.0, 62.0, 63.0, name="low")]
-    assert "below this scale: low<br>double-click to see all" in notes(figures.curves(groups))
-    assert "left of this scale: low (3)<br>double-click to see all" in notes(row_figures.last_epochs(groups))
-    alone = figures.step(groups[1])
+    compared = [one(tmp_path / "0", 97.0, 99.2, 99.3, 99.4), one(tmp_path / "1", 60.0, 61.0, 62.0, 63.0, name="low")]
+    assert "below this scale: low<br>double-click to see all" in notes(figures.curves(compared))
+    assert "left of this scale: low (3)<br>double-click to see all" in notes(figures.last_epochs(compared))
+    alone = figures.step(compared[1])
     assert alone is not None
     assert "the target, 99 %, is above the scale" in alone.see
     assert not any("this scale" in note for note in notes(alone))
@@ -95,8 +95,59 @@ def test_there_is_no_figure_of_nothing(tmp_path: Path) -> None:
     (folder / "history.csv").unlink()
     (folder / "result.json").unlink()
     nothing = [Group("v2", [runs.read_run(folder)])]
-    for draw in (figures.curves, figures.rates, row_figures.last_epochs, row_figures.classes):
+    for draw in (figures.curves, figures.rates, figures.last_epochs, figures.classes):
         assert draw(nothing) is None
     assert figures.step(nothing[0]) is None
-    assert row_figures.confusion(nothing[0]) is None
-    assert row_figures.differences([]) is None
+    assert figures.confusion(nothing[0]) is None
+    assert figures.differences([]) is None
+
+
+def test_the_last_epochs_of_all_seeds_are_points(tmp_path: Path) -> None:
+    compared = [of_seeds(tmp_path, (99.1, 99.2)), one(tmp_path / "x", 97.0, 98.9, 99.2, 99.3)]
+    drawn = figures.last_epochs(compared)
+    assert drawn is not None
+    assert [len(trace.x) for trace in drawn.plot.data] == [6, 1, 3, 1]
+    assert len(set(drawn.plot.data[2].y)) == 3  # equal epochs do not hide one another
+    assert "all points of v2 are right of the target" in drawn.see
+
+
+def test_the_confusion_matrix_colours_mistakes_only(tmp_path: Path) -> None:
+    found = one(tmp_path / "0", 97.0, 99.0, confusion=[[5, 1], [0, 6]], classes=["<b>a", "b"])
+    drawn, shares = figures.confusion(found), figures.classes([found])
+    assert drawn is not None
+    assert [list(row) for row in drawn.plot.data[0].z] == [[None, 1], [0, None]]
+    assert drawn.plot.data[0].x[0] == "&lt;b&gt;a"
+    assert "1 of 12 test images are wrong" in drawn.see
+    assert shares is not None
+    assert [list(row) for row in shares.plot.data[0].z] == [pytest.approx([100 * 5 / 6, 100])]
+
+
+def test_mistakes_of_a_network_at_chance_are_no_structure(tmp_path: Path) -> None:
+    matrix = {"confusion": [[5, 1], [0, 6]], "classes": ["a", "b"]}
+    found = one(tmp_path / "0", 97.0, 99.0, **matrix)
+    guessing = one(tmp_path / "1", 10.0, 9.8, name="guessing", at_chance=True, **matrix)
+    assert figures.confusion(guessing) is None
+    assert figures.classes([guessing]) is None
+    shares = figures.classes([found, guessing])
+    assert shares is not None
+    assert len(shares.plot.data[0].z) == 1
+    assert "without guessing, which never left chance" in shares.see
+
+
+def test_differences_have_their_intervals_and_far_ones_are_named(tmp_path: Path) -> None:
+    compared = [
+        of_seeds(tmp_path, ends, name)
+        for name, ends in (("a", (99.0, 99.2)), ("b", (99.5, 99.6)), ("far", (60.0, 61.0)))
+    ]
+    found = groups.compare(compared)
+    drawn = figures.differences(found)
+    assert drawn is not None
+    shown = [trace for trace in drawn.plot.data if trace.visible]
+    assert sum(len(trace.x) for trace in shown) == 2
+    for trace in shown:
+        for x, above, below, ends in zip(
+            trace.x, trace.error_x.array, trace.error_x.arrayminus, trace.customdata, strict=True
+        ):
+            assert (x - below, x + above) == pytest.approx(tuple(ends[:2]))
+    (note,) = drawn.plot.layout.annotations
+    assert note.text.startswith("left of this scale: far")

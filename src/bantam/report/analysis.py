@@ -167,8 +167,7 @@ def _errors(g: Group) -> Iterator[Finding]:
     if not matrix or len(names) != len(matrix) or not all(sum(row) for row in matrix):
         return
     share, worst = min((100 * row[i] / sum(row), i) for i, row in enumerate(matrix))
-    mistakes = ((n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if i != j)
-    count, truth, guess = max(mistakes, default=(0, 0, 0))
+    count, truth, guess = g.worst_mistake
     if count:
         mistake = f"{names[truth]} taken for {names[guess]}, {plural(count, 'time')}"
         yield (

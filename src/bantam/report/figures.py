@@ -1,4 +1,4 @@
-"""What is drawn by epoch: accuracies and learning rates, and what all figures share.
+"""The figures of runs and groups: by epoch, and with a row for each group; and what all figures share.
 
 A figure names its colours ("var(--c0)"), so that the page can draw it in light and in dark. All
 numbers are accuracies in percent unless an axis says something else.
@@ -6,6 +6,8 @@ numbers are accuracies in percent unless an axis says something else.
 
 import html
 import math
+import statistics
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +15,16 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from bantam.report.groups import Group
-from bantam.report.numbers import listed
+from bantam.report.groups import Difference, Group
+from bantam.report.numbers import listed, plural
 
 SERIES = 7
 """Colours of the page; further groups are drawn in grey."""
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "5px 2px")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
+HEAT = ("var(--heat0)", "var(--heat1)", "var(--heat2)")
+"""From few mistakes to many."""
 
 NEAR = 4.0
 """An accuracy with up to so many times the errors of the best decides about the scale."""
@@ -34,13 +38,11 @@ CHANCE = 20.0
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart and what to see in it."""
+    """A chart and, in one sentence, what to see in it; the page adds fonts, margins and grid."""
 
     title: str
     see: str
-    """One sentence."""
     plot: go.Figure
-    """The page adds fonts, margins and grid."""
 
 
 def text(value: object) -> str:
@@ -54,9 +56,9 @@ def scale(values: Sequence[float], target: float) -> tuple[float, float]:
     if top <= CHANCE:
         return 0.0, 100.0
     error = 100 - top + 0.1
-    near = [value for value in values if 100 - value <= NEAR * error]
-    aims = [target] if 100 - target >= error / NEAR and target - top < FAR else []
-    low, high = min([*near, *aims]), max([*near, *aims])
+    shown = [value for value in values if 100 - value <= NEAR * error]
+    shown += [target] if 100 - target >= error / NEAR and target - top < FAR else []
+    low, high = min(shown), max(shown)
     pad = max(0.12, 0.3 * (high - low), 0.1 * error)
     return max(0.0, low - pad), min(100.0 + 0.02 * (100 - low), high + 0.5 * pad)
 
@@ -75,15 +77,11 @@ def epochs(most: int) -> dict[str, Any]:
 
 def draw_line(plot: go.Figure, at: float, label: str, axis: str = "y") -> None:
     """Draw a target or a limit as a dashed line with its name; nothing at nan."""
-    if math.isnan(at):
-        return
-    other = "x" if axis == "y" else "y"
-    span = {f"{axis}0": at, f"{axis}1": at, f"{other}0": 0, f"{other}1": 1, f"{other}ref": f"{other} domain"}
-    plot.add_shape(layer="below", line={"color": "var(--target)", "width": 1.5, "dash": "5px 4px"}, **span)
-    place = {"y": at, "x": 0, "xref": "x domain", "xanchor": "left", "yanchor": "bottom"}
-    if axis == "x":
-        place = {"x": at, "y": 1, "yref": "y domain", "xanchor": "right", "yanchor": "bottom"}
-    plot.add_annotation(text=label, showarrow=False, font={"color": "var(--target)", "size": 12}, **place)
+    if not math.isnan(at):
+        line = {"color": "var(--target)", "width": 1.5, "dash": "5px 4px"}
+        note = {"text": label, "font": {"color": "var(--target)", "size": 12}, "yanchor": "bottom"}
+        add = plot.add_hline if axis == "y" else plot.add_vline
+        add(at, line=line, layer="below", annotation=note, annotation_position="top left")
 
 
 def note_outside(plot: go.Figure, labels: Sequence[str], side: str = "below") -> None:
@@ -92,23 +90,23 @@ def note_outside(plot: go.Figure, labels: Sequence[str], side: str = "below") ->
         names = [text(f"{label} ({count})" if count > 1 else label) for label, count in Counter(labels).items()]
         note = f"{side} this scale: {listed(names)}<br>double-click to see all"
         place = {"x": 0, "y": 1, "xref": "x domain", "yref": "y domain", "xanchor": "left", "yanchor": "bottom"}
-        plot.add_annotation(
-            text=note, showarrow=False, font={"color": "var(--bad)", "size": 12}, align="left", **place
-        )
+        look = {"showarrow": False, "font": {"color": "var(--bad)", "size": 12}, "align": "left"}
+        plot.add_annotation(text=note, **place, **look)
 
 
-def series_colour(series: int) -> str:
-    """The colour of the group with this number."""
+def _colour(series: int) -> str:
     return f"var(--c{series})" if series < SERIES else "var(--faint)"
 
 
-def common_target(groups: Sequence[Group]) -> float:
-    """The target that all groups have, else nan."""
+def _target(plot: go.Figure, groups: Sequence[Group], axis: str = "y") -> float:
+    """Draw the target that all groups have; nan, and no line, where they have several."""
     targets = {g.first.target for g in groups}
-    return targets.pop() if len(targets) == 1 else math.nan
+    target = targets.pop() if len(targets) == 1 else math.nan
+    draw_line(plot, target, f"target {target:g} %", axis)
+    return target
 
 
-def accuracy_axis(groups: Sequence[Group], low: float, high: float) -> dict[str, Any]:
+def _accuracy_axis(groups: Sequence[Group], low: float, high: float) -> dict[str, Any]:
     """An axis of the accuracy that these groups were scored by."""
     splits = {g.first.split for g in groups}
     return accuracies(f"{splits.pop() if len(splits) == 1 else 'held-out'} accuracy, %", low, high)
@@ -126,24 +124,22 @@ def _lines(g: Group, key: str, series: int, name: str, hover: str) -> list[go.Sc
     if g.spread_out:
         behind.x = [value for r in g.runs for value in (*(epoch.epoch for epoch in r.history), None)]
         behind.y = [value for r in g.runs for value in (*(getattr(epoch, key) for epoch in r.history), None)]
-        behind.update(line={"color": series_colour(series), "width": 1}, opacity=0.55)
+        behind.update(line={"color": _colour(series), "width": 1}, opacity=0.55)
     else:
         behind.update(x=[*at, *at[::-1]], y=[*highest, *lowest[::-1]], fill="toself", line_width=0)
-        behind.update(fillcolor=series_colour(series), opacity=0.18)
+        behind.update(fillcolor=_colour(series), opacity=0.18)
     between = "<br>seeds %{customdata[0]:.4~f} to %{customdata[1]:.4~f}" if len(g.runs) > 1 else ""
     line = go.Scatter(x=at, y=centre, customdata=[row[2:] for row in rows], mode="lines+markers")
     line.update(name=name, legendgroup=name, hovertemplate=f"{hover}{between}<extra>{name}</extra>")
-    line.line = {"color": series_colour(series), "width": 2, "dash": DASHES[series % len(DASHES)]}
+    line.line = {"color": _colour(series), "width": 2, "dash": DASHES[series % len(DASHES)]}
     line.marker = {"size": 5, "symbol": SYMBOLS[series % len(SYMBOLS)]}
     return [behind, line] if len(g.runs) > 1 else [line]
 
 
 def _by_epoch(groups: Sequence[Group], key: str, hover: str) -> go.Figure:
     """The lines of several groups, each in its colour and its dash."""
-    plot = go.Figure()
-    for series, g in enumerate(groups):
-        plot.add_traces(_lines(g, key, series, text(g.label), hover))
-    return plot.update_xaxes(epochs(max(row[0] for g in groups for row in g.by_epoch(key))))
+    lines = [line for i, g in enumerate(groups) for line in _lines(g, key, i, text(g.label), hover)]
+    return go.Figure(lines).update_xaxes(epochs(max(row[0] for g in groups for row in g.by_epoch(key))))
 
 
 def curves(groups: Sequence[Group]) -> Figure | None:
@@ -151,35 +147,33 @@ def curves(groups: Sequence[Group]) -> Figure | None:
     drawn = [g for g in groups if any(r.history for r in g.runs)]
     if not drawn:
         return None
-    target = common_target(drawn)
+    plot = _by_epoch(drawn, "accuracy", "epoch %{x}: %{y:.2f} %")
+    target = _target(plot, drawn)
     low, high = scale([value for g in drawn for r in g.runs for value in r.accuracies[-5:]], target)
-    best, accuracy, epoch = max(
-        ((g, accuracy, epoch) for g in drawn for epoch, accuracy, *_ in g.by_epoch("accuracy")), key=lambda b: b[1]
-    )
+    plot.update_yaxes(_accuracy_axis(drawn, low, high))
+    note_outside(plot, [g.label for g in drawn for r in g.runs if r.history and r.accuracies[-1] < low])
+    points = [(g, accuracy, epoch) for g in drawn for epoch, accuracy, *_ in g.by_epoch("accuracy")]
+    best, accuracy, epoch = max(points, key=lambda point: point[1])
     see = f"{best.label} has the highest epoch, {accuracy:.2f} % in epoch {epoch}"
     see += f" ({'median' if best.spread_out else 'mean'} of its seeds)" if len(best.runs) > 1 else ""
     if any(len(g.runs) > 1 and not g.spread_out for g in drawn):
         see += "; a band is the range of the seeds"
     if any(g.spread_out for g in drawn):
         see += "; where seeds end far apart, each is a thin line"
-    plot = _by_epoch(drawn, "accuracy", "epoch %{x}: %{y:.2f} %")
-    plot.update_yaxes(accuracy_axis(drawn, low, high))
-    draw_line(plot, target, f"target {target:g} %")
-    note_outside(plot, [g.label for g in drawn for r in g.runs if r.history and r.accuracies[-1] < low])
     return Figure("Learning curves", f"{see}.", plot)
 
 
 def rates(groups: Sequence[Group]) -> Figure | None:
     """Learning rate by epoch."""
-    drawn = [g for g in groups if any(r.history for r in g.runs)]
-    if not drawn:
+    values = {g.label: [row[1] for row in g.by_epoch("lr")] for g in groups if any(r.history for r in g.runs)}
+    if not values:
         return None
-    plot = _by_epoch(drawn, "lr", "epoch %{x}: %{y:.3g}")
+    plot = _by_epoch([g for g in groups if g.label in values], "lr", "epoch %{x}: %{y:.3g}")
     plot.update_yaxes(title_text="learning rate", tickformat="~g", rangemode="tozero")
-    values = [row[1] for g in drawn for row in g.by_epoch("lr")]
-    if min(values) > 0 and max(values) / min(values) > 5:
-        plot.update_yaxes(type="log", dtick=1 if max(values) / min(values) > 100 else "D2")
-    kept = [g.label for g in drawn if len({row[1] for row in g.by_epoch("lr")}) == 1]
+    lowest, highest = min(map(min, values.values())), max(map(max, values.values()))
+    if lowest > 0 and highest / lowest > 5:
+        plot.update_yaxes(type="log", dtick=1 if highest / lowest > 100 else "D2")
+    kept = [label for label, own in values.items() if len(set(own)) == 1]
     see = f"; {listed(kept)} {'keeps its' if len(kept) == 1 else 'keep their'} rate" if kept else ""
     return Figure("Learning rate", f"The rate of each epoch's last step{see}.", plot)
 
@@ -188,18 +182,160 @@ def step(g: Group) -> Figure | None:
     """Training and held-out accuracy of one step by epoch."""
     if not any(r.history for r in g.runs):
         return None
-    split, target, hover = text(g.first.split), g.first.target, "epoch %{x}: %{y:.2f} %"
-    late = [epoch for r in g.runs for epoch in r.history[len(r.history) // 3 :]]
-    low, high = scale([value for epoch in late for value in (epoch.accuracy, epoch.train_accuracy)], target)
+    split, hover = text(g.first.split), "epoch %{x}: %{y:.2f} %"
     training = _lines(g, "train_accuracy", 1, "training", hover)
     plot = go.Figure([*training, *_lines(g, "accuracy", 0, split, hover)], {"height": 370})
+    target = _target(plot, [g])
+    late = [epoch for r in g.runs for epoch in r.history[len(r.history) // 3 :]]
+    low, high = scale([value for epoch in late for value in (epoch.accuracy, epoch.train_accuracy)], target)
     plot.update_xaxes(epochs(g.by_epoch("accuracy")[-1][0])).update_yaxes(accuracies("accuracy, %", low, high))
-    draw_line(plot, target, f"target {target:g} %")
-    ends = [e for r in g.runs for e in r.history[-1:]]
-    note_outside(
-        plot, ["training" for e in ends if e.train_accuracy < low] + [split for e in ends if e.accuracy < low]
-    )
+    ends = [r.history[-1] for r in g.runs if r.history]
+    outside = ["training" for epoch in ends if epoch.train_accuracy < low]
+    note_outside(plot, outside + [split for epoch in ends if epoch.accuracy < low])
     gap = g.by_epoch("train_accuracy")[-1][1] - g.by_epoch("accuracy")[-1][1]
     see = f"In the last epoch training is {abs(gap):.2f} points {'above' if gap > 0 else 'below'} {split}"
     see += f"; the target, {target:g} %, is above the scale" if target > high else ""
     return Figure(f"Training and {split}", f"{see}.", plot)
+
+
+def _rows(labels: Sequence[str], least: int, room: int) -> go.Figure:
+    """An empty figure with a row for each label, the first one on top; a row has at least so many pixels."""
+    how: dict[str, Any] = {"break_long_words": False, "max_lines": 3, "placeholder": " …"}
+    wrapped = [textwrap.wrap(text(each), 13, **how) for each in reversed(labels)]
+    row = max(least, 12 + 16 * max(map(len, wrapped)))
+    plot = go.Figure(layout={"height": room + row * len(labels), "hovermode": "closest"})
+    ticks = {"tickvals": list(range(len(labels))), "ticktext": ["<br>".join(lines) for lines in wrapped]}
+    return plot.update_yaxes(
+        **ticks, range=[-0.6, len(labels) - 0.4], zeroline=False, showgrid=False, fixedrange=True
+    )
+
+
+def last_epochs(groups: Sequence[Group], title: str = "The last epochs") -> Figure | None:
+    """Every one of the last epochs of every seed as a point, against the target."""
+    drawn = [g for g in groups if any(r.last for r in g.ended)]
+    if not drawn:
+        return None
+    plot = _rows([g.label for g in drawn], least=46, room=110)
+    for series, g in enumerate(drawn):
+        _add_points(plot, g, series, len(drawn) - 1 - series)
+    target = _target(plot, drawn, "x")
+    points = [(g.label, value) for g in drawn for r in g.ended for value in r.last]
+    low, high = scale([value for _, value in points], target)
+    plot.update_xaxes(_accuracy_axis(drawn, low, high))
+    note_outside(plot, [label for label, value in points if value < low], "left of")
+    see = "A point is one of the last epochs of one seed, the bar their mean"
+    above = [g.label for g in drawn if all(value >= target for r in g.ended for value in r.last)]
+    if above:
+        see += f": all points of {listed(above)} are right of the target"
+    elif not math.isnan(target):
+        see += ": no row is wholly right of it"
+    return Figure(title, f"{see}.", plot)
+
+
+def _add_points(plot: go.Figure, g: Group, series: int, row: int) -> None:
+    """Add the last epochs of a group in their row, and their mean as a bar."""
+    points = []
+    for i, r in enumerate(g.ended):
+        for j, value in enumerate(r.last):
+            # Each seed has a line of its own; of a single one each epoch has, or equal ones would hide.
+            part, count = (i, len(g.ended)) if len(g.ended) > 1 else (j, len(r.last))
+            y = row + (0.28 - 0.56 * part / (count - 1) if count > 1 else 0)
+            epoch = r.history[j - len(r.last)].epoch if len(r.history) >= len(r.last) else j + 1
+            points.append((value, y, [r.seed, epoch]))
+    x, heights, named = zip(*points, strict=True)
+    name = f"<extra>{text(g.label)}</extra>"
+    look: dict[str, Any] = {"mode": "markers", "showlegend": False}
+    look["marker"] = {"color": _colour(series), "size": 9, "opacity": 0.75}
+    hover = "%{x:.2f} %, seed %{customdata[0]}, epoch %{customdata[1]}" + name
+    plot.add_scatter(x=x, y=heights, customdata=named, hovertemplate=hover, **look)
+    look["marker"] = {"symbol": "line-ns", "size": 26, "line": {"width": 3, "color": "var(--ink)"}}
+    plot.add_scatter(x=[g.mean], y=[row], hovertemplate="mean %{x:.3f} %" + name, **look)
+
+
+def differences(found: Sequence[Difference]) -> Figure | None:
+    """Every group's difference to the reference with its interval."""
+    ends = [(each, each.low, each.high) for each in found if each.low is not None and each.high is not None]
+    if not ends:
+        return None
+    plot = _rows([each.label for each, *_ in ends], least=40, room=140)
+    for clear, colour, name in (
+        (True, "var(--c0)", "noise does not explain it"),
+        (False, "var(--muted)", "noise may explain it, or one seed only"),
+    ):
+        rows = [(len(ends) - 1 - i, *end) for i, end in enumerate(ends) if end[0].distinguishable == clear]
+        error = {"color": colour, "thickness": 2, "width": 5}
+        error["array"] = [high - each.points for _, each, _, high in rows]
+        error["arrayminus"] = [each.points - low for _, each, low, _ in rows]
+        plot.add_scatter(
+            x=[each.points for _, each, _, _ in rows],
+            y=[row for row, *_ in rows],
+            error_x=error,
+            customdata=[[low, high, text(each.label)] for _, each, low, high in rows],
+            mode="markers",
+            name=name,
+            marker={"color": colour, "size": 10, "symbol": "circle" if clear else "circle-open"},
+            hovertemplate="%{customdata[2]}<br>%{x:+.2f} points, "
+            "%{customdata[0]:+.2f} to %{customdata[1]:+.2f}<extra></extra>",
+            visible=bool(rows),
+        )
+    near = [end for end in ends if end[0].points >= -FAR] or ends
+    lowest, highest = min(0.0, *(low for _, low, _ in near)), max(0.0, *(high for *_, high in near))
+    pad = 0.08 * (highest - lowest)
+    plot.update_xaxes(title_text="difference, points", zeroline=True, range=[lowest - pad, highest + pad])
+    note_outside(plot, [end[0].label for end in ends if end not in near], "left of")
+    reference, count = found[0].reference, sum(each.distinguishable for each, *_ in ends)
+    see = f"The interval of {count} of {len(ends)} differences to {reference} leaves zero out"
+    if not any(each.seeds for each, *_ in ends):
+        see = (
+            "Without seeds on both sides the intervals are about the choice of images alone: "
+            "none says what other seeds would give"
+        )
+    return Figure(f"Difference to the best, {reference}", f"{see}.", plot)
+
+
+def classes(groups: Sequence[Group]) -> Figure | None:
+    """Accuracy by class, a row a group; without groups that never left chance, whose classes say nothing."""
+    drawn = [g for g in groups if g.confusion and all(map(sum, g.confusion)) and not g.at_chance]
+    drawn = [g for g in drawn if g.first.classes == drawn[0].first.classes]
+    if not drawn:
+        return None
+    names = [text(name) for name in drawn[0].first.classes]
+    shares = [[100 * row[i] / sum(row) for i, row in enumerate(g.confusion)] for g in drawn]
+    ordered = sorted(share for row in shares for share in row)
+    plot = _rows([g.label for g in drawn], least=40, room=110)
+    heat = {"colorscale": HEAT[::-1], "zmin": min(99.0, ordered[len(ordered) // 10]), "zmax": 100}
+    hover = {"texttemplate": "%{z:.1f}", "hovertemplate": "class %{x}: %{z:.2f} %<extra></extra>"}
+    plot.add_heatmap(z=shares[::-1], x=names, showscale=False, xgap=2, ygap=2, **heat, **hover)
+    plot.update_xaxes(title_text="class", type="category", showgrid=False)
+    hardest = [names[row.index(min(row))] for row in shares]
+    common = statistics.mode(hardest)
+    see = f"{common} is the hardest class"
+    see += f" in {hardest.count(common)} of {len(drawn)} rows" if len(drawn) > 1 else f", {ordered[0]:.2f} % right"
+    guessing = [g.label for g in groups if g.at_chance]
+    see += f"; without {listed(guessing)}, which never left chance" if guessing else ""
+    return Figure("Accuracy by class", f"{see}; the darker a cell, the more of its images are wrong.", plot)
+
+
+def confusion(g: Group) -> Figure | None:
+    """Truth against guess; the colour shows the mistakes only, which the diagonal would drown."""
+    matrix, names = g.confusion, [text(name) for name in g.first.classes]
+    if not matrix or g.at_chance:
+        return None
+    wrong = [[n if i != j else None for j, n in enumerate(row)] for i, row in enumerate(matrix)]
+    worst, truth, guess = g.worst_mistake
+    plot = go.Figure(layout={"height": 430, "hovermode": "closest"})
+    heat = {"colorscale": HEAT, "zmin": 0, "zmax": max(1, worst), "showscale": False, "xgap": 1, "ygap": 1}
+    hover = "%{y} taken for %{x}: %{z:,} times<extra></extra>"
+    written = [[f"{n:,}" if n else "" for n in row] for row in wrong]
+    plot.add_heatmap(z=wrong, x=names, y=names, text=written, texttemplate="%{text}", hovertemplate=hover, **heat)
+    for i, row in enumerate(matrix):
+        font = {"color": "var(--muted)", "size": 11}
+        plot.add_annotation(x=i, y=i, text=f"{row[i]:,}", showarrow=False, font=font)
+    axis = {"type": "category", "showgrid": False, "dtick": 1}
+    plot.update_xaxes(axis, title_text="guess").update_yaxes(axis, title_text="truth", autorange="reversed")
+    seeds = f" of {plural(len(g.ended), 'seed')}" if len(g.ended) > 1 else ""
+    total = sum(n or 0 for row in wrong for n in row)
+    see = f"{total:,} of {sum(map(sum, matrix)):,} {g.first.split} images{seeds} are wrong"
+    if worst:
+        see += f"; the most frequent mistake is {names[truth]} taken for {names[guess]}, {plural(worst, 'time')}"
+    return Figure("Confusion matrix", f"{see}.", plot)

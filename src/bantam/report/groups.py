@@ -90,6 +90,12 @@ class Group:
             return []
         return [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*known, strict=True)]
 
+    @property
+    def worst_mistake(self) -> tuple[int, int, int]:
+        """The most frequent mistake: how often, truth and guess."""
+        counts = ((n, i, j) for i, row in enumerate(self.confusion) for j, n in enumerate(row) if i != j)
+        return max(counts, default=(0, 0, 0))
+
     def by_epoch(self, key: str) -> list[tuple[int, float, float, float]]:
         """Epoch, centre, lowest and highest of a number of `Epoch` over the seeds that got so far.
 

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
-from bantam.report import analysis, figures, folders, groups, row_figures, study_figures, tables
+from bantam.report import analysis, figures, folders, groups, study_figures, tables
 from bantam.report.figures import Figure
 from bantam.report.folders import Contents, Study
 from bantam.report.groups import Difference, Group
@@ -56,8 +56,8 @@ def _part(study: Study) -> StudyPart:
     if study.best:
         which = "most accurate" if study.multi_objective else "best"
         best = Group(f"Trial {study.best.folder.name}, the {which}", [study.best])
-    seeds = row_figures.last_epochs(confirmed, "Fresh seeds, validation images")
-    winner = row_figures.last_epochs([tested], "The winner on the test images") if tested else None
+    seeds = figures.last_epochs(confirmed, "Fresh seeds, validation images")
+    winner = figures.last_epochs([tested], "The winner on the test images") if tested else None
     return StudyPart(study, drawn, missing, best, confirmed, [figure for figure in (seeds, winner) if figure])
 
 
@@ -83,7 +83,7 @@ def read(given: Sequence[Path], running: bool = False) -> Report:
     found = folders.gather(given)
     every = groups.group(found.runs)
     shown = _best(every, STEPS)
-    drawn = (each(shown) for each in (figures.curves, figures.rates, row_figures.last_epochs, row_figures.classes))
+    drawn = (each(shown) for each in (figures.curves, figures.rates, figures.last_epochs, figures.classes))
     return Report(
         title=", ".join(tables.path_shown(folder) for folder in given),
         contents=found,
@@ -195,7 +195,7 @@ def _template() -> jinja2.Template:
         files("bantam.report").joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js")
     )
     plotly = base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
-    modules = {"analysis": analysis, "groups": groups, "tables": tables, "figures": figures, "rows": row_figures}
+    modules = {"analysis": analysis, "groups": groups, "tables": tables, "figures": figures}
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
