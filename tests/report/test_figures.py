@@ -65,7 +65,10 @@ def test_seeds_are_a_band_and_where_they_end_far_apart_a_line_each(tmp_path: Pat
 
 
 def test_what_is_off_the_scale_is_said_in_the_picture(tmp_path: Path) -> None:
-    compared = [one(tmp_path / "0", 97.0, 99.2, 99.3, 99.4), one(tmp_path / "1", 60.0, 61.0, 62.0, 63.0, name="low")]
+    compared = [
+        one(tmp_path / "0", 97.0, 99.2, 99.3, 99.4),
+        one(tmp_path / "1", 60.0, 61.0, 62.0, 63.0, name="low"),
+    ]
     assert "below this scale: low<br>double-click to see all" in notes(figures.curves(compared))
     assert "left of this scale: low (3)<br>double-click to see all" in notes(figures.last_epochs(compared))
     alone = figures.step(compared[1])

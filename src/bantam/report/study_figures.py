@@ -33,6 +33,9 @@ Lines = tuple[str, Sequence[Trial], str, float]
 
 TITLE = "validation accuracy, %"
 
+BEST = {"color": "var(--c0)", "width": 2, "shape": "hv"}
+"""The line of the best so far, and that of the front."""
+
 
 def draw(study: Study) -> tuple[list[Figure], list[str]]:
     """The figures of a study, and sentences about those that cannot be drawn."""
@@ -41,19 +44,12 @@ def draw(study: Study) -> tuple[list[Figure], list[str]]:
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a rebuilt study is no news
     try:
-        return _draw(study, rebuild(study))
+        rebuilt = rebuild(study)
+        found = [each(study, rebuilt) for each in (history, sizes, intermediate, importances, parallel)]
     finally:
         optuna.logging.set_verbosity(verbosity)  # a search may go on in this process
-
-
-def _draw(study: Study, rebuilt: optuna.Study) -> tuple[list[Figure], list[str]]:
-    shares, why = importances(study, rebuilt)
-    size = sizes(study)
-    found = (history(study, rebuilt), size, intermediate(study, rebuilt), shares, parallel(study, rebuilt))
-    missing = [] if shares else [f"No importances: {why}."]
-    if study.completed and not size:
-        missing.append("No picture of accuracy against size: all trials have the same number of parameters.")
-    return [figure for figure in found if figure], missing
+    drawn = [each for each in found if isinstance(each, Figure)]
+    return drawn, [each for each in reversed(found) if isinstance(each, str)]
 
 
 def rebuild(study: Study, both: bool = False) -> optuna.Study:
@@ -66,11 +62,11 @@ def rebuild(study: Study, both: bool = False) -> optuna.Study:
         if t is None:  # not to be read: what follows keeps its number
             rebuilt.add_trial(create_trial(state=TrialState.FAIL))
             continue
-        values = [t.parameters or 0, t.objective or 0.0][not both :]
+        ended = t.objective is not None
         rebuilt.add_trial(
             create_trial(
-                state=STATES.get(t.state, TrialState.FAIL) if t.objective is None else TrialState.COMPLETE,
-                values=None if t.objective is None else values,
+                state=TrialState.COMPLETE if ended else STATES.get(t.state, TrialState.FAIL),
+                values=[t.parameters or 0, t.objective or 0.0][not both :] if ended else None,
                 params=t.settings,
                 distributions={key: ranges[key] for key in t.settings},
                 intermediate_values=dict(t.epochs),
@@ -84,10 +80,8 @@ def _distribution(study: Study, key: str) -> BaseDistribution:
     values = [t.settings[key] for t in study.trials if key in t.settings]
     if not all(isinstance(value, int | float) for value in values):
         return CategoricalDistribution(sorted(set(values), key=str))
-    spans_decades = min(values) > 0 and max(values) / min(values) >= 20
-    if all(isinstance(value, int) for value in values):
-        return IntDistribution(min(values), max(values), log=spans_decades)
-    return FloatDistribution(min(values), max(values), log=spans_decades)
+    kind = IntDistribution if all(isinstance(value, int) for value in values) else FloatDistribution
+    return kind(min(values), max(values), log=min(values) > 0 and max(values) / min(values) >= 20)
 
 
 def _scale(values: Sequence[float]) -> tuple[float, float]:
@@ -98,33 +92,29 @@ def _scale(values: Sequence[float]) -> tuple[float, float]:
     return max(0.0, low - pad), min(100.0, high + pad)
 
 
-def trial_label(t: Trial) -> str:
-    """A trial in lines for the one who hovers over it."""
-    first = f"{t.objective:.3f} %" if t.objective is not None else text(t.reason or t.state)
-    settings = [f"{text(key)} {text(shown(value))}" for key, value in t.settings.items()]
-    return "<br>".join([f"trial {t.number}: {first}", *settings])
+def _mark_states(plot: go.Figure, study: Study, low: float, high: float, sizes: bool = False) -> None:
+    """Draw a mark for every trial by its state, over its number or its size, and say how many are too low.
 
-
-def plotted_value(t: Trial, low: float) -> float:
-    """Where a trial is drawn: at its accuracy, its last one where it was pruned, at the bottom without any."""
-    if t.objective is not None:
-        return t.objective
-    return max(low, t.epochs[-1][1]) if t.epochs and t.state == "pruned" else low
-
-
-def _mark_states(plot: go.Figure, study: Study, low: float, sizes: bool = False) -> None:
-    """Draw a mark for every trial by its state, over its number or its size, and say how many are too low."""
+    A pruned one stands at its last accuracy, one without any at the bottom of the scale.
+    """
     many = len(study.trials) > MANY
     for state, (colour, symbol) in MARKERS.items():
         chosen = [t for t in study.trials if t.state == state and not (sizes and t.parameters is None)]
         if not chosen:
             continue
+        labels, heights = [], []
+        for t in chosen:
+            reached = max(low, t.epochs[-1][1]) if t.epochs and state == "pruned" else low
+            heights.append(reached if t.objective is None else t.objective)
+            first = text(t.reason or state) if t.objective is None else f"{t.objective:.3f} %"
+            settings = [f"{text(key)} {text(shown(value))}" for key, value in t.settings.items()]
+            labels.append("<br>".join([f"trial {t.number}: {first}", *settings]))
         # Thin and open symbols consist of their line.
         line = {"width": 0 if symbol == "circle" else 1.2 if many else 1.8, "color": f"var(--{colour})"}
         plot.add_scatter(
             x=[t.parameters if sizes else t.number for t in chosen],
-            y=[plotted_value(t, low) for t in chosen],
-            text=[trial_label(t) for t in chosen],
+            y=heights,
+            text=labels,
             mode="markers",
             name=f"{state} ({len(chosen)})",
             marker={"color": f"var(--{colour})", "symbol": symbol, "size": 5 if many else 8, "line": line},
@@ -132,46 +122,40 @@ def _mark_states(plot: go.Figure, study: Study, low: float, sizes: bool = False)
             hovertemplate="%{text}" + "<br>%{x:,} parameters" * sizes + "<extra></extra>",
         )
     note_outside(plot, ["completed trials" for t in study.completed if (t.objective or 0.0) < low])
+    plot.update_yaxes(accuracies(TITLE, low - 0.06 * (high - low), high))
 
 
 def history(study: Study, rebuilt: optuna.Study) -> Figure | None:
     """Accuracy of the trials in their order; pruned and over-budget trials below, the best so far as a line."""
     if study.top is None:
         return None
-    low, high = _scale([t.objective or 0.0 for t in study.completed])
     plot = visualization.plot_optimization_history(rebuilt, target_name=TITLE)
     plot.data = [trace for trace in plot.data if trace.mode == "lines"]  # marks of ours tell the states
-    plot.update_traces(name="best so far", hovertemplate="best so far %{y:.3f} %<extra></extra>")
-    plot.update_traces(line={"color": "var(--c0)", "width": 2, "shape": "hv"})
-    _mark_states(plot, study, low)
+    plot.update_traces(name="best so far", hovertemplate="best so far %{y:.3f} %<extra></extra>", line=BEST)
+    _mark_states(plot, study, *_scale([t.objective or 0.0 for t in study.completed]))
     plot.update_xaxes(title_text="trial", tickformat="d", rangemode="nonnegative")
-    plot.update_yaxes(accuracies(TITLE, low - 0.06 * (high - low), high))
     best = "most accurate" if study.multi_objective else "best"
-    counts = ", ".join(
-        f"{study.count(state)} {state}" for state in ("complete", "pruned", "over budget", "failed")
-    )
+    states = ("complete", "pruned", "over budget", "failed")
+    counts = ", ".join(f"{study.count(state)} {state}" for state in states)
     see = f"Trial {study.top.number} is the {best}, {study.top.objective:.3f} %; {counts}."
     return Figure("History", see, plot)
 
 
-def sizes(study: Study) -> Figure | None:
-    """Accuracy against parameters, with the Pareto front and the budget."""
+def sizes(study: Study, rebuilt: optuna.Study) -> Figure | str | None:
+    """Accuracy against parameters, with the Pareto front and the budget; else why not."""
     front = study.front
     if not front or len({t.parameters for t in study.trials if t.parameters is not None}) < 2:
-        return None
+        same = "No picture of accuracy against size: all trials have the same number of parameters."
+        return same if study.completed else None
     low, high = _scale([t.objective or 0.0 for t in study.completed])
     low = min([low, *(t.objective or 0.0 for t in front if (t.objective or 0.0) > high - 4 * (high - low))])
-    plot = visualization.plot_pareto_front(
-        rebuild(study, both=True), target_names=["parameters", TITLE], include_dominated_trials=False
-    )
+    plot = visualization.plot_pareto_front(rebuild(study, both=True), include_dominated_trials=False)
     plot.data = plot.data[-1:]
     x, y = zip(*sorted(zip(plot.data[0].x, plot.data[0].y, strict=True)), strict=True)
-    line = {"color": "var(--c0)", "width": 2, "shape": "hv"}
-    plot.data[0].update(x=x, y=y, mode="lines", name="Pareto front", line=line, hoverinfo="skip", showlegend=True)
-    plot.data[0].update(hovertemplate=None, marker=None, text=None)
-    _mark_states(plot, study, low, sizes=True)
+    look = {"mode": "lines", "line": BEST, "marker": None, "text": None, "hovertemplate": None}
+    plot.data[0].update(x=x, y=y, name="Pareto front", hoverinfo="skip", showlegend=True, **look)
+    _mark_states(plot, study, low, high, sizes=True)
     plot.update_xaxes(title_text="parameters", tickformat=",d")
-    plot.update_yaxes(accuracies(TITLE, low - 0.06 * (high - low), high))
     if study.limit:
         draw_line(plot, study.limit, f"budget: fewer than {study.limit:,}", "x")
     return Figure("Accuracy and size", f"{_front_in_words(study, front)}.", plot)
@@ -219,42 +203,39 @@ def intermediate(study: Study, rebuilt: optuna.Study) -> Figure | None:
     for number, line in lines.items():
         line.text = [f"trial {number}, epoch {x}: {y:.2f} %" for x, y in zip(line.x, line.y, strict=True)]
     best = study.front if study.multi_objective else [study.top] if study.top else []
-    states = {state: [t for t in drawn if t.state == state and t not in best] for state in STATES_DRAWN}
-    groups: list[Lines] = [(state, states[state], *STATES_DRAWN[state]) for state in states]
+    groups: list[Lines] = [
+        (state, [t for t in drawn if t.state == state and t not in best], *look)
+        for state, look in STATES_DRAWN.items()
+    ]
     _regroup(plot, lines, [*groups, ("front" if study.multi_objective else "best", best, "var(--c0)", 3.0)])
     ends = [t.epochs[-1][1] for t in drawn]
     low, high = _scale(ends)
     note_outside(plot, ["ends of lines" for end in ends if end < low])
-    plot.update_xaxes(epochs(max(t.epochs[-1][0] for t in drawn)))
-    plot.update_yaxes(accuracies(TITLE, low, high))
+    plot.update_xaxes(epochs(max(t.epochs[-1][0] for t in drawn))).update_yaxes(accuracies(TITLE, low, high))
     pruned = [t.epochs[-1][0] for t in drawn if t.state == "pruned"]
-    see = "No trial was pruned"
-    if pruned:
-        were = "was" if len(pruned) == 1 else "were"
-        see = (
-            f"{plural(len(pruned), 'trial')} {were} pruned, after {statistics.mean(pruned):.1f} epochs on average"
-        )
+    were = f"{plural(len(pruned), 'trial')} {'was' if len(pruned) == 1 else 'were'} pruned"
+    see = f"{were}, after {statistics.mean(pruned):.1f} epochs on average" if pruned else "No trial was pruned"
     return Figure("Epoch by epoch", f"{see}; double-click to see the whole scale.", plot)
 
 
-def importances(study: Study, rebuilt: optuna.Study) -> tuple[Figure | None, str]:
-    """How much each setting decides, by Optuna; else no figure and why."""
+def importances(study: Study, rebuilt: optuna.Study) -> Figure | str:
+    """How much each setting decides, by Optuna; else why it cannot be said."""
     done = study.completed
-    keys = [key for key in study.keys if len({t.settings.get(key) for t in done}) > 1]
-    keys = [key for key in keys if all(key in t.settings for t in done)]
+    keys = [key for key in _differing(study) if all(key in t.settings for t in done)]
     if len(done) < 4:
-        return None, f"{plural(len(done), 'completed trial')} {'is' if len(done) == 1 else 'are'} too few"
+        few = f"{plural(len(done), 'completed trial')} {'is' if len(done) == 1 else 'are'} too few"
+        return f"No importances: {few}."
     if not keys:
-        return None, "no setting differs between the completed trials"
+        return "No importances: no setting differs between the completed trials."
     if len({t.objective for t in done}) < 2:
-        return None, "all completed trials have the same accuracy"
+        return "No importances: all completed trials have the same accuracy."
     try:
         plot = visualization.plot_param_importances(rebuilt, params=keys)
     except (RuntimeError, ValueError) as error:
-        return None, f"Optuna cannot say ({error})"
+        return f"No importances: Optuna cannot say ({error})."
     (bars,) = plot.data
     if not sum(bars.x) > 0:
-        return None, "no setting explains which trials are the better ones"
+        return "No importances: no setting explains which trials are the better ones."
     most = bars.y[-1]
     bars.update(y=[text(key) for key in bars.y], text=[f"{100 * share:.0f} %" for share in bars.x])
     bars.update(marker={"color": "var(--c0)"}, hovertemplate="%{y}: %{x:.3f}<extra></extra>")
@@ -263,13 +244,17 @@ def importances(study: Study, rebuilt: optuna.Study) -> tuple[Figure | None, str
     plot.update_yaxes(title_text="", showgrid=False)
     better = "more accurate" if study.multi_objective else "better"
     see = f"{most} decides most (PED-ANOVA: what sets the {better} ones of {len(done)} completed trials apart)."
-    return Figure("Importance", see, plot), ""
+    return Figure("Importance", see, plot)
+
+
+def _differing(study: Study) -> list[str]:
+    """The settings that are not the same for all completed trials."""
+    return [key for key in study.keys if len({t.settings.get(key) for t in study.completed}) > 1]
 
 
 def parallel(study: Study, rebuilt: optuna.Study) -> Figure | None:
     """Every completed trial as a line through its settings, the best tenth in colour, or the front."""
-    done = sorted(study.completed, key=lambda t: t.number)
-    keys = [key for key in study.keys if len({t.settings.get(key) for t in done}) > 1]
+    done, keys = sorted(study.completed, key=lambda t: t.number), _differing(study)
     if len(done) < 2 or not keys:
         return None
     plot = visualization.plot_parallel_coordinate(rebuilt, params=keys)
@@ -300,10 +285,10 @@ def _settings_in_words(study: Study, best: Sequence[Trial]) -> str:
     """Which settings the best trials have; of many, those in the middle of them."""
     ranges = []
     middle = len(best) >= 8 and not study.multi_objective
+    quarter = len(best) // 4 if middle else 0
     for key in study.keys:
         values: list[Any] = sorted(t.settings[key] for t in best if isinstance(t.settings.get(key), int | float))
         if len(values) == len(best):
-            quarter = len(values) // 4 if middle else 0
             ends = dict.fromkeys((shown(values[quarter]), shown(values[-1 - quarter])))
             ranges.append(f"{key} {' to '.join(ends)}")
     if not ranges:
