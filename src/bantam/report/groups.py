@@ -3,6 +3,7 @@
 import difflib
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -124,11 +125,11 @@ def group(runs: Sequence[Run]) -> list[Group]:
         same = alike.setdefault(repr(settings) if settings else str(r.folder), [])
         # data=auto may have been MNIST once and a substitute another time; a run that did not end does not say.
         known = next((g for g in same if same_images(g.first, r)), None)
-        if known is not None:
-            known.runs.append(r)
-            continue
-        groups.append(Group(r.name, [r]))
-        same.append(groups[-1])
+        if known is None:
+            known = Group(r.name, [])
+            groups.append(known)
+            same.append(known)
+        known.runs.append(r)
     _make_labels_unique(groups)
     return groups
 
@@ -141,10 +142,8 @@ def confirmed(study: Study) -> list[Group]:
 
 def tested(study: Study) -> Group | None:
     """The seeds of a confirmation's winner on the test images."""
-    found = _by_trial(study, "-test-")
     winner = f"trial {study.confirmation.get('winner')}"  # of the last confirmation: there may have been others
-    others = None if study.confirmation else next(iter(found), None)
-    return next((g for g in found if g.label == winner), others)
+    return next((g for g in _by_trial(study, "-test-") if g.label == winner or not study.confirmation), None)
 
 
 def _by_trial(study: Study, split: str) -> list[Group]:
@@ -154,18 +153,14 @@ def _by_trial(study: Study, split: str) -> list[Group]:
 
 def same_images(one: Run, other: Run) -> bool:
     """Whether two runs may have been scored on the same images."""
-    return all(
-        one.result.get(key) in (None, other.result.get(key)) or other.result.get(key) is None
-        for key in ("data", "split", "scored_images")
-    )
+    said = [(one.result.get(key), other.result.get(key)) for key in ("data", "split", "scored_images")]
+    return all(a == b or None in (a, b) for a, b in said)
 
 
 def _make_labels_unique(groups: list[Group]) -> None:
     """Add to labels that occur twice what was typed for one and not for all of them, or else the folder."""
-    for label in {g.label for g in groups}:
-        same = [g for g in groups if g.label == label]
-        if len(same) == 1:
-            continue
+    for label, times in Counter(g.label for g in groups).items():
+        same = [g for g in groups if g.label == label and times > 1]
         ignored = (*NOT_TRAINED, "experiment")
         typed = [
             [item for item in g.first.overrides if item.split("=")[0].lstrip("+") not in ignored] for g in same
@@ -220,16 +215,20 @@ def margins(before: Group, after: Group, confidence: float) -> tuple[float, floa
 
     None where every seed gave the same, or the number of images is not known.
     """
-    quantile = float(stats.norm.ppf(0.5 + confidence / 2))
-    errors = [standard_error(g.mean or 0.0, g.ended[0].scored_images) for g in (before, after)]
-    if min(len(before.ended), len(after.ended)) > 1:
+    if _over_seeds(before, after):
         errors = [(g.deviation or 0.0) / math.sqrt(len(g.ended)) for g in (before, after)]
         if max(errors) < SAME:
             return None
-        parts = [error**4 / (len(g.ended) - 1) for error, g in zip(errors, (before, after), strict=True)]
-        freedom = (errors[0] ** 2 + errors[1] ** 2) ** 2 / sum(parts)
-        quantile = float(stats.t.ppf(0.5 + confidence / 2, freedom))
-    return None if math.isnan(sum(errors)) else (quantile * errors[0], quantile * errors[1])
+        welch = stats.ttest_ind(after.objectives, before.objectives, equal_var=False)
+        quantile = stats.t.ppf(0.5 + confidence / 2, welch.df)
+    else:
+        errors = [standard_error(g.mean or 0.0, g.ended[0].scored_images) for g in (before, after)]
+        quantile = stats.norm.ppf(0.5 + confidence / 2)
+    return None if math.isnan(sum(errors)) else (float(quantile) * errors[0], float(quantile) * errors[1])
+
+
+def _over_seeds(before: Group, after: Group) -> bool:
+    return min(len(before.ended), len(after.ended)) > 1
 
 
 def difference(before: Group, after: Group, comparisons: int = 1) -> Difference | None:
@@ -245,7 +244,7 @@ def difference(before: Group, after: Group, comparisons: int = 1) -> Difference 
     sizes = margins(before, after, confidence)
     low, high = interval(before.mean, after.mean, sizes) if sizes else (None, None)
     clear = low is not None and high is not None and not low <= 0 <= high
-    seeds = min(len(before.ended), len(after.ended)) > 1
+    seeds = _over_seeds(before, after)
     counts = f"{len(after.ended)} against {len(before.ended)} seeds"
     text = f"{abs(points):.2f} points {'above' if points >= 0 else 'below'} {before.label}"
     verdict = "cannot be told from noise"
@@ -282,30 +281,26 @@ def compare(groups: Sequence[Group]) -> list[Difference]:
 
 def changes(before: Run, after: Run) -> list[tuple[str, str, str]]:
     """What differs in the composed configurations, machine and seed aside: key, before and now."""
-    found = []
-    old, new = before.settings, after.settings
-    for part in dict.fromkeys(key.partition(".")[0] for key in (*old, *new)):
-        keys = [k for k in dict.fromkeys((*old, *new)) if k.partition(".")[0] == part and k not in NOT_TRAINED]
-        differing = [k for k in keys if old.get(k) != new.get(k)]
-        if f"{part}._target_" in differing:
+    found, old, new = [], before.settings, after.settings
+    differing = [key for key in {**old, **new} if key not in NOT_TRAINED and old.get(key) != new.get(key)]
+    for part in dict.fromkeys(key.partition(".")[0] for key in {**old, **new}):
+        keys = [key for key in differing if key.partition(".")[0] == part]
+        if f"{part}._target_" in keys:
             found.append((part, component(before, part), component(after, part)))
-        elif len(differing) > 1:
-            found.append((part, component(before, part, differing), component(after, part, differing)))
+        elif len(keys) > 1:
+            found.append((part, component(before, part, keys), component(after, part, keys)))
         else:
-            found += [(k, shown(old.get(k)), shown(new.get(k))) for k in differing]
+            found += [(key, shown(old.get(key)), shown(new.get(key))) for key in keys]
     return found
 
 
 def component(r: Run, part: str, only: Sequence[str] = ()) -> str:
     """A group's class and its arguments, as in `StepLR: step_size 6, gamma 0.1`; or only some arguments."""
-    values = {k.partition(".")[2]: v for k, v in r.settings.items() if k.partition(".")[0] == part}
-    name = "" if only else str(values.get("_target_", "")).rpartition(".")[2]
-    arguments = ", ".join(
-        f"{k} {shown(v)}"
-        for k, v in values.items()
-        if not k.startswith("_") and f"{part}.{k}" not in NOT_TRAINED and (not only or f"{part}.{k}" in only)
-    )
-    return f"{name}: {arguments}" if name and arguments else name or arguments
+    own = {k: v for k, v in r.settings.items() if k.partition(".")[0] == part and (not only or k in only)}
+    name = str(own.pop(f"{part}._target_", "")).rpartition(".")[2]
+    named = {k.partition(".")[2]: v for k, v in own.items() if k not in NOT_TRAINED}
+    arguments = ", ".join(f"{k} {shown(v)}" for k, v in named.items() if not k.startswith("_"))
+    return ": ".join(filter(None, [name, arguments]))
 
 
 def layer_changes(before: Sequence[budget.Layer], after: Sequence[budget.Layer]) -> list[str]:
