@@ -10,7 +10,7 @@ def test_runs_have_a_row_each_with_the_way_to_their_step(tmp_path: Path) -> None
     table = tables.runs(found, {found[0].folder: "step-1"})
     assert table is not None
     assert len(table.rows) == 8
-    assert [column.title for column in table.columns][5:7] == ["in epoch", "last"]
+    assert table.titles[5:7] == ["in epoch", "last"]
     assert (table.rows[0][0].link, table.rows[1][0].link) == ("step-1", "")
     assert [row[7].mark for row in table.rows] == ["bad", "good", "good", "good", "good", "good", "", ""]
     assert [row[9].text for row in table.rows[-2:]] == ["refused", "unfinished"]
@@ -27,7 +27,7 @@ def test_trials_are_ordered_by_accuracy_and_have_their_settings(tmp_path: Path) 
     table = tables.trials(study)
     assert table is not None
     assert [row[0].text for row in table.rows] == ["1", "4", "3", "2", "0", "5", "6"]
-    assert [column.title for column in table.columns][4:6] == ["optimizer.lr", "model"]
+    assert table.titles[4:6] == ["optimizer.lr", "model"]
     assert [cell.text for cell in table.rows[0]] == ["1", "complete", "99.000", "3,000", "0.02", "v2", "9.5", ""]
     assert dict(tables.study(study))["trials"] == "5 complete, 1 pruned, 1 over budget"
 

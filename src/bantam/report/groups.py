@@ -47,6 +47,11 @@ class Group:
         return [r for r in self.runs if r.objective is not None]
 
     @property
+    def shown(self) -> Run:
+        """The one whose settings and machine are shown: the first that was trained to its end."""
+        return next(iter(self.ended), self.first)
+
+    @property
     def objectives(self) -> list[float]:
         return [r.objective for r in self.ended if r.objective is not None]
 

@@ -104,7 +104,7 @@ def _best(given: list[Group], most: int) -> list[Group]:
 
 def _pictures(g: Group) -> list[tuple[str, str]]:
     """Titles and PNG files as data URLs: mistakes, and the confusion matrix where its numbers are not known."""
-    r, found = next(iter(g.ended), g.first), []
+    r, found = g.shown, []
     for name in ("mistakes",) if g.confusion else ("mistakes", "confusion"):
         picture = r.folder / f"{name}.png"
         if picture.exists():  # else pictures=false, or it did not come to its end

@@ -1,13 +1,11 @@
 """Tables and pairs of names and values, the same for the page and for the terminal."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from bantam import budget
 from bantam.report import groups
 from bantam.report.folders import Contents, Study
 from bantam.report.groups import Difference, Group
@@ -18,19 +16,6 @@ Pairs = list[tuple[str, str]]
 
 MARKS = {"met": "good", "complete": "good", "not met": "bad", "diverged": "bad", "failed": "bad", "damaged": "bad"}
 """How a verdict or a state is coloured; all others call for attention only."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table: what of a row stands in it. Numbers stand on the right."""
-
-    title: str
-    value: Callable[[Any], Any]
-    digits: int | None = None
-    """After the point."""
-    numeric: bool = True
-    everywhere: bool = True
-    """False for one that only the page has room for."""
 
 
 @dataclass(frozen=True)
@@ -48,24 +33,29 @@ class Cell:
 class Table:
     """A table for the page and for the terminal."""
 
-    columns: list[Column]
+    titles: list[str]
     rows: list[list[Cell]]
+    page_only: Sequence[str] = ()
+    """Titles of columns that the terminal has no room for."""
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether there are numbers in a column, which stand on the right."""
+        return [
+            any(isinstance(cell.value, int | float) for cell in column) for column in zip(*self.rows, strict=True)
+        ]
 
 
-def _table(rows: Iterable[Any], *columns: Column) -> Table | None:
-    """A table with a row for each value, each cell written as its column says. None where there is no row."""
-
-    def cell(value: Any, digits: int | None) -> Cell:
-        if isinstance(value, Cell):
-            return value
-        return Cell(shown(value, digits if isinstance(value, int | float) else None), value)
-
-    cells = [[cell(column.value(row), column.digits) for column in columns] for row in rows]
-    return Table(list(columns), cells) if cells else None
+def _table(rows: Iterable[dict[str, Any]], page_only: Sequence[str] = ()) -> Table | None:
+    """A table of rows, each a value or a cell by its column's title. None where there is no row."""
+    rows = list(rows)
+    cells = [[v if isinstance(v, Cell) else Cell(shown(v), v) for v in row.values()] for row in rows]
+    return Table(list(rows[0]), cells, page_only) if rows else None
 
 
-def _words(title: str, value: Callable[[Any], Any]) -> Column:
-    return Column(title, value, numeric=False)
+def _number(value: Any, digits: int) -> Cell:
+    """A number with so many digits after the point."""
+    return Cell(shown(value, digits if isinstance(value, int | float) else None), value)
 
 
 def verdict(word: str) -> Cell:
@@ -97,14 +87,13 @@ def facts(found: Contents, every: Sequence[Group]) -> list[tuple[str, str, str]]
     """Name, number and what it is about."""
     facts, runs = [], found.runs
     if runs:
+        facts.append(("runs", f"{len(runs)}", f"in {len(every)} configurations" if len(every) > 1 else ""))
         lost = sum(r.objective is None for r in runs)
-        judged = [r for r in runs if r.judged]
-        targets = {r.target for r in judged if not math.isnan(r.target)}
-        several = f"in {len(every)} configurations" if len(every) > 1 else ""
-        facts.append(("runs", f"{len(runs)}", several))
         if lost:
             facts.append(("without a result", f"{lost}", "see below"))
+        judged = [r for r in runs if r.judged]
         if judged:
+            targets = {r.target for r in judged if not math.isnan(r.target)}
             target = f"{targets.pop():g} % in the last epochs" if len(targets) == 1 else ""
             met = sum(r.state == "met" for r in judged)
             facts.append(("meet the target", f"{met} of {len(judged)}", target))
@@ -121,85 +110,87 @@ def facts(found: Contents, every: Sequence[Group]) -> list[tuple[str, str, str]]
 
 def runs(listed: Sequence[Run], anchors: Mapping[Path, str]) -> Table | None:
     """A row for each run, with a link to its step where it has one."""
-
-    def folder(r: Run) -> Cell:
-        return Cell(path_shown(r.folder), r.folder.name.zfill(6), link=anchors.get(r.folder, ""))
-
-    return _table(
-        listed,
-        _words("folder", folder),
-        _words("network", lambda r: r.name),
-        Column("seed", lambda r: Cell("" if r.seed is None else str(r.seed), r.seed)),
-        Column("parameters", lambda r: r.result.get("parameters")),
-        Column("best", lambda r: r.result.get("best_accuracy"), 2),
-        Column("in epoch", lambda r: r.result.get("best_epoch"), everywhere=False),
-        Column("last", lambda r: r.objective, 2),
-        Column("lowest", lambda r: _accuracy(min(r.last), r) if r.last else None),
-        Column("minutes", lambda r: sum(e.seconds for e in r.history) / 60 or None, 1, everywhere=False),
-        _words("verdict", lambda r: verdict(r.verdict)),
+    rows = (
+        {
+            "folder": Cell(path_shown(r.folder), r.folder.name.zfill(6), link=anchors.get(r.folder, "")),
+            "network": r.name,
+            "seed": Cell("" if r.seed is None else str(r.seed), r.seed),
+            "parameters": r.result.get("parameters"),
+            "best": _number(r.result.get("best_accuracy"), 2),
+            "in epoch": r.result.get("best_epoch"),
+            "last": _number(r.objective, 2),
+            "lowest": _accuracy(min(r.last), r) if r.last else None,
+            "minutes": _number(sum(e.seconds for e in r.history) / 60 or None, 1),
+            "verdict": verdict(r.verdict),
+        }
+        for r in listed
     )
+    return _table(rows, page_only=("in epoch", "minutes"))
 
 
 def layers(r: Run) -> Table | None:
     """The layers of a run's network; of multiply-adds the thousands."""
-
-    def adds(layer: budget.Layer) -> Cell:
-        count = layer.multiply_adds
-        return Cell(f"{count / 1000:,.0f} k" if count >= 1000 else shown(count or None), count)
-
     return _table(
-        r.layers,
-        _words("layer", lambda layer: layer.name),
-        Column("output", lambda layer: Cell("×".join(map(str, layer.shape)), math.prod(layer.shape))),
-        Column("field", lambda layer: layer.receptive_field),
-        Column("parameters", lambda layer: layer.parameters or None),
-        Column("mult-adds", adds),
+        {
+            "layer": layer.name,
+            "output": Cell("×".join(map(str, layer.shape)), math.prod(layer.shape)),
+            "field": layer.receptive_field,
+            "parameters": layer.parameters or None,
+            "mult-adds": Cell(f"{count / 1000:,.0f} k" if count >= 1000 else shown(count or None), count),
+        }
+        for layer in r.layers
+        for count in [layer.multiply_adds]
     )
 
 
 def changes(before: Run, after: Run) -> Table | None:
     """Settings that differ between two steps."""
-    columns = [_words(title, itemgetter(i)) for i, title in enumerate(("changed", "before", "now"))]
-    return _table(groups.changes(before, after), *columns)
+    titles = ("changed", "before", "now")
+    return _table(dict(zip(titles, change, strict=True)) for change in groups.changes(before, after))
 
 
 def comparison(found: Sequence[Difference]) -> Table | None:
     """Differences to the best, with their intervals."""
     return _table(
-        found,
-        _words("compared", lambda each: f"{each.label} against {each.reference}"),
-        _words("what it says", lambda each: each.sentence),
-        Column("points", lambda each: Cell(signed(each.points), each.points, "warn" * each.distinguishable)),
-        Column("from", lambda each: Cell(signed(each.low), each.low)),
-        Column("to", lambda each: Cell(signed(each.high), each.high)),
+        {
+            "compared": f"{each.label} against {each.reference}",
+            "what it says": each.sentence,
+            "points": Cell(signed(each.points), each.points, "warn" * each.distinguishable),
+            "from": Cell(signed(each.low), each.low),
+            "to": Cell(signed(each.high), each.high),
+        }
+        for each in found
     )
 
 
 def broken(found: Contents) -> Table | None:
     """What has no result or is damaged, and why."""
-    lost = [r for r in found.runs if r.objective is None or r.problems]
-    rows = [(r.folder, r.state, r.reason or r.state) for r in lost]
-    rows += [(path, "no run", why) for path, why in found.broken]
+    lost = [(r.folder, r.state, r.reason or r.state) for r in found.runs if r.objective is None or r.problems]
     return _table(
-        rows,
-        _words("folder", lambda row: path_shown(row[0])),
-        _words("state", lambda row: verdict(row[1])),
-        _words("reason", itemgetter(2)),
+        {"folder": path_shown(folder), "state": verdict(state), "reason": reason}
+        for folder, state, reason in [*lost, *((path, "no run", why) for path, why in found.broken)]
     )
 
 
 def trials(study: Study, front: bool = False) -> Table | None:
     """All trials of a study, the most accurate first; or of those on its front what is not the same for all."""
     ranked = sorted(study.trials, key=lambda t: -1.0 if t.objective is None else t.objective, reverse=True)
-    state, reason = _words("state", lambda t: verdict(t.state)), _words("reason", lambda t: t.reason)
+    rows = [
+        {
+            "trial": t.number,
+            "state": verdict(t.state),
+            "accuracy": _number(t.objective, 3),
+            "parameters": t.parameters,
+            **{key: t.settings.get(key) for key in study.keys},
+            "seconds": _number(t.seconds, 1),
+            "reason": t.reason,
+        }
+        for t in (study.front if front else ranked)
+    ]
+    same = ("state", "seconds", "reason") if front else ()
     return _table(
-        study.front if front else ranked,
-        Column("trial", lambda t: t.number),
-        *([] if front else [state]),
-        Column("accuracy", lambda t: t.objective, 3),
-        Column("parameters", lambda t: t.parameters),
-        *(Column(key, lambda t, key=key: t.settings.get(key), everywhere=False) for key in study.keys),  # type: ignore[misc]
-        *([] if front else [Column("seconds", lambda t: t.seconds, 1, everywhere=False), reason]),
+        ({title: value for title, value in row.items() if title not in same} for row in rows),
+        page_only=(*study.keys, "seconds"),
     )
 
 
@@ -207,19 +198,17 @@ def confirmed(study: Study, seeds: Sequence[Group]) -> Table | None:
     """The best trials on fresh seeds, against the best of them."""
     searched = {f"trial {t.number}": t.objective for t in study.trials}
     sentences = {each.label: each.sentence for each in groups.compare(seeds)}
-
-    def count(g: Group) -> Cell:
-        return Cell(f"{len(g.ended)} of {len(g.runs)}", len(g.ended), "bad" * (len(g.ended) < len(g.runs)))
-
     return _table(
-        seeds,
-        _words("trial", lambda g: g.label),
-        Column("in the search", lambda g: searched.get(g.label), 3),
-        Column("seeds", count),
-        Column("mean", lambda g: g.mean, 3),
-        Column("±", lambda g: g.deviation, 3),
-        Column("lowest seed", lambda g: min(g.objectives, default=None), 3),
-        _words("against the best", lambda g: sentences.get(g.label, "")),
+        {
+            "trial": g.label,
+            "in the search": _number(searched.get(g.label), 3),
+            "seeds": Cell(f"{len(g.ended)} of {len(g.runs)}", len(g.ended), "bad" * (len(g.ended) < len(g.runs))),
+            "mean": _number(g.mean, 3),
+            "±": _number(g.deviation, 3),
+            "lowest seed": _number(min(g.objectives, default=None), 3),
+            "against the best": sentences.get(g.label, ""),
+        }
+        for g in seeds
     )
 
 
@@ -236,17 +225,18 @@ def target(r: Run) -> str:
 def last(g: Group) -> tuple[str, list[Cell]]:
     """What it is, and the last epochs of a run, or the lowest of them of each seed, against the target."""
     if len(g.ended) > 1:
+        what = "lowest of the last epochs, by seed"
         cells = [(f"seed {r.seed}", _accuracy(min(r.last), r)) for r in g.ended if r.last]
-        return "lowest of the last epochs, by seed", [Cell(cell.text, name, cell.mark) for name, cell in cells]
-    r = next(iter(g.ended), g.first)
-    first = len(r.history) - len(r.last) + 1
-    cells = [(f"epoch {epoch}", _accuracy(value, r)) for epoch, value in enumerate(r.last, first)]
-    return "last epochs", [Cell(cell.text, name, cell.mark) for name, cell in cells]
+    else:
+        what, r = "last epochs", g.shown
+        numbered = enumerate(r.last, len(r.history) - len(r.last) + 1)
+        cells = [(f"epoch {epoch}", _accuracy(value, r)) for epoch, value in numbered]
+    return what, [Cell(cell.text, name, cell.mark) for name, cell in cells]
 
 
 def results(g: Group) -> Pairs:
     """What came out: accuracies, and the images they are of."""
-    r, found = next(iter(g.ended), g.first), []
+    r, found = g.shown, []
     if len(g.runs) > 1 and g.mean is not None:
         spread = f" ± {g.deviation:.2f}" if g.deviation is not None else ""
         found.append(("mean of the last epochs", f"{g.mean:.2f}{spread} % over {len(g.ended)} seeds"))
@@ -264,9 +254,9 @@ def results(g: Group) -> Pairs:
 def network(g: Group) -> str:
     """The size of a group's network."""
     layers = g.first.layers
-    field = f", receptive field {layers[-1].receptive_field}" if layers else ""
-    known = g.parameters and layers
-    return f"{len(layers)} layers, {g.parameters:,} parameters{field}" if known else ""
+    if not g.parameters or not layers:
+        return ""
+    return f"{len(layers)} layers, {g.parameters:,} parameters, receptive field {layers[-1].receptive_field}"
 
 
 def settings(r: Run) -> Pairs:
@@ -274,10 +264,10 @@ def settings(r: Run) -> Pairs:
     found = [(part, groups.component(r, part)) for part in ("model", "optimizer", "scheduler", "augmentation")]
     keys: list[str] = [key for key in ("epochs", "batch_size") if key in r.settings]
     keys += [key for key in ("label_smoothing", "ema") if r.settings.get(key)]
-    machine = [r.result.get(key) for key in ("device", "processor", "precision")]
-    threads = r.result.get("threads")
-    machine.append(f"{threads} thread{'s' * (threads > 1)}" if isinstance(threads, int) else None)
     found.append(("training", ", ".join(f"{key} {shown(r.settings[key])}" for key in keys)))
+    threads = r.result.get("threads")
+    machine = [r.result.get(key) for key in ("device", "processor", "precision")]
+    machine.append(f"{threads} thread{'s' * (threads > 1)}" if isinstance(threads, int) else None)
     found.append(("machine", ", ".join(str(item) for item in machine if item)))
     return [(name, value) for name, value in found if value]
 
@@ -285,15 +275,14 @@ def settings(r: Run) -> Pairs:
 def study(found: Study) -> Pairs:
     """What a search did and what it found."""
     states = ("complete", "pruned", "over budget", "failed", "stopped", "running")
-    counts = {state: found.count(state) for state in states}
-    pairs = [("trials", ", ".join(f"{count} {state}" for state, count in counts.items() if count))]
+    counts = [f"{found.count(state)} {state}" for state in states if found.count(state)]
+    pairs = [("trials", ", ".join(counts))]
     took = sum(t.seconds or 0.0 for t in found.trials)
     if took:
         pairs.append(("trained for", f"{took / 3600:.1f} hours" if took > 5400 else f"{took / 60:.1f} minutes"))
     if found.top:
         size = "" if found.top.parameters is None else f" with {found.top.parameters:,} parameters"
-        name = "most accurate" if found.multi_objective else "best"
         best = f"trial {found.top.number}, {found.top.objective:.3f} % of the validation images{size}"
         chosen = ", ".join(f"{key} {shown(value)}" for key, value in found.top.settings.items())
-        pairs += [(name, best), ("its settings", chosen)]
+        pairs += [("most accurate" if found.multi_objective else "best", best), ("its settings", chosen)]
     return pairs

@@ -1,6 +1,6 @@
 """What the page says, printed in a terminal."""
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table as RichTable
 
@@ -56,7 +56,7 @@ def _study(console: Console, part: StudyPart) -> None:
 
 def _step(console: Console, g: Group, before: Group | None) -> None:
     console.print(f"\n[bold underline]{escape(g.label)}[/]: {_coloured(tables.group_verdict(g))}", soft_wrap=True)
-    r = next(iter(g.ended), g.first)
+    r = g.shown
     what, last = tables.last(g)
     rows = [("target", tables.target(r)), ("network", tables.network(g)), *tables.settings(r), *tables.results(g)]
     rows += [(what, " ".join(cell.text for cell in last)), *analysis.analyse(g)]
@@ -79,11 +79,11 @@ def _table(console: Console, title: str, table: Table | None, most: int | None =
     if table is None:
         return
     result = RichTable(box=None, pad_edge=False, header_style="bold")
-    kept = [i for i, column in enumerate(table.columns) if column.everywhere]
+    kept = [i for i, title in enumerate(table.titles) if title not in table.page_only]
     for i in kept:
-        numeric, widest = table.columns[i].numeric, max(len(row[i].text) for row in table.rows)
-        result.add_column(escape(table.columns[i].title), no_wrap=widest < 36, overflow="fold")
-        result.columns[-1].justify = "right" if numeric else "left"
+        widest = max(len(row[i].text) for row in table.rows)
+        justify: JustifyMethod = "right" if table.numeric[i] else "left"
+        result.add_column(escape(table.titles[i]), no_wrap=widest < 36, overflow="fold", justify=justify)
     for row in table.rows[:most]:
         result.add_row(*(_coloured(row[i]) for i in kept))
     console.print(f"\n[bold underline]{escape(title)}[/]" if title else "")
