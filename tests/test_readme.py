@@ -110,6 +110,8 @@ def test_adding_a_network_takes_the_class_and_the_file_of_the_readme(bantam: Ban
     result = bantam(str(tmp_path / "train.py"), *arguments, PYTHONPATH=str(tmp_path / "src"))
     assert result.returncode == 0, result.stderr
     assert "conv 5×5 → ReLU" in result.stdout
-    result = bantam(str(tmp_path / "train.py"), *arguments, "model.width=60", PYTHONPATH=str(tmp_path / "src"))
+    # Its folder has a name of its own: two commands of one second would share one.
+    arguments += ["model.width=60", "hydra.run.dir=wide"]
+    result = bantam(str(tmp_path / "train.py"), *arguments, PYTHONPATH=str(tmp_path / "src"))
     assert result.returncode == 1
     assert "model=tiny has 11,110 parameters, 1,111 over the 9,999" in result.stderr

@@ -80,7 +80,8 @@ def sanitized(tmp_path: Path, cases: list[str], change: str = "") -> subprocess.
 
 @pytest.mark.parametrize(("bfloat16", "matrix_unit"), [(0, 0), (1, 0), (1, 1)])
 def test_nothing_is_read_or_written_out_of_bounds(bfloat16: int, matrix_unit: int, tmp_path: Path) -> None:
-    cases = [f"{block} BFLOAT16={bfloat16} MATRIX_UNIT={matrix_unit}" for block in BLOCKS]
+    blocks = BLOCKS[bfloat16::2] if bfloat16 else BLOCKS  # emulated vectors compile slowly
+    cases = [f"{block} BFLOAT16={bfloat16} MATRIX_UNIT={matrix_unit}" for block in blocks]
     cases += [f"{each} BFLOAT16={bfloat16}" for each in EACH if not matrix_unit]
     done = sanitized(tmp_path, cases)
     assert done.returncode == 0, done.stderr

@@ -25,7 +25,7 @@ def test_the_sampler_learns_where_the_budget_ends(searching: Callable[..., Searc
         f"hydra/sweeper/sampler={sampler}",
         f"hydra.sweeper.sampler.{few[sampler]}",
         "hydra.sweeper.sampler.seed=6",
-        "hydra.sweeper.n_trials=40",
+        f"hydra.sweeper.n_trials={15 if sampler == 'gp' else 40}",
         space=("model.width=range(8,31)", "optimizer.lr=interval(0.01,0.1)"),
     )
     over = [trials.over_budget(trial) for trial in work(wanted)]

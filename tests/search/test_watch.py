@@ -95,10 +95,13 @@ def test_ctrl_c_requeues_the_trials(started: Callable[..., Forked], bantam: Bant
     assert process.returncode == 130, output
     assert "The same command line continues the search" in output
     assert "Traceback" not in output
-    assert trials.states(stored(tmp_path).trials) == ["stopped", "stopped", "waiting", "waiting"]
+    # Two processes may queue a stopped trial at once: the second entry is surplus, and never run.
+    states = [state for state in trials.states(stored(tmp_path).trials) if state != "surplus"]
+    assert states == ["stopped", "stopped", "waiting", "waiting"]
     done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert trials.states(stored(tmp_path).trials) == ["stopped", "stopped", "complete", "complete"]
+    states = [state for state in trials.states(stored(tmp_path).trials) if state != "surplus"]
+    assert states == ["stopped", "stopped", "complete", "complete"]
 
 
 def test_a_killed_worker_is_replaced(started: Callable[..., Forked], bantam: Bantam, tmp_path: Path) -> None:
