@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from searches import SPACE, TWO, rate, work
 
-from bantam.search import trials
+from bantam.search import study, trials
 from bantam.search.space import Search
 from bantam.search.study import hopeless, open_study
 
@@ -159,3 +159,46 @@ def test_a_folder_with_trials_that_the_storage_does_not_know_is_refused(
     (tmp_path / "study" / "study.db").unlink()
     with pytest.raises(ValueError, match="holds trials of a study that sqlite:.* does not know"):
         work(searching("hydra.sweeper.n_trials=1"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        (study.IMAGES, "MNIST with the checksum 0", "what data became is mnist5k with the checksum .* but MNIST"),
+        (study.HELD_OUT, "5000", "the number of validation images held out is 1000 here, but 5000 in the study"),
+        ("device" + study.RESOLVED, "tpu", r"device \(what it became\) is cpu here, but tpu.* use device=tpu"),
+        ("precision" + study.RESOLVED, "float16", r"precision \(what it became\) is .* use precision=float16"),
+        ("kernels" + study.RESOLVED, "other", r"kernels \(what it became\) is .* here, but other"),
+    ],
+)
+def test_a_machine_on_which_auto_stands_for_something_else_is_refused(
+    searching: Callable[..., Search], key: str, value: str, sentence: str
+) -> None:
+    begun = open_study(searching())
+    begun.set_user_attr("definition", {**begun.user_attrs["definition"], key: value})
+    with pytest.raises(ValueError, match=sentence):
+        open_study(searching())
+
+
+def test_a_study_goes_on_with_what_auto_became_there(searching: Callable[..., Search]) -> None:
+    open_study(searching())
+    open_study(searching("device=cpu"))
+
+
+def test_fixed_keys_of_a_searched_group_belong_to_the_study(searching: Callable[..., Search]) -> None:
+    space = ("optimizer=choice(sgd,adamw)",)
+    begun = open_study(searching("optimizer.weight_decay=0.1", space=space))
+    for change, sentence in (
+        (("optimizer.weight_decay=0.2",), "optimizer.weight_decay is 0.2 here, but 0.1 in the study"),
+        ((), "optimizer.weight_decay is not set here, but 0.1 in the study"),
+        (("optimizer.weight_decay=0.1", "optimizer.lr=0.1"), "optimizer.lr is 0.1 here, but not set in the study"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            open_study(searching(*change, space=space))
+    old = {
+        key: value
+        for key, value in begun.user_attrs["definition"].items()
+        if not (study._is_resolved(key) or key.startswith("optimizer."))
+    }
+    begun.set_user_attr("definition", old)  # as it was noted before
+    open_study(searching("optimizer.weight_decay=0.1", space=space))

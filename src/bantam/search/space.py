@@ -1,7 +1,7 @@
 """What is searched: from the command line to distributions, and what is refused before the first trial."""
 
 import math
-from contextlib import suppress
+import sys
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.pruners import NopPruner
 
-from bantam import budget, ranges
+from bantam import ranges
 from bantam.search import distributions, pruners, samplers
 from bantam.training import setup
 
@@ -63,6 +63,14 @@ class Search:
     def first(self) -> tuple[DictConfig, setup.RunInfo]:
         """The configuration with the first value of every range, as `compose` makes it."""
         return compose(self, {key: distributions.ends(values)[0] for key, values in self.space.items()})
+
+    @cached_property
+    def prepared(self) -> setup.Prepared:
+        """The first setting, built, whatever its size: it says what `auto` stands for on this machine."""
+        cfg, info = self.first
+        cfg = deepcopy(cfg)
+        cfg.budget.parameters = sys.maxsize
+        return setup.prepare(cfg, info)
 
     @property
     def multi_objective(self) -> bool:
@@ -239,7 +247,7 @@ def _check_plain(plain: DictConfig) -> None:
 
 def _check_ends(search: Search) -> None:
     """Refuse a space whose first or last values are out of their range, or cannot be trained."""
-    low, info = search.first
+    low, _ = search.first
     high, _ = compose(search, {key: distributions.ends(values)[1] for key, values in search.space.items()})
     ranges.validate(low)
     ranges.validate(high)
@@ -248,8 +256,7 @@ def _check_ends(search: Search) -> None:
             f"data.split_seed is {low.data.split_seed} in some trials and {high.data.split_seed} in others, "
             "but trials are compared on the same images: give it one value"
         )
-    with suppress(budget.OverBudget):  # a matter of the trials: other settings may be within it
-        setup.prepare(low, info)
+    _ = search.prepared
 
 
 def _check_sampler_and_pruner(search: Search) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import optuna
 from omegaconf import OmegaConf
@@ -19,6 +19,12 @@ MAX_OVER_BUDGET = 50
 
 IGNORED_ON_RESUME = ("data.root", "pictures", "report", "dry_run", "resume")
 """Keys that may differ between the continuations of a study, since no result depends on them."""
+
+IMAGES, HELD_OUT = "what data became", "the number of validation images held out"
+"""Keys of a definition that no command line has: a machine without the files may have other images."""
+
+RESOLVED = " (what it became)"
+"""How the keys of a definition end that say what `auto` stands for."""
 
 
 def open_study(search: Search) -> Study:
@@ -67,14 +73,38 @@ def _create(search: Search) -> None:
 
 
 def _definition(search: Search) -> dict[str, str]:
-    """What a study's results are about: key by key a range, or the value that every trial has."""
+    """What a study's results are about: key by key a range, or the value that every trial has.
+
+    What `auto` became here is part of it, and so are fixed keys of a group that is searched.
+    """
     cfg, _ = search.first
     given = dict(flat(OmegaConf.to_container(cfg, resolve=False)))
     left_out = (*search.space, *IGNORED_ON_RESUME)
+    fixed = [distributions.fixed(line) for line in search.fixed]
     return {
         "hydra.sweeper.objectives": objectives(search),
         **{key: distributions.describe(values) for key, values in search.space.items()},
         **{k: str(v) for k, v in given.items() if not any(f"{k}.".startswith(f"{key}.") for key in left_out)},
+        **{key: value for key, value in fixed if key.partition(".")[0] in search.space},
+        **_resolved(search),
+    }
+
+
+def _resolved(search: Search) -> dict[str, str]:
+    """What the images, the device, the precision and the kernels are that `auto` stands for here."""
+    prepared = search.prepared
+    images = prepared.data
+    return {
+        IMAGES: f"{images.name} with the checksum {images.checksum[:16]}",
+        HELD_OUT: f"{len(images.held_out_labels)}",
+        **{
+            f"{key}{RESOLVED}": value
+            for key, value in (
+                ("device", prepared.device.type),
+                ("precision", str(prepared.precision).removeprefix("torch.")),
+                ("kernels", prepared.kernels),
+            )
+        },
     }
 
 
@@ -89,13 +119,38 @@ def _check_same(search: Search, study: Study) -> None:
     else:
         raise ValueError(f"the study {name} was not begun by Bantam: choose another hydra.sweeper.study_name")
     now = _definition(search)
-    for key in {**before, **now}:
+    for key in _to_compare(search, before, now):
         old, new = before.get(key, "not set"), now.get(key, "not set")
         if old != new:
             raise ValueError(
                 f"{key} is {new} here, but {old} in the study {name} ({search.folder}): a study is continued as "
-                f"it was begun; restore {key}, or begin another one with hydra.sweeper.study_name=…"
+                f"it was begun; {_remedy(search, key, old)}, or begin another one with hydra.sweeper.study_name=…"
             )
+
+
+def _to_compare(search: Search, before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The keys in which two definitions must be the same; older ones lack what `auto` became, and fixed keys
+    of a group that is searched."""
+    keys = {**before, **now}
+    if IMAGES not in before:
+        searched = tuple(f"{key}." for key in search.space)
+        return [key for key in keys if key in before or not (_is_resolved(key) or key.startswith(searched))]
+    asked = {key.removesuffix(RESOLVED) for key in now if key.endswith(RESOLVED)} - set(search.space)
+    return [key for key in keys if key not in asked]
+
+
+def _is_resolved(key: str) -> bool:
+    return key in (IMAGES, HELD_OUT) or key.endswith(RESOLVED)
+
+
+def _remedy(search: Search, key: str, old: str) -> str:
+    """What makes a key of the definition what it was."""
+    if key in (IMAGES, HELD_OUT):
+        why = search.prepared.data.instead
+        return f"restore data.root{f' ({why})' if why else ''}"
+    if key.endswith(RESOLVED):
+        return f"use {key.removesuffix(RESOLVED)}={old} where this machine has it"
+    return f"restore {key}"
 
 
 def wanted(search: Search, counts: Counter[str]) -> int:
