@@ -106,3 +106,16 @@ def test_the_front_is_written_and_every_network_on_it_can_be_run(
     shown = capsys.readouterr().out
     assert all(f"--config-dir {wanted.folder} experiment=trial_{number}\n" in shown for number in numbers)
     assert f"front of {len(front)}: " in terminal.best(wanted, listed)
+
+
+def test_what_killed_processes_left_half_written_is_removed_at_the_end(searching: Callable[..., Search]) -> None:
+    wanted = searching("hydra.sweeper.n_trials=2")
+    work(wanted)
+    study = open_study(wanted)
+    left = [wanted.folder / ".trials.csv.0a.part", wanted.folder / "0" / ".history.csv.0b.part"]
+    kept = outcome.result(wanted, study.trials)[0].number
+    left.append(wanted.folder / str(1 - kept) / "checkpoint.before.pt")
+    for path in left:
+        path.touch()
+    watch.finish(wanted, study)
+    assert [path for path in left if path.exists()] == []

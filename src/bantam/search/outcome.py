@@ -56,8 +56,15 @@ def keep_best_weights(search: Search, study: Study) -> None:
     kept = [trial.number for trial in result(search, listed)]
     for trial in listed:
         if trial.state.is_finished() and trial.number not in kept:
-            for name in (files.WEIGHTS, files.CHECKPOINT):
+            for name in (files.WEIGHTS, files.CHECKPOINT, files.CHECKPOINT_BEFORE):
                 (search.folder / str(trial.number) / name).unlink(missing_ok=True)
+
+
+def remove_leftovers(search: Search, listed: Sequence[FrozenTrial]) -> None:
+    """Delete what killed processes left half written in the folders of the study and of the trials that ended."""
+    ended = [search.folder / str(trial.number) for trial in listed if trial.state.is_finished()]
+    for folder in (search.folder, search.folder / "experiment", *ended):
+        files.remove_leftovers(folder)
 
 
 def write(search: Search, study_name: str, listed: Sequence[FrozenTrial], why: str) -> list[FrozenTrial]:

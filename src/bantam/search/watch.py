@@ -206,6 +206,7 @@ def finish(search: Search, study: Study) -> None:
     outcome.keep_best_weights(search, study)
     listed = study.get_trials(deepcopy=False)
     left = missing(search, trials.count(listed))
+    outcome.remove_leftovers(search, listed)
     found = outcome.write(search, study.study_name, listed, "timeout" if left > 0 else "enough")
     terminal.show_counts(search, study.study_name, listed, left)
     if not found:

@@ -85,6 +85,22 @@ def refuse_used(folder: Path) -> None:
 
 def write(path: Path, content: bytes) -> None:
     """Write a whole file or none, one that outlives a power cut: into a file beside it, which is then renamed."""
+    while True:
+        try:
+            _write_aside(path, content)
+            break
+        except FileNotFoundError:  # somebody took the file beside it for a leftover, or the folder is gone
+            if not path.parent.is_dir():
+                raise
+    if os.name == "posix":  # the new name is in the folder, which is flushed by itself
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _write_aside(path: Path, content: bytes) -> None:
     # Processes of two containers may have the same number, so that cannot make the name.
     aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}{ASIDE}")
     try:
@@ -95,16 +111,10 @@ def write(path: Path, content: bytes) -> None:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-    if os.name == "posix":  # the new name is in the folder, which is flushed by itself
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what processes left that were killed while they wrote into a folder that nobody else writes into."""
+    """Delete what processes left that were killed while they wrote; who is writing there now begins again."""
     for aside in folder.glob(f".*{ASIDE}"):
         aside.unlink(missing_ok=True)
 
