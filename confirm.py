@@ -3,14 +3,14 @@
 import argparse
 from pathlib import Path
 
-from bantam import config
+from bantam import config, errors
 from bantam.report import page as report
 from bantam.search import confirm, sweeper
-from bantam.training import terminal
 
 
 def main() -> None:
     """Exit with 0 when the trials have been ranked and the winner judged, with 1 after an error."""
+    errors.begin()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", type=Path, help="folder of a study")
     parser.add_argument(
@@ -24,7 +24,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     config.register()
     sweeper.register()
-    try:
+    with errors.in_one_sentence():
         for key, least in (("top", 1), ("seeds", 2)):
             if getattr(arguments, key) < least:
                 raise ValueError(f"--{key} is {getattr(arguments, key)}: it must be at least {least}")
@@ -39,9 +39,6 @@ def main() -> None:
             test=not arguments.validation_only,
         )
         report.at_end(arguments.study)
-    except ValueError as error:
-        terminal.show_error(error)
-        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -5,24 +5,25 @@ from pathlib import Path
 
 from hydra import initialize_config_dir
 
-from bantam import config, ranges
+from bantam import config, errors, ranges
 from bantam.search import sweeper
-from bantam.training import saved, terminal
+from bantam.training import saved
 
 MAY_CHANGE = ("data", "device", "threads", "precision")
 
 
 def main() -> None:
     """Exit with 0 where the recorded accuracy is repeated or the data are others, with 1 where not."""
+    errors.begin()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of a finished run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"change {', '.join(MAY_CHANGE)}")
     arguments = parser.parse_args()
     config.register()
     sweeper.register()
-    try:
+    with errors.in_one_sentence():
         own = saved.load(arguments.folder)
-        cfg = own.config
+        cfg = own.checked
         if arguments.overrides:
             with initialize_config_dir(str(Path(__file__).parent.absolute() / "conf")):
                 cfg, keys = saved.merged(own, arguments.overrides)
@@ -31,14 +32,12 @@ def main() -> None:
                 raise ValueError(
                     f"{refused[0]} belongs to the run: only {', '.join(MAY_CHANGE)} can be changed here"
                 )
-        ranges.validate(cfg)
+            cfg = config.typed(cfg)
+            ranges.validate(cfg)
         from bantam.training.evaluate import evaluate
         from bantam.training.setup import RunInfo, prepare_finished
 
         same = evaluate(prepare_finished(cfg, RunInfo(arguments.folder, dict(own.choices), 1, None)))
-    except ValueError as error:
-        terminal.show_error(error)
-        raise SystemExit(1) from None
     raise SystemExit(0 if same else 1)
 
 

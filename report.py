@@ -3,25 +3,23 @@
 import argparse
 from pathlib import Path
 
+from bantam import errors
 from bantam.report import page as report
 from bantam.report import terminal
-from bantam.training.terminal import show_error
 
 
 def main() -> None:
     """Exit with 0 where the page was written, with 1 where a folder does not exist."""
+    errors.begin()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+", metavar="folder", help="of a run, a multirun or a study")
     parser.add_argument("--output", type=Path, help="the page; by default report.html in the one folder, or here")
     arguments = parser.parse_args()
-    try:
+    with errors.in_one_sentence():
         found = report.read(arguments.folders)
         path = report.save(found, arguments.folders, arguments.output)
         terminal.show(found)
-    except ValueError as error:
-        show_error(error)
-        raise SystemExit(1) from None
-    print(f"\nLook at it: {path}")
+        print(f"\nLook at it: {path}")
 
 
 if __name__ == "__main__":

@@ -5,24 +5,22 @@ import shlex
 import sys
 from pathlib import Path
 
+from bantam import errors
 from bantam.report import folders, groups, markdown
-from bantam.training import terminal
 
 
 def main() -> None:
     """Exit with 0 where the table was made, with 1 where it cannot be."""
+    errors.begin()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+", metavar="folder", help="of a run or a multirun")
     parser.add_argument("--into", type=Path, help="a file: write the table between its marks, <!-- table -->")
     arguments = parser.parse_args()
-    try:
+    with errors.in_one_sentence():
         rows = markdown.table(groups.group(folders.gather(arguments.folders).runs))
         print(rows)
         if arguments.into:
             markdown.write_into(arguments.into, rows, shlex.join(["python", "table.py", *sys.argv[1:]]))
-    except ValueError as error:
-        terminal.show_error(error)
-        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

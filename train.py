@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from bantam import config, launch
+from bantam import config, errors, launch
 from bantam.search import sweeper
 
 config.register()
@@ -17,4 +17,5 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
+    errors.begin()
     main()

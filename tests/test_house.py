@@ -21,6 +21,7 @@ LAYERS = (
     ("train", "evaluate", "confirm", "report", "table", "bantam"),  # entry points; `bantam` is for notebooks
     ("bantam.search",),
     ("bantam.launch",),
+    ("bantam.errors",),
     ("bantam.report",),
     ("bantam.training",),
     ("bantam.kernels",),
@@ -50,7 +51,7 @@ TRAINING = ("training/build.py", "training/setup.py", "training/saved.py")
 
 
 def knows_configurations(file: Path) -> bool:
-    allowed = ("ranges.py", "config.py", "launch.py", "overrides.py", *TRAINING)
+    allowed = ("ranges.py", "config.py", "launch.py", "errors.py", "overrides.py", *TRAINING)
     return file in [SOURCE / name for name in allowed] or file.parent == SOURCE / "search"
 
 

@@ -5,11 +5,12 @@ wrong type while it composes. torch is not imported here: a mistake is answered 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from bantam.ranges import ranged
 
@@ -285,27 +286,56 @@ class Config:
     """Folder of an interrupted run to continue in place."""
 
 
+SCHEMAS: dict[str, dict[str, type[Component]]] = {
+    "model": {"skeleton": Skeleton, "study": Study, "flexible": Flexible},
+    "optimizer": {"sgd": SGD, "adamw": AdamW, "muon": Muon},
+    "scheduler": {
+        "constant": Constant,
+        "step": Step,
+        "multistep": MultiStep,
+        "cosine": Cosine,
+        "one_cycle": OneCycle,
+        "loss_dip": LossDip,
+    },
+    "augmentation": {"augmentation": Augmentation},
+    "data": {"dataset": Dataset, "files": Files, "torchvision": TorchvisionDataset},
+}
+"""What the options of the groups extend."""
+
+
 def register() -> None:
     """Store the schema for Hydra: `schema` for the whole, `schema/<group>/<name>` for the components."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config, replace=True)
-    groups: dict[str, dict[str, Any]] = {
-        "model": {"skeleton": Skeleton, "study": Study, "flexible": Flexible},
-        "optimizer": {"sgd": SGD, "adamw": AdamW, "muon": Muon},
-        "scheduler": {
-            "constant": Constant,
-            "step": Step,
-            "multistep": MultiStep,
-            "cosine": Cosine,
-            "one_cycle": OneCycle,
-            "loss_dip": LossDip,
-        },
-        "augmentation": {"augmentation": Augmentation},
-        "data": {"dataset": Dataset, "files": Files, "torchvision": TorchvisionDataset},
-    }
-    for group, components in groups.items():
+    for group, components in SCHEMAS.items():
         for name, node in components.items():
             store.store(group=f"hydra/schema/{group}", name=name, node=node, replace=True)
+
+
+def typed(cfg: DictConfig) -> DictConfig:
+    """A configuration that was saved, with the types that it had when it was composed.
+
+    A group has the schema with the same keys. Raises ValueError for an unknown key or a value of another type.
+    """
+    nodes: Any = OmegaConf.to_container(cfg, resolve=False)
+    try:
+        for group, kinds in SCHEMAS.items():
+            own = nodes.get(group)
+            if not isinstance(own, dict) or not isinstance(own.get("_target_"), str):
+                raise ValueError(f"{group} is {own!r}, which cannot be built")
+            for kind in kinds.values():
+                if {entry.name for entry in fields(kind)} == set(own):
+                    nodes[group] = OmegaConf.merge(OmegaConf.structured(kind), own)
+        return OmegaConf.merge(OmegaConf.structured(Config), nodes)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ValueError(sentence(error)) from error
+
+
+def sentence(error: Exception) -> str:
+    """What OmegaConf says in several lines, in one, after the key that it is about."""
+    key = getattr(error, "full_key", None)
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{key}: {first}" if key else first
 
 
 def flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -172,7 +172,7 @@ def _download(dataset: str, root: str) -> str:
         getattr(torchvision.datasets, dataset)(aside, download=True)
         files = sorted((aside / dataset / "raw").glob("*ubyte"))
         sums = aside / "SHA256SUMS"
-        sums.write_text("".join(f"{_sha256(file)}  {file.name}\n" for file in files))
+        sums.write_text("".join(f"{_sha256(file)}  {file.name}\n" for file in files), encoding="utf-8")
         raw.mkdir(exist_ok=True)
         for file in [*files, sums]:
             os.replace(file, raw / file.name)
@@ -220,7 +220,7 @@ def _verify(dataset: str, raw: Path) -> str:
     """Check the four files against their checksums; returns one checksum over them all."""
     expected = MNIST_SHA256 if dataset == "MNIST" else {}
     if not expected and (raw / "SHA256SUMS").is_file():
-        lines = (raw / "SHA256SUMS").read_text().splitlines()
+        lines = (raw / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
         expected = {name: digest for digest, name in (line.split() for line in lines)}
     digests = ""
     for name in MNIST_SHA256:

@@ -4,10 +4,9 @@ torch is imported only when a composed configuration has passed its own checks.
 """
 
 import os
-import tempfile
+import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +15,12 @@ from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from bantam import ranges
+from bantam import errors, ranges
 from bantam.overrides import command_line, override
 from bantam.training import saved, terminal
 
@@ -49,11 +47,14 @@ def job(cfg: DictConfig, reporter: Reporter) -> float:
     multirun whatever goes wrong is recorded in the job's folder, and the other jobs go on; where the jobs are the
     trials of a search, `reporter` makes of Hydra's configuration what the trial reports its epochs to.
     """
+    errors.fit_output()  # also in another process, as joblib starts them
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         return _multirun_job(cfg, hydra, reporter)
     folder = Path(hydra.runtime.output_dir)
-    with errors_in_one_sentence(folder):
+    with errors.in_one_sentence(folder):
+        if cfg.get("resume") is not None and Preflight.prepared is None:
+            raise ValueError(f"resume={cfg.resume} continues a run only as python train.py resume={cfg.resume}")
         from bantam.training.run import run
 
         # Hydra's --experimental-rerun calls no callback.
@@ -97,47 +98,13 @@ def _multirun_job(cfg: DictConfig, hydra: Any, reporter: Reporter) -> float:
             terminal.describe(prepared)
             return FAILED
         return run(prepared, reporter(hydra)) if searching else run(prepared)
-    except ValueError as error:
+    except (ValueError, OmegaConfBaseException) as error:
+        errors.show_traceback()
         refuse(error, info, seed)
     except Exception as error:
+        errors.show_traceback()
         fail(error, traceback.format_exc(), info, seed)
     return FAILED
-
-
-@contextmanager
-def errors_in_one_sentence(folder: Path) -> Iterator[None]:
-    """Show what goes wrong in one sentence and exit with 1: Hydra ignores other exceptions that leave a callback.
-
-    What is not the user's mistake has its traceback in a file; HYDRA_FULL_ERROR=1 shows every traceback.
-    """
-    try:
-        yield
-    except Exception as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            traceback.print_exc()
-        if not isinstance(error, ValueError | OmegaConfBaseException | HydraException):
-            error = RuntimeError(_with_remedy(error, folder))
-        terminal.show_error(error)
-        raise SystemExit(1) from None
-
-
-def _with_remedy(error: Exception, folder: Path) -> str:
-    """What happened, where the traceback is, and how it goes on."""
-    from bantam.training.folder import CHECKPOINT
-
-    what = " ".join(f"{type(error).__name__}: {error}".split())
-    trace = folder / "error.txt"
-    try:
-        trace.write_text(traceback.format_exc())
-    except OSError:  # the disk is full, or there is no folder yet
-        with tempfile.NamedTemporaryFile("w", prefix="bantam-", suffix=".txt", delete=False) as file:
-            file.write(traceback.format_exc())
-        trace = Path(file.name)
-    shown = terminal.short_path(folder)
-    if (folder / CHECKPOINT).exists():
-        line = command_line(["python", "train.py", override("resume", shown)])
-        return f"{shown} stopped ({what}; the traceback is in {trace}): when that is mended, {line} continues it"
-    return f"{shown} was not trained ({what}; the traceback is in {trace})"
 
 
 class Preflight(Callback):
@@ -151,7 +118,7 @@ class Preflight(Callback):
         cfg = deepcopy(config)
         with read_write(cfg), open_dict(cfg):
             hydra = cfg.pop("hydra")
-        with errors_in_one_sentence(Path(cfg.get("resume") or config.hydra.run.dir)):
+        with errors.in_one_sentence(Path(cfg.get("resume") or config.hydra.run.dir)):
             searches = hydra.runtime.choices.get("hparams_search")
             if searches not in (None, "null"):
                 raise ValueError(f"hparams_search={searches} searches only with -m: python train.py -m …")
@@ -167,7 +134,7 @@ class Preflight(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a folder that cannot be written, or that holds other jobs, before any job starts."""
         folder = Path(config.hydra.sweep.dir)
-        with errors_in_one_sentence(folder):
+        with errors.in_one_sentence(folder):
             _refuse_unwritable(folder, "hydra.sweep.dir")
             if config.hydra.sweeper._target_ == BASIC and folder.is_dir():
                 _refuse_other_jobs(config, kwargs["config_name"])
@@ -179,7 +146,15 @@ class Preflight(Callback):
             return
         if config.hydra.sweeper._target_ == SWEEPER:  # it has its own summary
             return
-        with errors_in_one_sentence(folder):
+        ending = sys.exception()
+        code = errors.stopped_by(ending)
+        if code is not None:  # Hydra calls this however a multirun ends
+            terminal.summarize(folder)
+            terminal.show_stopped(_again(config))
+            raise SystemExit(code)
+        if isinstance(ending, SystemExit):
+            return
+        with errors.in_one_sentence(folder):
             wanted = len(_jobs(config)) if config.hydra.sweeper._target_ == BASIC else 0
             good = terminal.summarize(folder, wanted)
             if config.report:
@@ -188,6 +163,13 @@ class Preflight(Callback):
                 page.at_end(folder)
         if not good:
             raise SystemExit(1)
+
+
+def _again(config: DictConfig) -> str:
+    """The command line that continues a multirun: the one that was typed, in the same folder."""
+    key = "hydra.sweep.dir"
+    words = [word for word in sys.argv[1:] if not word.startswith(f"{key}=")]
+    return command_line(["python", sys.argv[0], *words, override(key, config.hydra.sweep.dir)])
 
 
 def _prepare_single(cfg: DictConfig, folder: Path, hydra: Any) -> "Prepared":
@@ -257,6 +239,7 @@ def _resume(cfg: DictConfig, hydra: DictConfig) -> int:
     """Continue the run in `cfg.resume` with its own settings; returns the exit code."""
     folder = Path(cfg.resume)
     own = saved.load(folder)
+    checked = own.checked
     given = [item for item in hydra.overrides.task if not item.startswith("resume=")]
     new, keys = saved.merged(own, given)
     contradictions = [key for key in keys if key != "dry_run"]
@@ -270,8 +253,7 @@ def _resume(cfg: DictConfig, hydra: DictConfig) -> int:
     from bantam.training.run import run
     from bantam.training.setup import RunInfo, prepare_resumed
 
-    ranges.validate(own.config)
-    prepared = prepare_resumed(own.config, RunInfo(folder, dict(own.choices), 1, None))
+    prepared = prepare_resumed(checked, RunInfo(folder, dict(own.choices), 1, None))
     if cfg.dry_run:
         terminal.describe(prepared)
         return 0

@@ -85,7 +85,7 @@ def read_study(folder: Path) -> Study:
     """Read a study's folder: `trials.csv`, the histories of its trials, and its confirmation."""
     study = Study(folder, multi_objective=has_front(folder))
     try:
-        with (folder / "trials.csv").open(newline="") as stream:
+        with (folder / "trials.csv").open(newline="", encoding="utf-8") as stream:
             rows = csv.DictReader(stream)
             study.keys = [key for key in rows.fieldnames or [] if key not in COLUMNS]
             for line, row in enumerate(rows, 2):
@@ -141,7 +141,7 @@ def _read_confirmation(study: Study, folder: Path) -> None:
         r.name = r.folder.name.partition("-")[0].replace("_", " ")
     if (folder / "confirm.json").exists():
         try:
-            read = json.loads((folder / "confirm.json").read_text())
+            read = json.loads((folder / "confirm.json").read_text(encoding="utf-8"))
             study.confirmation = read if isinstance(read, dict) else {}
         except (OSError, ValueError) as error:
             study.problems.append(f"confirm/confirm.json cannot be read: {error}")

@@ -18,9 +18,12 @@ def table(groups: list[Group]) -> str:
     for g in groups:
         for r in g.runs:
             if r.state in ("unfinished", "damaged"):
-                raise ValueError(f"{r.folder} is {r.state}: finish it with resume=, or leave its folder out")
+                why = f" ({r.problems[0]})" if r.problems else ""
+                raise ValueError(f"{r.folder} is {r.state}: finish it with resume=, or leave its folder out{why}")
             if r.split != "test":
                 raise ValueError(f"{r.folder} was scored on validation images: the table is about the test images")
+            if r.problems:
+                raise ValueError(f"{r.folder} is damaged ({r.problems[0]}); or leave its folder out")
     targets = {g.first.target for g in groups}
     if len(targets) > 1:
         raise ValueError("the runs have several targets: give folders with the same target.accuracy")
@@ -52,10 +55,13 @@ def _row(g: Group) -> tuple[str, ...]:
 def write_into(path: Path, rows: str, command: str) -> None:
     """Replace what stands between the marks of a file. Raises ValueError where it has none."""
     try:
-        before = path.read_text()
-    except OSError as error:
-        raise ValueError(f"--into={path} cannot be read: {error.strerror}") from error
+        before = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--into={path} cannot be read: {getattr(error, 'strerror', 'it is no text')}") from error
     if len(MARKS.findall(before)) != 1:
         raise ValueError(f"--into={path} must have one line <!-- table --> and one line <!-- /table --> below it")
     written = f"<!-- table: {command} -->\n{rows}\n<!-- /table -->"
-    record.write(path, MARKS.sub(lambda found: written, before).encode())
+    try:
+        record.write(path, MARKS.sub(lambda found: written, before).encode())
+    except OSError as error:
+        raise ValueError(f"--into={path} cannot be written ({error.strerror}): give another file") from error

@@ -15,21 +15,6 @@ from bantam.training.loop import Epoch
 
 T = TypeVar("T")
 
-COUNTS = (
-    "best_epoch",
-    "parameters",
-    "multiply_adds",
-    "seed",
-    "epochs",
-    "scored_images",
-    "train_images",
-    "threads",
-)
-"""Keys of `result.json` that must be numbers, not below 0, where they are there."""
-
-PERCENT = ("objective", "best_accuracy")
-"""Those that must be accuracies."""
-
 
 @dataclass
 class Run:
@@ -98,16 +83,20 @@ def read_run(folder: Path) -> Run:
     config = _attempt(saved.load, folder, problems)
     if config is None:
         there = (folder / ".hydra" / "config.yaml").exists()
-        problems[-1] = f"its configuration in .hydra is {'damaged' if there else 'missing'}"
+        problems[-1] = f"its configuration in .hydra is {'damaged' if there else 'missing'} ({problems[-1]})"
+    elif wrong := config.wrong:
+        problems.append(wrong)
     settings = config.settings if config else {}
     overrides = config.overrides if config else []
-    result = (_attempt(record.read_result, folder, problems) if ended else None) or {}
-    _drop_damaged(result, problems)
+    result, damaged = (_attempt(record.load_result, folder, problems) if ended else None) or ({}, [])
+    problems += [f"{record.RESULT} is damaged: {what}" for what in damaged]
     history: list[Epoch] = []
     if (folder / record.HISTORY).exists():
         history = _attempt(record.read_history, folder, problems) or []
     elif result.get("objective") is not None:
         problems.append(f"{record.HISTORY} is missing")
+    if history and (contradiction := record.contradiction(history, result)):
+        problems.append(contradiction)
     if not ended:
         problems.append(_unfinished(folder, history, settings))
     typed = dict(item.split("=", 1) for item in overrides if "=" in item)
@@ -127,7 +116,7 @@ def read_run(folder: Path) -> Run:
         objective=result.get("objective"),
         seed=result.get("seed", settings.get("seed")),
         target=number(settings.get("target.accuracy")),
-        last=[float(value) for value in result.get("last_accuracies") or []],
+        last=result.get("last_accuracies") or [],
         scored_images=int(result.get("scored_images") or 0),
         split=split or str(result.get("split", "test")),
         confusion=confusion,
@@ -145,27 +134,10 @@ def _attempt(read: Callable[[Path], T], folder: Path, problems: list[str]) -> T 
         return None
 
 
-def _drop_damaged(result: dict[str, Any], problems: list[str]) -> None:
-    """Take out of a result what cannot be: each becomes a problem."""
-    for key in (*COUNTS, *PERCENT):
-        most = 100 if key in PERCENT else 1e15
-        if result.get(key) is not None and not 0 <= number(result[key]) <= most:
-            problems.append(f"{record.RESULT} is damaged: {key} is {result.pop(key)!r}")
-    last = result.get("last_accuracies")
-    if last is not None and not (isinstance(last, list) and all(0 <= number(value) <= 100 for value in last)):
-        problems.append(f"{record.RESULT} is damaged: last_accuracies are {result.pop('last_accuracies')!r}")
-
-
 def _confusion(result: dict[str, Any]) -> tuple[list[list[int]], list[str]]:
-    """The confusion matrix and the names of its classes; nothing where it is no square of counts."""
-    matrix, names = result.get("confusion"), result.get("classes")
-    if not isinstance(matrix, list) or not all(
-        isinstance(row, list) and len(row) == len(matrix) and all(isinstance(n, int) for n in row)
-        for row in matrix
-    ):
-        return [], []
-    named = names if isinstance(names, list) and len(names) == len(matrix) else range(len(matrix))
-    return matrix, [str(name) for name in named]
+    """The confusion matrix, empty where it is not known, and the names of its classes."""
+    matrix, names = result.get("confusion") or [], result.get("classes") or []
+    return matrix, names if len(names) == len(matrix) else [str(number) for number in range(len(matrix))]
 
 
 def _unfinished(folder: Path, history: list[Epoch], settings: dict[str, Any]) -> str:
@@ -183,10 +155,9 @@ def _unfinished(folder: Path, history: list[Epoch], settings: dict[str, Any]) ->
 
 def _layers(result: dict[str, Any], config: saved.Saved | None) -> list[budget.Layer]:
     """The layer table that the folder holds; where it holds none, of the network that its settings build."""
-    with suppress(TypeError):
-        rows = [budget.Layer(**{**row, "shape": tuple(row["shape"])}) for row in result.get("layers") or []]
-        if rows:
-            return rows
+    rows = [budget.Layer(**{**row, "shape": tuple(row["shape"])}) for row in result.get("layers") or []]
+    if rows:
+        return rows
     with suppress(Exception):  # a folder of another version may name what there is no more
         if config:
             info = setup.RunInfo(config.folder, {"model": result.get("model")}, 1, None)

@@ -106,7 +106,7 @@ def _confirm(plan: Confirmation, best: list[tuple[int, float]], test: bool, chan
 def _choose(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, float]]:
     """Number and objective of a study's best completed trials, or of those with the given numbers."""
     try:
-        with (study / "trials.csv").open(newline="") as stream:
+        with (study / "trials.csv").open(newline="", encoding="utf-8") as stream:
             done = [
                 (int(r["number"]), float(r["objective"]))
                 for r in csv.DictReader(stream)

@@ -1,7 +1,10 @@
 """The parts of a run as its configuration names them: what a constructor refuses becomes one sentence."""
 
-from collections.abc import Mapping, Sequence
+import sys
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -22,16 +25,51 @@ def build(cfg: DictConfig, key: str, choices: Choices) -> Any:
     """Instantiate a group; what its constructor refuses becomes a ValueError that names the group."""
     try:
         return instantiate(cfg[key], _execution_whitelist_=config.WHITELIST)
-    except InstantiationException as error:
-        cause = error.__cause__
+    except Exception as error:  # a constructor that refuses its arguments may raise anything
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if key == "data" and isinstance(cause, ValueError):
             raise cause from None
         raise cannot_be_built(key, choices, cause or error) from error
 
 
-def cannot_be_built(key: str, choices: Choices, cause: BaseException) -> ValueError:
+class CannotBeBuilt(ValueError):
+    """An option of a group refuses its keys."""
+
+
+def cannot_be_built(key: str, choices: Choices, cause: BaseException) -> CannotBeBuilt:
     """The sentence for a group whose option refuses its keys."""
-    return ValueError(f"{key}={choices.get(key)} cannot be built: {' '.join(str(cause).split())}")
+    return CannotBeBuilt(f"{key}={choices.get(key)} cannot be built: {told(cause)}")
+
+
+def told(error: BaseException) -> str:
+    """What an error says, in one line; and where it was raised, unless a class raises a ValueError by itself."""
+    text = " ".join(str(error).split())
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not any(part in Path(frame.filename).parts for part in NOT_OWN)]
+    own = [frame for frame in own if Path(frame.filename).parent != Path(__file__).parent]
+    deliberate = isinstance(error, ValueError) and (frames[-1].line or "").startswith("raise ") if frames else True
+    if not own or deliberate:
+        return text or type(error).__name__
+    where = f"{own[-1].filename}, line {own[-1].lineno}"
+    return f"{type(error).__name__} in {where}" + f": {text}" * bool(text)
+
+
+NOT_OWN = ("site-packages", "dist-packages", "kernels", f"python{sys.version_info.major}.{sys.version_info.minor}")
+"""Folders of code that nobody edits who adds a network, a rate or an augmentation."""
+
+
+class PartFailed(Exception):
+    """What a group's option is made of fails in the training."""
+
+
+def blame(error: Exception, parts: Mapping[str, Iterable[object]], choices: Choices) -> PartFailed | None:
+    """The sentence for an error that one of a run's parts raised; None where it was raised elsewhere."""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        owner = frame.f_locals.get("self")
+        for key, objects in parts.items():
+            if any(owner is part for part in objects):
+                return PartFailed(f"{key}={choices.get(key)} fails: {told(error)}")
+    return None
 
 
 def build_optimizer(cfg: DictConfig, choices: Choices, model: nn.Module) -> Optimizer:
@@ -69,7 +107,8 @@ def dry_run_schedule(cfg: DictConfig, choices: Choices, schedule: Schedule, rate
         try:
             rate = schedule.rate(rates[0], epoch - 0.5, [1.0] * (epoch - 1))
         except Exception as error:
-            raise ValueError(f"{name} fails after epoch {epoch - 1} ({error}): change scheduler.*") from error
+            what = f"{name} fails after epoch {epoch - 1} ({told(error)})"
+            raise ValueError(f"{what}: change scheduler.*") from error
         if not 0 <= rate < float("inf"):
             raise ValueError(
                 f"{name} sets the learning rate of epoch {epoch} to {rate}: "

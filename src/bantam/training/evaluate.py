@@ -1,7 +1,7 @@
 """Score a finished run again."""
 
 from bantam.training import terminal
-from bantam.training.folder import HISTORY, read_finished, read_history, read_weights
+from bantam.training.folder import REMEDY, contradiction, read_finished, read_history, read_weights
 from bantam.training.loop import measure, score
 from bantam.training.setup import Prepared
 
@@ -13,12 +13,12 @@ def evaluate(prepared: Prepared) -> bool:
     """
     folder, images = prepared.info.folder, prepared.data
     result = read_finished(folder)
+    history = read_history(folder)
+    if found := contradiction(history, result):
+        raise ValueError(f"{folder}: {found}: {REMEDY}")
     read_weights(folder, prepared.result_model)
     logits = score(prepared.scoring_model, images.held_out_images, images, prepared.precision)
     _, accuracy = measure(logits, images.held_out_labels)
-    history = read_history(folder)
-    if not history:
-        raise ValueError(f"{folder / HISTORY} has no epoch: restore it, or train the run again")
     recorded = history[-1].accuracy
     what = f"{accuracy:.2f} % of {len(images.held_out_labels):,} {images.split} images of {images.name}"
     if images.checksum != result["data_checksum"] or images.split != result["split"]:

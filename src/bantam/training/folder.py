@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from bantam.training.loop import Epoch
+from bantam.training.result import FINISHED, damage
 
 try:
     import fcntl
@@ -39,11 +40,8 @@ CHECKSUM = b"sha256 "
 STATE = ("model", "optimizer", "history", "checksum", "threads", "precision", "kernels")
 """What every checkpoint has."""
 
-FINISHED: dict[str, Any] = {
-    **{"objective": (int, float), "threads": int, "scored_images": int},
-    **{"split": str, "data": str, "data_checksum": str, "precision": str, "kernels": str},
-}
-"""What the result of a finished run has, and its types."""
+REMEDY = "restore it, or train the run again"
+"""What helps where a file of a finished run is damaged."""
 
 ASIDE = ".part"
 """How the names of files end that are being written."""
@@ -129,20 +127,54 @@ def write_history(folder: Path, history: list[Epoch]) -> None:
 
 
 def read_history(folder: Path) -> list[Epoch]:
-    """Read `history.csv` back. Raises ValueError where it is missing or not one of ours."""
+    """Read `history.csv` back. Raises ValueError where it is missing, cut off, or not one of ours."""
+    file, names = folder / HISTORY, [f.name for f in fields(Epoch)]
     try:
-        with (folder / HISTORY).open(newline="") as stream:
-            epochs = [
-                Epoch(**{k: int(v) if k == "epoch" else float(v) if v else None for k, v in row.items()})  # type: ignore[arg-type]
-                for row in csv.DictReader(stream)
-            ]
-        for epoch in epochs:
-            scored = epoch.test_accuracy if epoch.validation_accuracy is None else epoch.validation_accuracy
-            if None in (epoch.lr, epoch.train_loss, epoch.train_accuracy, epoch.images_per_second, scored):
-                raise ValueError(f"the row of epoch {epoch.epoch} is cut off")
+        with file.open(newline="", encoding="utf-8") as stream:
+            header, *rows = csv.reader(stream)
+        if header != names:
+            raise ValueError(f"its columns are {', '.join(header)[:60]!r}, not those of a history")
+        epochs = [_epoch(row, number) for number, row in enumerate(rows, 1)]
+        if not epochs:
+            raise ValueError("it has no epoch")
         return epochs
-    except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / HISTORY} cannot be read: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror}): {REMEDY}") from error
+    except (TypeError, ValueError, csv.Error) as error:
+        raise ValueError(f"{file} cannot be read ({_reason(error)}): {REMEDY}") from error
+
+
+def _epoch(row: list[str], number: int) -> Epoch:
+    """An epoch of a history. Raises ValueError where its row is cut off, or another's."""
+    first, *others = row or [""]
+    if len(row) != len(fields(Epoch)):
+        raise ValueError(
+            f"the row of epoch {number} {'is cut off' if len(row) < len(fields(Epoch)) else 'has too many values'}"
+        )
+    epoch = Epoch(int(first), *(float(value) if value else None for value in others))  # type: ignore[arg-type]
+    scored = epoch.test_accuracy if epoch.validation_accuracy is None else epoch.validation_accuracy
+    if None in (epoch.lr, epoch.train_loss, epoch.train_accuracy, epoch.images_per_second, scored):
+        raise ValueError(f"the row of epoch {epoch.epoch} is cut off")
+    if epoch.epoch != number:
+        raise ValueError(f"the row of epoch {number} is that of epoch {epoch.epoch}")
+    for accuracy in (epoch.train_accuracy, scored):
+        if not 0 <= (accuracy or 0.0) <= 100:
+            raise ValueError(f"an accuracy of epoch {number} is {accuracy} %")
+    return epoch
+
+
+def _reason(error: Exception) -> str:
+    return "it is no text" if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split())
+
+
+def contradiction(history: list[Epoch], result: dict[str, Any]) -> str:
+    """What a history and a result say differently, where they are not of one run; empty where nothing."""
+    epochs, last = result.get("epochs"), result.get("last_accuracies") or []
+    if epochs is not None and epochs != len(history):
+        return f"{HISTORY} has {len(history)} of the {epochs} epochs in {RESULT}"
+    if last and [epoch.accuracy for epoch in history[-len(last) :]] != last:
+        return f"{HISTORY} and {RESULT} are not of one run: they end at other accuracies"
+    return ""
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
@@ -153,29 +185,44 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
     write(folder / RESULT, (text + "\n").encode())
 
 
+def load_result(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Read `result.json`: what is sound in it, and a phrase for each key that is not.
+
+    Raises ValueError where it is missing or no result.
+    """
+    file = folder / RESULT
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{folder} holds no {RESULT}: it is no finished run; train it to its end, or restore it"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror}): {REMEDY}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read ({_reason(error)}): {REMEDY}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} cannot be read: it is not the result of a run: {REMEDY}")
+    damaged = damage(found)
+    return {key: value for key, value in found.items() if key not in damaged}, list(damaged.values())
+
+
 def read_result(folder: Path) -> dict[str, Any]:
     """Read `result.json`. Raises ValueError where it is missing or damaged."""
-    try:
-        result = json.loads((folder / RESULT).read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} holds no {RESULT}: it is no finished run") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder / RESULT} cannot be read: {error}") from error
-    if not isinstance(result, dict):
-        raise ValueError(f"{folder / RESULT} cannot be read: it is not the result of a run")
+    result, damaged = load_result(folder)
+    if damaged:
+        raise ValueError(f"{folder / RESULT} is damaged ({damaged[0]}): {REMEDY}")
     return result
 
 
 def read_finished(folder: Path) -> dict[str, Any]:
     """Read the `result.json` of a run that came to its end. Raises ValueError where it did not, or is damaged."""
     result = read_result(folder)
-    if result.get("objective") is None:
-        raise ValueError(f"{folder} was {result.get('verdict')}: it has no weights to evaluate")
-    for key, kind in FINISHED.items():
-        if not isinstance(result.get(key), kind) or isinstance(result[key], bool):
-            raise ValueError(
-                f"{folder / RESULT} is damaged ({key} is {result.get(key)!r}): restore it, or train the run again"
-            )
+    if result.get("objective") is None and result["verdict"] not in ("met", "not met", "not judged"):
+        raise ValueError(f"{folder} was {result['verdict']}: it has no weights to evaluate")
+    for key in FINISHED:
+        if result.get(key) is None:
+            raise ValueError(f"{folder / RESULT} is damaged ({key} is None): {REMEDY}")
     return result
 
 
@@ -195,12 +242,12 @@ def read_weights(folder: Path, model: nn.Module) -> None:
     try:
         model.load_state_dict(load_file(file))
     except FileNotFoundError as error:
-        raise ValueError(f"{folder} holds no {WEIGHTS}: it is no finished run") from error
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
+        raise ValueError(f"{folder} holds no {WEIGHTS}: it is no finished run; {REMEDY}") from error
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:  # what damaged bytes lead it to
+        raise ValueError(f"{file} is damaged ({_reason(error)}): {REMEDY}") from error
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise ValueError(f"{file} holds the weights of another network: {reason}") from error
+        raise ValueError(f"{file} holds the weights of another network ({reason}): {REMEDY}") from error
 
 
 def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:

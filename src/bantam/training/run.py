@@ -1,6 +1,7 @@
 """Train what was prepared into its folder, or go on where the folder's checkpoint ends."""
 
 import platform
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,6 +13,7 @@ import torch
 from bantam.data import Data
 from bantam.training import folder as files
 from bantam.training import terminal
+from bantam.training.build import PartFailed, blame
 from bantam.training.loop import Diverged, Epoch, score, train
 from bantam.training.setup import Prepared, RunInfo
 from bantam.training.verdict import Verdict, judge
@@ -44,11 +46,16 @@ def _run(prepared: Prepared, should_prune: Callable[[int, float], bool]) -> floa
                 if should_prune(epoch.epoch, epoch.accuracy) and epoch.epoch < cfg.epochs:
                     reason = f"pruned after epoch {epoch.epoch} of {cfg.epochs}, at {epoch.accuracy:.2f} %"
                     return _end_early(prepared, "pruned", reason, history, started)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         terminal.show_interruption(info, len(history) + 1, cfg.epochs)
-        raise SystemExit(130) from None
+        raise SystemExit(128 + getattr(stop, "signal", signal.SIGINT)) from None
     except Diverged as error:
         return _end_early(prepared, "diverged", str(error), history, started)
+    except Exception as error:
+        blamed = blame(error, prepared.parts, info.choices)
+        if blamed is None:
+            raise
+        raise blamed from error
     return _end(prepared, history, started)
 
 
@@ -117,14 +124,17 @@ def _restore(prepared: Prepared) -> list[Epoch]:
         raise ValueError(f"{folder} is finished ({result.get('verdict')}): there is nothing to resume")
     state = files.read_checkpoint(folder, prepared.device)
     if state is None:
+        if (folder / files.HISTORY).exists():
+            terminal.show_lost(prepared.info, files.CHECKPOINT)
         return []
     if state["checksum"] != prepared.data.checksum:
         raise ValueError(
             f"{folder} was begun with other data than {prepared.data.name} as it is now: restore data.root"
         )
     if state["precision"] != str(prepared.precision):
+        begun = str(state["precision"]).removeprefix("torch.")
         raise ValueError(
-            f"{folder} was begun in {state['precision'].removeprefix('torch.')}, which precision=auto does not "
+            f"{folder} was begun in {begun}, which precision=auto does not "
             "choose on this machine: a run is resumed where it was begun"
         )
     if state["kernels"] != prepared.kernels:
@@ -132,13 +142,19 @@ def _restore(prepared: Prepared) -> list[Epoch]:
             f"{folder} was begun with {state['kernels']} kernels, which kernels={prepared.cfg.kernels} does not "
             "choose on this machine: a run is resumed where it was begun"
         )
-    prepared.model.load_state_dict(state["model"])
-    prepared.optimizer.load_state_dict(state["optimizer"])
-    if prepared.average:
-        prepared.average.load_state_dict(state["average"])
-    prepared.threads = state["threads"]
-    torch.set_num_threads(prepared.threads)
-    history = [Epoch(**epoch) for epoch in state["history"]]
+    try:
+        prepared.model.load_state_dict(state["model"])
+        prepared.optimizer.load_state_dict(state["optimizer"])
+        if prepared.average:
+            prepared.average.load_state_dict(state["average"])
+        history = [Epoch(**epoch) for epoch in state["history"]]
+        prepared.threads = int(state["threads"])
+        torch.set_num_threads(prepared.threads)
+    except Exception as error:  # torch raises whatever it is led to by the state of another network
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{folder / files.CHECKPOINT} is not of this run ({reason}): delete it to start this run anew"
+        ) from error
     files.write_history(folder, history)
     return history
 
@@ -197,12 +213,12 @@ def _processor(device: torch.device) -> str:
     return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor())
 
 
-def refuse(error: ValueError, info: RunInfo, seed: int | None) -> None:
+def refuse(error: Exception, info: RunInfo, seed: int | None) -> None:
     """Record in a job's folder that it was refused, and why; the other jobs go on."""
     terminal.show_refusal(info, error)
     if isinstance(error, files.InUse) or (info.folder / files.RESULT).exists():
         return
-    result = {"verdict": "refused", "reason": str(error), **_identity(info, seed)}
+    result = {"verdict": "refused", "reason": " ".join(str(error).split()), **_identity(info, seed)}
     layers = getattr(error, "layers", None)
     if layers:
         parameters = sum(layer.parameters for layer in layers)
@@ -212,7 +228,7 @@ def refuse(error: ValueError, info: RunInfo, seed: int | None) -> None:
 
 def fail(error: Exception, trace: str, info: RunInfo, seed: int | None) -> None:
     """Record in a job's folder that it broke, with the traceback in error.txt; the other jobs go on."""
-    reason = f"{type(error).__name__}: {error}"
+    reason = str(error) if isinstance(error, PartFailed) else f"{type(error).__name__}: {error}"
     terminal.show_failure(info, reason)
     files.write(info.folder / "error.txt", trace.encode())
     files.write_result(info.folder, {"verdict": "failed", "reason": reason, **_identity(info, seed)})

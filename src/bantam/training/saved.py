@@ -10,10 +10,11 @@ from typing import Any
 from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bantam.config import flat
+from bantam import ranges
+from bantam.config import flat, sentence, typed
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,33 @@ class Saved:
     @property
     def choices(self) -> Mapping[str, Any]:
         """The option chosen of each group, as in model=v2. Raises ValueError where they cannot be read."""
-        return dict(self.hydra.runtime.choices)
+        try:
+            return dict(self.hydra.runtime.choices)
+        except (OmegaConfBaseException, AttributeError, TypeError, ValueError) as error:
+            raise _damaged(self.folder, "hydra.yaml", "it has no hydra.runtime.choices") from error
+
+    @property
+    def wrong(self) -> str:
+        """What in the configuration cannot be, in a sentence; empty where nothing. Keys may be missing."""
+        try:
+            typed(self.config)
+        except ValueError as error:
+            return f".hydra/config.yaml is damaged, or of another version of Bantam: {error}"
+        return ""
+
+    @cached_property
+    def checked(self) -> DictConfig:
+        """The configuration with its types. Raises ValueError for what the command line would have refused."""
+        try:
+            cfg = typed(self.config)
+            ranges.validate(cfg)
+        except (OmegaConfBaseException, ValueError) as error:
+            file = self.folder / ".hydra" / "config.yaml"
+            raise ValueError(
+                f"{file} is damaged, or of another version of Bantam ({sentence(error)}): "
+                "restore it, or train the run again"
+            ) from error
+        return cfg
 
 
 def load(folder: Path) -> Saved:
@@ -55,14 +82,25 @@ def load(folder: Path) -> Saved:
 
 
 def _read(folder: Path, name: str) -> Any:
+    if not folder.is_dir():
+        reason = "it is a file" if folder.exists() else "it does not exist"
+        raise ValueError(f"{folder} is no run folder: {reason}; give the folder of one run, with a .hydra in it")
     try:
         content = OmegaConf.load(folder / ".hydra" / name)
-        if name != "overrides.yaml" and not (isinstance(content, DictConfig) and content):
-            raise ValueError("no mapping")
-        return content
     except Exception as error:  # whatever a damaged or foreign YAML file leads to
-        reason = "it does not exist" if not folder.exists() else f"{type(error).__name__} in its .hydra/{name}"
-        raise ValueError(f"{folder} is no run folder: {reason}") from error
+        raise _damaged(folder, name, type(error).__name__) from error
+    wanted, kind = (ListConfig, "list") if name == "overrides.yaml" else (DictConfig, "mapping")
+    if name == "overrides.yaml" and content == {}:  # nothing was typed, or the file is empty
+        return []
+    if not isinstance(content, wanted) or (wanted is DictConfig and not content):
+        raise _damaged(folder, name, f"it is no {kind}")
+    return content
+
+
+def _damaged(folder: Path, name: str, reason: str) -> ValueError:
+    """The sentence for a file of `.hydra` that cannot be used."""
+    remedy = "restore it, or train the run again"
+    return ValueError(f"{folder} is no run folder: {reason} in its .hydra/{name}; {remedy}")
 
 
 def save(folder: Path, cfg: DictConfig) -> None:

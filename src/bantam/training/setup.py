@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from bantam.kernels import compiler
 from bantam.kernels.fuse import fuse, is_fused
 from bantam.schedulers import Schedule
 from bantam.training.average import Average
-from bantam.training.build import build, build_optimizer, build_schedule, dry_run_schedule
+from bantam.training.build import CannotBeBuilt, build, build_optimizer, build_schedule, dry_run_schedule, told
 from bantam.training.folder import read_checkpoint, read_finished
 from bantam.training.loop import Training
 
@@ -107,6 +108,16 @@ class Prepared:
         return self.training_model
 
     @property
+    def parts(self) -> dict[str, Sequence[object]]:
+        """The objects that its options have made, by group."""
+        return {
+            "model": list(self.model.modules()),
+            "augmentation": [self.augmentation],
+            "scheduler": [self.schedule],
+            "optimizer": [self.optimizer],
+        }
+
+    @property
     def training(self) -> Training:
         """What the loop needs of it."""
         return Training(
@@ -180,7 +191,7 @@ def prepare_resumed(cfg: DictConfig, info: RunInfo) -> Prepared:
     cfg = cfg.copy()
     if cfg.device == "auto":
         cfg.device = state.get("device", "auto")
-    return prepare(cfg, info)
+    return _prepare_saved(cfg, info)
 
 
 def prepare_finished(cfg: DictConfig, info: RunInfo) -> Prepared:
@@ -195,7 +206,15 @@ def prepare_finished(cfg: DictConfig, info: RunInfo) -> Prepared:
         cfg.precision = result["precision"]
     if cfg.kernels == "auto" and result["kernels"] == "torch":
         cfg.kernels = "torch"  # of others it is left to this machine whether it has a compiler
-    return prepare(cfg, info)
+    return _prepare_saved(cfg, info)
+
+
+def _prepare_saved(cfg: DictConfig, info: RunInfo) -> Prepared:
+    try:
+        return prepare(cfg, info)
+    except CannotBeBuilt as error:  # it could be when the run was begun
+        file = info.folder / ".hydra" / "config.yaml"
+        raise ValueError(f"{error}; {file} is damaged, or of another version of Bantam: restore it") from error
 
 
 def check_budget(cfg: DictConfig, info: RunInfo) -> tuple[list[budget.Layer], int]:
@@ -206,7 +225,15 @@ def check_budget(cfg: DictConfig, info: RunInfo) -> tuple[list[budget.Layer], in
             return build(cfg, "model", info.choices)  # type: ignore[no-any-return]
 
     parameters, limit = budget.count(network(cfg)), cfg.budget.parameters
-    layers = budget.layers(network(cfg, "cpu" if parameters <= budget.SMALL else "meta"))
+    try:
+        layers = budget.layers(network(cfg, "cpu" if parameters <= budget.SMALL else "meta"))
+    except CannotBeBuilt:
+        raise
+    except Exception as error:  # a network of one's own may raise anything
+        cause = error.__cause__ or error
+        raise ValueError(
+            f"model={info.choices.get('model')}: a 1×28×28 image does not fit through this network: {told(cause)}"
+        ) from error
     if parameters < limit:
         return layers, parameters
     widths = {key: value for key, value in cfg.model.items() if isinstance(value, int) and value > 1}

@@ -32,7 +32,7 @@ COLOURS = {"met": "green", "not met": "red", "diverged": "red"}
 def show_error(error: Exception) -> None:
     """Print what is wrong in one sentence, above the layer table where the error carries one."""
     errors = Console(stderr=True, highlight=False)
-    errors.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+    errors.print(f"[bold red]Error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True)
     layers = getattr(error, "layers", None)
     if layers:
         errors.print("", layer_table(layers))
@@ -167,6 +167,19 @@ def show_interruption(info: "RunInfo", epoch: int, epochs: int) -> None:
     )
 
 
+def show_stopped(again: str = "") -> None:
+    """Say that a command was stopped, and which line continues it."""
+    console.print(
+        "\nStopped. " + escape(f"Finished jobs are kept; continue with:\n{again}" if again else ""), soft_wrap=True
+    )
+
+
+def show_lost(info: "RunInfo", name: str) -> None:
+    """Say that a run starts anew, since what it would go on from is gone."""
+    text = f"{short_path(info.folder, info.typed_in)} has a history but no {name}: it starts anew with epoch 1"
+    console.print(f"[bold yellow]Warning:[/] {escape(text)}", soft_wrap=True)
+
+
 def show_verdict(info: "RunInfo", verdict: "Verdict") -> None:
     """Print how a run has ended."""
     colour = COLOURS.get(verdict.verdict, "yellow")
@@ -184,9 +197,12 @@ def show_verdict(info: "RunInfo", verdict: "Verdict") -> None:
     )
 
 
-def show_refusal(info: "RunInfo", error: ValueError) -> None:
+def show_refusal(info: "RunInfo", error: Exception) -> None:
     """Say of a job in a multirun that it was refused, and why."""
-    console.print(f"[bold red]job {info.job}, {info.name}: refused[/]: {escape(str(error))}", soft_wrap=True)
+    console.print(
+        f"[bold red]job {info.job}, {info.name}: refused[/]: {escape(' '.join(str(error).split()))}",
+        soft_wrap=True,
+    )
     layers = getattr(error, "layers", None)
     if layers:
         console.print(layer_table(layers))

@@ -1,0 +1,355 @@
+"""Each file of a run, damaged in each way, before each command: one sentence with the file and what helps."""
+
+import json
+import runpy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from commands import PROJECT, Bantam, Forks
+from finished import once
+from single_runs import history
+
+from bantam.report import folders
+from bantam.training import folder as files
+
+Damage = Callable[[Path], object]
+
+
+def folder_instead(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def link_to_itself(file: Path) -> None:
+    file.unlink()
+    file.symlink_to(file.name)
+
+
+def changed(key: str, value: object) -> Damage:
+    """Damage to a JSON file: one of its values is another, or of another kind."""
+    return lambda file: file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+
+
+def replaced(old: str, new: str) -> Damage:
+    """Damage to a text: a part of it is another."""
+
+    def damage(file: Path) -> None:
+        text = file.read_text()
+        assert old in text
+        file.write_text(text.replace(old, new))
+
+    return damage
+
+
+def without(*keys: str) -> Damage:
+    def damage(file: Path) -> None:
+        kept = {key: value for key, value in json.loads(file.read_text()).items() if key not in keys}
+        file.write_text(json.dumps(kept))
+
+    return damage
+
+
+def rows(change: Callable[[list[str]], list[str]]) -> Damage:
+    """Damage to the lines of a text."""
+    return lambda file: file.write_text("".join(change(file.read_text().splitlines(keepends=True))))
+
+
+ANY: dict[str, Damage] = {
+    "gone": Path.unlink,
+    "empty": lambda file: file.write_bytes(b""),
+    "halved": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+    "binary": lambda file: file.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe\x00"),
+    "text": lambda file: file.write_text('Once upon a time: [there was, a "file\n'),
+    "number": lambda file: file.write_text("7"),
+    "list": lambda file: file.write_text("[1, 2]"),
+    "folder": folder_instead,
+    "link": link_to_itself,
+}
+"""What may become of any file."""
+
+OWN: dict[str, dict[str, Damage]] = {
+    "history.csv": {
+        "last row gone": rows(lambda lines: lines[:-1]),
+        "first row gone": rows(lambda lines: [lines[0], *lines[2:]]),
+        "all rows gone": rows(lambda lines: lines[:1]),
+        "row twice": rows(lambda lines: [*lines, lines[-1]]),
+        "header gone": rows(lambda lines: lines[1:]),
+        "words": rows(lambda lines: [lines[0], *(line.replace(".", "point") for line in lines[1:])]),
+        "nan": rows(lambda lines: [lines[0], *(",".join(["1", *["nan"] * 9]) + "\n" for _ in lines[1:])]),
+        "over 100": rows(lambda lines: [lines[0], *(f"{i},1,1,500,,,1,500,1,1\n" for i in (1, 2))]),
+        "column more": rows(lambda lines: [f"{line.strip()},x\n" for line in lines]),
+        "cell more": rows(lambda lines: [lines[0], *(f"{line.strip()},1\n" for line in lines[1:])]),
+        "no scores": rows(lambda lines: [lines[0], *(f"{i},1,1,50,,,,,1,1\n" for i in (1, 2))]),
+    },
+    "result.json": {
+        "empty mapping": lambda file: file.write_text("{}"),
+        "nan": lambda file: file.write_text('{"verdict": "met", "objective": NaN}'),
+        **{f"without {key}": without(key) for key in ("threads", "precision", "epochs", "verdict")},
+        "without data_checksum": without("data_checksum"),
+        **{
+            f"{key} {value}": changed(key, value)
+            for key, value in (  # type: tuple[str, object]
+                ("objective", "high"), ("objective", True), ("objective", 1e9), ("objective", [1]),
+                ("epochs", 7), ("epochs", "two"), ("threads", 0), ("threads", -3), ("threads", 10**12),
+                ("threads", 1.5), ("precision", "float8"), ("precision", 3), ("kernels", "cuda"),
+                ("split", "moon"),
+                ("scored_images", -1), ("scored_images", "many"), ("data_checksum", None), ("verdict", 5),
+                ("verdict", None), ("reason", {"a": 1}), ("layers", 3), ("layers", [{}]), ("layers", "x"),
+                ("confusion", "x"), ("confusion", [[1, 2]]), ("classes", 3), ("last_accuracies", 5),
+                ("last_accuracies", ["a"]), ("seed", "one"), ("seed", [1]), ("parameters", {}), ("model", [1]),
+                ("experiment", {"a": 1}), ("data", ["MNIST"]), ("device", 5), ("training_seconds", "long"),
+                ("versions", 3), ("processor", {}), ("target", 3), ("budget", None), ("best_epoch", "x"),
+                ("best_accuracy", -5), ("at_chance", "perhaps"), ("images_per_second", "x"), ("started", 3),
+                ("commit", 3), ("train_images", None), ("multiply_adds", "x"),
+            )
+        },
+    },
+    ".hydra/config.yaml": {
+        "nothing": lambda file: file.write_text("null"),
+        "foreign": lambda file: file.write_text("version: 2\nservices: {}\n"),
+        "no model": lambda file: file.write_text(file.read_text().replace("model:", "mode1:", 1)),
+        **{
+            f"{old} {new}": replaced(old, new)
+            for old, new in (
+                ("epochs: 2\n", "epochs: two\n"), ("epochs: 2\n", ""), ("seed: 1\n", "seed: []\n"),
+                ("seed: 1\n", ""), ("threads: 1\n", "threads: many\n"), ("device: auto", "device: moon"),
+                ("kernels: auto", "kernels: 5"), ("kernels: auto\n", ""),
+                ("channels_last: true", "channels_last: perhaps"),
+                ("batch_size: 128", "batch_size: 0"), ("batch_size: 128", "batch_size: nan"),
+                ("batch_size: 128", "batch_size: ${nothing}"),
+                ("batch_size: 128", "batch_size: ${oc.env:NOWHERE}"),
+                ("batch_size: 128", "batch_size: ${batch_size}"),
+                ("bantam.models.V2", "bantam.models.Gone"), ("bantam.models.V2", "os.system"),
+                ("bantam.models.V2", "5"), ("width: 4", "width: four"), ("width: 4", "width: 0"),
+                ("width: 4", "width: 4\n  colour: red"), ("torch.optim.SGD", "torch.optim.SDG"),
+                ("torch.optim.SGD", "torch.optim.Adam"), ("lr: 0.025", "lr: fast"), ("lr: 0.025", "lr: -1"),
+                ("_partial_: true", "_partial_: false"), ("bantam.data.torchvision_dataset", "bantam.data.Data"),
+                ("FashionMNIST", "CIFAR10"), ("validation: 0", "validation: -4"), ("ema: 0.0", "ema: x"),
+                ("ema: 0.0\n", ""), ("target:", "tarjet:"), ("budget:", "badget:"),
+            )
+        },
+        "tag": lambda file: file.write_text("model: !!python/object/apply:os.system ['touch proof']\n"),
+    },
+    ".hydra/overrides.yaml": {
+        "mapping": lambda file: file.write_text("a: 1\n"),
+        "numbers": lambda file: file.write_text("- 1\n- [2]\n- null\n"),
+    },
+    ".hydra/hydra.yaml": {
+        "foreign": lambda file: file.write_text("version: 2\n"),
+        "no choices": lambda file: file.write_text("hydra:\n  runtime: {}\n"),
+        "choices 5": lambda file: file.write_text("hydra:\n  runtime:\n    choices: 5\n"),
+        "hydra 5": lambda file: file.write_text("hydra: 5\n"),
+    },
+}  # fmt: skip
+
+SHOWN = ("history.csv", "result.json", ".hydra/config.yaml", ".hydra/overrides.yaml")
+"""The files of a run that reports and tables read."""
+
+READ = {"evaluate.py": (*SHOWN, "weights.safetensors", ".hydra/hydra.yaml"), "table.py": SHOWN, "report.py": SHOWN}
+"""The files of a run that a command reads."""
+
+NONE = (
+    *(".hydra/overrides.yaml: list", ".hydra/overrides.yaml: numbers", ".hydra/overrides.yaml: empty"),
+    ".hydra/overrides.yaml: halved",
+    *("result.json: budget None", "result.json: train_images None", "result.json: without epochs"),
+)
+"""What is damage to nobody: a list is a list, and what is not there says nothing wrong."""
+
+OTHERS = {
+    "result.json": ("without threads", "without precision", "without data_checksum", "data_checksum None"),
+    ".hydra/config.yaml": (
+        *("epochs: 2\n ", "seed: 1\n ", "kernels: auto\n ", "ema: 0.0\n ", "target: tarjet:", "lr: 0.025 lr: -1"),
+        *("batch_size: 128 batch_size: 0", "validation: 0 validation: -4", "width: 4 width: 0"),
+        "width: 4 width: 4\n  colour: red",
+        *(f"batch_size: 128 batch_size: ${{{text}}}" for text in ("nothing", "oc.env:NOWHERE")),
+        *("batch_size: 128 batch_size: ${batch_size}", "FashionMNIST bantam.data.Data"),
+        *(f"bantam.models.V2 {name}" for name in ("bantam.models.Gone", "os.system")),
+        *(f"torch.optim.SGD torch.optim.{name}" for name in ("SDG", "Adam")),
+        *("_partial_: true _partial_: false", "bantam.data.torchvision_dataset bantam.data.Data"),
+    ),
+}
+"""What only they notice who build and train a network: reports and tables show what is there."""
+
+
+def damaged(run: Path, to: Path, name: str, fit: Callable[[str], bool] = lambda what: True) -> dict[str, Path]:
+    """Copies of a run, in each of which a file is damaged in one way."""
+    found = {}
+    for what, damage in {**ANY, **OWN.get(name, {})}.items():
+        if fit(what) and f"{name}: {what}" not in NONE:
+            found[what] = shutil.copytree(run, to / "runs" / str(len(found)))
+            damage(found[what] / name)
+    assert found
+    return found
+
+
+@pytest.fixture(scope="session")
+def few_run(tmp_path_factory: pytest.TempPathFactory, forks: Forks, few: tuple[str, ...]) -> Path:
+    """A finished run of two epochs on few images: copy it."""
+
+    def train(folder: Path) -> None:
+        bantam = Bantam(folder, forks)
+        done = bantam("train.py", *few, "epochs=2", "hydra.run.dir=.")
+        bantam.close()
+        assert done.returncode == 0, done.stderr
+
+    return once(tmp_path_factory, "few-run", train)
+
+
+@pytest.fixture(scope="session")
+def stopped_run(tmp_path_factory: pytest.TempPathFactory, forks: Forks, few: tuple[str, ...]) -> Path:
+    """A run that was killed after one epoch of two: copy it."""
+
+    def train(folder: Path) -> None:
+        bantam = Bantam(folder, forks)
+        process = bantam.start("train.py", *few, "epochs=2", "hydra.run.dir=run", hold=1)
+        bantam.wait_until_held("run")
+        process.kill()
+        process.wait()
+        bantam.close()
+
+    return once(tmp_path_factory, "stopped-run", train) / "run"
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process; returns its exit code, its output and its errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(script: str, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", [script, *arguments])
+        code = 0
+        try:
+            runpy.run_path(str(PROJECT / script), run_name="__main__")
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        output, errors = capsys.readouterr()
+        return code, output, errors
+
+    return run
+
+
+def is_one_sentence(errors: str, name: str) -> bool:
+    """Whether errors are one line that names a file and says what helps."""
+    lines = [line for line in errors.splitlines() if line]
+    helps = any(word in errors for word in ("restore it", "delete it", "leave its folder out"))
+    return len(lines) == 1 and lines[0].startswith("Error: ") and Path(name).name in errors and helps
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [(script, name) for script in ("evaluate.py", "table.py") for name in READ[script]],
+)
+def test_a_damaged_file_is_one_sentence(
+    call: Callable[..., tuple[int, str, str]], few_run: Path, tmp_path: Path, script: str, name: str
+) -> None:
+    seen = (lambda what: True) if script == "evaluate.py" else (lambda what: what not in OTHERS.get(name, ()))
+    bad = {}
+    for what, run in damaged(few_run, tmp_path, name, seen).items():
+        code, _, errors = call(script, str(run.relative_to(tmp_path)))
+        if code != 1 or not is_one_sentence(errors, name):
+            bad[what] = (code, errors)
+    assert not bad
+
+
+@pytest.mark.parametrize("name", READ["report.py"])
+def test_a_report_says_it_of_that_run_and_shows_the_others(
+    call: Callable[..., tuple[int, str, str]], few_run: Path, tmp_path: Path, name: str
+) -> None:
+    copies = damaged(few_run, tmp_path, name, lambda what: what not in OTHERS.get(name, ()))
+    good = shutil.copytree(few_run, tmp_path / "runs" / "good")
+    code, output, errors = call("report.py", "runs")
+    assert (code, errors) == (0, "")
+    found = folders.gather([tmp_path / "runs"])
+    reasons = {run.folder: " ".join(run.problems) for run in found.runs}
+    assert reasons.pop(good) == ""
+    assert {what for what, run in copies.items() if Path(name).name not in reasons[run]} == set()
+    table = output[output.index("Without a result, or damaged") :]
+    assert {what for what, run in copies.items() if f"runs/{run.name} " not in table} == set()
+
+
+def test_only_who_needs_a_file_misses_it(
+    call: Callable[..., tuple[int, str, str]], few_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(few_run, tmp_path / "run")
+    (run / "weights.safetensors").write_bytes(b"")
+    (run / ".hydra" / "hydra.yaml").unlink()
+    for script in ("table.py", "report.py"):
+        assert call(script, "run")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", ".hydra/config.yaml", ".hydra/hydra.yaml", "result.json"])
+def test_a_run_is_not_resumed_with_a_damaged_file(
+    bantam: Bantam, stopped_run: Path, tmp_path: Path, name: str
+) -> None:
+    chosen = (
+        "empty",
+        "halved",
+        "list",
+        "folder",
+        "binary",
+        "epochs: 2\n epochs: two\n",
+        "seed: 1\n ",
+        "no choices",
+    )
+    whats = ("gone", *chosen) if name not in ("result.json", "checkpoint.pt") else chosen
+    whole = shutil.copytree(stopped_run, tmp_path / "whole")
+    (whole / "result.json").touch()
+    for what, run in damaged(whole, tmp_path, name, lambda what: what in whats).items():
+        if name != "result.json":
+            (run / "result.json").unlink()
+        (run / "checkpoint.before.pt").unlink(missing_ok=True)
+        done = bantam("train.py", f"resume={run.relative_to(tmp_path)}")
+        assert done.returncode == 1, what
+        assert is_one_sentence(done.stderr, name), (what, done.stderr)
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("damage", ["gone", "halved"])
+def test_a_history_is_written_again_from_the_checkpoint(
+    bantam: Bantam, stopped_run: Path, few_run: Path, tmp_path: Path, damage: str
+) -> None:
+    run = shutil.copytree(stopped_run, tmp_path / "run")
+    ANY[damage](run / "history.csv")
+    done = bantam("train.py", "resume=run")
+    assert done.returncode == 0, done.stderr
+    assert history(run) == history(few_run)
+
+
+def test_a_run_without_its_checkpoint_says_that_it_starts_anew(
+    bantam: Bantam, stopped_run: Path, few_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(stopped_run, tmp_path / "run")
+    (run / "checkpoint.pt").unlink()
+    done = bantam("train.py", "resume=run")
+    assert done.returncode == 0, done.stderr
+    assert "Warning: run has a history but no checkpoint.pt: it starts anew with epoch 1" in done.stdout
+    assert history(run) == history(few_run)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state | {"history": [{"epoch": 1}]},
+        lambda state: state | {"history": 5},
+        lambda state: state | {"model": {}},
+        lambda state: state | {"optimizer": None},
+        lambda state: state | {"threads": "two"},
+    ],
+)
+def test_a_checkpoint_of_something_else_is_one_sentence(
+    bantam: Bantam, stopped_run: Path, tmp_path: Path, change: Callable[[dict[str, object]], dict[str, object]]
+) -> None:
+    run = shutil.copytree(stopped_run, tmp_path / "run")
+    state = files.read_checkpoint(run, torch.device("cpu"))
+    assert state is not None
+    files.write_checkpoint(run, change(state))
+    (run / "checkpoint.before.pt").unlink()
+    done = bantam("train.py", "resume=run")
+    assert done.returncode == 1
+    assert is_one_sentence(done.stderr, "checkpoint.pt"), done.stderr
