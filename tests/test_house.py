@@ -27,7 +27,7 @@ LAYERS = (
     ("bantam.kernels",),
     tuple(f"bantam.{name}" for name in ("models", "optimizers", "schedulers", "augmentation", "data")),
     ("bantam.budget", "bantam.config"),
-    ("bantam.ranges", "bantam.overrides"),
+    ("bantam.ranges", "bantam.overrides", "bantam.snapshot"),
 )
 """From the entry points down; a module imports only from below it, or from its own folder."""
 
@@ -51,7 +51,7 @@ TRAINING = ("training/build.py", "training/setup.py", "training/saved.py")
 
 
 def knows_configurations(file: Path) -> bool:
-    allowed = ("ranges.py", "config.py", "launch.py", "errors.py", "overrides.py", *TRAINING)
+    allowed = ("ranges.py", "config.py", "launch.py", "errors.py", "overrides.py", "snapshot.py", *TRAINING)
     return file in [SOURCE / name for name in allowed] or file.parent == SOURCE / "search"
 
 

@@ -311,3 +311,20 @@ def test_a_fallback_to_mnist5k_cannot_be_overlooked(bantam: Bantam, tmp_path: Pa
     assert recorded["data"] == "mnist5k"
     assert recorded["verdict"] == "not judged"
     assert "could not be downloaded" in recorded["reason"]
+
+
+@pytest.mark.parametrize("chdir", ["true", "false"])
+def test_a_dry_run_creates_nothing(bantam: Bantam, tmp_path: Path, chdir: str) -> None:
+    small = ("data=mnist5k", "data.validation=1000", "dry_run=true", f"hydra.job.chdir={chdir}")
+    for words, code, shown in (
+        (small, 0, "411 parameters"),
+        (("-m", "seed=1,2", *small), 0, "411 parameters"),
+        (("-m", "seed=1,2", "hydra/launcher=joblib", *small), 0, "411 parameters"),
+        (("-m", "model.width=3,90", *small), 1, "refused"),
+        (("-m", "hparams_search=optuna", *small), 1, "dry_run is about one run"),
+        (("-m", "hydra/sweeper=bantam", "optimizer.lr=interval(0.01,0.1)", *small), 1, "dry_run is about one run"),
+    ):
+        done = bantam("train.py", *(() if "model.width=3,90" in words else ("model.width=3",)), *words)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert shown in done.stdout + done.stderr
+        assert list(tmp_path.iterdir()) == []

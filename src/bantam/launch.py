@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
@@ -20,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from bantam import errors, ranges
+from bantam import errors, ranges, snapshot
 from bantam.overrides import command_line, override
 from bantam.training import saved, terminal
 
@@ -136,6 +137,9 @@ class Preflight(Callback):
         folder = Path(config.hydra.sweep.dir)
         with errors.in_one_sentence(folder):
             _refuse_unwritable(folder, "hydra.sweep.dir")
+            snapshot.take(GlobalHydra.instance().config_loader())
+            if config.hydra.sweeper._target_ == BASIC and config.dry_run:
+                raise SystemExit(_show_jobs(config, kwargs["config_name"]))
             if config.hydra.sweeper._target_ == BASIC and folder.is_dir():
                 _refuse_other_jobs(config, kwargs["config_name"])
 
@@ -207,16 +211,43 @@ def _jobs(config: DictConfig) -> list[list[str]]:
     return [overrides for batch in batches for overrides in batch]
 
 
-def _refuse_other_jobs(config: DictConfig, config_name: str) -> None:
-    """Raise ValueError where a folder of the multirun holds a run of another configuration."""
-    sweep = Path(config.hydra.sweep.dir)
+def _composed_jobs(config: DictConfig, config_name: str) -> Iterator[tuple[DictConfig, DictConfig]]:
+    """The configuration of every job of a multirun, and Hydra's for it."""
     for number, overrides in enumerate(_jobs(config)):
         job_config = compose(config_name, [*config.hydra.overrides.hydra, *overrides], return_hydra_config=True)
         with read_write(job_config), open_dict(job_config):
             job_config.hydra.job.num = number
             job_config.hydra.job.override_dirname = ",".join(sorted(overrides))
-            folder = sweep / str(job_config.hydra.sweep.subdir)
-            del job_config["hydra"]
+            job_config.hydra.sweep.subdir = str(job_config.hydra.sweep.subdir)
+            hydra = job_config.pop("hydra")
+        yield job_config, hydra
+
+
+def _show_jobs(config: DictConfig, config_name: str) -> int:
+    """Show what every job of a multirun would train, in no folder; returns the exit code."""
+    from bantam.training.setup import RunInfo, prepare
+
+    code = 0
+    for number, (cfg, hydra) in enumerate(_composed_jobs(config, config_name)):
+        typed_in, side_by_side = Path(config.hydra.runtime.cwd), int(hydra.launcher.get("n_jobs", 1))
+        folder = Path(config.hydra.sweep.dir) / hydra.sweep.subdir
+        info = RunInfo(folder, dict(hydra.runtime.choices), side_by_side, number, typed_in)
+        try:
+            _pin(cfg, typed_in)
+            if cfg.resume is not None:
+                raise ValueError("resume continues one run: leave -m out")
+            ranges.validate(cfg)
+            terminal.describe(prepare(cfg, info))
+        except ValueError as error:
+            terminal.show_refusal(info, error)
+            code = 1
+    return code
+
+
+def _refuse_other_jobs(config: DictConfig, config_name: str) -> None:
+    """Raise ValueError where a folder of the multirun holds a run of another configuration."""
+    for job_config, hydra in _composed_jobs(config, config_name):
+        folder = Path(config.hydra.sweep.dir) / hydra.sweep.subdir
         if not (folder / ".hydra" / "config.yaml").exists():
             continue
         before = saved.load(folder).config

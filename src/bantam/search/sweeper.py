@@ -12,9 +12,10 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper.config import Direction, OptunaSweeperConf, TPESamplerConfig
-from omegaconf import II, MISSING, DictConfig
+from omegaconf import II, MISSING, DictConfig, OmegaConf, open_dict, read_write
 
-from bantam import launch
+from bantam import launch, snapshot
+from bantam.overrides import override
 from bantam.ranges import ranged
 from bantam.search import processes
 from bantam.training import terminal
@@ -162,6 +163,17 @@ def reporter(hydra: DictConfig) -> Callable[[int, float], bool]:
     return trials.reporter(hydra)
 
 
+def _resolve_once(config: DictConfig) -> None:
+    """Make folder, name and storage what they are now, for this process, workers and jobs: a clock goes on."""
+    with read_write(config.hydra), open_dict(config.hydra):
+        for key in ("hydra.sweeper.study_name", "hydra.sweeper.storage", "hydra.sweep.dir"):
+            node, _, name = key.rpartition(".")
+            parent = OmegaConf.select(config, node)
+            if OmegaConf.is_interpolation(parent, name):
+                parent[name] = parent[name]
+                config.hydra.overrides.hydra.append(override(key, parent[name]))
+
+
 class BantamSweeper(Sweeper):
     """Searches with Optuna, one launched job a trial; `hydra/sweeper=bantam`."""
 
@@ -169,8 +181,13 @@ class BantamSweeper(Sweeper):
         """Take the keys of `SearchConf`, which `setup` gets again with the rest of the configuration."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what a search needs; in a worker the configuration is that of the process that watches."""
-        self.config = processes.task.config if processes.task else config
+        """Keep what a search needs; a worker has the configuration and options of the process that watches."""
+        if processes.task:
+            self.config = processes.task.config
+            snapshot.give(hydra_context.config_loader, processes.task.snapshot)
+        else:
+            self.config = config
+            _resolve_once(config)
         self.hydra_context = hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(
             config=self.config, hydra_context=hydra_context, task_function=task_function

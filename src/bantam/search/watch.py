@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.live import Live
 from sqlalchemy.exc import SQLAlchemyError
 
+from bantam import snapshot
 from bantam.search import confirm, outcome, processes, storage, terminal, trials
 from bantam.search.faults import EXIT_CODE
 from bantam.search.space import Search, check, known_settings, read
@@ -130,7 +131,8 @@ def _looks(
 ) -> Iterator[list[FrozenTrial]]:
     """Keep the workers at work and yield the trials at every look, until the search is done."""
     until = started + (search.settings.timeout or math.inf)
-    task = Task(search.config, search.space, search.fixed, search.plain, search.choices, until)
+    options = snapshot.take(search.context.config_loader)
+    task = Task(search.config, search.space, search.fixed, search.plain, search.choices, options, until)
     silence = Silence(search.settings.heartbeat)
     listed = study.get_trials(deepcopy=False)
     before = trials.ended(listed)

@@ -22,6 +22,7 @@ from bantam.search.faults import EXIT_CODE, MachineFault, killed, raise_machine_
 from bantam.search.space import Search
 from bantam.search.study import hopeless, load, missing
 from bantam.search.trials import STOPPED, SURPLUS, Ending
+from bantam.snapshot import Snapshot
 from bantam.training import setup
 
 NEVER_TRAINED = float("-inf")
@@ -37,6 +38,7 @@ class Task:
     fixed: list[str]
     plain: DictConfig
     choices: dict[str, Any]
+    snapshot: Snapshot
     until: float
     """The time on `time.monotonic` after which no trial is begun; the processes of a machine share that clock."""
 
