@@ -1,6 +1,9 @@
 import json
 import os
+import shlex
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +14,7 @@ from commands import Bantam, Forked
 from optuna.trial import TrialState
 from searches import LINE, SPACE, Finished, Postgresql, stored, wait_for, workers
 
+from bantam.overrides import override
 from bantam.search import faults, processes, trials, watch
 from bantam.search.space import Search
 from bantam.training import folder as record
@@ -280,3 +284,22 @@ def test_a_search_goes_on_when_postgresql_was_restarted(
     listed = stored(tmp_path, postgresql.address).trials
     assert trials.count(listed) == {"complete": 4}
     assert "waiting for it" in output + "".join(log.read_text() for log in tmp_path.rglob("worker-*.log"))
+
+
+def test_what_is_printed_can_be_pasted_whatever_the_folder_is_called(bantam: Bantam, tmp_path: Path) -> None:
+    name = "s, (x)=ü it's [1] {2} $HOME"
+    found = bantam(
+        *("train.py", "-m", "hydra/sweeper=bantam", *LINE[2:], override("hydra.sweep.dir", name)),
+        *(override("hydra.sweeper.study_name", name), "hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1"),
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    line = found.stdout.splitlines()[-1]
+    assert "experiment=best" in line
+    command = line.replace("python ", f"{shlex.quote(sys.executable)} ", 1) + " hydra.run.dir=again"
+    pasted = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert pasted.returncode == 0, pasted.stderr
+    best = json.loads((tmp_path / name / "summary.json").read_text())["best"]
+    assert record.read_result(tmp_path / "again")["objective"] == best["objective"]
+    confirmed = bantam("confirm.py", name, "--top", "1", "--seeds", "2", "--validation-only")
+    assert confirmed.returncode == 0, confirmed.stdout + confirmed.stderr
+    assert (tmp_path / name / "confirm" / "confirm.json").exists()

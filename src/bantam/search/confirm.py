@@ -15,6 +15,7 @@ from typing import Any
 from joblib import cpu_count
 from omegaconf import OmegaConf
 
+from bantam.overrides import override
 from bantam.report import folders
 from bantam.search import terminal
 from bantam.search.outcome import Candidate, experiment, write_experiment
@@ -174,7 +175,7 @@ def _check(plan: Confirmation) -> None:
             command = [
                 *(sys.executable, str(plan.script), "--config-dir", folder, f"experiment={name}"),
                 *(f"seed={plan.seeds[0]}", plan.split),
-                *("dry_run=true", f"hydra.run.dir={folder}", "hydra.output_subdir=null"),
+                *("dry_run=true", override("hydra.run.dir", folder), "hydra.output_subdir=null"),
             ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -244,7 +245,7 @@ def _multirun(
         "report=false",
         "hydra/launcher=joblib",
         f"hydra.launcher.n_jobs={side_by_side}",
-        f"hydra.sweep.dir={plan.folder}",
+        override("hydra.sweep.dir", plan.folder),
         f"hydra.sweep.subdir=${{hydra.runtime.choices.experiment}}-{split}-${{seed}}",
     ]
     results = [plan.run(name, split, seed) / files.RESULT for name in names for seed in seeds]
