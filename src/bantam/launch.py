@@ -6,7 +6,7 @@ torch is imported only when a composed configuration has passed its own checks.
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -287,7 +287,7 @@ def test_a_search_goes_on_when_postgresql_was_restarted(
 
 
 def test_what_is_printed_can_be_pasted_whatever_the_folder_is_called(bantam: Bantam, tmp_path: Path) -> None:
-    name = "s, (x)=ü it's [1] {2} $HOME"
+    name = "s, (x)=ü it's [1] {2} $HOME?"
     found = bantam(
         *("train.py", "-m", "hydra/sweeper=bantam", *LINE[2:], override("hydra.sweep.dir", name)),
         *(override("hydra.sweeper.study_name", name), "hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1"),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from omegaconf import DictConfig
 from optuna.exceptions import StorageInternalError
@@ -130,8 +131,12 @@ def _lock_before_reading(storage: RDBStorage) -> None:
 
 def address(hydra: DictConfig) -> str:
     """The URL of a search's storage; its folder does not depend on where a job has changed to."""
-    folder = Path(hydra.runtime.cwd, hydra.sweep.dir).absolute()
-    return hydra.sweeper.storage or f"sqlite:///{folder}/study.db"
+    if hydra.sweeper.storage:
+        return str(hydra.sweeper.storage)
+    file = Path(hydra.runtime.cwd, hydra.sweep.dir).absolute() / "study.db"
+    if any(character in str(file) for character in "?{}"):  # a query to SQLAlchemy, a template to Optuna
+        return f"sqlite:///file:{quote(str(file))}?uri=true"
+    return f"sqlite:///{file}"
 
 
 def shown(url: str) -> str:
