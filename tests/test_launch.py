@@ -1,10 +1,13 @@
 """The command line: what people type and what they get, in processes of their own."""
 
+import contextlib
 import json
 import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import open_dict, read_write
+from searches import wait_for
 from single_runs import history
 
 from bantam import launch
@@ -328,3 +332,29 @@ def test_a_dry_run_creates_nothing(bantam: Bantam, tmp_path: Path, chdir: str) -
         assert done.returncode == code, done.stdout + done.stderr
         assert shown in done.stdout + done.stderr
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_jobs_end_when_the_process_that_launched_them_is_killed(tmp_path: Path) -> None:
+    """Those of joblib would train on, and then wait for work for five minutes."""
+    words = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2", *SMALL, "epochs=15"]
+    process = subprocess.Popen(
+        [sys.executable, str(PROJECT / "train.py"), *words, "hydra.sweep.dir=jobs"],
+        cwd=tmp_path,
+        env={**os.environ, "BANTAM_TEST": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def alive() -> list[int]:
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f"BANTAM_TEST={tmp_path}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+        return found
+
+    wait_for(lambda: any(tmp_path.glob("jobs/*/.hydra/config.yaml")), 120)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not alive(), 20)

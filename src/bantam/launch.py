@@ -3,8 +3,11 @@
 torch is imported only when a composed configuration has passed its own checks.
 """
 
+import multiprocessing
 import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -137,6 +140,7 @@ class Preflight(Callback):
         folder = Path(config.hydra.sweep.dir)
         with errors.in_one_sentence(folder):
             _refuse_unwritable(folder, "hydra.sweep.dir")
+            os.environ[LAUNCHER] = str(os.getpid())
             snapshot.take(GlobalHydra.instance().config_loader())
             if config.hydra.sweeper._target_ == BASIC and config.dry_run:
                 raise SystemExit(_show_jobs(config, kwargs["config_name"]))
@@ -290,3 +294,24 @@ def _resume(cfg: DictConfig, hydra: DictConfig) -> int:
         return 0
     objective = run(prepared)
     return 0 if objective == objective else 1
+
+
+LAUNCHER = "BANTAM_LAUNCHER"
+"""The variable with the number of the process that launches jobs."""
+
+
+def _end_with_launcher() -> None:
+    """In a process of joblib, end when the one that launched it was killed: joblib's own go on for minutes."""
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None or not multiprocessing.current_process().name.startswith("LokyProcess"):
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(launcher):
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+_end_with_launcher()  # before a job begins, whose process imports PyTorch for seconds
