@@ -65,7 +65,10 @@ def study(tmp_path: Path) -> Path:
         OmegaConf.save(OmegaConf.create(choices), trial / ".hydra" / "hydra.yaml")
         record.write_result(
             trial,
-            {"objective": objective, "device": "cpu", "threads": 1, "precision": "float32", "kernels": "torch"},
+            {
+                **{"objective": objective, "verdict": "not judged", "device": "cpu", "threads": 1},
+                **{"precision": "float32", "kernels": "torch"},
+            },
         )
         rows.append(f"{number},complete,,{objective}")
     rows.append("4,pruned,given up,")
@@ -362,3 +365,37 @@ def test_a_search_that_is_confirmed_at_its_end(bantam: Bantam, finished: Finishe
         f"trial_{best}-test-2": "test",
         f"trial_{best}-test-3": "test",
     }
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        (
+            "trials.csv",
+            "number,state,reason,objective\n0,complete,,99.1\n",
+            "1 completed trials of 4.*type the command",
+        ),
+        ("trials.csv", "", "has no completed trial to confirm"),
+        (
+            "trials.csv",
+            "number,state,reason,objective\n0,complete",
+            "is no study's folder: its trials.csv cannot be",
+        ),
+        ("summary.json", '{"trials"', r"summary.json is damaged \(JSONDecodeError.*type the command line"),
+        ("summary.json", "[]", r"summary.json is damaged \(TypeError"),
+        ("3/result.json", None, r"study/3 holds no result.json.*, or choose other trials"),
+        ("3/result.json", "{", r"3/result.json cannot be read.*, or choose other trials"),
+        ("3/result.json", '{"objective": 12.0, "verdict": "met"}', r"study/3 reached 12.0, but trials.csv says 99.5: restore it"),
+    ],
+)
+def test_a_damaged_study_is_one_sentence(
+    study: Path, tmp_path: Path, file: str, content: str | None, sentence: str
+) -> None:
+    (study / "summary.json").write_text('{"trials": {"complete": 4}}')
+    if content is None:
+        (study / file).unlink()
+    else:
+        (study / file).write_text(content)
+    with pytest.raises(ValueError, match=sentence):
+        confirm.confirm(study, 3, 5, pretender(tmp_path))
+    assert not (study / "confirm").exists()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 import statistics
 import subprocess
@@ -108,12 +109,13 @@ def _choose(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, fl
     """Number and objective of a study's best completed trials, or of those with the given numbers."""
     try:
         with (study / "trials.csv").open(newline="", encoding="utf-8") as stream:
-            done = [
-                (int(r["number"]), float(r["objective"]))
-                for r in csv.DictReader(stream)
-                if r["state"] == "complete" and r.get("folder", r["number"]) in (r["number"], "")
-            ]
-    except (OSError, KeyError, ValueError) as error:
+            rows = [row for row in csv.DictReader(stream) if row["state"] == "complete"]
+        done = [
+            (int(row["number"]), float(row["objective"]))
+            for row in rows
+            if row.get("folder", row["number"]) in (row["number"], "")
+        ]
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{study} is no study's folder: its trials.csv cannot be read ({error})") from error
     if not done:
         raise ValueError(f"{study} has no completed trial to confirm")
@@ -129,8 +131,38 @@ def _choose(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, fl
             f"{study} has two objectives, so none of its trials is the best: choose of its front, {front}, "
             "with --trials"
         )
+    _refuse_cut_off(study, len(rows))
     chosen = [(number, ended[number]) for number in dict.fromkeys(numbers)] or done
-    return sorted(chosen, key=lambda trial: -trial[1])[: len(numbers) or top]
+    best = sorted(chosen, key=lambda trial: -trial[1])[: len(numbers) or top]
+    for number, objective in best:
+        _refuse_damaged(study, number, objective)
+    return best
+
+
+def _refuse_cut_off(study: Path, complete: int) -> None:
+    """Raise ValueError where `trials.csv` has fewer completed trials than the search has counted."""
+    file = study / "summary.json"
+    if not file.exists():
+        return  # the search goes on, or was killed
+    again = "type the command line of the search again, which writes it anew"
+    try:
+        counted = int(json.loads(file.read_text())["trials"]["complete"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}): {again}") from error
+    if complete < counted:
+        raise ValueError(f"{study}/trials.csv is damaged ({complete} completed trials of {counted}): {again}")
+
+
+def _refuse_damaged(study: Path, number: int, objective: float) -> None:
+    """Raise ValueError where a trial's folder is gone, damaged, or has another result than `trials.csv`."""
+    trial = study / str(number)
+    other = f"or choose other trials of {study} with --trials"
+    try:
+        found = files.read_result(trial).get("objective")
+    except ValueError as error:
+        raise ValueError(f"{error}, {other}") from error
+    if found is None or not math.isclose(found, objective):
+        raise ValueError(f"{trial} reached {found!r}, but trials.csv says {objective!r}: restore it, {other}")
 
 
 def _name(number: int) -> str:
