@@ -385,7 +385,11 @@ def test_a_search_that_is_confirmed_at_its_end(bantam: Bantam, finished: Finishe
         ("summary.json", "[]", r"summary.json is damaged \(TypeError"),
         ("3/result.json", None, r"study/3 holds no result.json.*, or choose other trials"),
         ("3/result.json", "{", r"3/result.json cannot be read.*, or choose other trials"),
-        ("3/result.json", '{"objective": 12.0, "verdict": "met"}', r"study/3 reached 12.0, but trials.csv says 99.5: restore it"),
+        (
+            "3/result.json",
+            '{"objective": 12.0, "verdict": "met"}',
+            "study/3 reached 12.0, but trials.csv says 99.5: restore it",
+        ),
     ],
 )
 def test_a_damaged_study_is_one_sentence(
