@@ -75,7 +75,9 @@ class Forked:
 class Forks:
     """A fork server, which begins to import when the first command is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, encoding: str = "utf-8", **environment: str) -> None:
+        """`encoding` is that of what commands write, `environment` that of the server beside this process's."""
+        self.encoding, self.environment = encoding, environment
         self._process: subprocess.Popen[bytes] | None = None
 
     def _connection(self) -> socket.socket:
@@ -85,7 +87,7 @@ class Forks:
                 self._process = subprocess.Popen(
                     [sys.executable, fork_server.__file__, str(theirs.fileno())],
                     # OpenBLAS starts threads when it is loaded, and threads do not survive a fork.
-                    env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+                    env={**os.environ, "OPENBLAS_NUM_THREADS": "1", **self.environment},
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                 )
@@ -95,8 +97,9 @@ class Forks:
         self, args: list[str], folder: Path, environment: dict[str, str], joined: bool, before: str = ""
     ) -> Forked:
         """Run a script in a folder after the code in `before`; `joined` puts its errors where its output goes."""
-        stdout = tempfile.TemporaryFile("w+")  # noqa: SIM115 - they are the command's, which closes them
-        stderr = stdout if joined else tempfile.TemporaryFile("w+")  # noqa: SIM115
+        # They are the command's, which closes them.
+        stdout = tempfile.TemporaryFile("w+", encoding=self.encoding)  # noqa: SIM115
+        stderr = stdout if joined else tempfile.TemporaryFile("w+", encoding=self.encoding)  # noqa: SIM115
         ours, theirs = os.pipe()
         with open(os.devnull) as nothing:
             outputs = [stream.fileno() for stream in (nothing, stdout, stderr)]
@@ -116,8 +119,9 @@ class Forks:
 class Bantam:
     """Runs commands in one folder: `bantam("train.py", "seed=2")`; what was started ends with the test."""
 
-    def __init__(self, folder: Path, forks: Forks) -> None:
-        self.folder, self._forks = folder, forks
+    def __init__(self, folder: Path, forks: Forks, before: str = "") -> None:
+        """`before` is code that each command begins with, and each interpreter that it starts."""
+        self.folder, self._forks, self._before = folder, forks, before
         self._started: list[Forked] = []
         self._signs = Path(tempfile.mkdtemp())
 
@@ -136,12 +140,13 @@ class Bantam:
         """
         if sys.platform != "linux":
             pytest.skip("what is watched is a fork, and only Linux forks what has imported everything")
-        before = "" if hold is None else f"import held; held.hold({hold}, {str(self._signs)!r})"
-        return self._start(script, arguments, environment, joined=True, before=before)
+        before = "" if hold is None else f"\nimport held; held.hold({hold}, {str(self._signs)!r})"
+        return self._start(script, arguments, environment, joined=True, before=self._before + before)
 
     def _start(self, script: str, arguments: tuple[str, ...], environment: dict[str, str], **how: Any) -> Forked:
         args = [str(PROJECT / script), *arguments]
-        self._started.append(self._forks.start(args, self.folder, {**os.environ, **environment}, **how))
+        variables = {**os.environ, **self._forks.environment, **environment}
+        self._started.append(self._forks.start(args, self.folder, variables, **{"before": self._before, **how}))
         return self._started[-1]
 
     def wait_until_held(self, *runs: str) -> None:

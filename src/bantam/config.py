@@ -6,6 +6,7 @@ wrong type while it composes. torch is not imported here: a mistake is answered 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from typing import Any, Literal
 
 from hydra.core.config_store import ConfigStore
@@ -14,16 +15,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bantam.ranges import ranged
 
-WHITELIST = (
-    "bantam.augmentation.*",
-    "bantam.data.*",
-    "bantam.launch.Preflight",
-    "bantam.models.*",
-    "bantam.optimizers.*",
-    "bantam.schedulers.*",
-    "torch.optim.*",
-)
-"""The only `_target_`s that a configuration may name: a security boundary, so keep it short."""
+TARGETS = {
+    "model": ("bantam.models.*",),
+    "optimizer": ("bantam.optimizers.*", "torch.optim.*"),
+    "scheduler": ("bantam.schedulers.*", "torch.optim.*"),
+    "augmentation": ("bantam.augmentation.*",),
+    "data": ("bantam.data.*",),
+}
+"""The only `_target_`s that a group may name: a security boundary, so keep it short."""
+
+WHITELIST = ("bantam.launch.Preflight", *chain.from_iterable(TARGETS.values()))
+"""All that a configuration may name."""
 
 
 @dataclass

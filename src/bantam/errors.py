@@ -27,11 +27,22 @@ class Terminated(KeyboardInterrupt):
 def begin() -> None:
     """What a command does first: it makes its output fit any terminal, and ends after SIGTERM as after Ctrl-C."""
     fit_output()
-    if (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    ):
+    _refuse_undecodable()
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
+
+
+def _refuse_undecodable() -> None:
+    """Exit with 1 where a name cannot be written into a configuration: its letters are unknown to the locale."""
+    for text in (*sys.argv, os.getcwd()):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            shown = text.encode(errors="replace").decode()
+            why = "has letters that this locale does not know: set PYTHONUTF8=1, or a locale with UTF-8"
+            terminal.show_error(ValueError(f"{shown} {why}"))
+            raise SystemExit(1) from None
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

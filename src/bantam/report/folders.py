@@ -5,6 +5,7 @@ Nothing here raises for a folder that is damaged or half-finished: it appears wi
 
 import csv
 import json
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -95,8 +96,8 @@ def read_study(folder: Path) -> Study:
                     study.problems.append(f"line {line} of trials.csv is damaged")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         study.problems.append(f"trials.csv cannot be read: {error}")
-    if study.top and (folder / str(study.top.number)).is_dir():
-        study.best = read_run(folder / str(study.top.number))
+    if study.top and (best := folder / str(study.top.number)).is_dir() and not leads_out(best, folder):
+        study.best = read_run(best)
     if (folder / "confirm").is_dir():
         _read_confirmation(study, folder / "confirm")
     return study
@@ -106,13 +107,14 @@ def has_front(study: Path) -> bool:
     """Whether a study has two objectives, by what its trials were told."""
     for trial in study.glob("[0-9]*/.hydra"):
         with suppress(Exception):  # it may be damaged in any way: that of another trial says the same
-            return len(saved.load(trial.parent).hydra.sweeper.objectives) == 2
+            if not leads_out(trial.parent, study):
+                return len(saved.load(trial.parent).hydra.sweeper.objectives) == 2
     return False
 
 
 def _trial(folder: Path, row: dict[str, str], keys: list[str]) -> Trial:
     epochs: list[tuple[int, float]] = []
-    if row["folder"]:
+    if row["folder"] and not leads_out(folder / row["folder"], folder):
         with suppress(ValueError):  # damaged or not begun: its row says what became of it
             epochs = [(e.epoch, e.accuracy) for e in record.read_history(folder / row["folder"])]
     return Trial(
@@ -135,7 +137,9 @@ def _value(text: str) -> int | float | str:
 
 
 def _read_confirmation(study: Study, folder: Path) -> None:
-    study.confirmations = [read_run(path) for path in _ordered(folder) if is_run(path)]
+    study.confirmations = [
+        read_run(path) for path in _ordered(folder) if is_run(path) and not leads_out(path, folder)
+    ]
     for r in study.confirmations:
         study.problems += [f"confirm/{r.folder.name}: {problem}" for problem in r.problems]
         r.name = r.folder.name.partition("-")[0].replace("_", " ")
@@ -170,16 +174,33 @@ def gather(folders: Iterable[Path]) -> Contents:
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder: give that of a run, a multirun or a study")
-        if not _look(folder, found, seen, depth=4):
+        if not _look(folder, folder, found, seen, depth=4):
             found.broken.append((folder, "it holds no run, no multirun and no study"))
     return found
 
 
-def _look(folder: Path, found: Contents, seen: set[Path], depth: int) -> bool:
+LINKS = (
+    *(".", ".hydra", ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"),
+    *(record.RESULT, record.HISTORY, record.CHECKPOINT, "mistakes.png", "confusion.png"),
+    *("trials.csv", "confirm", "confirm/confirm.json"),
+)
+"""What is read in a folder, which may be somebody else's: no link of theirs shows a file of this machine."""
+
+
+def leads_out(folder: Path, root: Path) -> str:
+    """The first file of a run or a study that is a link out of the folder that was given; empty where none is."""
+    inside = os.path.realpath(root)  # unlike resolve() it takes a link to itself as it is
+    return next((name for name in LINKS if not Path(os.path.realpath(folder / name)).is_relative_to(inside)), "")
+
+
+def _look(folder: Path, root: Path, found: Contents, seen: set[Path], depth: int) -> bool:
     """Add what a folder and those in it hold; returns whether there was anything."""
     if folder.resolve() in seen:
         return True
     seen.add(folder.resolve())
+    if link := leads_out(folder, root):
+        found.broken.append((folder, f"{link} is a link out of {root}: it is not followed"))
+        return True
     try:
         if (folder / "trials.csv").exists():
             found.studies.append(read_study(folder))
@@ -193,7 +214,7 @@ def _look(folder: Path, found: Contents, seen: set[Path], depth: int) -> bool:
         return True
     anything = False
     for path in inner:
-        if _look(path, found, seen, depth - 1):
+        if _look(path, root, found, seen, depth - 1):
             anything = True
         elif path.name.isdigit():  # where a job should be
             found.broken.append((path, "it is empty" if not any(path.iterdir()) else "it holds no run"))

@@ -120,7 +120,7 @@ def save(report: Report, given: Sequence[Path], output: Path | None = None) -> P
     `output` says where. Raises ValueError where it cannot be written.
     """
     path = output or (given[0] / PAGE if len(given) == 1 else Path(PAGE))
-    path = path / PAGE if path.is_dir() else path
+    path = path / PAGE if output and output.is_dir() else path
     try:
         record.write(path, render(report).encode())
     except OSError as error:

@@ -24,12 +24,15 @@ Choices = Mapping[str, Any]
 def build(cfg: DictConfig, key: str, choices: Choices) -> Any:
     """Instantiate a group; what its constructor refuses becomes a ValueError that names the group."""
     try:
-        return instantiate(cfg[key], _execution_whitelist_=config.WHITELIST)
+        built = instantiate(cfg[key], _execution_whitelist_=config.TARGETS[key])
     except Exception as error:  # a constructor that refuses its arguments may raise anything
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if key == "data" and isinstance(cause, ValueError):
             raise cause from None
         raise cannot_be_built(key, choices, cause or error) from error
+    if key == "model" and not isinstance(built, nn.Module):
+        raise cannot_be_built(key, choices, ValueError(f"it is no network but {type(built).__name__}"))
+    return built
 
 
 class CannotBeBuilt(ValueError):

@@ -1,0 +1,202 @@
+"""How commands end: by a mistake, by a signal, by an error in one's own class, and in any terminal."""
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import PROJECT, Bantam, Forks
+from single_runs import history
+
+Few = tuple[str, ...]
+
+
+def changed(folder: Path, name: str, code: str) -> str:
+    """A script that runs a command with classes of one's own."""
+    path = folder / f"{name}.py"
+    path.write_text(
+        f"import runpy, sys\n{code}\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_multirun_that_a_signal_stops_starts_no_other_job_and_goes_on(
+    bantam: Bantam, few: Few, tmp_path: Path, sign: signal.Signals, code: int, launcher: str
+) -> None:
+    line = ["-m", *few, "epochs=3", "seed=1,2,3", "report=false", "hydra.sweep.dir=my runs"]
+    if launcher == "joblib":
+        line += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]
+    process = bantam.start("train.py", *line, hold=1)
+    bantam.wait_until_held("0")
+    process.send_signal(sign)
+    output, _ = process.communicate(timeout=60)
+    assert process.wait() == code, output
+    assert "Traceback" not in output
+    assert not (tmp_path / "my runs" / "1").exists()
+    assert "Stopped. Finished jobs are kept; continue with:" in output
+    again = output[output.index("continue with:\n") :].splitlines()[1]
+    assert again.startswith("python ")
+    assert "my runs" in again
+    bantam.let_go()
+    done = bantam("train.py", *line)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "job 0, v2 epoch  1/3" not in done.stdout
+    assert bantam("train.py", *few, "epochs=3", "hydra.run.dir=whole").returncode == 0
+    assert history(tmp_path / "my runs" / "0") == history(tmp_path / "whole")
+
+
+def test_a_run_that_is_terminated_says_how_it_goes_on(bantam: Bantam, few: Few, tmp_path: Path) -> None:
+    process = bantam.start("train.py", *few, "epochs=3", "hydra.run.dir=run", hold=1)
+    bantam.wait_until_held("run")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.wait() == 143
+    assert "Continue with:\npython train.py resume=run" in output
+    bantam.let_go()
+    assert bantam("train.py", "resume=run").returncode == 0
+
+
+ASCII = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "TERM": "dumb"}
+LATIN = {"PYTHONIOENCODING": "latin-1"}
+PLAIN = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "LANG": "C"}
+
+
+@pytest.fixture(params=[ASCII, LATIN, PLAIN], ids=["ascii", "latin-1", "C"])
+def environment(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Variables of a terminal that cannot show everything."""
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def there(environment: dict[str, str], tmp_path: Path) -> Iterator[Bantam]:
+    """Runs commands in forks of a Python that was started in `environment`."""
+    forks = Forks("latin-1", **environment)
+    commands = Bantam(tmp_path, forks)
+    yield commands
+    commands.close()
+    forks.close()
+
+
+def test_output_that_a_terminal_cannot_show_degrades(
+    there: Bantam, environment: dict[str, str], finished_study: Path, few: Few, tmp_path: Path
+) -> None:
+    def run(script: str, *arguments: str, code: int = 0) -> str:
+        done = there(script, *arguments)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout + done.stderr
+
+    name = "run" if environment is PLAIN else "r\u00fcn"
+    shown = run("train.py", *few, f"hydra.run.dir='{name}'", "dry_run=true")
+    assert ("3\u00d73" if environment is LATIN else "3?3") in shown
+    run("train.py", *few, f"hydra.run.dir='{name}'")
+    run("train.py", "-m", *few, "hydra.sweep.dir=runs", "hydra/launcher=joblib", "seed=1,2")
+    for script in ("evaluate.py", "table.py", "report.py"):
+        run(script, name)
+        run(script, "--help")
+    assert "×" in (tmp_path / name / "report.html").read_text(encoding="utf-8")
+    assert "10,897 parameters" in run("train.py", "model.width=17", code=1)
+    if environment is PLAIN:
+        refused = there.interpreter("train.py", *few, "hydra.run.dir='r\u00fcn'", **environment)
+        assert refused.returncode == 1
+        assert "Traceback" not in refused.stderr
+        assert "set PYTHONUTF8=1" in refused.stderr
+    study = shutil.copytree(finished_study, tmp_path / "multirun" / "optuna")
+    run("report.py", str(study.relative_to(tmp_path)))
+    run("confirm.py", "--help")
+
+
+@pytest.mark.parametrize(
+    ("code", "override", "said"),
+    [
+        (
+            "import bantam.augmentation as a\n"
+            "def call(self, *arguments, **named):\n"
+            "    return 1 / 0\n"
+            "a.Augmentation.draw = call",
+            "augmentation=study",
+            "augmentation=study fails: ZeroDivisionError in {}, line 4: division by zero",
+        ),
+        (
+            "import bantam.models as m\n"
+            "def forward(self, images):\n"
+            "    return images.nonsense\n"
+            "m.V2.forward = forward",
+            "model=v2",
+            "model=v2: a 1×28×28 image does not fit through this network: AttributeError in {}, line 4: ",
+        ),
+        (
+            "import bantam.models as m\n"
+            "def init(self, **keys):\n"
+            "    self.none = {}['width']\n"
+            "m.V2.__init__ = init",
+            "model=v2",
+            "model=v2 cannot be built: KeyError in {}, line 4: 'width'",
+        ),
+        (
+            "import bantam.schedulers as s\n"
+            "def rate(self, lr, epoch, losses):\n"
+            "    return losses[7]\n"
+            "s.OneCycle.rate = rate",
+            "scheduler=one_cycle",
+            "scheduler=one_cycle cannot be built: IndexError in {}, line 4: list index out of range",
+        ),
+    ],
+    ids=["augmentation", "forward", "model", "scheduler"],
+)
+def test_an_error_in_ones_own_class_names_file_line_group_and_option(
+    bantam: Bantam, few: Few, tmp_path: Path, code: str, override: str, said: str
+) -> None:
+    script = changed(tmp_path, "mine", code)
+    train = str(PROJECT / "train.py")
+    done = bantam(script, train, *few, override, "hydra.run.dir=run")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line)
+    assert said.format(script) in line
+    shown = bantam(script, train, *few, override, "hydra.run.dir=again", HYDRA_FULL_ERROR="1")
+    assert shown.returncode == 1
+    assert "Traceback" in shown.stderr
+    line = ["-m", *few, override, "hydra.sweep.dir=runs", "report=false"]
+    jobs = bantam(script, train, *line)
+    assert jobs.returncode == 1
+    assert "Traceback" not in jobs.stdout + jobs.stderr
+    assert said.format(script) in " ".join(jobs.stdout.split())
+    jobs = bantam(script, train, *line[:-2], "hydra.sweep.dir=others", "report=false", HYDRA_FULL_ERROR="1")
+    assert "Traceback" in jobs.stdout + jobs.stderr
+
+
+FULL = "def full(*arguments, **named):\n    raise OSError(28, 'No space left on device')\n"
+
+
+@pytest.mark.parametrize("script", ["evaluate.py", "report.py", "table.py"])
+def test_a_machine_that_fails_is_one_sentence_in_every_command(
+    bantam: Bantam, finished_run: Path, tmp_path: Path, script: str
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (tmp_path / "README.md").write_text("<!-- table -->\n<!-- /table -->\n")
+    where, name = ("evaluate", "score") if script == "evaluate.py" else ("folder", "write")
+    mine = changed(tmp_path, "mine", f"import bantam.training.{where} as module\n{FULL}module.{name} = full")
+    line = [str(PROJECT / script), run.name, *(["--into", "README.md"] if script == "table.py" else [])]
+    done = bantam(mine, *line)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (said,) = (line for line in done.stderr.splitlines() if line)
+    assert said.startswith("Error: ")
+    assert "No space left on device" in said
+    assert any(word in said for word in ("mend that", "give another"))
+    if script == "evaluate.py":
+        assert "Traceback" in bantam(mine, *line, HYDRA_FULL_ERROR="1").stderr
+
+
+def test_nobody_reads_on(bantam: Bantam, finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    mine = changed(tmp_path, "closed", "import os\nr, w = os.pipe()\nos.dup2(w, 1)\nos.close(r)\nos.close(w)")
+    done = bantam.interpreter(mine, str(PROJECT / "report.py"), "run")
+    assert done.returncode in (0, 1)
+    assert "Traceback" not in done.stderr
+    assert os.path.exists(tmp_path / "run" / "report.html")
