@@ -118,7 +118,15 @@ def write_study(
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
         for i, row in enumerate(rows):
-            writer.writerow({"number": i, "optimizer.lr": 0.01 * (i + 1), "model": "v2", "seconds": 9.5, **row})
+            writer.writerow(
+                {
+                    "number": i,
+                    "optimizer.lr": 0.01 * (i + 1),
+                    "model": "v1" if i == 2 else "v2",
+                    "seconds": 9.5,
+                    **row,
+                }
+            )
     return folder
 
 

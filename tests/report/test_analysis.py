@@ -1,9 +1,10 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
-from made_folders import one, write_run
+from made_folders import of_seeds, one, write_run
 
-from bantam.report import analysis, folders, groups, runs
+from bantam.report import analysis, figures, folders, groups, runs
 from bantam.report.groups import Group
 from bantam.training import folder as record
 
@@ -64,3 +65,36 @@ def test_a_collapse_is_said(tmp_path: Path) -> None:
     assert "1 of 2 seeds fell back after their best epoch: seed 2 from 97.00 to 9.80 %" in topics(g)["Collapse"]
     assert g.verdict == "met by 0 of 2 seeds"
     assert [row[1] for row in g.by_epoch("accuracy")] == pytest.approx([97.0, 74.0, 53.95, 54.0])
+
+
+def test_a_repeated_seed_is_said(tmp_path: Path) -> None:
+    for folder in ("0", "1"):
+        write_run(tmp_path / folder)
+    (g,) = groups.group(folders.gather([tmp_path]).runs)
+    assert topics(g)["Repeats"] == "seed 1 twice: it counts once, by its first run that ended"
+    assert "Seeds" not in topics(g)
+
+
+def test_fewer_epochs_than_the_target_is_about_say_nothing_of_the_last_ones(tmp_path: Path) -> None:
+    found = one(tmp_path / "0", 90.0, 98.0, 98.3, verdict="not judged", settings={"target": {"last_epochs": 5}})
+    assert not {"Gap", "Stability", "Trend"} & topics(found).keys()
+
+
+def test_gap_and_figure_tell_the_same_about_training(tmp_path: Path) -> None:
+    found = one(tmp_path / "0", 97.0, 98.0, 98.5, 98.6)
+    history = found.first.history
+    found.first.history[-1] = dataclasses.replace(history[-1], train_accuracy=99.0)  # above in this epoch alone
+    drawn = figures.step(found)
+    assert drawn is not None
+    assert "0.13 points below test" in topics(found)["Gap"]
+    assert drawn.see.startswith("In the last epochs training accuracy is 0.13 points below test")
+
+
+def test_what_was_scored_on_other_images_is_not_compared(tmp_path: Path) -> None:
+    one_group = of_seeds(tmp_path, (99.0,), "v1", data="mnist5k", scored_images=1000)
+    other = of_seeds(tmp_path, (99.1,), "v2")
+    assert analysis.brought(one_group, other) == (
+        "Not compared: v1 was scored on 1,000 held-out images of mnist5k, this on 10,000 test images of MNIST."
+    )
+    said = analysis.comparison([], [one_group, other])
+    assert said == "Not compared, because other images were scored: v2 (10,000 test images of MNIST)."

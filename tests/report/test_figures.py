@@ -154,3 +154,25 @@ def test_differences_have_their_intervals_and_far_ones_are_named(tmp_path: Path)
             assert (x - below, x + above) == pytest.approx(tuple(ends[:2]))
     (note,) = drawn.plot.layout.annotations
     assert note.text.startswith("left of this scale: far")
+
+
+def test_a_scale_that_begins_above_the_first_epochs_says_so(tmp_path: Path) -> None:
+    found = one(tmp_path / "0", 80.0, 99.2, 99.3, 99.4)
+    for drawn in (figures.curves([found]), figures.step(found)):
+        assert drawn is not None
+        assert "above the first epochs: double-click to see all" in drawn.see
+    level = figures.curves([one(tmp_path / "1", 99.3, 99.3, 99.3, 99.4)])
+    assert level is not None
+    assert "first epochs" not in level.see
+
+
+def test_curves_on_different_images_have_no_highest(tmp_path: Path) -> None:
+    drawn = figures.curves([one(tmp_path / "0", 97.0, 99.0), one(tmp_path / "1", 97.0, 98.0, data="mnist5k")])
+    assert drawn is not None
+    assert drawn.see.startswith("These were scored on different images")
+
+
+def test_no_row_right_of_the_target_is_said(tmp_path: Path) -> None:
+    drawn = figures.last_epochs([one(tmp_path / "0", 97.0, 98.0, 98.5)])
+    assert drawn is not None
+    assert drawn.see.endswith("in no row are all of them right of the target.")

@@ -170,3 +170,54 @@ def test_the_confirmation_of_a_study(tmp_path: Path) -> None:
     assert [(g.label, len(g.runs)) for g in groups.confirmed(study)] == [("trial 0", 2), ("trial 1", 2)]
     assert groups.tested(study) is not None
     assert study.confirmation["winner"] == 0
+
+
+def test_two_runs_of_a_seed_are_one_seed(tmp_path: Path) -> None:
+    for folder, seed, end in (("0", 1, 99.3), ("1", 1, 99.3), ("2", 2, 99.1), ("3", 2, 99.2), ("4", 2, 99.2)):
+        write_run(tmp_path / "a" / folder, (97.0, end, end, end), seed)
+    (g,) = groups.group(folders.gather([tmp_path / "a"]).runs)
+    assert [r.folder.name for r in g.runs] == ["0", "2"]
+    assert g.repeats == "seed 1 twice, seed 2 3 times with different accuracies"
+    assert (len(g.ended), len(g.every), g.verdict) == (2, 5, "met by 2 of 2 seeds")
+    assert (g.mean, g.deviation) == pytest.approx((99.2, 0.1 * math.sqrt(2)))
+    found = groups.difference(of_seeds(tmp_path, (98.0, 98.1, 98.2), "v1"), g)
+    assert found is not None
+    assert "2 against 3 seeds" in found.sentence
+
+
+def test_one_run_seen_twice_has_no_deviation_and_no_interval_over_seeds(tmp_path: Path) -> None:
+    for folder in ("0", "1"):
+        write_run(tmp_path / "a" / folder)
+    (g,) = groups.group(folders.gather([tmp_path / "a"]).runs)
+    assert (len(g.runs), g.deviation, g.verdict, g.repeats) == (1, None, "met", "seed 1 twice")
+    found = groups.difference(of_seeds(tmp_path, (98.0, 98.1), "v1"), g)
+    assert found is not None
+    assert (found.seeds, found.distinguishable) == (False, False)
+
+
+def test_of_several_runs_of_a_seed_one_that_ended_counts(tmp_path: Path) -> None:
+    (write_run(tmp_path / "0") / "result.json").unlink()
+    write_run(tmp_path / "1")
+    (g,) = groups.group(folders.gather([tmp_path]).runs)
+    assert [r.folder.name for r in g.runs] == ["1"]
+
+
+def test_runs_without_a_result_do_not_join_runs_on_different_images(tmp_path: Path) -> None:
+    (write_run(tmp_path / "0", seed=1) / "result.json").unlink()
+    write_run(tmp_path / "1", seed=2, data="MNIST")
+    write_run(tmp_path / "2", seed=3, data="mnist5k", scored_images=1000)
+    assert [len(g.runs) for g in groups.group(folders.gather([tmp_path]).runs)] == [2, 1]
+
+
+def test_files_with_another_checksum_are_other_images(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", data_checksum="a")
+    write_run(tmp_path / "1", seed=2, data_checksum="b")
+    found = groups.group(folders.gather([tmp_path]).runs)
+    assert [len(g.runs) for g in found] == [1, 1]
+    assert groups.difference(*found) is None
+
+
+def test_of_groups_on_different_images_the_most_that_share_them_are_compared(tmp_path: Path) -> None:
+    other = of_seeds(tmp_path, (99.9,), "other", data="mnist5k", scored_images=1000)
+    compared = [other, of_seeds(tmp_path, (98.0,), "v1"), of_seeds(tmp_path, (98.5,), "v2")]
+    assert [(each.reference, each.label) for each in groups.compare(compared)] == [("v2", "v1")]

@@ -83,7 +83,7 @@ def test_the_story_is_told(tmp_path: Path) -> None:
         *("Training and test", "Learning curves", "Learning rate", "The last epochs", "Accuracy by class"),
         "Difference to the best, flexible",
     ]
-    assert "No difference: one of the two has no result" in steps[4]
+    assert "Not compared: one of the two has no result" in steps[4]
 
 
 def test_what_folders_say_is_text_and_nothing_else(tmp_path: Path) -> None:
@@ -363,7 +363,7 @@ def test_in_a_browser_wide_and_narrow_light_and_dark(browser: Browser, tmp_path:
 def test_tables_are_sorted_filtered_and_saved(browser: Browser, tmp_path: Path) -> None:
     browser.show(report.write([story(tmp_path / "runs")]))
     assert [Path(name).name for name in texts(browser, 0)] == list("01234567")
-    last = "[...document.querySelectorAll('#runs th button')].find(b => b.textContent == 'last').click()"
+    last = "[...document.querySelectorAll('#runs th button')].find(b => b.textContent == 'mean of last').click()"
     browser.evaluate(last)
     assert texts(browser, 6)[:3] == ["99.33", "99.30", "99.27"]
     assert texts(browser, 6)[-2:] == ["", ""]  # what has no number stays at the end
@@ -398,7 +398,7 @@ def test_a_figure_says_that_it_is_not_drawn_yet_and_follows_the_colours(browser:
     browser.show(report.write([story(tmp_path / "runs")]))
     place = "[...document.querySelectorAll('.plot')].at(-1)"
     said = f"getComputedStyle({place}, '::before').content"
-    assert "drawn when it comes into sight" in browser.evaluate(said)
+    assert "loading" in browser.evaluate(said)
     browser.draw_all()
     browser.wait(f"{said} == 'none'")
     line = "getComputedStyle(document.querySelector('#curves .xtick text')).fill"

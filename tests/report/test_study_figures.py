@@ -131,3 +131,9 @@ def test_importances_find_what_decides(tmp_path: Path) -> None:
     assert bars.y[-1] == "a"
     assert sum(bars.x) == pytest.approx(1)
     assert figure.see.startswith("a decides most")
+
+
+def test_a_single_setting_has_no_importance(tmp_path: Path) -> None:
+    study = Study(tmp_path, [trial(i, lr=0.1 * i, same=1) for i in range(6)], ["lr", "same"])
+    why = study_figures.importances(study, study_figures.rebuild(study))
+    assert why == "No importances: only lr differs between the completed trials."

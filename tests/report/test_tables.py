@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from made_folders import of_seeds, one, story, write_study
+from made_folders import of_seeds, one, story, write_run, write_study
 
 from bantam.report import folders, groups, runs, tables
 
@@ -10,7 +10,7 @@ def test_runs_have_a_row_each_with_the_way_to_their_step(tmp_path: Path) -> None
     table = tables.runs(found, {found[0].folder: "step-1"})
     assert table is not None
     assert len(table.rows) == 8
-    assert table.titles[5:7] == ["in epoch", "last"]
+    assert table.titles[5:7] == ["in epoch", "mean of last"]
     assert (table.rows[0][0].link, table.rows[1][0].link) == ("step-1", "")
     assert [row[7].mark for row in table.rows] == ["bad", "good", "good", "good", "good", "good", "", ""]
     assert [row[9].text for row in table.rows[-2:]] == ["refused", "unfinished"]
@@ -85,3 +85,25 @@ def test_a_run_without_a_configuration_has_no_target(tmp_path: Path) -> None:
     )
     (folder / ".hydra" / "config.yaml").unlink()
     assert tables.target(runs.read_run(folder)) == ""
+
+
+def test_one_epoch_is_one_epoch(tmp_path: Path) -> None:
+    settings = {"target": {"last_epochs": 1}, "budget": {"epochs": 1}}
+    said = tables.target(runs.read_run(write_run(tmp_path / "0", settings=settings)))
+    assert said == "99 % in the last epoch, fewer than 10,000 parameters, at most 1 epoch"
+
+
+def test_repeats_of_a_seed_are_in_no_count(tmp_path: Path) -> None:
+    for folder, seed in (("0", 1), ("1", 1), ("2", 2)):
+        write_run(tmp_path / folder, seed=seed)
+    found = folders.gather([tmp_path])
+    numbers = {name: number for name, number, _ in tables.facts(found, groups.group(found.runs))}
+    assert (numbers["runs"], numbers["repeats of a seed"], numbers["meet the target"]) == ("3", "1", "2 of 2")
+
+
+def test_a_part_of_a_training_set_is_no_test_set(tmp_path: Path) -> None:
+    found = one(tmp_path / "0", 97.0, 98.0, data="mnist5k", scored_images=1000)
+    assert dict(tables.results(found))["scored on"] == "1,000 held-out images"
+    best = one(tmp_path / "1", 97.0, 99.0)
+    (fact,) = (each for each in tables.facts(folders.Contents(), [found, best]) if each[0].startswith("best mean"))
+    assert fact[2] == "v2, 10,000 test images of MNIST"

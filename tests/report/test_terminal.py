@@ -5,7 +5,7 @@ from made_folders import EVIL, story, write_study
 from rich.console import Console
 
 from bantam.report import page as report
-from bantam.report import terminal
+from bantam.report import tables, terminal
 
 
 @pytest.fixture
@@ -30,3 +30,31 @@ def test_a_front_is_a_table_of_its_own(tmp_path: Path, console: Console) -> None
         report.read([write_study(tmp_path / "study", (97.0, 99.0, 98.0), multi_objective=True)]), console
     )
     assert "Study study: the front" in console.export_text()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_no_table_cuts_letters_or_numbers(tmp_path: Path, width: int) -> None:
+    narrow = Console(record=True, width=width, quiet=False)
+    study = write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 98.7))
+    found = report.read([study, story(tmp_path / "runs")])
+    terminal.show(found, narrow)
+    shown = narrow.export_text()
+    head, *lines = shown.split("\nRuns\n")[1].splitlines()
+    assert "mean of last" in head or width < 60
+    assert max(map(len, [head, *lines[:8]])) <= width
+    words = set(shown.split())
+    assert {"unfinished", "flexible"} <= words or width < 80
+    missing = shown.split("Not shown, because the terminal is too narrow: ")[1].split("\n")[0].split(", ")
+    table = tables.runs(found.contents.runs, {})
+    assert table is not None
+    for i, title in enumerate(table.titles):
+        if title not in missing and i:
+            assert {word for row in table.rows for word in row[i].text.split()} <= words, title
+
+
+def test_a_wide_terminal_shows_every_column(tmp_path: Path) -> None:
+    wide = Console(record=True, width=300, quiet=False)
+    terminal.show(report.read([write_study(tmp_path / "study", (97.0, 99.0))]), wide)
+    shown = wide.export_text()
+    assert "Not shown" not in shown
+    assert "optimizer.lr" in shown.split("the most accurate trials")[1]

@@ -46,3 +46,7 @@ def test_a_network_that_never_leaves_chance_is_called_so(best: float, at_chance:
     assert verdict.verdict == "not met"
     assert verdict.at_chance == at_chance
     assert ("never left chance" in verdict.reason) == at_chance
+
+
+def test_one_epoch_is_one_epoch() -> None:
+    assert judge([99.9]).reason.startswith("1 epoch was trained, and the target is about the last 5")

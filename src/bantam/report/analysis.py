@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from scipy import stats
 
 from bantam.report.folders import AHEAD, Study
-from bantam.report.groups import COLLAPSE, CONFIDENCE, Difference, Group, difference, standard_error
-from bantam.report.numbers import plural, signed
+from bantam.report.groups import COLLAPSE, CONFIDENCE, Difference, Group, comparable, difference, standard_error
+from bantam.report.numbers import apart, listed, plural, signed
 from bantam.report.runs import Run, number
 
 Finding = tuple[str, str]
@@ -21,6 +21,8 @@ HARDER = ("brightness", "contrast", "degrees", "pixels", "scale", "shear_degrees
 def analyse(g: Group) -> list[Finding]:
     """What the numbers of a group say."""
     found = list(_seeds(g) if len(g.runs) > 1 else _outcome(g.first))
+    if g.repeats:
+        found.append(("Repeats", f"{g.repeats}: it counts once, by its first run that ended"))
     if not g.ended or g.at_chance:
         return found
     return [*found, *_target(g), *_gap(g), *_stability(g), *_trend(g), *_rate(g), *_errors(g)]
@@ -71,8 +73,8 @@ def _target(g: Group) -> Iterator[Finding]:
         ever, to_the_end = (sum(each[i] is not None for each in reached) for i in (0, 1))
         yield (
             "Target",
-            f"{ever} of {len(judged)} seeds reach {target:g} % in some epoch, {to_the_end} are there at the end, "
-            f"{g.met} hold it over all the last epochs",
+            f"{target:g} % is reached by {ever} of {len(judged)} seeds in some epoch, by {to_the_end} at the end, "
+            f"and by {g.met} in all of the last epochs",
         )
         return
     only, (first, steady) = judged[0], reached[0]
@@ -99,16 +101,11 @@ def _reached(r: Run, target: float) -> tuple[int | None, int | None]:
 
 
 def _gap(g: Group) -> Iterator[Finding]:
-    ended = [r for r in g.ended if r.history and r.last]
-    if not ended:
+    gap, images = g.gap, g.shown.scored_images
+    error = standard_error(g.mean or 0.0, images)
+    if gap is None or not error or math.isnan(error):
         return
-    gap = statistics.fmean(
-        statistics.fmean(e.train_accuracy - e.accuracy for e in r.history[-len(r.last) :]) for r in ended
-    )
-    images, error = ended[0].scored_images, standard_error(statistics.fmean(g.objectives), ended[0].scored_images)
-    if not error or math.isnan(error):
-        return
-    where = f"{abs(gap):.2f} points {'above' if gap > 0 else 'below'} {ended[0].split}"
+    where = apart(gap, g.shown.split)
     harder = ["augmentation"] * any(number(g.first.settings.get(f"augmentation.{key}")) > 0 for key in HARDER)
     harder += ["dropout"] * (number(g.first.settings.get("model.dropout")) > 0)
     if gap > 2 * error:
@@ -122,7 +119,7 @@ def _gap(g: Group) -> Iterator[Finding]:
 
 
 def _stability(g: Group) -> Iterator[Finding]:
-    ended = [r for r in g.ended if len(r.last) > 2 and len(r.history) >= len(r.last)]
+    ended = [r for r in g.ended if len(r.last) > 2 and len(r.history) >= len(r.last) and not r.short]
     if not ended:
         return
     spreads, count = [max(r.last) - min(r.last) for r in ended], len(ended[0].last)
@@ -137,7 +134,7 @@ def _stability(g: Group) -> Iterator[Finding]:
 
 def _trend(g: Group) -> Iterator[Finding]:
     """Whether the last epochs, as a mean over the seeds, still move in one direction."""
-    ended = [r.last for r in g.ended if len(r.last) > 3 and len(r.history) >= len(r.last)]
+    ended = [r.last for r in g.ended if len(r.last) > 3 and len(r.history) >= len(r.last) and not r.short]
     alike = [last for last in ended if len(last) == len(ended[0])]
     means = [statistics.fmean(values) for values in zip(*alike, strict=True)]
     if len(set(means)) > 1:
@@ -178,10 +175,12 @@ def _errors(g: Group) -> Iterator[Finding]:
 
 def comparison(found: Sequence[Difference], groups: Sequence[Group]) -> str:
     """What the differences of some of the groups to the best are, and how far their intervals hold."""
+    left_out, alike = sum(g.mean is None for g in groups), comparable(groups)
+    apart = [f"{g.label} ({g.shown.images})" for g in groups if g.mean is not None and g not in alike]
+    on_others = f"Not compared, because other images were scored: {listed(apart)}" if apart else ""
     if not found:
-        return ""
-    left_out = sum(g.mean is None for g in groups)
-    some = f" (the best {len(found)} of the others)" if len(found) + 1 + left_out < len(groups) else ""
+        return f"{on_others}." if apart else ""
+    some = f" (the best {len(found)} of the others)" if len(found) + 1 < len(alike) else ""
     sentences = [f"Differences of the mean of the last epochs to the best, {found[0].reference}{some}"]
     if any(each.seeds for each in found):
         sentences.append(
@@ -203,7 +202,7 @@ def comparison(found: Sequence[Difference], groups: Sequence[Group]) -> str:
         sentences.append("The interval holds with 95 %")
     if left_out:
         sentences.append(f"{left_out} without a result {'is' if left_out == 1 else 'are'} left out")
-    return ". ".join(sentences) + "."
+    return ". ".join([*sentences, *filter(None, [on_others])]) + "."
 
 
 def confirmation(study: Study) -> str:
@@ -228,5 +227,6 @@ def brought(before: Group, after: Group) -> str:
     found = difference(before, after)
     if found:
         return f"{found.sentence}."
-    missing = before.mean is None or after.mean is None
-    return f"No difference: {'one of the two has no result' if missing else 'they were scored on other images'}."
+    if before.mean is None or after.mean is None:
+        return "Not compared: one of the two has no result."
+    return f"Not compared: {before.label} was scored on {before.shown.images}, this on {after.shown.images}."

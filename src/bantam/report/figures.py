@@ -15,8 +15,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from bantam.report.groups import Difference, Group
-from bantam.report.numbers import listed, plural
+from bantam.report.groups import Difference, Group, same_images
+from bantam.report.numbers import apart, listed, plural
 
 SERIES = 7
 """Colours of the page; further groups are drawn in grey."""
@@ -94,6 +94,13 @@ def note_outside(plot: go.Figure, labels: Sequence[str], side: str = "below") ->
         plot.add_annotation(text=note, **place, **look)
 
 
+def begins(groups: Sequence[Group], low: float, *keys: str) -> str:
+    """What to say where lines enter the scale from below."""
+    starts = [getattr(r.history[0], key) for g in groups for r in g.runs if r.history for key in keys]
+    early = any(start < low for start in starts)
+    return f"; the scale begins at {low:.1f} %, above the first epochs: double-click to see all" if early else ""
+
+
 def _colour(series: int) -> str:
     return f"var(--c{series})" if series < SERIES else "var(--faint)"
 
@@ -156,10 +163,13 @@ def curves(groups: Sequence[Group]) -> Figure | None:
     best, accuracy, epoch = max(points, key=lambda point: point[1])
     see = f"{best.label} has the highest epoch, {accuracy:.2f} % in epoch {epoch}"
     see += f" ({'median' if best.spread_out else 'mean'} of its seeds)" if len(best.runs) > 1 else ""
+    if not same_images([r for g in drawn for r in g.ended], []):
+        see = "These were scored on different images, so their accuracies cannot be compared"
     if any(len(g.runs) > 1 and not g.spread_out for g in drawn):
         see += "; a band is the range of the seeds"
     if any(g.spread_out for g in drawn):
         see += "; where seeds end far apart, each is a thin line"
+    see += begins(drawn, low, "accuracy")
     return Figure("Learning curves", f"{see}.", plot)
 
 
@@ -192,9 +202,13 @@ def step(g: Group) -> Figure | None:
     ends = [r.history[-1] for r in g.runs if r.history]
     outside = ["training" for epoch in ends if epoch.train_accuracy < low]
     note_outside(plot, outside + [split for epoch in ends if epoch.accuracy < low])
-    gap = g.by_epoch("train_accuracy")[-1][1] - g.by_epoch("accuracy")[-1][1]
-    see = f"In the last epoch training is {abs(gap):.2f} points {'above' if gap > 0 else 'below'} {split}"
+    when, gap = "In the last epochs", g.gap
+    if gap is None:
+        epoch, accuracy, *_ = g.by_epoch("accuracy")[-1]
+        when, gap = f"In epoch {epoch}", g.by_epoch("train_accuracy")[-1][1] - accuracy
+    see = f"{when} training accuracy is {apart(gap, split)}"
     see += f"; the target, {target:g} %, is above the scale" if target > high else ""
+    see += begins([g], low, "accuracy", "train_accuracy")
     return Figure(f"Training and {split}", f"{see}.", plot)
 
 
@@ -228,7 +242,7 @@ def last_epochs(groups: Sequence[Group], title: str = "The last epochs") -> Figu
     if above:
         see += f": all points of {listed(above)} are right of the target"
     elif not math.isnan(target):
-        see += ": no row is wholly right of it"
+        see += ": in no row are all of them right of the target"
     return Figure(title, f"{see}.", plot)
 
 

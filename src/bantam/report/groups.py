@@ -12,7 +12,7 @@ from scipy import stats
 
 from bantam import budget
 from bantam.report.folders import Study
-from bantam.report.numbers import shown, signed
+from bantam.report.numbers import apart, shown, signed
 from bantam.report.runs import Run
 
 NOT_TRAINED = (
@@ -35,7 +35,31 @@ class Group:
     """Runs that differ in their seed only, or one run."""
 
     label: str
-    runs: list[Run]
+    every: list[Run]
+    """All runs, those that repeat a seed too."""
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """One run a seed: the first that was trained to its end. Repeats of it count nowhere."""
+        return [next((r for r in same if r.objective is not None), same[0]) for same in self._by_seed]
+
+    @property
+    def _by_seed(self) -> list[list[Run]]:
+        seeds: dict[str, list[Run]] = {}
+        for r in self.every:
+            seeds.setdefault(str(r.folder if r.seed is None else r.seed), []).append(r)
+        return list(seeds.values())
+
+    @property
+    def repeats(self) -> str:
+        """Which seeds were run more than once, as in "seed 1 twice"; empty where there is none."""
+        found = []
+        for same in self._by_seed:
+            alike = all((r.accuracies, r.objective) == (same[0].accuracies, same[0].objective) for r in same)
+            times = "twice" if len(same) == 2 else f"{len(same)} times"
+            differing = "" if alike else " with different accuracies"
+            found += [f"seed {same[0].seed} {times}{differing}"] if len(same) > 1 else []
+        return ", ".join(found)
 
     @property
     def first(self) -> Run:
@@ -114,6 +138,14 @@ class Group:
         centre = statistics.median if self.spread_out else statistics.fmean
         return [(e, centre(v), min(v), max(v)) for e, v in sorted(values.items())]
 
+    @property
+    def gap(self) -> float | None:
+        """By how many points training accuracy is above the scored one in the last epochs; None without those."""
+        ended = [r for r in self.ended if r.history and r.last and not r.short]
+        last = [r.history[-len(r.last) :] for r in ended]
+        gaps = [statistics.fmean(e.train_accuracy - e.accuracy for e in epochs) for epochs in last]
+        return statistics.fmean(gaps) if gaps else None
+
     @cached_property
     def spread_out(self) -> bool:
         """Whether some seeds end far from others, so that a mean would show what no seed did."""
@@ -123,20 +155,25 @@ class Group:
 
 def group(runs: Sequence[Run]) -> list[Group]:
     """Put runs together that differ in their seed only, in the order in which they first appear."""
-    groups: list[Group] = []
-    alike: dict[str, list[Group]] = {}
+    alike: dict[str, list[Run]] = {}
     for r in runs:
         settings = sorted((key, repr(value)) for key, value in r.settings.items() if key not in NOT_TRAINED)
-        same = alike.setdefault(repr(settings) if settings else str(r.folder), [])
-        # data=auto may have been MNIST once and a substitute another time; a run that did not end does not say.
-        known = next((g for g in same if same_images(g.first, r)), None)
-        if known is None:
-            known = Group(r.name, [])
-            groups.append(known)
-            same.append(known)
-        known.runs.append(r)
+        alike.setdefault(repr(settings) if settings else str(r.folder), []).append(r)
+    groups = [Group(own[0].name, own) for same in alike.values() for own in _by_images(same)]
     _make_labels_unique(groups)
     return groups
+
+
+def _by_images(runs: Sequence[Run]) -> list[list[Run]]:
+    """Put runs apart that were scored on different images: data=auto is MNIST once and mnist5k later."""
+    found: list[list[Run]] = []
+    for r in runs:  # one that did not end does not say on which
+        known = next((own for own in found if same_images(own, [r])), None)
+        if known is None:
+            found.append([r])
+        else:
+            known.append(r)
+    return found
 
 
 def confirmed(study: Study) -> list[Group]:
@@ -153,13 +190,15 @@ def tested(study: Study) -> Group | None:
 
 def _by_trial(study: Study, split: str) -> list[Group]:
     runs = [r for r in study.confirmations if split in r.folder.name]
-    return [Group(name, [r for r in runs if r.name == name]) for name in dict.fromkeys(r.name for r in runs)]
+    names = dict.fromkeys(r.name for r in runs)
+    return [Group(name, own) for name in names for own in _by_images([r for r in runs if r.name == name])]
 
 
-def same_images(one: Run, other: Run) -> bool:
-    """Whether two runs may have been scored on the same images."""
-    said = [(one.result.get(key), other.result.get(key)) for key in ("data", "split", "scored_images")]
-    return all(a == b or None in (a, b) for a, b in said)
+def same_images(ones: Sequence[Run], others: Sequence[Run]) -> bool:
+    """Whether all of these runs were scored on the same images, as far as their results say on which."""
+    keys = ("data", "data_checksum", "split", "scored_images")
+    said = ({repr(r.result[key]) for r in (*ones, *others) if r.result.get(key) is not None} for key in keys)
+    return all(len(values) < 2 for values in said)
 
 
 def _make_labels_unique(groups: list[Group]) -> None:
@@ -242,7 +281,7 @@ def difference(before: Group, after: Group, comparisons: int = 1) -> Difference 
     With several comparisons each interval is widened (Bonferroni), so that all of them hold together
     with 95 %.
     """
-    if before.mean is None or after.mean is None or not same_images(before.ended[0], after.ended[0]):
+    if before.mean is None or after.mean is None or not same_images(before.ended, after.ended):
         return None
     confidence = 1 - (1 - CONFIDENCE) / comparisons
     points = after.mean - before.mean
@@ -251,7 +290,7 @@ def difference(before: Group, after: Group, comparisons: int = 1) -> Difference 
     clear = low is not None and high is not None and not low <= 0 <= high
     seeds = _over_seeds(before, after)
     counts = f"{len(after.ended)} against {len(before.ended)} seeds"
-    text = f"{abs(points):.2f} points {'above' if points >= 0 else 'below'} {before.label}"
+    text = apart(points, before.label)
     verdict = "cannot be told from noise"
     if seeds and sizes:
         verdict = "more than seeds explain" if clear else verdict
@@ -268,17 +307,24 @@ def difference(before: Group, after: Group, comparisons: int = 1) -> Difference 
     return Difference(after.label, before.label, points, low, high, confidence, seeds, seeds and clear, text)
 
 
+def comparable(groups: Sequence[Group]) -> list[Group]:
+    """Those with a result; where they were scored on different images, the most that share theirs."""
+    judged = [g for g in groups if g.mean is not None]
+    alike = [[other for other in judged if same_images(g.ended, other.ended)] for g in judged]
+    return max(alike, key=len, default=[])
+
+
 def compare(groups: Sequence[Group]) -> list[Difference]:
-    """Every group against the one with the highest mean, as far as they were scored on the same images.
+    """Every group against the one with the highest mean, of those that were scored on the same images.
 
     That one was chosen by the same results. So the intervals are as wide as if every pair were
     compared: then they hold whichever is chosen.
     """
-    judged = [g for g in groups if g.mean is not None]
-    best = max(judged, key=lambda g: g.mean or 0.0, default=None)
+    alike = comparable(groups)
+    best = max(alike, key=lambda g: g.mean or 0.0, default=None)
     if best is None:
         return []
-    others = [g for g in judged if g is not best and same_images(best.ended[0], g.ended[0])]
+    others = [g for g in alike if g is not best]
     pairs = math.comb(len(others) + 1, 2)
     found = [difference(best, other, pairs) for other in others]
     return [each for each in found if each is not None]

@@ -16,11 +16,11 @@ def table(groups: list[Group]) -> str:
     if not groups:
         raise ValueError("there is no run in these folders: give those of multiruns that have ended")
     for g in groups:
-        for r in g.runs:
+        for r in g.every:
             if r.state in ("unfinished", "damaged"):
                 why = f" ({r.problems[0]})" if r.problems else ""
                 raise ValueError(f"{r.folder} is {r.state}: finish it with resume=, or leave its folder out{why}")
-            if r.split != "test":
+            if r.split == "validation":
                 raise ValueError(f"{r.folder} was scored on validation images: the table is about the test images")
             if r.problems:
                 raise ValueError(f"{r.folder} is damaged ({r.problems[0]}); or leave its folder out")
@@ -48,7 +48,7 @@ def _row(g: Group) -> tuple[str, ...]:
         f"{statistics.fmean(minutes):.1f}" if on_cpu else "",
         str(g.first.settings.get("target.last_epochs", "")),
         f"{mean}{spread}",
-        f"{word}, one seed" if seeds == 1 else word,
+        ", ".join(filter(None, [word, g.repeats or "one seed" * (seeds == 1)])),
     )
 
 

@@ -26,6 +26,12 @@ def signed(points: float | None) -> str:
     return "" if points is None else f"{points:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
+def apart(points: float, other: str) -> str:
+    """How far a value is from another, as in "0.40 points below test"."""
+    where = "from" if abs(points) < 0.005 else "above" if points > 0 else "below"
+    return f"{abs(points):.2f} points {where} {other}"
+
+
 def plural(count: int, noun: str) -> str:
     """A count with its noun, as in "1 trial" and "2 trials"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -183,7 +183,8 @@ def render(report: Report) -> str:
         number=number,
         data=data,
         broken=tables.broken(report.contents),
-        anchors={r.folder: f"step-{number}" for number, (g, _) in enumerate(report.steps, 1) for r in g.runs},
+        anchors={r.folder: f"step-{number}" for number, (g, _) in enumerate(report.steps, 1) for r in g.every},
+        compared=analysis.comparison(report.differences, report.groups),
         written=f"{datetime.now():%Y-%m-%d %H:%M}",
     )
 

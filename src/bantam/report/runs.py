@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bantam import budget
+from bantam.report.numbers import plural
 from bantam.training import folder as record
 from bantam.training import saved, setup
 from bantam.training.loop import Epoch
@@ -44,12 +45,22 @@ class Run:
     """Accuracies of the last epochs in percent, which the target is about."""
     scored_images: int = 0
     split: str = "test"
-    """The images that were scored: test or validation."""
+    """The images that were scored: test, validation, or held-out where neither was there."""
     confusion: list[list[int]] = field(default_factory=list)
     """Truth by guess; empty in folders of a Bantam that did not write it."""
     classes: list[str] = field(default_factory=list)
     at_chance: bool = False
     """The network never did better than always guessing the most frequent class."""
+
+    @property
+    def short(self) -> bool:
+        """Fewer epochs than the target is about: what its last epochs are like cannot be said."""
+        return len(self.history) < number(self.settings.get("target.last_epochs"))
+
+    @property
+    def images(self) -> str:
+        """What was scored."""
+        return f"{self.scored_images:,} {self.split} images of {self.result.get('data')}"
 
     @property
     def verdict(self) -> str:
@@ -101,7 +112,11 @@ def read_run(folder: Path) -> Run:
         problems.append(_unfinished(folder, history, settings))
     typed = dict(item.split("=", 1) for item in overrides if "=" in item)
     names = (source.get(key) for source in (result, typed) for key in ("experiment", "model"))
-    split = "" if not history else "test" if history[-1].validation_accuracy is None else "validation"
+    split = str(result.get("split", "test"))
+    if history:
+        split = "test" if history[-1].validation_accuracy is None else "validation"
+    if split == "test" and result.get("data") == "mnist5k":
+        split = "held-out"  # a part of MNIST's training set, which has no test images
     confusion, classes = _confusion(result)
     return Run(
         folder,
@@ -114,11 +129,11 @@ def read_run(folder: Path) -> Run:
         layers=_layers(result, config),
         problems=problems,
         objective=result.get("objective"),
-        seed=result.get("seed", settings.get("seed")),
+        seed=settings.get("seed") if result.get("seed") is None else result["seed"],
         target=number(settings.get("target.accuracy")),
         last=result.get("last_accuracies") or [],
         scored_images=int(result.get("scored_images") or 0),
-        split=split or str(result.get("split", "test")),
+        split=split,
         confusion=confusion,
         classes=classes,
         at_chance=bool(result.get("at_chance")),
@@ -142,8 +157,12 @@ def _confusion(result: dict[str, Any]) -> tuple[list[list[int]], list[str]]:
 
 def _unfinished(folder: Path, history: list[Epoch], settings: dict[str, Any]) -> str:
     planned, checkpoint = settings.get("epochs"), folder / record.CHECKPOINT
-    done = f"{len(history)} of {planned} epochs" if planned else f"{len(history)} epochs"
-    sentence = f"it has no {record.RESULT}: {done} are done"
+    done = (
+        f"{len(history)} of {plural(planned, 'epoch')}"
+        if isinstance(planned, int)
+        else plural(len(history), "epoch")
+    )
+    sentence = f"it has no {record.RESULT}: {done} {'is' if len(history) == 1 else 'are'} done"
     if not checkpoint.exists():
         return sentence
     when = datetime.fromtimestamp(checkpoint.stat().st_mtime)

@@ -227,6 +227,8 @@ def importances(study: Study, rebuilt: optuna.Study) -> Figure | str:
         return f"No importances: {few}."
     if not keys:
         return "No importances: no setting differs between the completed trials."
+    if len(keys) == 1:
+        return f"No importances: only {keys[0]} differs between the completed trials."
     if len({t.objective for t in done}) < 2:
         return "No importances: all completed trials have the same accuracy."
     try:

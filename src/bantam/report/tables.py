@@ -35,8 +35,8 @@ class Table:
 
     titles: list[str]
     rows: list[list[Cell]]
-    page_only: Sequence[str] = ()
-    """Titles of columns that the terminal has no room for."""
+    spare: Sequence[str] = ()
+    """Titles of columns that a narrow terminal leaves out first."""
 
     @property
     def numeric(self) -> list[bool]:
@@ -46,11 +46,11 @@ class Table:
         ]
 
 
-def _table(rows: Iterable[dict[str, Any]], page_only: Sequence[str] = ()) -> Table | None:
+def _table(rows: Iterable[dict[str, Any]], spare: Sequence[str] = ()) -> Table | None:
     """A table of rows, each a value or a cell by its column's title. None where there is no row."""
     rows = list(rows)
     cells = [[v if isinstance(v, Cell) else Cell(shown(v), v) for v in row.values()] for row in rows]
-    return Table(list(rows[0]), cells, page_only) if rows else None
+    return Table(list(rows[0]), cells, spare) if rows else None
 
 
 def _number(value: Any, digits: int) -> Cell:
@@ -88,10 +88,13 @@ def facts(found: Contents, every: Sequence[Group]) -> list[tuple[str, str, str]]
     facts, runs = [], found.runs
     if runs:
         facts.append(("runs", f"{len(runs)}", f"in {len(every)} configurations" if len(every) > 1 else ""))
+        repeats = len(runs) - sum(len(g.runs) for g in every)
+        if repeats:
+            facts.append(("repeats of a seed", f"{repeats}", "which count in no mean"))
         lost = sum(r.objective is None for r in runs)
         if lost:
             facts.append(("without a result", f"{lost}", "see below"))
-        judged = [r for r in runs if r.judged]
+        judged = [r for g in every for r in g.runs if r.judged]
         if judged:
             targets = {r.target for r in judged if not math.isnan(r.target)}
             target = f"{targets.pop():g} % in the last epochs" if len(targets) == 1 else ""
@@ -99,7 +102,9 @@ def facts(found: Contents, every: Sequence[Group]) -> list[tuple[str, str, str]]
             facts.append(("meet the target", f"{met} of {len(judged)}", target))
     best = max((g for g in every if g.mean is not None), key=lambda g: g.mean or 0.0, default=None)
     if best:
-        facts.append(("best mean of the last epochs", f"{best.mean:.2f} %", best.label))
+        mixed = not groups.same_images([r for g in every for r in g.ended], [])
+        of = f"{best.label}, {best.shown.images}" if mixed else best.label
+        facts.append(("best mean of the last epochs", f"{best.mean:.2f} %", of))
     for study in found.studies:
         facts.append(("trials", f"{len(study.trials)}", study.folder.name))
         if study.top:
@@ -118,14 +123,14 @@ def runs(listed: Sequence[Run], anchors: Mapping[Path, str]) -> Table | None:
             "parameters": r.result.get("parameters"),
             "best": _number(r.result.get("best_accuracy"), 2),
             "in epoch": r.result.get("best_epoch"),
-            "last": _number(r.objective, 2),
+            "mean of last": _number(r.objective, 2),
             "lowest": _accuracy(min(r.last), r) if r.last else None,
             "minutes": _number(sum(e.seconds for e in r.history) / 60 or None, 1),
             "verdict": verdict(r.verdict),
         }
         for r in listed
     )
-    return _table(rows, page_only=("in epoch", "minutes"))
+    return _table(rows, spare=("in epoch", "minutes", "best", "parameters", "lowest"))
 
 
 def layers(r: Run) -> Table | None:
@@ -190,7 +195,7 @@ def trials(study: Study, front: bool = False) -> Table | None:
     same = ("state", "seconds", "reason") if front else ()
     return _table(
         ({title: value for title, value in row.items() if title not in same} for row in rows),
-        page_only=(*study.keys, "seconds"),
+        spare=("seconds", *reversed(study.keys)),
     )
 
 
@@ -217,9 +222,10 @@ def target(r: Run) -> str:
     if math.isnan(r.target):
         return ""
     said = r.settings.get
-    accuracy = f"{r.target:g} % in every one of the last {said('target.last_epochs')} epochs"
+    last, most = said("target.last_epochs"), said("budget.epochs")
+    when = "in the last epoch" if last == 1 else f"in every one of the last {shown(last)} epochs"
     size = f"fewer than {shown(said('budget.parameters'))} parameters"
-    return f"{accuracy}, {size}, at most {said('budget.epochs')} epochs"
+    return f"{r.target:g} % {when}, {size}, at most {shown(most)} epoch{'s' * (most != 1)}"
 
 
 def last(g: Group) -> tuple[str, list[Cell]]:
@@ -246,8 +252,8 @@ def results(g: Group) -> Pairs:
         found.append(("best epoch", f"{best} % in epoch {when}"))
         found.append(("mean of the last epochs", f"{r.objective:.2f} %"))
     if r.scored_images:
-        trained = f"{r.result.get('data')}: {shown(r.result.get('train_images'))} images to train on"
-        found.append(("scored on", f"{trained}, {r.scored_images:,} {r.split} images"))
+        found.append(("trained on", f"{shown(r.result.get('train_images'))} images of {r.result.get('data')}"))
+        found.append(("scored on", f"{r.scored_images:,} {r.split} images"))
     return found
 
 

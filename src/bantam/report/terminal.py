@@ -1,5 +1,6 @@
 """What the page says, printed in a terminal."""
 
+from rich.cells import cell_len
 from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -11,6 +12,9 @@ from bantam.report.tables import Cell, Table
 
 BEST = 20
 """Trials of a study that the terminal shows; the page has all."""
+
+LONG, WRAPPED = 35, 24
+"""Texts that are longer are wrapped, and need so much room."""
 
 COLOURS = {"good": "green", "bad": "red", "warn": "yellow", "": "none"}
 
@@ -75,16 +79,25 @@ def _step(console: Console, g: Group, before: Group | None) -> None:
 
 
 def _table(console: Console, title: str, table: Table | None, most: int | None = None) -> None:
-    """Print a table, or its first rows, without the columns that only the page has room for; long texts wrap."""
+    """Print a table, or its first rows, with the columns there is room for; it says which others there are."""
     if table is None:
         return
+    texts = [[name, *(row[i].text for row in table.rows[:most])] for i, name in enumerate(table.titles)]
+    widths = [max(map(cell_len, column)) for column in texts]
+    widths = [WRAPPED if width > LONG else width for width in widths]
+    kept = dict(zip(table.titles, widths, strict=True))
+    for name in (*table.spare, *table.titles[:0:-1]):
+        if sum(kept.values()) + 2 * (len(kept) - 1) > console.width:
+            kept.pop(name, None)
     result = RichTable(box=None, pad_edge=False, header_style="bold")
-    kept = [i for i, title in enumerate(table.titles) if title not in table.page_only]
-    for i in kept:
-        widest = max(len(row[i].text) for row in table.rows)
-        justify: JustifyMethod = "right" if table.numeric[i] else "left"
-        result.add_column(escape(table.titles[i]), no_wrap=widest < 36, overflow="fold", justify=justify)
+    for name, width in kept.items():
+        justify: JustifyMethod = "right" if table.numeric[table.titles.index(name)] else "left"
+        whole = width != WRAPPED and len(kept) > 1
+        result.add_column(escape(name), no_wrap=whole, overflow="fold", justify=justify)
     for row in table.rows[:most]:
-        result.add_row(*(_coloured(row[i]) for i in kept))
+        result.add_row(*(_coloured(row[table.titles.index(name)]) for name in kept))
     console.print(f"\n[bold underline]{escape(title)}[/]" if title else "")
     console.print(result)
+    if len(kept) < len(table.titles):
+        missing = ", ".join(name for name in table.titles if name not in kept)
+        _line(console, f"Not shown, because the terminal is too narrow: {missing}")

@@ -96,14 +96,20 @@ def _settings(prepared: "Prepared") -> dict[str, str]:
     cfg, images, info = prepared.cfg, prepared.data, prepared.info
     steps = -(-len(images.train_labels) // cfg.batch_size)
     rates = " ".join(f"{rate:.2g}" for rate in prepared.epoch_rates)
+    last = (
+        f"every one of the last {cfg.target.last_epochs} epochs"
+        if cfg.target.last_epochs > 1
+        else "the last epoch"
+    )
+    split = "held-out" if images.not_judged and images.split == "test" else images.split
     threads = f"{prepared.threads} thread{'s' * (prepared.threads > 1)}"
     precision = str(prepared.precision).removeprefix("torch.")
     return {
         "budget": f"{prepared.parameters:,} parameters of fewer than {cfg.budget.parameters:,}; "
-        f"{cfg.epochs} epochs of at most {cfg.budget.epochs}",
-        "target": f"{cfg.target.accuracy:g} % in every one of the last {cfg.target.last_epochs} epochs",
+        f"{cfg.epochs} epoch{'s' * (cfg.epochs > 1)} of at most {cfg.budget.epochs}",
+        "target": f"{cfg.target.accuracy:g} % in {last}",
         "data": f"{images.name}: {len(images.train_labels):,} images to train on, "
-        f"{len(images.held_out_labels):,} {images.split} images scored after every epoch",
+        f"{len(images.held_out_labels):,} {split} images scored after every epoch",
         "steps": f"{steps:,} an epoch, {steps * cfg.epochs:,} in all, {cfg.batch_size} images each",
         **{key: _arguments(prepared, key) for key in ("model", "optimizer", "scheduler", "augmentation")},
         **({"smoothing": f"{cfg.label_smoothing:g} of each label"} if cfg.label_smoothing else {}),

@@ -46,12 +46,14 @@ def judge(
     chance = most_frequent + 300 * math.sqrt(share * (1 - share) / scored_images)
     at_chance = best.accuracy <= chance
     missed = [epoch for epoch in last if epoch.accuracy < target]
-    wanted = f"{target:g} % in every one of the last {last_epochs} of at most {most_epochs} epochs"
+    when = "the last" if last_epochs == 1 else f"every one of the last {last_epochs}"
+    wanted = f"{target:g} % in {when} of at most {most_epochs} epochs"
     if not_judged:
         verdict, reason = "not judged", not_judged
     elif len(history) < last_epochs:
         verdict = "not judged"
-        reason = f"{len(history)} epochs were trained, and the target is about the last {last_epochs}"
+        trained = f"{len(history)} epochs were" if len(history) > 1 else "1 epoch was"
+        reason = f"{trained} trained, and the target is about the last {last_epochs}"
     elif not missed:
         verdict, reason = "met", f"{wanted}; the lowest is {min(accuracies):.2f} %"
     else:
