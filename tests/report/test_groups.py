@@ -3,11 +3,10 @@ import math
 from pathlib import Path
 
 import pytest
-from made_folders import LAYERS, of_seeds, write_run, write_study
+from made_folders import of_seeds, write_run, write_study
 from scipy import stats
 
-from bantam import budget
-from bantam.report import folders, groups, runs
+from bantam.report import folders, groups
 
 
 def test_runs_that_differ_in_the_seed_are_a_group(tmp_path: Path) -> None:
@@ -128,33 +127,6 @@ def test_all_are_compared_with_the_best_as_wide_as_all_pairs(tmp_path: Path) -> 
     found = groups.compare(compared)
     assert [(each.reference, each.label) for each in found] == [("b", "a"), ("b", "c")]
     assert [each.confidence for each in found] == pytest.approx([1 - 0.05 / 3] * 2)
-
-
-def test_what_changed_is_a_row_a_group_without_seed_and_machine(tmp_path: Path) -> None:
-    constant = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1.0}
-    before = runs.read_run(write_run(tmp_path / "0"))
-    settings = {"scheduler": constant, "optimizer": {"lr": 0.1, "momentum": 0.9}, "batch_size": 64, "threads": 3}
-    after = runs.read_run(write_run(tmp_path / "1", seed=2, settings=settings))
-    found = {key: (old, new) for key, old, new in groups.changes(before, after)}
-    assert found["optimizer"] == ("lr 0.025, momentum 0.8", "lr 0.1, momentum 0.9")
-    assert found["scheduler"][0] == "StepLR: step_size 2, gamma 0.1"
-    assert found["scheduler"][1].startswith("ConstantLR: ")
-    assert found["batch_size"] == ("128", "64")
-    assert set(found) == {"optimizer", "scheduler", "batch_size"}
-    assert groups.changes(before, before) == []
-
-
-def test_layers_that_went_and_came() -> None:
-    smaller = [LAYERS[0], budget.Layer("linear", (10, 1, 1), 28, 90, 80)]
-    assert groups.layer_changes(LAYERS, smaller) == [
-        "− linear, 10, 250 parameters",
-        "+ linear, 10×1×1, 90 parameters",
-    ]
-    other = [budget.Layer("conv 5×5", (10, 24, 24), 5, 250, 240)]
-    assert groups.layer_changes(LAYERS, other) == ["Another network: none of its 1 layers is one of the other's."]
-    assert groups.layer_changes([], other) == ["+ conv 5×5, 10×24×24, 250 parameters"]
-    same = [LAYERS[0], budget.Layer("linear", (10, 1, 1), 28, 250, 240)]
-    assert groups.layer_changes(LAYERS, same) == []
 
 
 def test_the_confirmation_of_a_study(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from bantam.report.groups import Difference, Group, same_images
-from bantam.report.numbers import apart, listed, plural
+from bantam.report.numbers import apart, listed, plural, shown
 
 SERIES = 7
 """Colours of the page; further groups are drawn in grey."""
@@ -96,8 +96,7 @@ def note_outside(plot: go.Figure, labels: Sequence[str], side: str = "below") ->
 
 def begins(groups: Sequence[Group], low: float, *keys: str) -> str:
     """What to say where lines enter the scale from below."""
-    starts = [getattr(r.history[0], key) for g in groups for r in g.runs if r.history for key in keys]
-    early = any(start < low for start in starts)
+    early = any(getattr(r.history[0], key) < low for g in groups for r in g.runs if r.history for key in keys)
     return f"; the scale begins at {low:.1f} %, above the first epochs: double-click to see all" if early else ""
 
 
@@ -116,7 +115,7 @@ def _target(plot: go.Figure, groups: Sequence[Group], axis: str = "y") -> float:
 def _accuracy_axis(groups: Sequence[Group], low: float, high: float) -> dict[str, Any]:
     """An axis of the accuracy that these groups were scored by."""
     splits = {g.first.split for g in groups}
-    return accuracies(f"{splits.pop() if len(splits) == 1 else 'held-out'} accuracy, %", low, high)
+    return accuracies(f"{'held-out' if len(splits) > 1 else splits.pop()} accuracy, %", low, high)
 
 
 def _lines(g: Group, key: str, series: int, name: str, hover: str) -> list[go.Scatter]:
@@ -298,12 +297,9 @@ def differences(found: Sequence[Difference]) -> Figure | None:
     plot.update_xaxes(title_text="difference, points", zeroline=True, range=[lowest - pad, highest + pad])
     note_outside(plot, [end[0].label for end in ends if end not in near], "left of")
     reference, count = found[0].reference, sum(each.distinguishable for each, *_ in ends)
-    see = f"The interval of {count} of {len(ends)} differences to {reference} leaves zero out"
-    if not any(each.seeds for each, *_ in ends):
-        see = (
-            "Without seeds on both sides the intervals are about the choice of images alone: "
-            "none says what other seeds would give"
-        )
+    see = "Without seeds on both sides an interval is about the choice of images alone, not about other seeds"
+    if any(each.seeds for each, *_ in ends):
+        see = f"The interval of {count} of {len(ends)} differences to {reference} leaves zero out"
     return Figure(f"Difference to the best, {reference}", f"{see}.", plot)
 
 
@@ -339,9 +335,8 @@ def confusion(g: Group) -> Figure | None:
     worst, truth, guess = g.worst_mistake
     plot = go.Figure(layout={"height": 430, "hovermode": "closest"})
     heat = {"colorscale": HEAT, "zmin": 0, "zmax": max(1, worst), "showscale": False, "xgap": 1, "ygap": 1}
-    hover = "%{y} taken for %{x}: %{z:,} times<extra></extra>"
-    written = [[f"{n:,}" if n else "" for n in row] for row in wrong]
-    plot.add_heatmap(z=wrong, x=names, y=names, text=written, texttemplate="%{text}", hovertemplate=hover, **heat)
+    heat |= {"hovertemplate": "%{y} taken for %{x}: %{z:,} times<extra></extra>", "texttemplate": "%{text}"}
+    plot.add_heatmap(z=wrong, x=names, y=names, text=[[shown(n or None) for n in row] for row in wrong], **heat)
     for i, row in enumerate(matrix):
         font = {"color": "var(--muted)", "size": 11}
         plot.add_annotation(x=i, y=i, text=f"{row[i]:,}", showarrow=False, font=font)

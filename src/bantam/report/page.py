@@ -18,7 +18,7 @@ from markupsafe import Markup
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
-from bantam.report import analysis, figures, folders, groups, study_figures, tables
+from bantam.report import analysis, figures, folders, groups, steps, study_figures, tables
 from bantam.report.figures import Figure
 from bantam.report.folders import Contents, Study
 from bantam.report.groups import Difference, Group
@@ -196,7 +196,7 @@ def _template() -> jinja2.Template:
         files("bantam.report").joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js")
     )
     plotly = base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
-    modules = {"analysis": analysis, "groups": groups, "tables": tables, "figures": figures}
+    modules = {"analysis": analysis, "steps": steps, "tables": tables, "figures": figures}
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

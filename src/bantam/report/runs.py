@@ -112,11 +112,6 @@ def read_run(folder: Path) -> Run:
         problems.append(_unfinished(folder, history, settings))
     typed = dict(item.split("=", 1) for item in overrides if "=" in item)
     names = (source.get(key) for source in (result, typed) for key in ("experiment", "model"))
-    split = str(result.get("split", "test"))
-    if history:
-        split = "test" if history[-1].validation_accuracy is None else "validation"
-    if split == "test" and result.get("data") == "mnist5k":
-        split = "held-out"  # a part of MNIST's training set, which has no test images
     confusion, classes = _confusion(result)
     return Run(
         folder,
@@ -133,11 +128,19 @@ def read_run(folder: Path) -> Run:
         target=number(settings.get("target.accuracy")),
         last=result.get("last_accuracies") or [],
         scored_images=int(result.get("scored_images") or 0),
-        split=split,
+        split=_split(result, history),
         confusion=confusion,
         classes=classes,
         at_chance=bool(result.get("at_chance")),
     )
+
+
+def _split(result: dict[str, Any], history: list[Epoch]) -> str:
+    split = str(result.get("split", "test"))
+    if history:
+        split = "test" if history[-1].validation_accuracy is None else "validation"
+    # A part of MNIST's training set is no test set.
+    return "held-out" if split == "test" and result.get("data") == "mnist5k" else split
 
 
 def _attempt(read: Callable[[Path], T], folder: Path, problems: list[str]) -> T | None:

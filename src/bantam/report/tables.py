@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bantam.report import groups
+from bantam.report import groups, steps
 from bantam.report.folders import Contents, Study
 from bantam.report.groups import Difference, Group
 from bantam.report.numbers import shown, signed
@@ -151,7 +151,7 @@ def layers(r: Run) -> Table | None:
 def changes(before: Run, after: Run) -> Table | None:
     """Settings that differ between two steps."""
     titles = ("changed", "before", "now")
-    return _table(dict(zip(titles, change, strict=True)) for change in groups.changes(before, after))
+    return _table(dict(zip(titles, change, strict=True)) for change in steps.changes(before, after))
 
 
 def comparison(found: Sequence[Difference]) -> Table | None:
@@ -267,7 +267,7 @@ def network(g: Group) -> str:
 
 def settings(r: Run) -> Pairs:
     """What a run was trained with and on."""
-    found = [(part, groups.component(r, part)) for part in ("model", "optimizer", "scheduler", "augmentation")]
+    found = [(part, steps.component(r, part)) for part in ("model", "optimizer", "scheduler", "augmentation")]
     keys: list[str] = [key for key in ("epochs", "batch_size") if key in r.settings]
     keys += [key for key in ("label_smoothing", "ema") if r.settings.get(key)]
     found.append(("training", ", ".join(f"{key} {shown(r.settings[key])}" for key in keys)))

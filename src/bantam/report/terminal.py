@@ -5,7 +5,7 @@ from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from bantam.report import analysis, groups, tables
+from bantam.report import analysis, steps, tables
 from bantam.report.groups import Group
 from bantam.report.page import Report, StudyPart
 from bantam.report.tables import Cell, Table
@@ -75,7 +75,7 @@ def _step(console: Console, g: Group, before: Group | None) -> None:
     _table(console, "", tables.layers(r))
     if before:
         _table(console, "", tables.changes(before.first, g.first))
-        _line(console, "\n".join(groups.layer_changes(before.first.layers, g.first.layers)))
+        _line(console, "\n".join(steps.layer_changes(before.first.layers, g.first.layers)))
 
 
 def _table(console: Console, title: str, table: Table | None, most: int | None = None) -> None:
