@@ -97,11 +97,10 @@ def show_traceback() -> None:
 
 def _with_remedy(error: Exception, folder: Path | None) -> str:
     """What happened, where the traceback is, and how it goes on."""
-    from bantam.training.build import PartFailed
+    from bantam.training.build import failure
     from bantam.training.folder import CHECKPOINT, CHECKPOINT_BEFORE
 
-    what = str(error) if isinstance(error, PartFailed) else f"{type(error).__name__}: {error}"
-    what = " ".join(what.split())
+    what = failure(error)
     trace = _write_traceback(folder) or "no file, but HYDRA_FULL_ERROR=1 shows it"
     if folder is None:
         return f"this command has failed ({what}; the traceback is in {trace}): mend that, and type it again"

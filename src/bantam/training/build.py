@@ -1,5 +1,6 @@
 """The parts of a run as its configuration names them: what a constructor refuses becomes one sentence."""
 
+import copy
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -14,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from bantam import config
+from bantam import budget, config
 from bantam.schedulers import Schedule, TorchSchedule
 
 Choices = Mapping[str, Any]
@@ -65,14 +67,53 @@ class PartFailed(Exception):
     """What a group's option is made of fails in the training."""
 
 
-def blame(error: Exception, parts: Mapping[str, Iterable[object]], choices: Choices) -> PartFailed | None:
-    """The sentence for an error that one of a run's parts raised; None where it was raised elsewhere."""
+def failure(error: Exception) -> str:
+    """An error that nobody foresaw, in one line: its type, what it says, and where in code of one's own."""
+    if isinstance(error, PartFailed):
+        return str(error)
+    kind, text = type(error).__name__, told(error)
+    if isinstance(error, OSError) or not text.startswith(kind):
+        return f"{kind}: {' '.join(str(error).split())}"
+    return text
+
+
+def blame(error: Exception, parts: Mapping[str, Iterable[object]], choices: Choices) -> Exception:
+    """What to raise for an error in the training: a sentence that names the option which raised it."""
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        owner = frame.f_locals.get("self")
+        owner, file = frame.f_locals.get("self"), frame.f_code.co_filename
         for key, objects in parts.items():
-            if any(owner is part for part in objects):
+            # What a class calls may have no self: a function beside it, or the backward of its autograd function.
+            if any(owner is part or file == _own_file(part) for part in objects):
                 return PartFailed(f"{key}={choices.get(key)} fails: {told(error)}")
-    return None
+    return PartFailed(f"the training fails: {told(error)}") if isinstance(error, ValueError) else error
+
+
+def _own_file(part: object) -> str | None:
+    """The file of an object's class; None where it is a library's."""
+    file = getattr(sys.modules.get(type(part).__module__), "__file__", None) or ""
+    return None if any(folder in Path(file).parts for folder in NOT_OWN) else file
+
+
+def build_model(cfg: DictConfig, choices: Choices, device: torch.device) -> nn.Module:
+    """The network with the first weights of its seed."""
+    torch.manual_seed(cfg.seed)
+    model: nn.Module = build(cfg, "model", choices)
+    layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
+    return model.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+def check_logits(choices: Choices, model: nn.Module, classes: int) -> None:
+    """Refuse a network that does not give each image of a batch a logit for each class."""
+    name = f"model={choices.get('model')}"
+    images = torch.zeros(2, *budget.IMAGE, device=next(model.parameters()).device)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits = copy.deepcopy(model).eval()(images)
+    except Exception as error:  # a network of one's own may raise anything
+        raise ValueError(f"{name} cannot compute a batch of two images: {told(error)}") from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
+        found = "×".join(map(str, logits.shape)) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ValueError(f"{name} returns {found} for two images, not 2×{classes}: a logit for each class")
 
 
 def build_optimizer(cfg: DictConfig, choices: Choices, model: nn.Module) -> Optimizer:

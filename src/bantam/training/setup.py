@@ -21,7 +21,16 @@ from bantam.kernels import compiler
 from bantam.kernels.fuse import fuse, is_fused
 from bantam.schedulers import Schedule
 from bantam.training.average import Average
-from bantam.training.build import CannotBeBuilt, build, build_optimizer, build_schedule, dry_run_schedule, told
+from bantam.training.build import (
+    CannotBeBuilt,
+    build,
+    build_model,
+    build_optimizer,
+    build_schedule,
+    check_logits,
+    dry_run_schedule,
+    told,
+)
 from bantam.training.folder import read_checkpoint, read_finished
 from bantam.training.loop import Training
 
@@ -157,11 +166,12 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
         raise ValueError("compile is true, but this machine has no C++ compiler (g++): leave compile=true out")
     threads = cfg.threads or max(1, cpu_count() // effective_n_jobs(info.side_by_side))
     torch.set_num_threads(threads)
-    model = _build_model(cfg, info, device)
+    model = build_model(cfg, info.choices, device)
     optimizer = build_optimizer(cfg, info.choices, model)
     rates = tuple(float(group["lr"]) for group in optimizer.param_groups)
     epoch_rates = dry_run_schedule(cfg, info.choices, schedule, rates)
     images = _load_data(cfg, info)
+    check_logits(info.choices, model, len(images.classes))
     _check_last_batch(cfg, info, model, len(images.train_labels))
     prepared = Prepared(
         cfg=cfg,
@@ -249,14 +259,6 @@ def check_budget(cfg: DictConfig, info: RunInfo) -> tuple[list[budget.Layer], in
         f"{limit - 1:,} that budget.parameters={limit:,} allows: {remedy} or raise budget.parameters",
         layers,
     )
-
-
-def _build_model(cfg: DictConfig, info: RunInfo, device: torch.device) -> nn.Module:
-    """The network with the first weights of its seed."""
-    torch.manual_seed(cfg.seed)
-    model: nn.Module = build(cfg, "model", info.choices)
-    layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
-    return model.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
 def _load_data(cfg: DictConfig, info: RunInfo) -> data.Data:
