@@ -241,13 +241,13 @@ def test_fusing_changes_nothing_of_the_model_or_the_random_numbers() -> None:
     [
         (lambda: models.V2(), ""),
         (lambda: models.Flexible(head=12), ""),
-        (lambda: models.Skeleton(), "PyTorch computes 7 of 7 convolutions: 7 with padding"),
-        (lambda: models.Flexible(dilation=2), "PyTorch computes 3 of 6 convolutions: 3 with dilation 2"),
-        (ODD["columns pooled between"], "PyTorch computes 1 of 2 convolutions: 1 of maps of 26×13 pixels"),
-        (hooked, "PyTorch computes 1 of 2 convolutions: 1 without a batch norm and a ReLU that fit behind it"),
-        (pruned, "PyTorch computes 1 of 2 convolutions: 1 with hooks"),
-        (normalised, "PyTorch computes 1 of 2 convolutions: 1 of another kind than Conv2d"),
-        (ODD["large"], "PyTorch computes 1 of 2 convolutions: 1 of maps of 260×260 pixels, too many"),
+        (lambda: models.Skeleton(), "PyTorch computes 7 of 7 convolutions (7 with padding)"),
+        (lambda: models.Flexible(dilation=2), "PyTorch computes 3 of 6 convolutions (3 with dilation 2)"),
+        (ODD["columns pooled between"], "PyTorch computes 1 of 2 convolutions (1 of maps of 26×13 pixels)"),
+        (hooked, "PyTorch computes 1 of 2 convolutions (1 without a batch norm and a ReLU that fit behind it)"),
+        (pruned, "PyTorch computes 1 of 2 convolutions (1 with hooks)"),
+        (normalised, "PyTorch computes 1 of 2 convolutions (1 of another kind than Conv2d)"),
+        (ODD["large"], "PyTorch computes 1 of 2 convolutions (1 of maps of 260×260 pixels, too many)"),
     ],
 )
 def test_what_is_left_to_pytorch_is_said_with_its_reason(network: Callable[[], nn.Module], left: str) -> None:

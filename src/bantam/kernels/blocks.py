@@ -272,7 +272,7 @@ class _Block(torch.autograd.Function):
 
 
 class Depthwise(Compiled):
-    """A valid convolution of every channel by itself."""
+    """A valid depthwise convolution, which computes every channel by itself."""
 
     source = "depthwise.c"
 

@@ -1,4 +1,4 @@
-/* A valid convolution of every channel by itself, forward and backward.
+/* A valid depthwise convolution, which computes every channel by itself, forward and backward.
  *
  * `compiler.py` compiles this file for every shape, with the sizes as constants: SIDE, side of the input; CHANNELS;
  * KERNEL, side of the kernel; BFLOAT16, 1 for images in bfloat16. Images are N×H×W×C numbers, weights

@@ -2,7 +2,7 @@
 
 A network is built of PyTorch's layers, and those remain what is counted and saved. Of it `fuse`
 makes a second network with the same parameters, in which every run of convolution, batch norm,
-ReLU, dropout and max-pool is one `Block`, and every convolution of channels by themselves a `Depthwise`.
+ReLU, dropout and max-pool is one `Block`, and every depthwise convolution a `Depthwise`.
 """
 
 import copy
@@ -100,7 +100,7 @@ def _compile(fused: nn.Module, images: Tensor) -> tuple[Tensor, str]:
             handle.remove()
     reasons = ", ".join(f"{count} {reason}" for reason, count in left.items())
     count = f"{left.total()} of {left.total() + in_c} convolutions"
-    return logits, f"PyTorch computes {count}: {reasons}" if reasons else ""
+    return logits, f"PyTorch computes {count} ({reasons})" if reasons else ""
 
 
 def _twin(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:

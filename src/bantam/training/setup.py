@@ -336,9 +336,9 @@ def _training_model(
     if fused is not None:
         return fused, left
     nothing = (
-        f"model={info.choices.get('model')} has no block that they compute "
-        "(valid convolution, batch norm, ReLU; or one of every channel by itself)"
+        f"model={info.choices.get('model')} has no block that C computes, neither a convolution without padding "
+        "before a batch norm and a ReLU nor a depthwise convolution"
     )
     if cfg.kernels == "native":
         raise ValueError(f"kernels is native, but {nothing}: use kernels=auto")
-    return model, f"{nothing}: {left}" if left else nothing
+    return model, f"{nothing}; {left}" if left else nothing
