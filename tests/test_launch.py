@@ -122,7 +122,7 @@ def counted(module, name):
     setattr(module, name, call)
 
 counted(ranges, "validate")
-for name in ("prepare", "check_budget", "_build_model", "build_optimizer", "_load_data", "dry_run_schedule"):
+for name in ("prepare", "check_budget", "build_model", "build_optimizer", "_load_data", "dry_run_schedule"):
     counted(setup, name)
 script = sys.argv[1]
 sys.argv = sys.argv[1:]

@@ -13,7 +13,7 @@ import torch
 from bantam.data import Data
 from bantam.training import folder as files
 from bantam.training import terminal
-from bantam.training.build import blame, failure
+from bantam.training.build import PartFailed, blame
 from bantam.training.loop import Diverged, Epoch, score, train
 from bantam.training.setup import Prepared, RunInfo
 from bantam.training.verdict import Verdict, judge
@@ -228,7 +228,7 @@ def refuse(error: Exception, info: RunInfo, seed: int | None) -> None:
 
 def fail(error: Exception, trace: str, info: RunInfo, seed: int | None) -> None:
     """Record in a job's folder that it broke, with the traceback in error.txt; the other jobs go on."""
-    why = failure(error)
-    terminal.show_failure(info, why)
+    reason = str(error) if isinstance(error, PartFailed) else f"{type(error).__name__}: {error}"
+    terminal.show_failure(info, reason)
     files.write(info.folder / "error.txt", trace.encode())
-    files.write_result(info.folder, {"verdict": "failed", "reason": why, **_identity(info, seed)})
+    files.write_result(info.folder, {"verdict": "failed", "reason": reason, **_identity(info, seed)})
