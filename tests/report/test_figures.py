@@ -1,5 +1,4 @@
 import inspect
-import math
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -7,8 +6,8 @@ from pathlib import Path
 import pytest
 from made_folders import of_seeds, one, write_run
 
-from bantam.report import figures, groups, runs, study_figures
-from bantam.report.figures import Figure
+from bantam.report import axes, figures, groups, runs, study_figures
+from bantam.report.axes import Figure
 from bantam.report.groups import Group
 
 
@@ -21,7 +20,7 @@ def notes(drawn: Figure | None) -> list[str]:
 def test_every_colour_is_one_of_the_page_in_light_and_in_dark() -> None:
     page = files("bantam.report").joinpath("page.css").read_text(encoding="utf-8")
     light, dark = page.split("@media (prefers-color-scheme: dark) {", 1)
-    sources = "".join(map(inspect.getsource, (figures, study_figures)))
+    sources = "".join(map(inspect.getsource, (axes, figures, study_figures)))
     names = set(re.findall(r"var\(--([\w-]+)\)", sources))
     names |= {f"c{number}" for number in range(figures.SERIES)}
     names |= {colour for colour, _ in study_figures.MARKERS.values()}
@@ -29,25 +28,6 @@ def test_every_colour_is_one_of_the_page_in_light_and_in_dark() -> None:
     for name in names:
         assert f"--{name}:" in light, name
         assert f"--{name}:" in dark, name
-
-
-@pytest.mark.parametrize(
-    ("values", "target", "low", "high"),
-    [
-        ([99.3, 99.5], 99.4, (99.0, 99.3), (99.5, 100.02)),  # around the target
-        ([99.3, 99.5, 87.0], 99.4, (99.0, 99.3), (99.5, 100.02)),  # a collapsed one does not squeeze the others
-        ([60.0, 55.0], 99.4, (40, 55), (60, 80)),  # a target out of reach neither
-        ([98.0], math.nan, (97.0, 98.0), (98.0, 99.0)),
-        ([100.0], 99.4, (99.0, 99.4), (100.0, 100.1)),
-        ([10.0, 9.7], 99.4, (0, 0), (100, 100)),  # what guesses has no structure to look at
-    ],
-)
-def test_the_scale_is_about_what_matters(
-    values: list[float], target: float, low: tuple[float, float], high: tuple[float, float]
-) -> None:
-    bottom, top = figures.scale(values, target)
-    assert low[0] <= bottom <= low[1]
-    assert high[0] <= top <= high[1]
 
 
 def test_seeds_are_a_band_and_where_they_end_far_apart_a_line_each(tmp_path: Path) -> None:

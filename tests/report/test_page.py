@@ -12,7 +12,12 @@ import pytest
 from browser import CHROMIUM, NARROW, WIDE, Browser
 from made_folders import EVIL, SETTINGS, story, thousand, write_run, write_study
 
+from bantam.report import folders, groups, sections
 from bantam.report import page as report
+from bantam.report.axes import Figure
+from bantam.report.page import Report
+from bantam.report.sections import Pairs, Section
+from bantam.report.tables import Table
 from bantam.training import folder as record
 
 Bantam = Callable[..., subprocess.CompletedProcess[str]]
@@ -20,6 +25,22 @@ Bantam = Callable[..., subprocess.CompletedProcess[str]]
 
 def html(*given: Path) -> str:
     return report.render(report.read(given))
+
+
+def section(found: Report, anchor: str) -> Section:
+    """A section of a report, or a part of one."""
+    every = [each for outer in found.sections for each in (outer, *outer.inner)]
+    return next(each for each in every if each.anchor == anchor)
+
+
+def figures(*of: Section) -> dict[str, str]:
+    """Titles of the figures in sections, with what they say."""
+    return {block.title: block.see for each in of for block in each.blocks if isinstance(block, Figure)}
+
+
+def rows(found: Section) -> int:
+    """Rows of the tables in a section."""
+    return sum(len(block.rows) for block in found.blocks if isinstance(block, Table))
 
 
 def figure_titles(page: str) -> list[str]:
@@ -54,14 +75,20 @@ def test_the_page_needs_nothing_beside_itself(tmp_path: Path) -> None:
 
 def test_the_story_is_told(tmp_path: Path) -> None:
     found = report.read([story(tmp_path / "runs")])
-    assert [g.verdict for g, _ in found.steps] == [
+    steps = section(found, "steps").inner
+    assert [each.badge.text for each in steps if each.badge] == [
         "met by 0 of 3 seeds",
         "met by 3 of 3 seeds",
         "refused",
         "unfinished",
     ]
-    assert [before.label if before else "" for _, before in found.steps] == ["", "v1", "flexible", "big"]
-    assert [figure.title for figure in found.figures] == [
+    against = [
+        [name for block in each.blocks if isinstance(block, Pairs) for name, _ in block.items] for each in steps
+    ]
+    assert [[name for name in names if name.startswith("against")] for names in against] == [
+        *([], ["against v1"], ["against flexible"], ["against big"]),
+    ]
+    assert list(figures(section(found, "curves"))) == [
         "Learning curves",
         "Learning rate",
         "The last epochs",
@@ -70,20 +97,20 @@ def test_the_story_is_told(tmp_path: Path) -> None:
     page = report.render(found)
     assert 'id="comparison"' in page
     assert 'id="broken"' in page
-    steps = page.split('<article class="card step"')
-    assert len(steps) == 5
-    assert [re.findall(r'class="chip (\w*)"', step) for step in steps[1:3]] == [
+    parts = page.split('<article class="card step"')
+    assert len(parts) == 5
+    assert [re.findall(r'class="chip (\w*)"', part) for part in parts[1:3]] == [
         ["bad", "good", "good"],
         ["good"] * 3,
     ]
-    assert "<td>model</td>" in steps[2].split("What changed against v1")[1]
-    assert "points above v1" in steps[2]
+    assert "<td>model</td>" in parts[2].split("What changed against v1")[1]
+    assert "points above v1" in parts[2]
     assert figure_titles(page) == [
         *("Training and test", "Confusion matrix") * 2,
         *("Training and test", "Learning curves", "Learning rate", "The last epochs", "Accuracy by class"),
         "Difference to the best, flexible",
     ]
-    assert "Not compared: one of the two has no result" in steps[4]
+    assert "Not compared: one of the two has no result" in parts[4]
 
 
 def test_what_folders_say_is_text_and_nothing_else(tmp_path: Path) -> None:
@@ -106,9 +133,10 @@ def test_no_value_in_a_result_stops_the_report(
         record.write_result(write_run(tmp_path / f"{i}1", settings=own), {**whole, key: value})
         write_run(tmp_path / f"{i}2", seed=2, settings=own)
     for name in ("STEPS", "COMPARED"):
-        monkeypatch.setattr(report, name, 2 * len(keys))
+        monkeypatch.setattr(sections, name, 2 * len(keys))
     found = report.read([tmp_path])
-    assert len(found.steps) == len(found.groups) > len(keys)
+    every = groups.group(folders.gather([tmp_path]).runs)
+    assert len(section(found, "steps").inner) == len(every) > len(keys)
     report.render(found)
 
 
@@ -119,24 +147,23 @@ def test_no_value_in_a_configuration_stops_the_report(
     for i, part in enumerate(SETTINGS):
         config = write_run(tmp_path / f"{i}") / ".hydra" / "config.yaml"
         config.write_text(re.sub(rf"(?m)^{part}:.*(\n .*)*", f"{part}: {value}", config.read_text()))
-    monkeypatch.setattr(report, "STEPS", 2 * len(SETTINGS))
+    monkeypatch.setattr(sections, "STEPS", 2 * len(SETTINGS))
     found = report.read([tmp_path])
-    assert len(found.steps) == len(found.groups) > 1
+    every = groups.group(folders.gather([tmp_path]).runs)
+    assert len(section(found, "steps").inner) == len(every) > 1
     report.render(found)
 
 
 def test_a_study_with_two_objectives_tells_its_front(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 99.2), multi_objective=True)
     found = report.read([folder])
-    (study,) = found.studies
-    sentences = {figure.title: figure.see for figure in study.figures}
+    sentences = figures(*section(found, "study-1").inner)
     assert sentences["Accuracy and size"] == (
         "3 trials are on the front, from 2,000 parameters and 97.000 % to 6,000 and 99.200 %."
     )
     assert sentences["History"].startswith("Trial 4 is the most accurate")
     assert "The trials of the front have" in sentences["Settings side by side"]
-    assert study.best is not None
-    assert study.best.label == "Trial 4, the most accurate"
+    assert section(found, "study-1-best").title == "Trial 4, the most accurate"
     page = report.render(found)
     assert "The front: no trial is as accurate with fewer parameters" in page
     assert contents(page)["study-1-front"] == "The front"
@@ -171,17 +198,16 @@ def test_the_trials_stand_before_the_figures_under_their_heading(tmp_path: Path)
 
 def test_a_study_is_shown_with_its_figures(tmp_path: Path) -> None:
     found = report.read([write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 98.7))])
-    (study,) = found.studies
-    assert [figure.title for figure in study.figures] == [
+    parts = [part for part in section(found, "study-1").inner if not part.badge]
+    assert list(figures(*parts)) == [
         "History",
         "Accuracy and size",
         "Epoch by epoch",
         "Importance",
         "Settings side by side",
     ]
-    assert study.best is not None
-    assert study.best.label == "Trial 1, the best"
-    assert found.contents.runs == []
+    assert section(found, "study-1-best").title == "Trial 1, the best"
+    assert [each.anchor for each in found.sections] == ["study-1"]
     assert 'id="runs"' not in report.render(found)
 
 
@@ -209,10 +235,10 @@ def test_many_groups_are_shown_by_the_best(tmp_path: Path) -> None:
             tmp_path / f"{i}", (90.0, 95.0, 96.0, 96 + i / 10), settings={"optimizer": {"lr": 0.01 * (i + 1)}}
         )
     found = report.read([tmp_path])
-    assert len(found.steps) == report.STEPS
+    assert len(section(found, "steps").inner) == sections.STEPS
     assert "The best 12 of 30" in report.render(found)
-    assert len(found.differences) == report.COMPARED - 1
-    assert len(found.contents.runs) == 30
+    assert rows(section(found, "comparison")) == sections.COMPARED - 1
+    assert rows(section(found, "runs")) == 30
 
 
 def test_a_thousand_trials_stay_small(tmp_path: Path) -> None:

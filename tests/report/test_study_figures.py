@@ -7,7 +7,7 @@ from made_folders import write_study
 from optuna.trial import TrialState
 
 from bantam.report import folders, study_figures
-from bantam.report.figures import Figure
+from bantam.report.axes import Figure
 from bantam.report.folders import Study, Trial
 
 

@@ -58,10 +58,10 @@ def test_the_last_epochs_are_good_or_bad_by_the_target(tmp_path: Path) -> None:
 def test_changes_and_layers_are_tables(tmp_path: Path) -> None:
     before = one(tmp_path / "0", 97.0, 98.9)
     after = one(tmp_path / "1", 97.0, 98.9, settings={"batch_size": 64})
-    table = tables.changes(before.first, after.first)
+    table = tables.changes(before, after)
     assert table is not None
     assert [[cell.text for cell in row] for row in table.rows] == [["batch_size", "128", "64"]]
-    assert tables.changes(before.first, before.first) is None
+    assert tables.changes(before, before) is None
     layers = tables.layers(before.first)
     assert layers is not None
     assert [cell.text for cell in layers.rows[0]] == ["conv 3×3 → ReLU", "16×26×26", "3", "144", "97 k"]

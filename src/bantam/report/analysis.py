@@ -41,10 +41,6 @@ def _seeds(g: Group) -> Iterator[Finding]:
     lost = [r for r in g.runs if r.objective is None]
     chance = [r for r in g.ended if r.at_chance]
     fell = [r for r in g.ended if r not in chance and fallen(r)]
-    if g.deviation is not None and g.mean is not None:
-        ends = f"from {min(g.objectives):.2f} to {max(g.objectives):.2f}"
-        spread = f"the standard deviation of a seed is {g.deviation:.2f} points"
-        yield "Seeds", f"{count} seeds end at {g.mean:.2f} % on average, {ends}; {spread}"
     if chance:
         yield "Collapse", f"{len(chance)} of {count} seeds never left chance: {_named(chance)}"
     if fell:

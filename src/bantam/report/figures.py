@@ -1,20 +1,14 @@
-"""The figures of runs and groups: by epoch, and with a row for each group; and what all figures share.
+"""The figures of runs and groups: by epoch, and with a row for each group."""
 
-A figure names its colours ("var(--c0)"), so that the page can draw it in light and in dark. All
-numbers are accuracies in percent unless an axis says something else.
-"""
-
-import html
 import math
 import statistics
 import textwrap
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 
+from bantam.report.axes import FAR, Figure, accuracies, begins, draw_line, epochs, note_outside, scale, text
 from bantam.report.groups import Difference, Group, same_images
 from bantam.report.numbers import apart, listed, plural, shown
 
@@ -25,79 +19,6 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "5px 2px
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
 HEAT = ("var(--heat0)", "var(--heat1)", "var(--heat2)")
 """From few mistakes to many."""
-
-NEAR = 4.0
-"""An accuracy with up to so many times the errors of the best decides about the scale."""
-
-FAR = 5.0
-"""A group so many points below the best would squeeze the differences of the others."""
-
-CHANCE = 20.0
-"""Where no accuracy is above it, the scale is the whole one: noise would look like structure."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart and, in one sentence, what to see in it; the page adds fonts, margins and grid."""
-
-    title: str
-    see: str
-    plot: go.Figure
-
-
-def text(value: object) -> str:
-    """A text that Plotly shows as it is, instead of taking a part of it for HTML."""
-    return html.escape(str(value), quote=False)
-
-
-def scale(values: Sequence[float], target: float) -> tuple[float, float]:
-    """The interesting part of an accuracy axis: the best, what comes near it, and the target if it does."""
-    top = max(values)
-    if top <= CHANCE:
-        return 0.0, 100.0
-    error = 100 - top + 0.1
-    shown = [value for value in values if 100 - value <= NEAR * error]
-    shown += [target] if 100 - target >= error / NEAR and target - top < FAR else []
-    low, high = min(shown), max(shown)
-    pad = max(0.12, 0.3 * (high - low), 0.1 * error)
-    return max(0.0, low - pad), min(100.0 + 0.02 * (100 - low), high + 0.5 * pad)
-
-
-def accuracies(title: str, low: float, high: float) -> dict[str, Any]:
-    """An axis of accuracies, all of its labels with as many decimals."""
-    decimals = 0 if high - low > 5 else 1 if high - low > 0.7 else 2
-    return {"title_text": title, "range": [low, high], "tickformat": f".{decimals}f"}
-
-
-def epochs(most: int) -> dict[str, Any]:
-    """An axis of epochs, labelled at whole ones and at the last of 15."""
-    every = 1 if most <= 8 else 2 if most <= 20 else 5 * math.ceil(most / 50)
-    return {"title_text": "epoch", "tick0": 1 if every < 5 else 0, "dtick": every, "tickformat": "d"}
-
-
-def draw_line(plot: go.Figure, at: float, label: str, axis: str = "y") -> None:
-    """Draw a target or a limit as a dashed line with its name; nothing at nan."""
-    if not math.isnan(at):
-        line = {"color": "var(--target)", "width": 1.5, "dash": "5px 4px"}
-        note = {"text": label, "font": {"color": "var(--target)", "size": 12}, "yanchor": "bottom"}
-        add = plot.add_hline if axis == "y" else plot.add_vline
-        add(at, line=line, layer="below", annotation=note, annotation_position="top left")
-
-
-def note_outside(plot: go.Figure, labels: Sequence[str], side: str = "below") -> None:
-    """Say in the picture, above it, what is outside its scale: a label for every line or point that is."""
-    if labels:
-        names = [text(f"{label} ({count})" if count > 1 else label) for label, count in Counter(labels).items()]
-        note = f"{side} this scale: {listed(names)}<br>double-click to see all"
-        place = {"x": 0, "y": 1, "xref": "x domain", "yref": "y domain", "xanchor": "left", "yanchor": "bottom"}
-        look = {"showarrow": False, "font": {"color": "var(--bad)", "size": 12}, "align": "left"}
-        plot.add_annotation(text=note, **place, **look)
-
-
-def begins(groups: Sequence[Group], low: float, *keys: str) -> str:
-    """What to say where lines enter the scale from below."""
-    early = any(getattr(r.history[0], key) < low for g in groups for r in g.runs if r.history for key in keys)
-    return f"; the scale begins at {low:.1f} %, above the first epochs: double-click to see all" if early else ""
 
 
 def _colour(series: int) -> str:
@@ -164,10 +85,8 @@ def curves(groups: Sequence[Group]) -> Figure | None:
     see += f" ({'median' if best.spread_out else 'mean'} of its seeds)" if len(best.runs) > 1 else ""
     if not same_images([r for g in drawn for r in g.ended], []):
         see = "These were scored on different images, so their accuracies cannot be compared"
-    if any(len(g.runs) > 1 and not g.spread_out for g in drawn):
-        see += "; a band is the range of the seeds"
-    if any(g.spread_out for g in drawn):
-        see += "; where seeds end far apart, each is a thin line"
+    if any(len(g.runs) > 1 for g in drawn):
+        see += "; a band is the range of the seeds; where seeds end far apart, each is a thin line"
     see += begins(drawn, low, "accuracy")
     return Figure("Learning curves", f"{see}.", plot)
 
@@ -270,36 +189,33 @@ def differences(found: Sequence[Difference]) -> Figure | None:
     ends = [(each, each.low, each.high) for each in found if each.low is not None and each.high is not None]
     if not ends:
         return None
-    plot = _rows([each.label for each, *_ in ends], least=40, room=140)
-    for clear, colour, name in (
-        (True, "var(--c0)", "noise does not explain it"),
-        (False, "var(--muted)", "noise may explain it, or one seed only"),
-    ):
-        rows = [(len(ends) - 1 - i, *end) for i, end in enumerate(ends) if end[0].distinguishable == clear]
-        error = {"color": colour, "thickness": 2, "width": 5}
-        error["array"] = [high - each.points for _, each, _, high in rows]
-        error["arrayminus"] = [each.points - low for _, each, low, _ in rows]
-        plot.add_scatter(
-            x=[each.points for _, each, _, _ in rows],
-            y=[row for row, *_ in rows],
-            error_x=error,
-            customdata=[[low, high, text(each.label)] for _, each, low, high in rows],
-            mode="markers",
-            name=name,
-            marker={"color": colour, "size": 10, "symbol": "circle" if clear else "circle-open"},
-            hovertemplate="%{customdata[2]}<br>%{x:+.2f} points, "
-            "%{customdata[0]:+.2f} to %{customdata[1]:+.2f}<extra></extra>",
-            visible=bool(rows),
-        )
+    plot = _rows([each.label for each, *_ in ends], least=40, room=110)
+    told = [each.distinguishable for each, *_ in ends]
+    error = {"color": "var(--muted)", "thickness": 2, "width": 5}
+    error["array"] = [high - each.points for each, _, high in ends]
+    error["arrayminus"] = [each.points - low for each, low, _ in ends]
+    plot.add_scatter(
+        x=[each.points for each, *_ in ends],
+        y=list(range(len(ends)))[::-1],
+        error_x=error,
+        customdata=[[low, high, text(each.label)] for each, low, high in ends],
+        mode="markers",
+        marker={"color": "var(--c0)", "size": 10, "symbol": [("circle-open", "circle")[clear] for clear in told]},
+        hovertemplate="%{customdata[2]}<br>%{x:+.2f} points, "
+        "%{customdata[0]:+.2f} to %{customdata[1]:+.2f}<extra></extra>",
+        visible=True,
+    )
     near = [end for end in ends if end[0].points >= -FAR] or ends
     lowest, highest = min(0.0, *(low for _, low, _ in near)), max(0.0, *(high for *_, high in near))
     pad = 0.08 * (highest - lowest)
     plot.update_xaxes(title_text="difference, points", zeroline=True, range=[lowest - pad, highest + pad])
     note_outside(plot, [end[0].label for end in ends if end not in near], "left of")
-    reference, count = found[0].reference, sum(each.distinguishable for each, *_ in ends)
+    reference = found[0].reference
     see = "Without seeds on both sides an interval is about the choice of images alone, not about other seeds"
     if any(each.seeds for each, *_ in ends):
-        see = f"The interval of {count} of {len(ends)} differences to {reference} leaves zero out"
+        see = (
+            f"The interval of {sum(told)} of {len(ends)} differences to {reference} leaves zero out (full points)"
+        )
     return Figure(f"Difference to the best, {reference}", f"{see}.", plot)
 
 

@@ -2,7 +2,6 @@
 // Draws the figures when they come into sight, sorts, filters and saves tables, and loads a running search again.
 const page = document.documentElement, all = selector => [...document.querySelectorAll(selector)]
 const figures = JSON.parse(document.getElementById("figures").textContent)
-const narrow = matchMedia("(max-width: 640px)"), dark = matchMedia("(prefers-color-scheme: dark)")
 const colour = name => getComputedStyle(page).getPropertyValue(name).trim()
 
 // Colours by name become those of the page as it is now: light or dark.
@@ -16,28 +15,11 @@ function painted(node) {
   return node
 }
 
-function arranged(layout, height) {
-  const small = narrow.matches
-  const axis = { gridcolor: colour("--grid"), linecolor: colour("--line"), zerolinecolor: colour("--faint"), automargin: true, ticks: "",
-                 tickfont: { size: small ? 11 : 12 }, zeroline: false, title: { standoff: 10, font: { size: 12.5 } } }
-  const merged = (a, b) => ({ ...a, ...b, title: { ...a.title, ...(b?.title ?? {}) } })
-  const given = painted(layout)
-  return {
-    hovermode: "x unified", ...given,
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("--ink") },
-    margin: { l: 10, r: small ? 8 : 24, t: 34, b: 10, pad: 2 },
-    xaxis: merged(axis, given.xaxis), yaxis: merged(axis, given.yaxis),
-    legend: { orientation: "h", x: 0, xanchor: "left", y: -62 / (height - 120), yanchor: "top", font: { size: 12 }, itemwidth: 30, ...given.legend },
-    hoverlabel: { bgcolor: colour("--paper"), bordercolor: colour("--line"), font: { color: colour("--ink"), size: 12.5 } },
-    // On a phone a finger that drags wants to scroll.
-    dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
-  }
-}
-
 function draw(place) {
-  const figure = figures[place.dataset.figure]
-  Plotly.react(place, painted(figure.data), arranged(figure.layout, place.clientHeight), { displayModeBar: false, responsive: true })
+  const { data, layout } = painted(figures[place.dataset.figure])
+  // On a phone a finger that drags wants to scroll.
+  const dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom"
+  Plotly.react(place, data, { ...layout, dragmode }, { displayModeBar: false, responsive: true })
   place.dataset.drawn = "true"
 }
 
@@ -47,12 +29,12 @@ async function load() {
   const script = document.createElement("script")
   script.textContent = await new Response(stream).text()
   document.head.append(script)
-  const places = all(".plot"), drawn = () => places.filter(place => place.dataset.drawn)
+  const places = all(".plot")
   const watch = new IntersectionObserver(entries => {
     for (const entry of entries) if (entry.isIntersecting) { watch.unobserve(entry.target); draw(entry.target) }
   }, { rootMargin: "600px" })
   places.forEach(place => watch.observe(place))
-  for (const change of [dark, narrow]) change.addEventListener("change", () => drawn().forEach(draw))
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => places.filter(place => place.dataset.drawn).forEach(draw))
   addEventListener("beforeprint", () => {
     all("details").forEach(each => each.open = true)
     places.filter(place => !place.dataset.drawn).forEach(draw)
@@ -67,7 +49,7 @@ load().catch(error => {
 const value = cell => cell.dataset.value ?? cell.textContent
 const titles = table => [...table.tHead.rows[0].cells].map(head => head.textContent.trim())
 
-all("table.sortable").forEach(table => table.tHead.addEventListener("click", event => {
+all("table").forEach(table => table.tHead.addEventListener("click", event => {
   const head = event.target.closest("th")
   if (!head || !event.target.closest("button")) return
   const column = head.cellIndex, first = head.classList.contains("number") ? "descending" : "ascending"

@@ -14,51 +14,20 @@ from importlib.resources import files
 from pathlib import Path
 
 import jinja2
+import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
-from bantam.report import analysis, figures, folders, groups, steps, study_figures, tables
-from bantam.report.figures import Figure
-from bantam.report.folders import Contents, Study
-from bantam.report.groups import Difference, Group
+from bantam.report import folders, groups, sections, tables
+from bantam.report.axes import STYLE, Figure
+from bantam.report.sections import Section
 from bantam.training import folder as record
 
 PAGE = "report.html"
 
-STEPS = 12
-"""Groups that are shown one by one; of more, the best."""
-
-COMPARED = 24
-"""Groups that are compared; of more, the best."""
-
 PAUSE, SHARE = 20.0, 0.02
 """While a search runs: seconds between two pages at least, and the share of all time that writing may take."""
-
-
-@dataclass
-class StudyPart:
-    """What is shown of one search."""
-
-    study: Study
-    figures: list[Figure]
-    missing: list[str]
-    """Why other figures cannot be drawn."""
-    best: Group | None
-    """The most accurate trial."""
-    confirmed: list[Group]
-    confirm_figures: list[Figure]
-
-
-def _part(study: Study) -> StudyPart:
-    drawn, missing = study_figures.draw(study)
-    best, confirmed, tested = None, groups.confirmed(study), groups.tested(study)
-    if study.best:
-        which = "most accurate" if study.multi_objective else "best"
-        best = Group(f"Trial {study.best.folder.name}, the {which}", [study.best])
-    seeds = figures.last_epochs(confirmed, "Fresh seeds, validation images")
-    winner = figures.last_epochs([tested], "The winner on the test images") if tested else None
-    return StudyPart(study, drawn, missing, best, confirmed, [figure for figure in (seeds, winner) if figure])
 
 
 @dataclass
@@ -66,51 +35,19 @@ class Report:
     """What the page and the terminal show of some folders."""
 
     title: str
-    contents: Contents
     running: bool
     """A search goes on: the page loads itself again."""
-    groups: list[Group]
-    steps: list[tuple[Group, Group | None]]
-    """The groups that are shown one by one, each with the one before it."""
-    differences: list[Difference]
-    figures: list[Figure]
-    """Those that show the steps side by side."""
-    studies: list[StudyPart]
+    facts: list[tuple[str, str, str]]
+    """Name, number and what it is about."""
+    sections: list[Section]
 
 
 def read(given: Sequence[Path], running: bool = False) -> Report:
     """All that a report of some folders shows. Raises ValueError for a folder that does not exist."""
     found = folders.gather(given)
     every = groups.group(found.runs)
-    shown = _best(every, STEPS)
-    drawn = (each(shown) for each in (figures.curves, figures.rates, figures.last_epochs, figures.classes))
-    return Report(
-        title=", ".join(tables.path_shown(folder) for folder in given),
-        contents=found,
-        running=running,
-        groups=every,
-        steps=list(zip(shown, [None, *shown], strict=False)),
-        differences=groups.compare(_best(every, COMPARED)),
-        figures=[figure for figure in drawn if figure],
-        studies=[_part(study) for study in found.studies],
-    )
-
-
-def _best(given: list[Group], most: int) -> list[Group]:
-    """The groups with the highest means, in the order in which they ran."""
-    best = sorted(given, key=lambda g: -(g.mean or -math.inf))[:most]
-    return [g for g in given if g in best]
-
-
-def _pictures(g: Group) -> list[tuple[str, str]]:
-    """Titles and PNG files as data URLs: mistakes, and the confusion matrix where its numbers are not known."""
-    r, found = g.shown, []
-    for name in ("mistakes",) if g.confusion else ("mistakes", "confusion"):
-        picture = r.folder / f"{name}.png"
-        if picture.exists():  # else pictures=false, or it did not come to its end
-            title = f"{'Mistakes' if name == 'mistakes' else 'Confusion matrix'}, seed {r.seed}"
-            found.append((title, f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"))
-    return found
+    title = ", ".join(tables.path_shown(folder) for folder in given)
+    return Report(title, running, tables.facts(found, every), sections.sections(found, every))
 
 
 def save(report: Report, given: Sequence[Path], output: Path | None = None) -> Path:
@@ -164,29 +101,16 @@ def while_running(folder: Path) -> None:
 
 def render(report: Report) -> str:
     """The page as HTML that needs nothing beside itself."""
-    drawn: list[Figure] = []
+    plots: list[go.Figure] = []
 
     def number(figure: Figure) -> int:
-        drawn.append(figure)
-        return len(drawn) - 1
+        plots.append(go.Figure(figure.plot).update_layout(template=STYLE, title_text=None))
+        return len(plots) - 1
 
     def data() -> Markup:
-        plots = [figure.plot.to_plotly_json() for figure in drawn]
-        for plot in plots:  # the page says the title, and has a style of its own
-            plot["layout"] = {
-                key: value for key, value in plot["layout"].items() if key not in ("title", "template")
-            }
-        return Markup(to_json_plotly(plots, engine="json"))
+        return Markup(to_json_plotly([plot.to_plotly_json() for plot in plots], engine="json"))
 
-    return _template().render(
-        report=report,
-        number=number,
-        data=data,
-        broken=tables.broken(report.contents),
-        anchors={r.folder: f"step-{number}" for number, (g, _) in enumerate(report.steps, 1) for r in g.every},
-        compared=analysis.comparison(report.differences, report.groups),
-        written=f"{datetime.now():%Y-%m-%d %H:%M}",
-    )
+    return _template().render(report=report, number=number, data=data, written=f"{datetime.now():%Y-%m-%d %H:%M}")
 
 
 @cache
@@ -196,11 +120,11 @@ def _template() -> jinja2.Template:
         files("bantam.report").joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js")
     )
     plotly = base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
-    modules = {"analysis": analysis, "steps": steps, "tables": tables, "figures": figures}
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals.update(modules, css=Markup(css), js=Markup(js), plotly=Markup(plotly), pictures=_pictures)
+    environment.globals.update(css=Markup(css), js=Markup(js), plotly=Markup(plotly))
+    environment.filters["kind"] = lambda block: type(block).__name__
     environment.filters["breakable"] = lambda title: Markup("<wbr>").join(
         re.split(r"(?<=\.)|(?<=_)(?=.{8})", title)
     )

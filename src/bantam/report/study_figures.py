@@ -11,7 +11,7 @@ from optuna import visualization
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from bantam.report.figures import Figure, accuracies, draw_line, epochs, note_outside, text
+from bantam.report.axes import Figure, accuracies, draw_line, epochs, note_outside, text
 from bantam.report.folders import Study, Trial
 from bantam.report.groups import COLLAPSE
 from bantam.report.numbers import plural, shown
@@ -279,7 +279,7 @@ def parallel(study: Study, rebuilt: optuna.Study) -> Figure | None:
     plot.update_shapes(line={"color": "var(--line)"})
     titles = [re.sub(r"\.|_(?=.{8})", r"\g<0><br>", name) for name in names]
     plot.update_xaxes(ticktext=titles, side="top", fixedrange=True, range=[-0.2, len(keys) + 0.6])
-    plot.update_layout(height=420, legend={"y": -0.04, "x": 0, "xanchor": "left", "yanchor": "top"})
+    plot.update_layout(height=420)
     return Figure("Settings side by side", f"{_settings_in_words(study, best)}.", plot)
 
 

@@ -35,8 +35,15 @@ class Table:
 
     titles: list[str]
     rows: list[list[Cell]]
+    title: str = ""
+    filter: str = ""
+    """Of a long table, an example of what can be asked of its rows."""
     spare: Sequence[str] = ()
     """Titles of columns that a narrow terminal leaves out first."""
+
+    def texts(self, most: int | None = None) -> list[list[str]]:
+        """The titles and the first rows as text."""
+        return [self.titles, *([cell.text for cell in row] for row in self.rows[:most])]
 
     @property
     def numeric(self) -> list[bool]:
@@ -46,11 +53,11 @@ class Table:
         ]
 
 
-def _table(rows: Iterable[dict[str, Any]], spare: Sequence[str] = ()) -> Table | None:
+def _table(rows: Iterable[dict[str, Any]], **more: Any) -> Table | None:
     """A table of rows, each a value or a cell by its column's title. None where there is no row."""
     rows = list(rows)
     cells = [[v if isinstance(v, Cell) else Cell(shown(v), v) for v in row.values()] for row in rows]
-    return Table(list(rows[0]), cells, spare) if rows else None
+    return Table(list(rows[0]), cells, **more) if rows else None
 
 
 def _number(value: Any, digits: int) -> Cell:
@@ -130,12 +137,12 @@ def runs(listed: Sequence[Run], anchors: Mapping[Path, str]) -> Table | None:
         }
         for r in listed
     )
-    return _table(rows, spare=("in epoch", "minutes", "best", "parameters", "lowest"))
+    return _table(rows, filter="lowest>98", spare=("in epoch", "minutes", "best", "parameters", "lowest"))
 
 
 def layers(r: Run) -> Table | None:
     """The layers of a run's network; of multiply-adds the thousands."""
-    return _table(
+    rows = (
         {
             "layer": layer.name,
             "output": Cell("×".join(map(str, layer.shape)), math.prod(layer.shape)),
@@ -146,12 +153,20 @@ def layers(r: Run) -> Table | None:
         for layer in r.layers
         for count in [layer.multiply_adds]
     )
+    return _table(rows, title="Layers")
 
 
-def changes(before: Run, after: Run) -> Table | None:
+def changes(before: Group, after: Group) -> Table | None:
     """Settings that differ between two steps."""
-    titles = ("changed", "before", "now")
-    return _table(dict(zip(titles, change, strict=True)) for change in steps.changes(before, after))
+    found, titles = steps.changes(before.first, after.first), ("changed", "before", "now")
+    rows = (dict(zip(titles, change, strict=True)) for change in found)
+    return _table(rows, title=f"What changed against {before.label}")
+
+
+def layer_changes(before: Group, after: Group) -> Table | None:
+    """Layers that differ between two steps."""
+    found = steps.layer_changes(before.first.layers, after.first.layers)
+    return _table({"layers removed (−) and added (+)": line} for line in found)
 
 
 def comparison(found: Sequence[Difference]) -> Table | None:
@@ -192,10 +207,12 @@ def trials(study: Study, front: bool = False) -> Table | None:
         }
         for t in (study.front if front else ranked)
     ]
-    same = ("state", "seconds", "reason") if front else ()
+    if not front:
+        return _table(rows, filter="accuracy>98", spare=("seconds", *reversed(study.keys)))
+    said = "The front: no trial is as accurate with fewer parameters"
     return _table(
-        ({title: value for title, value in row.items() if title not in same} for row in rows),
-        spare=("seconds", *reversed(study.keys)),
+        ({title: row[title] for title in row if title not in ("state", "seconds", "reason")} for row in rows),
+        title=said,
     )
 
 
