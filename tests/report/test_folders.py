@@ -1,3 +1,5 @@
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,5 +59,61 @@ def test_a_damaged_study_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
     study = folders.read_study(folder)
     assert len(study.trials) == 4
     assert study.trials[0].epochs == []
-    assert any("line 6 of trials.csv is damaged" in problem for problem in study.problems)
+    assert any("trials.csv is damaged (line 6): type the command line" in problem for problem in study.problems)
     assert any("confirm.json cannot be read" in problem for problem in study.problems)
+
+
+STUDY_FILES: dict[str, dict[str, Callable[[Path], object]]] = {
+    "any": {
+        "gone": Path.unlink,
+        "empty": lambda file: file.write_bytes(b""),
+        "halved": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+        "binary": lambda file: file.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe\x00"),
+        "text": lambda file: file.write_text('Once upon a time: [there was, a "file\n'),
+        "number": lambda file: file.write_text("7"),
+        "list": lambda file: file.write_text("[1, 2]"),
+        "folder": lambda file: (file.unlink(), file.mkdir()),
+        "link": lambda file: (file.unlink(), file.symlink_to(file.name)),
+    },
+    "trials.csv": {
+        "last row gone": lambda file: file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1])),
+        "first line gone": lambda file: file.write_text("".join(file.read_text().splitlines(keepends=True)[1:])),
+        "no row": lambda file: file.write_text(file.read_text().splitlines(keepends=True)[0]),
+        "row twice": lambda file: file.write_text(f"{file.read_text()}{file.read_text().splitlines()[-1]}\n"),
+        "cell more": lambda file: file.write_text(f"{file.read_text()}9,pruned,given up,1,v2,3,,1,,x\n"),
+        "over 100": lambda file: file.write_text(file.read_text().replace(",99.0,", ",990.0,")),
+        "no accuracy": lambda file: file.write_text(file.read_text().replace(",99.0,", ",,")),
+        "words": lambda file: file.write_text(file.read_text().replace(",99.0,", ",high,")),
+    },
+    "summary.json": {
+        "foreign": lambda file: file.write_text('{"trials": 3}'),
+        "counts of another kind": lambda file: file.write_text('{"trials": {"complete": "many"}}'),
+    },
+}
+"""What may become of the files of a study."""
+
+
+@pytest.mark.parametrize("name", ["trials.csv", "summary.json"])
+def test_a_damaged_file_of_a_study_is_said_with_what_helps(tmp_path: Path, name: str) -> None:
+    whole = write_study(tmp_path / "whole", (97.0, 99.0))
+    (whole / "summary.json").write_text('{"trials": {"complete": 2, "pruned": 1, "over budget": 1, "stopped": 4}}')
+    assert folders.read_study(whole).problems == []
+    for what, damage in {**STUDY_FILES["any"], **STUDY_FILES[name]}.items():
+        study = shutil.copytree(whole, tmp_path / what)
+        damage(study / name)
+        (found,) = folders.gather([study]).studies
+        if (what, name) == ("gone", "summary.json"):
+            assert found.problems == []  # the search goes on, or was killed
+            continue
+        assert found.problems, what
+        assert all(problem.startswith(f"{name} ") for problem in found.problems)
+        assert all(problem.endswith(f": {folders.AGAIN}") for problem in found.problems)
+
+
+def test_a_trial_whose_folder_is_gone_is_said(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study", (97.0, 99.0, 98.0))
+    shutil.rmtree(study / "0")
+    (study / "1" / "history.csv").write_text("?")
+    (problem,) = folders.read_study(study).problems
+    assert "0/history.csv cannot be read" in problem
+    assert problem.endswith("restore it, or train the run again; and 1 more")

@@ -375,11 +375,11 @@ def test_a_search_that_is_confirmed_at_its_end(bantam: Bantam, finished: Finishe
             "number,state,reason,objective\n0,complete,,99.1\n",
             "1 completed trials of 4.*type the command",
         ),
-        ("trials.csv", "", "has no completed trial to confirm"),
+        ("trials.csv", "", r"its trials.csv cannot be read \(its first line is not that of a study\): type"),
         (
             "trials.csv",
             "number,state,reason,objective\n0,complete",
-            "is no study's folder: its trials.csv cannot be",
+            r"is no study's folder: its trials.csv is damaged \(line 2\): type",
         ),
         ("summary.json", '{"trials"', r"summary.json is damaged \(JSONDecodeError.*type the command line"),
         ("summary.json", "[]", r"summary.json is damaged \(TypeError"),

@@ -82,20 +82,77 @@ class Study:
         return [sized[i] for i in budget.front([(t.parameters or 0, t.objective or 0.0) for t in sized])]
 
 
-def read_study(folder: Path) -> Study:
-    """Read a study's folder: `trials.csv`, the histories of its trials, and its confirmation."""
-    study = Study(folder, multi_objective=has_front(folder))
+AGAIN = "type the command line of the search again, which writes it anew"
+"""What helps where a file is damaged that a search writes at its end."""
+
+
+def read_rows(folder: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """The sound rows of `trials.csv`, and a phrase for each thing in it that is damaged or missing."""
+    rows: list[dict[str, str]] = []
+    problems: list[str] = []
+    numbers: set[str] = set()
     try:
         with (folder / "trials.csv").open(newline="", encoding="utf-8") as stream:
-            rows = csv.DictReader(stream)
-            study.keys = [key for key in rows.fieldnames or [] if key not in COLUMNS]
-            for line, row in enumerate(rows, 2):
-                try:
-                    study.trials.append(_trial(folder, row, study.keys))
-                except (KeyError, TypeError, ValueError, AssertionError):
-                    study.problems.append(f"line {line} of trials.csv is damaged")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        study.problems.append(f"trials.csv cannot be read: {error}")
+            reader = csv.DictReader(stream, strict=True)
+            if not {"number", "state", "objective"} <= {*(reader.fieldnames or ())}:
+                raise ValueError("its first line is not that of a study")
+            for line, row in enumerate(reader, 2):
+                if _sound(row) and row["number"] not in numbers:
+                    rows.append(row)
+                    numbers.add(row["number"])
+                else:
+                    problems.append(f"trials.csv is damaged (line {line})")
+    except OSError as error:
+        problems.append(f"trials.csv cannot be read ({error.strerror})")
+    except (ValueError, csv.Error) as error:
+        why = "it is no text" if isinstance(error, UnicodeDecodeError) else error
+        problems.append(f"trials.csv cannot be read ({why})")
+    return rows, problems or _missing(folder, rows)
+
+
+def _sound(row: dict[str, str]) -> bool:
+    """Whether a row of `trials.csv` is whole, with numbers where they belong."""
+    if None in row or None in row.values():
+        return False
+    try:
+        _trial(row, [])
+        return (row["objective"] != "") == (row["state"] == "complete")
+    except ValueError:
+        return False
+
+
+def _missing(folder: Path, rows: list[dict[str, str]]) -> list[str]:
+    """A phrase for each kind of trial that `summary.json` has counted more of than there are rows."""
+    problems = []
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        for state, counted in summary["trials"].items():
+            found = sum(row["state"] == state for row in rows)
+            if state != "stopped" and found < int(counted):
+                word = "completed" if state == "complete" else state
+                problems.append(f"trials.csv is damaged ({found} {word} trials of {counted})")
+    except FileNotFoundError:
+        return []  # the search goes on, or was killed
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        problems.append(f"summary.json is damaged ({type(error).__name__}: {error})")
+    return problems
+
+
+def read_study(folder: Path) -> Study:
+    """Read a study's folder: `trials.csv`, the histories of its trials, and its confirmation."""
+    rows, damaged = read_rows(folder)
+    study = Study(folder, multi_objective=has_front(folder), problems=[f"{what}: {AGAIN}" for what in damaged])
+    study.keys = [key for key in (rows[0] if rows else ()) if key not in COLUMNS]
+    lost = []
+    for row in rows:
+        study.trials.append(trial := _trial(row, study.keys))
+        if row.get("folder") and not leads_out(folder / row["folder"], folder):
+            try:
+                trial.epochs.extend((e.epoch, e.accuracy) for e in record.read_history(folder / row["folder"]))
+            except ValueError as error:
+                lost += [str(error)] * (trial.state in ("complete", "pruned"))  # others may not have begun
+    if lost:
+        study.problems.append(f"{lost[0]}" + f"; and {len(lost) - 1} more" * (len(lost) > 1))
     if study.top and (best := folder / str(study.top.number)).is_dir() and not leads_out(best, folder):
         study.best = read_run(best)
     if (folder / "confirm").is_dir():
@@ -112,20 +169,20 @@ def has_front(study: Path) -> bool:
     return False
 
 
-def _trial(folder: Path, row: dict[str, str], keys: list[str]) -> Trial:
-    epochs: list[tuple[int, float]] = []
-    if row["folder"] and not leads_out(folder / row["folder"], folder):
-        with suppress(ValueError):  # damaged or not begun: its row says what became of it
-            epochs = [(e.epoch, e.accuracy) for e in record.read_history(folder / row["folder"])]
+def _trial(row: dict[str, str], keys: list[str]) -> Trial:
+    """A row of `trials.csv`. Raises ValueError where a number is none."""
+    objective = float(row["objective"]) if row["objective"] else None
+    if objective is not None and not 0 <= objective <= 100:
+        raise ValueError(f"an accuracy of {objective} %")
     return Trial(
         number=int(row["number"]),
         state=row["state"],
-        reason=row["reason"],
+        reason=row.get("reason", ""),
         settings={key: _value(row[key]) for key in keys if row[key] != ""},
-        parameters=int(row["parameters"]) if row["parameters"] else None,
-        objective=float(row["objective"]) if row["objective"] else None,
-        seconds=float(row["seconds"]) if row["seconds"] else None,
-        epochs=epochs,
+        parameters=int(row["parameters"]) if row.get("parameters") else None,
+        objective=objective,
+        seconds=float(row["seconds"]) if row.get("seconds") else None,
+        epochs=[],
     )
 
 
@@ -146,7 +203,9 @@ def _read_confirmation(study: Study, folder: Path) -> None:
     if (folder / "confirm.json").exists():
         try:
             read = json.loads((folder / "confirm.json").read_text(encoding="utf-8"))
-            study.confirmation = read if isinstance(read, dict) else {}
+            if not isinstance(read, dict):
+                raise ValueError("it is no mapping")
+            study.confirmation = read
         except (OSError, ValueError) as error:
             study.problems.append(f"confirm/confirm.json cannot be read: {error}")
 
@@ -182,7 +241,7 @@ def gather(folders: Iterable[Path]) -> Contents:
 LINKS = (
     *(".", ".hydra", ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"),
     *(record.RESULT, record.HISTORY, record.CHECKPOINT, "mistakes.png", "confusion.png"),
-    *("trials.csv", "confirm", "confirm/confirm.json"),
+    *("trials.csv", "summary.json", "confirm", "confirm/confirm.json"),
 )
 """What is read in a folder, which may be somebody else's: no link of theirs shows a file of this machine."""
 
@@ -202,7 +261,7 @@ def _look(folder: Path, root: Path, found: Contents, seen: set[Path], depth: int
         found.broken.append((folder, f"{link} is a link out of {root}: it is not followed"))
         return True
     try:
-        if (folder / "trials.csv").exists():
+        if any((folder / name).exists() for name in ("trials.csv", "summary.json")):
             found.studies.append(read_study(folder))
             return True
         if is_run(folder):

@@ -1,6 +1,5 @@
 """Confirmation: one seed proves little, so the best trials get fresh seeds, and the winner the test images."""
 
-import csv
 import json
 import math
 import shutil
@@ -107,16 +106,17 @@ def _confirm(plan: Confirmation, best: list[tuple[int, float]], test: bool, chan
 
 def _choose(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, float]]:
     """Number and objective of a study's best completed trials, or of those with the given numbers."""
-    try:
-        with (study / "trials.csv").open(newline="", encoding="utf-8") as stream:
-            rows = [row for row in csv.DictReader(stream) if row["state"] == "complete"]
-        done = [
-            (int(row["number"]), float(row["objective"]))
-            for row in rows
-            if row.get("folder", row["number"]) in (row["number"], "")
-        ]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{study} is no study's folder: its trials.csv cannot be read ({error})") from error
+    if not study.is_dir():
+        raise ValueError(f"{study} is no study's folder: it {'is a file' if study.exists() else 'does not exist'}")
+    rows, problems = folders.read_rows(study)
+    if problems:
+        what = "is damaged:" if rows else "is no study's folder: its"
+        raise ValueError(f"{study} {what} {problems[0]}: {folders.AGAIN}")
+    done = [
+        (int(row["number"]), float(row["objective"]))
+        for row in rows
+        if row["state"] == "complete" and row.get("folder", row["number"]) in (row["number"], "")
+    ]
     if not done:
         raise ValueError(f"{study} has no completed trial to confirm")
     ended = dict(done)
@@ -131,26 +131,11 @@ def _choose(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, fl
             f"{study} has two objectives, so none of its trials is the best: choose of its front, {front}, "
             "with --trials"
         )
-    _refuse_cut_off(study, len(rows))
     chosen = [(number, ended[number]) for number in dict.fromkeys(numbers)] or done
     best = sorted(chosen, key=lambda trial: -trial[1])[: len(numbers) or top]
     for number, objective in best:
         _refuse_damaged(study, number, objective)
     return best
-
-
-def _refuse_cut_off(study: Path, complete: int) -> None:
-    """Raise ValueError where `trials.csv` has fewer completed trials than the search has counted."""
-    file = study / "summary.json"
-    if not file.exists():
-        return  # the search goes on, or was killed
-    again = "type the command line of the search again, which writes it anew"
-    try:
-        counted = int(json.loads(file.read_text())["trials"]["complete"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}): {again}") from error
-    if complete < counted:
-        raise ValueError(f"{study}/trials.csv is damaged ({complete} completed trials of {counted}): {again}")
 
 
 def _refuse_damaged(study: Path, number: int, objective: float) -> None:

@@ -82,7 +82,12 @@ def refuse_used(folder: Path) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a whole file or none, one that outlives a power cut: into a file beside it, which is then renamed."""
+    """Write a whole file or none, one that outlives a power cut: into a file beside it, which is then renamed.
+
+    Raises ValueError where a folder has the file's name.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, and a file of that name is to be written: move it away")
     while True:
         try:
             _write_aside(path, content)
