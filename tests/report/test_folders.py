@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from made_folders import write_run, write_study
 
-from bantam.report import folders
+from bantam.report import folders, page
 
 
 def test_a_folder_is_read_once(tmp_path: Path) -> None:
@@ -85,6 +85,10 @@ STUDY_FILES: dict[str, dict[str, Callable[[Path], object]]] = {
         "no accuracy": lambda file: file.write_text(file.read_text().replace(",99.0,", ",,")),
         "words": lambda file: file.write_text(file.read_text().replace(",99.0,", ",high,")),
     },
+    "confirm/confirm.json": {
+        "foreign": lambda file: file.write_text('{"a": 1}'),
+        "winner of another kind": lambda file: file.write_text('{"winner": [1], "test": 5, "seeds": 3}'),
+    },
     "summary.json": {
         "foreign": lambda file: file.write_text('{"trials": 3}'),
         "counts of another kind": lambda file: file.write_text('{"trials": {"complete": "many"}}'),
@@ -93,21 +97,25 @@ STUDY_FILES: dict[str, dict[str, Callable[[Path], object]]] = {
 """What may become of the files of a study."""
 
 
-@pytest.mark.parametrize("name", ["trials.csv", "summary.json"])
+@pytest.mark.parametrize("name", ["trials.csv", "summary.json", "confirm/confirm.json"])
 def test_a_damaged_file_of_a_study_is_said_with_what_helps(tmp_path: Path, name: str) -> None:
     whole = write_study(tmp_path / "whole", (97.0, 99.0))
     (whole / "summary.json").write_text('{"trials": {"complete": 2, "pruned": 1, "over budget": 1, "stopped": 4}}')
+    (whole / "confirm").mkdir()
+    (whole / "confirm" / "confirm.json").write_text('{"winner": 1, "seeds": [2, 3], "ranking": []}')
     assert folders.read_study(whole).problems == []
     for what, damage in {**STUDY_FILES["any"], **STUDY_FILES[name]}.items():
-        study = shutil.copytree(whole, tmp_path / what)
+        study = shutil.copytree(whole, tmp_path / what.replace(" ", "_"))
         damage(study / name)
         (found,) = folders.gather([study]).studies
-        if (what, name) == ("gone", "summary.json"):
-            assert found.problems == []  # the search goes on, or was killed
+        if what == "gone" and name != "trials.csv":
+            assert found.problems == []  # the search or the confirmation goes on, or was killed
             continue
         assert found.problems, what
         assert all(problem.startswith(f"{name} ") for problem in found.problems)
-        assert all(problem.endswith(f": {folders.AGAIN}") for problem in found.problems)
+        helps = ": confirm.py writes it anew" if name.startswith("confirm") else f": {folders.AGAIN}"
+        assert all(problem.endswith(helps) for problem in found.problems)
+        page.write([study])
 
 
 def test_a_trial_whose_folder_is_gone_is_said(tmp_path: Path) -> None:

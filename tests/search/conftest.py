@@ -21,6 +21,12 @@ from searches import LINE, SPACE, Finished, Jobs, Postgresql, rate, workers
 from bantam.search.space import Search, read
 
 
+@pytest.fixture(autouse=True)
+def few_images(few_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have commands find the few images of `LINE`."""
+    monkeypatch.setenv("BANTAM_DATA", str(few_root))
+
+
 @pytest.fixture
 def searching(tmp_path: Path) -> Iterator[Callable[..., Search]]:
     """Make a search whose jobs pretend, as `python train.py -m hydra/sweeper=bantam <overrides>` would."""
@@ -72,11 +78,12 @@ def started(bantam: Bantam) -> Iterator[Callable[..., Forked]]:
 
 
 @pytest.fixture(scope="session")
-def finished_search(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Finished:
+def finished_search(tmp_path_factory: pytest.TempPathFactory, forks: Forks, few_root: Path) -> Finished:
     """A search of three trials that has ended: its folder, and what it printed."""
     folder = tmp_path_factory.mktemp("finished")
     commands = Bantam(folder, forks)
-    done = commands("train.py", *LINE, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
+    line = (*LINE, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
+    done = commands("train.py", *line, BANTAM_DATA=str(few_root))
     commands.close()
     assert done.returncode == 0, done.stderr
     return Finished(folder, done.stdout)

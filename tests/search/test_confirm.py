@@ -357,7 +357,7 @@ def test_a_search_that_is_confirmed_at_its_end(bantam: Bantam, finished: Finishe
     best = json.loads((folder / "summary.json").read_text())["best"]["number"]
     answer = summary(folder)
     assert (answer["winner"], answer["seeds"]) == (best, [2, 3])
-    assert answer["test"]["verdict"] == "not judged"  # mnist5k has no test images worth the name
+    assert answer["test"]["verdict"] == "not judged"  # after two epochs, for a target about five
     splits = {path.name: record.read_result(path)["split"] for path in (folder / "confirm").glob("trial_*")}
     assert splits == {
         f"trial_{best}-validation-2": "validation",
@@ -403,3 +403,19 @@ def test_a_damaged_study_is_one_sentence(
     with pytest.raises(ValueError, match=sentence):
         confirm.confirm(study, 3, 5, pretender(tmp_path))
     assert not (study / "confirm").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"7", b"[1, 2]", b"version: 2\n", b"\x89PNG\xff", b'a: [b, "c\n', None])
+def test_a_damaged_experiment_of_a_confirmation_is_one_sentence(
+    study: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    script = pretender(tmp_path)
+    confirm.confirm(study, 1, 2, script, [1])
+    file = study / "confirm" / "experiment" / "trial_1.yaml"
+    file.unlink()
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"trial_1.yaml is damaged \(\w.*\): restore it, or move .*/confirm away"):
+        confirm.confirm(study, 1, 2, script, [1])

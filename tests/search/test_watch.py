@@ -49,6 +49,8 @@ def test_bad_trials_are_pruned_and_good_ones_are_not(bantam: Bantam, tmp_path: P
     done = bantam(
         "train.py",
         *LINE,
+        "data=mnist5k",
+        "data.validation=2000",
         "epochs=3",
         "optimizer.lr=choice(0.000001,0.1)",
         "hydra.sweeper.n_trials=4",

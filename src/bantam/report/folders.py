@@ -200,14 +200,15 @@ def _read_confirmation(study: Study, folder: Path) -> None:
     for r in study.confirmations:
         study.problems += [f"confirm/{r.folder.name}: {problem}" for problem in r.problems]
         r.name = r.folder.name.partition("-")[0].replace("_", " ")
-    if (folder / "confirm.json").exists():
-        try:
-            read = json.loads((folder / "confirm.json").read_text(encoding="utf-8"))
-            if not isinstance(read, dict):
-                raise ValueError("it is no mapping")
-            study.confirmation = read
-        except (OSError, ValueError) as error:
-            study.problems.append(f"confirm/confirm.json cannot be read: {error}")
+    try:
+        read = json.loads((folder / "confirm.json").read_text(encoding="utf-8"))
+        if not isinstance(read, dict) or type(read.get("winner")) is not int:
+            raise ValueError("it has no winner")
+        study.confirmation = read
+    except FileNotFoundError:
+        return  # the confirmation goes on, or was stopped
+    except (OSError, ValueError) as error:
+        study.problems.append(f"confirm/confirm.json cannot be read ({error}): confirm.py writes it anew")
 
 
 @dataclass

@@ -176,12 +176,24 @@ def _plan(
     for name, text in plan.experiments.items():
         path = plan.experiment(name)
         confirmed = any(plan.folder.glob(f"{name}-*/{files.RESULT}"))
-        if confirmed and path.exists() and OmegaConf.load(path) != OmegaConf.create(text):
+        if confirmed and path.exists() and _experiment_before(path) != OmegaConf.create(text):
             raise ValueError(
                 f"{path} is of a confirmation with other overrides than {' '.join(overrides) or 'none'}: "
                 f"give the same ones, or move {plan.folder} away"
             )
     return plan
+
+
+def _experiment_before(path: Path) -> Any:
+    """The experiment that was confirmed. Raises ValueError where its file is damaged."""
+    try:
+        found = OmegaConf.load(path)
+        if "defaults" not in found:
+            raise ValueError("it is no experiment")
+        return found
+    except Exception as error:  # whatever a damaged YAML file leads to
+        reason = str(error) if type(error) is ValueError else type(error).__name__
+        raise ValueError(f"{path} is damaged ({reason}): restore it, or move {path.parent.parent} away") from error
 
 
 def _check(plan: Confirmation) -> None:

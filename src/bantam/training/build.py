@@ -1,6 +1,7 @@
 """The parts of a run as its configuration names them: what a constructor refuses becomes one sentence."""
 
 import copy
+import os
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,7 +52,11 @@ def told(error: BaseException) -> str:
     text = " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not any(part in Path(frame.filename).parts for part in NOT_OWN)]
-    own = [frame for frame in own if Path(frame.filename).parent != Path(__file__).parent]
+    own = [
+        frame
+        for frame in own
+        if os.path.isabs(frame.filename) and Path(frame.filename).parent != Path(__file__).parent
+    ]
     deliberate = isinstance(error, ValueError) and (frames[-1].line or "").startswith("raise ") if frames else True
     if not own or deliberate:
         return text or type(error).__name__
