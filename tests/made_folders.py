@@ -100,15 +100,20 @@ def write_study(
     pruned: int = 1,
     over: int = 1,
     multi_objective: bool = False,
+    cost: str = "parameters",
 ) -> Path:
-    """A study's folder: completed trials, then pruned ones, then networks over the budget."""
+    """A study's folder: completed trials, then pruned ones, then networks over the budget.
+
+    With another `cost` than parameters, that is what differs.
+    """
     folder.mkdir(parents=True)
     rows: list[dict[str, Any]] = []
     for i, objective in enumerate(objectives):
         write_run(folder / str(i), (90.0, 95.0, objective or 0.0, objective or 0.0))
-        hydra = {"hydra": {"sweeper": {"objectives": ["accuracy", "parameters"][: 1 + multi_objective]}}}
+        hydra = {"hydra": {"sweeper": {"objectives": ["accuracy", cost][: 1 + multi_objective]}}}
         (folder / str(i) / ".hydra" / "hydra.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(hydra)))
-        rows.append({"state": "complete", "parameters": 2000 + 1000 * i, "objective": objective, "folder": i})
+        costs = {"parameters": 5000, cost: 2000 + 1000 * i}
+        rows.append({"state": "complete", **costs, "objective": objective, "folder": i})
     for _ in range(pruned):
         write_run(folder / str(len(rows)), (60.0, 70.0), verdict="pruned", objective=None)
         rows.append({"state": "pruned", "reason": "given up", "parameters": 3000, "folder": len(rows)})

@@ -1,9 +1,12 @@
+from dataclasses import fields
+from itertools import pairwise
+
 import pytest
 import torch
 from rich.console import Console
 from torch import nn
 
-from bantam import budget, models
+from bantam import budget, config, models
 from bantam.training.terminal import layer_table
 
 
@@ -83,4 +86,125 @@ def test_the_printed_table_has_a_total() -> None:
     with console.file:
         console.print(layer_table(budget.layers(on_meta(models.V1))))
         text = console.export_text()
-    assert text.splitlines()[-1].split() == ["total", "9,780", "1,885,508"]
+    assert text.splitlines()[-1].split() == ["total", "9,780", "1,885,508", "80,128"]
+
+
+FLOAT = 4
+"""Bytes of a number."""
+
+IMAGE = 28 * 28 * FLOAT
+
+
+def kept(network: nn.Module) -> list[int | None]:
+    return [row.activations for row in budget.layers(network)]
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_plain_chain_keeps_the_input_and_the_output_of_a_layer(inplace: bool) -> None:
+    chain = nn.Sequential(
+        nn.Conv2d(1, 4, 3),  # 4×26×26
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=inplace),
+        nn.MaxPool2d(2),  # 4×13×13
+        nn.Conv2d(4, 8, 3),  # 8×11×11
+        nn.Dropout(0.1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    )
+    sizes = [IMAGE, 4 * 26 * 26 * FLOAT, 4 * 13 * 13 * FLOAT, 8 * 11 * 11 * FLOAT, 8 * FLOAT, 10 * FLOAT]
+    rows = budget.layers(chain)
+    assert [row.activations for row in rows] == [before + after for before, after in pairwise(sizes)]
+    assert budget.costs(chain, rows)["activations"] == IMAGE + 4 * 26 * 26 * FLOAT
+
+
+class Residual(nn.Module):
+    """Two convolutions beside which their input goes on."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
+        self.second, self.third = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+        self.norm, self.relu = nn.BatchNorm2d(4), nn.ReLU()
+        self.pool, self.inplace = nn.AdaptiveAvgPool2d(1), inplace
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.first(x))
+        y = self.norm(self.third(self.second(x)))
+        if self.inplace:
+            y += x
+        else:
+            y = y + x
+        return self.pool(y).flatten(1)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_residual_block_keeps_its_input_until_it_is_added(inplace: bool) -> None:
+    four, eight = (count * 28 * 28 * FLOAT for count in (4, 8))
+    # The sum is written over what the block has made; nobody else reads that.
+    assert kept(Residual(inplace)) == [IMAGE + four, four + eight, four + eight + four, four + 4 * FLOAT]
+
+
+class Parallel(nn.Module):
+    """Branches of one input, side by side in the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([nn.Conv2d(1, count, 3, padding=1) for count in (2, 3, 5)])
+        self.last = nn.Conv2d(10, 10, 28)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.cat([branch(x) for branch in self.branches], 1)).flatten(1)
+
+
+def test_parallel_branches_are_kept_until_they_are_joined() -> None:
+    assert kept(Parallel()) == [
+        (1 + 2) * IMAGE,
+        (1 + 2 + 3) * IMAGE,
+        2 * (2 + 3 + 5) * IMAGE,  # when they are joined: the branches, and all of them side by side
+        10 * IMAGE + 10 * FLOAT,
+    ]
+
+
+def test_activations_are_the_same_without_values() -> None:
+    with torch.device("meta"):
+        networks = [Residual(True), Parallel(), models.V2(), models.Flexible(shared=True)]
+    with torch.device("cpu"):
+        others = [Residual(True), Parallel(), models.V2(), models.Flexible(shared=True)]
+    assert [kept(network) for network in networks] == [kept(network) for network in others]
+
+
+class Function(torch.autograd.Function):
+    """An operation that PyTorch's functions do not show."""
+
+    @staticmethod
+    def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: object, grad: torch.Tensor) -> torch.Tensor:
+        return grad * 2
+
+
+def test_what_an_operation_of_ones_own_makes_is_kept_too() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([Function.apply(self.conv(x)), x], 1).mean((2, 3))
+
+    assert kept(Own()) == [(4 + 1 + 5) * IMAGE]
+
+
+def test_each_cost_has_a_limit_in_the_budget() -> None:
+    limits = {entry.name for entry in fields(config.Budget)}
+    assert limits - {"epochs"} == set(budget.COSTS)
+    assert set(budget.costs(models.V2(), budget.layers(models.V2()))) == set(budget.COSTS)
+
+
+def test_a_limit_is_strict_and_null_is_none() -> None:
+    costs = {"parameters": 10, "multiply_adds": 20, "bytes": 30, "activations": 40}
+    limits = {"parameters": 10, "multiply_adds": None, "bytes": 31, "epochs": 1}
+    assert budget.excess(costs, limits) == {"parameters": 1, "bytes": 0}

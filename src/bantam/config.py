@@ -4,7 +4,6 @@ The files in `conf/` hold the values and extend these types, so Hydra refuses an
 wrong type while it composes. torch is not imported here: a mistake is answered at once.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from typing import Any, Literal
@@ -230,10 +229,16 @@ class TorchvisionDataset(Files):
 
 @dataclass
 class Budget:
-    parameters: int = ranged(least=1)
-    """A network must have strictly fewer parameters."""
+    parameters: int | None = ranged(least=1)
+    """A network must have strictly fewer parameters; null: any number."""
     epochs: int = ranged(least=1)
     """The most epochs that a training may take."""
+    multiply_adds: int | None = ranged(None, least=1)
+    """A network must do strictly fewer multiply-adds for an image; null: any number."""
+    bytes: int | None = ranged(None, least=1)
+    """The weights as saved, batch norm's statistics included, must take strictly fewer bytes; null: any number."""
+    activations: int | None = ranged(None, least=1)
+    """What an inference of one image keeps at a time must take strictly fewer bytes; null: any number."""
 
 
 @dataclass
@@ -338,12 +343,3 @@ def sentence(error: Exception) -> str:
     key = getattr(error, "full_key", None)
     first = (str(error).splitlines() or [type(error).__name__])[0]
     return f"{key}: {first}" if key else first
-
-
-def flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested dicts under their dotted keys; lists are leaves."""
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from flat(value, f"{key}.{name}".lstrip("."))
-    else:
-        yield key, node

@@ -1,3 +1,4 @@
+import csv
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -39,14 +40,39 @@ def test_a_study_is_read_from_its_folder(tmp_path: Path) -> None:
     assert [t.number for t in study.front] == [0, 1]
 
 
+def test_a_front_is_of_the_cost_that_was_an_objective(tmp_path: Path) -> None:
+    study = folders.read_study(
+        write_study(tmp_path / "study", (97.0, 99.0, 98.0), multi_objective=True, cost="multiply_adds")
+    )
+    assert study.cost == "multiply_adds"
+    assert [(t.number, t.costs["multiply_adds"]) for t in study.front] == [(0, 2000), (1, 3000)]
+    assert {t.costs.get("parameters") for t in study.front} == {5000}
+    assert study.limit is None
+    assert study.keys == ["optimizer.lr", "model"]
+
+
+def test_a_table_of_trials_of_an_older_version_has_parameters_only(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", (97.0, 99.0))
+    with (folder / "trials.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    newer = ("multiply_adds", "bytes", "activations")
+    with (folder / "trials.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, [key for key in rows[0] if key not in newer], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    study = folders.read_study(folder)
+    assert study.problems == []
+    assert [t.costs for t in study.front] == [{"parameters": 2000}, {"parameters": 3000}]
+
+
 def test_a_study_with_two_objectives_is_known_by_any_trial_that_is_not_damaged(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", (97.0, 99.0), multi_objective=True)
     assert folders.read_study(folder).multi_objective
     assert not folders.read_study(write_study(tmp_path / "other", (97.0, 99.0))).multi_objective
     for text in ("a: [1", "hydra: {}"):
         (folder / "0" / ".hydra" / "hydra.yaml").write_text(text)
-        assert folders.has_front(folder)
-    assert not folders.has_front(tmp_path / "nowhere")
+        assert folders.objectives(folder) == ["accuracy", "parameters"]
+    assert list(folders.objectives(tmp_path / "nowhere")) == ["accuracy"]
 
 
 def test_a_damaged_study_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from bantam.report.folders import Study, Trial
 
 
 def trial(number: int, **settings: Any) -> Trial:
-    return Trial(number, "complete", "", settings, 5000, 90.0 + number / 10, 1.0, [(1, 90.0)])
+    return Trial(number, "complete", "", settings, {"parameters": 5000}, 90.0 + number / 10, 1.0, [(1, 90.0)])
 
 
 def drawn(study: Study) -> dict[str, Figure]:
@@ -83,9 +83,20 @@ def test_a_thousand_trials_are_a_few_traces(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_runs_is_a_line_of_its_own(tmp_path: Path) -> None:
-    running = Trial(1, "running", "", {"lr": 0.1}, 5000, None, None, [(1, 80.0), (2, 85.0)])
+    running = Trial(1, "running", "", {"lr": 0.1}, {"parameters": 5000}, None, None, [(1, 80.0), (2, 85.0)])
     found = drawn(Study(tmp_path, [trial(0, lr=0.2), running], ["lr"]))
     assert [trace.name for trace in found["Epoch by epoch"].plot.data] == ["running, trial 1", "best, trial 0"]
+
+
+def test_accuracy_is_drawn_against_the_cost_that_was_an_objective(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", (97.0, 99.0), multi_objective=True, cost="activations")
+    figure = drawn(folders.read_study(folder))["Accuracy and size"]
+    assert figure.plot.layout.xaxis.title.text == "bytes of activations"
+    assert figure.see == (
+        "2 trials are on the front, from 2,000 bytes of activations and 97.000 % to 3,000 and 99.000 %."
+    )
+    front = next(trace for trace in figure.plot.data if trace.name == "Pareto front")
+    assert list(front.x) == [2000, 3000]
 
 
 def test_drawing_leaves_the_log_of_a_search_as_it_is(tmp_path: Path) -> None:
@@ -125,7 +136,7 @@ def test_importances_are_there_or_the_reason(tmp_path: Path, objectives: tuple[f
 
 def test_importances_find_what_decides(tmp_path: Path) -> None:
     settings = [{"a": i / 40, "b": (i * 7) % 11, "c": "xy"[i % 2]} for i in range(40)]
-    trials = [Trial(i, "complete", "", settings[i], 1, 90 + i / 8, 1.0, []) for i in range(40)]
+    trials = [Trial(i, "complete", "", settings[i], {"parameters": 1}, 90 + i / 8, 1.0, []) for i in range(40)]
     figure = drawn(Study(tmp_path, trials, ["a", "b", "c"]))["Importance"]
     (bars,) = figure.plot.data
     assert bars.y[-1] == "a"

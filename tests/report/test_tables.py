@@ -39,6 +39,29 @@ def test_the_front_is_a_table(tmp_path: Path) -> None:
     assert [row[0].text for row in table.rows] == ["0", "1", "4"]
 
 
+def test_the_cost_of_a_front_has_a_column_and_others_that_are_known(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", (97.0, 99.0), multi_objective=True, cost="bytes")
+    table = tables.trials(folders.read_study(folder), front=True)
+    assert table is not None
+    assert table.titles == ["trial", "accuracy", "parameters", "bytes of weights", "optimizer.lr", "model"]
+    assert [cell.text for cell in table.rows[0]][2:4] == ["5,000", "2,000"]
+    assert "bytes of weights" not in table.spare
+    best = dict(tables.study(folders.read_study(folder)))["most accurate"]
+    assert best == "trial 1, 99.000 % of the validation images with 5,000 parameters and 3,000 bytes of weights"
+
+
+def test_all_costs_and_limits_of_a_run_are_told(tmp_path: Path) -> None:
+    limits = {"budget": {"bytes": 2000, "activations": None}}
+    run = one(tmp_path / "0", 97.0, 98.9, settings=limits, multiply_adds=97_584, bytes=1576, activations=9000)
+    assert tables.network(run) == (
+        "2 layers, 394 parameters and 97,584 multiply-adds and 1,576 bytes of weights and 9,000 bytes of "
+        "activations, receptive field 28"
+    )
+    assert tables.target(run.first).endswith(
+        "fewer than 10,000 parameters, fewer than 2,000 bytes of weights, at most 15 epochs"
+    )
+
+
 def test_the_last_epochs_are_good_or_bad_by_the_target(tmp_path: Path) -> None:
     what, cells = tables.last(one(tmp_path / "0", 97.0, 98.9, 99.2, 99.0))
     assert what == "last epochs"

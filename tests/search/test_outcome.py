@@ -6,6 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 from searches import SPACE, TWO, rate, sized, work
 
+from bantam.report import folders
 from bantam.search import outcome, terminal, trials, watch
 from bantam.search.space import Search, compose
 from bantam.search.study import open_study
@@ -67,6 +68,29 @@ def test_with_two_objectives_the_result_is_the_front(
                 f.values[0] >= trial.values[0] and f.user_attrs["parameters"] <= trial.user_attrs["parameters"]
                 for f in front
             )
+
+
+@pytest.mark.parametrize("cost", ["multiply_adds", "bytes", "activations"])
+def test_any_cost_may_be_the_second_objective(searching: Callable[..., Search], cost: str) -> None:
+    wanted = searching(
+        f"hydra.sweeper.objectives=[accuracy,{cost}]",
+        "hydra/sweeper/pruner=dominated",
+        "hydra.sweeper.n_trials=6",
+        result=sized,
+        space=("model.width=range(8,17)",),
+    )
+    listed = work(wanted)
+    assert all(trial.values == [sized(0, trial.params)["objective"], trial.user_attrs[cost]] for trial in listed)
+    front = outcome.result(wanted, listed)
+    costs = [trial.user_attrs[cost] for trial in front]
+    assert costs == sorted(set(costs))
+    outcome.write(wanted, "search", listed, "enough")
+    summary = json.loads((wanted.folder / "summary.json").read_text())
+    assert [entry[cost] for entry in summary["front"]] == costs
+    read = folders.read_study(wanted.folder)
+    assert [t.costs[cost] for t in sorted(read.trials, key=lambda t: t.number)] == [
+        trial.user_attrs[cost] for trial in listed
+    ]
 
 
 def test_the_front_is_written_and_every_network_on_it_can_be_run(

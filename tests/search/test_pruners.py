@@ -44,6 +44,21 @@ def test_a_trial_is_pruned_where_enough_smaller_ones_were_better(
     assert pruner.prune(study, now) == pruned
 
 
+def test_networks_are_compared_by_the_cost_that_is_an_objective() -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    cheap, dear = {"parameters": 9000, "bytes": 10}, {"parameters": 10, "bytes": 9000}
+    for costs in (cheap, dear):
+        study.add_trial(
+            create_trial(values=[91.0, costs["bytes"]], intermediate_values={10: 91.0}, user_attrs=costs)
+        )
+    conf = hydra("hparams_search=optuna", "hydra/sweeper/pruner=dominated", "hydra.sweeper.pruner.n_min_trials=2")
+    now = create_trial(
+        state=TrialState.RUNNING, intermediate_values={10: 90.0}, user_attrs={"parameters": 9000, "bytes": 100}
+    )
+    assert pruners.build(conf.sweeper.pruner).prune(study, now)
+    assert not pruners.build(conf.sweeper.pruner, "bytes").prune(study, now)
+
+
 @pytest.mark.parametrize(
     ("option", "name"),
     [

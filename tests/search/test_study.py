@@ -202,3 +202,36 @@ def test_fixed_keys_of_a_searched_group_belong_to_the_study(searching: Callable[
     }
     begun.set_user_attr("definition", old)  # as it was noted before
     open_study(searching("optimizer.weight_decay=0.1", space=space))
+
+
+def test_a_study_of_a_version_without_the_other_limits_goes_on(searching: Callable[..., Search]) -> None:
+    line = ("hydra.sweeper.n_trials=2",)
+    work(searching(*line))
+    begun = open_study(searching(*line))
+    new = ("budget.multiply_adds", "budget.bytes", "budget.activations")
+    old = {key: value for key, value in begun.user_attrs["definition"].items() if key not in new}
+    assert len(old) == len(begun.user_attrs["definition"]) - 3
+    begun.set_user_attr("definition", old)
+    assert trials.count(work(searching("hydra.sweeper.n_trials=3")))["complete"] == 3
+    with pytest.raises(ValueError, match="budget.bytes is 30000 here, but not set in the study"):
+        open_study(searching("budget.bytes=30000"))
+
+
+def test_a_space_with_networks_over_several_limits_only_is_given_up(
+    searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bantam.search.study.MAX_OVER_BUDGET", 5)
+    wanted = searching(
+        "hydra/sweeper/sampler=random",
+        "budget.parameters=null",
+        "budget.multiply_adds=1000",
+        "budget.activations=500",
+        "hydra.sweeper.n_trials=2",
+    )
+    listed = work(wanted)
+    smallest = {key: min(trial.user_attrs[key] for trial in listed) for key in ("multiply_adds", "activations")}
+    assert study.hopeless(wanted, listed) == (
+        f"5 networks in a row were over the budget, the smallest with {smallest['multiply_adds']:,} multiply-adds "
+        f"and {smallest['activations']:,} bytes of activations: search smaller ones, or raise "
+        "budget.multiply_adds and budget.activations"
+    )

@@ -62,7 +62,7 @@ def test_a_trial_whose_process_died_with_its_settings_is_run_again(
     check(wanted)
     study = open_study(wanted)
     with monkeypatch.context() as patched:
-        patched.setattr(worker, "count_parameters", die)
+        patched.setattr(worker, "count_costs", die)
         patched.setattr(trials, "heartbeat", lambda *_: contextlib.nullcontext())
         with pytest.raises(Killed):
             worker.run_trials(wanted, float("inf"))

@@ -9,6 +9,7 @@ from epochs import epoch
 from optuna.trial import TrialState
 from searches import SPACE, TWO, rate, sized, wait_for, work
 
+from bantam import budget
 from bantam.search import outcome, trials, worker
 from bantam.search.faults import MachineFault
 from bantam.search.space import Search, check
@@ -44,6 +45,32 @@ def test_a_network_over_the_budget_never_becomes_a_job(
     best = outcome.best(listed)
     assert best is not None
     assert best.params["model.width"] <= 16
+
+
+@pytest.mark.parametrize("sampler", ["multivariate_tpe", "gp", "nsgaii"])
+def test_every_limit_of_the_budget_is_a_constraint(searching: Callable[..., Search], sampler: str) -> None:
+    wanted = searching(
+        f"hydra/sweeper/sampler={sampler}",
+        "budget.multiply_adds=1500000",
+        "budget.bytes=33000",
+        "hydra.sweeper.n_trials=6",
+    )
+    listed = work(wanted)
+    limits = {"parameters": 10_000, "multiply_adds": 1_500_000, "bytes": 33_000}
+    assert any(trials.over_budget(trial) for trial in listed)
+    for trial in listed:
+        assert set(budget.COSTS) <= set(trial.user_attrs)
+        assert trial.constraints == {key: trial.user_attrs[key] - limit + 1 for key, limit in limits.items()}
+    over = [trial for trial in listed if any(trial.user_attrs[key] >= limit for key, limit in limits.items())]
+    assert [trial for trial in listed if trials.over_budget(trial)] == over
+    assert wanted.launcher.launched == [trial.number for trial in listed if trial not in over]
+    for trial in over:
+        amounts = (
+            f"{trial.user_attrs[key]:,} {budget.COSTS[key]}, {trial.user_attrs[key] - limit + 1:,} too many"
+            for key, limit in limits.items()
+            if trial.user_attrs[key] >= limit
+        )
+        assert trials.reason(trial, "over budget") == ", ".join(amounts)
 
 
 def test_failures_are_told_and_the_search_goes_on(searching: Callable[..., Search]) -> None:

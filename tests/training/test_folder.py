@@ -5,9 +5,42 @@ from pathlib import Path
 import pytest
 import torch
 from epochs import epoch
+from safetensors.torch import save_file
+from torch import nn
 
-from bantam import models
+from bantam import budget, models
 from bantam.training import folder as files
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        models.Skeleton,
+        models.V2,
+        lambda: models.Flexible(head=12),
+        lambda: models.Flexible(transition=0, late1=16, late2=16, late3=0, shared=True),
+    ],
+)
+def test_the_bytes_of_the_budget_are_those_of_the_saved_weights(
+    tmp_path: Path, network: Callable[[], nn.Module]
+) -> None:
+    model = network()
+    files.write_weights(tmp_path, model)
+    content = (tmp_path / "weights.safetensors").read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")  # the names and shapes, with their length before them
+    costs = budget.costs(model, [])
+    assert costs["bytes"] == len(content) - header
+    buffers = sum(buffer.nbytes for buffer in model.buffers())
+    assert costs["bytes"] == 4 * costs["parameters"] + buffers
+
+
+def test_weights_of_an_older_version_have_shared_ones_under_every_name(tmp_path: Path) -> None:
+    shape = {"transition": 0, "late1": 16, "late2": 16, "late3": 0, "shared": True}
+    written, read = models.Flexible(**shape), models.Flexible(**shape)  # type: ignore[arg-type]
+    save_file({name: value.clone() for name, value in written.state_dict().items()}, tmp_path / files.WEIGHTS)
+    files.read_weights(tmp_path, read)
+    for name, value in written.state_dict().items():
+        assert torch.equal(value, read.state_dict()[name])
 
 
 def test_weights_that_are_shared_are_written_and_read(tmp_path: Path) -> None:

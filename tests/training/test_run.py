@@ -39,6 +39,16 @@ def test_a_run_is_its_folder(composed: Compose, tmp_path: Path, capsys: pytest.C
     assert result["objective"] == objective
     assert result["objective"] == pytest.approx(sum(float(row["test_accuracy"]) for row in rows) / 2)
     assert (result["parameters"], result["multiply_adds"]) == (692, 136_120)
+    assert result["bytes"] == 4 * 692 + 5 * (2 * 4 * 4 + 8)
+    assert result["activations"] == max(row["activations"] for row in result["layers"])
+    assert result["activations"] == 4 * 4 * (26 * 26 + 24 * 24)
+    assert dict(result["budget"]) == {
+        "parameters": 10_000,
+        "epochs": 15,
+        "multiply_adds": None,
+        "bytes": None,
+        "activations": None,
+    }
     assert (result["seed"], result["epochs"], result["threads"], result["device"]) == (1, 2, 1, "cpu")
     assert result["precision"] in ("float32", "bfloat16")
     assert len(result["data_checksum"]) == 64

@@ -49,6 +49,55 @@ def test_over_budget_names_count_excess_and_remedy_before_data_are_opened(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["budget.multiply_adds=1885408"],
+            "model=v2 has 1,885,408 multiply-adds, 1 over the 1,885,407 that budget.multiply_adds=1,885,408 "
+            "allows: lower model.width to 15 or raise budget.multiply_adds",
+        ),
+        (
+            ["budget.bytes=39400"],
+            "model=v2 has 39,400 bytes of weights, 1 over the 39,399 that budget.bytes=39,400 allows: "
+            "lower model.width to 15 or raise budget.bytes",
+        ),
+        (
+            ["budget.activations=50000"],
+            "model=v2 has 80,128 bytes of activations, 30,129 over the 49,999 that budget.activations=50,000 "
+            "allows: lower model.width to 9 or raise budget.activations",
+        ),
+        (
+            [
+                "model.width=20",
+                "budget.multiply_adds=2000000",
+                "budget.activations=60000",
+                "budget.parameters=null",
+            ],
+            "model=v2 has 2,915,480 multiply-adds, 915,481 over the 1,999,999 that budget.multiply_adds=2,000,000 "
+            "allows, and 100,160 bytes of activations, 40,161 over the 59,999 that budget.activations=60,000 "
+            "allows: lower model.width to 11 or raise budget.multiply_adds and budget.activations",
+        ),
+        (
+            ["budget.activations=1"],
+            "model=v2 has 80,128 bytes of activations, 80,128 over the 0 that budget.activations=1 allows: "
+            "lower model.width or raise budget.activations",
+        ),
+    ],
+)
+def test_every_limit_names_cost_excess_key_and_remedy(
+    composed: Compose, info: RunInfo, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(OverBudget) as caught:
+        prepare(composed("data=mnist5k", *overrides), info)
+    assert str(caught.value) == message
+
+
+def test_null_does_not_limit(composed: Compose, info: RunInfo) -> None:
+    fitting = prepare(composed("data=mnist5k", "model.width=40", "budget.parameters=null"), info)
+    assert fitting.parameters == fitting.costs["parameters"] > 10_000
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
         (["epochs=16"], "epochs is 16, 1 over budget.epochs=15: lower epochs or raise budget.epochs"),
         (["batch_size=100000"], "batch_size is 100,000, but mnist5k has 4,000 images to train on"),
         (["model._target_=os.system"], "model=v2 cannot be built: .*whitelist"),

@@ -6,7 +6,7 @@ Nothing here raises for a folder that is damaged or half-finished: it appears wi
 import csv
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from bantam.training import saved
 
 AHEAD = "Trial {} is ahead on the validation images; it was not scored on the test images."
 
-COLUMNS = ("number", "state", "reason", "parameters", "objective", "seconds", "folder")
+COLUMNS = ("number", "state", "reason", *budget.COSTS, "objective", "seconds", "folder")
 """Columns of `trials.csv` beside the searched keys."""
 
 
@@ -31,7 +31,8 @@ class Trial:
     state: str
     reason: str
     settings: dict[str, Any]
-    parameters: int | None
+    costs: dict[str, int]
+    """What its network costs, as far as it is known, by the keys of `budget.COSTS`."""
     objective: float | None
     """Percent of the validation images; None where it was not trained to its end."""
     seconds: float | None
@@ -50,12 +51,21 @@ class Study:
     problems: list[str] = field(default_factory=list)
     best: Run | None = None
     """The run of the most accurate trial."""
-    multi_objective: bool = False
-    """Parameters were an objective beside the accuracy: the result is the front, not the best trial."""
+    objectives: Sequence[str] = ("accuracy",)
+    """With a cost beside the accuracy the result is the front, not the best trial."""
     confirmations: list[Run] = field(default_factory=list)
     """Runs of the best trials on fresh seeds, named after their trial; on validation and on test images."""
     confirmation: dict[str, Any] = field(default_factory=dict)
     """`confirm.json`."""
+
+    @property
+    def multi_objective(self) -> bool:
+        return len(self.objectives) == 2
+
+    @property
+    def cost(self) -> str:
+        """The cost that was an objective, or where none was the one by which networks are compared."""
+        return self.objectives[1] if self.multi_objective else "parameters"
 
     @property
     def completed(self) -> list[Trial]:
@@ -71,15 +81,15 @@ class Study:
 
     @property
     def limit(self) -> int | None:
-        """`budget.parameters`."""
-        value = self.best.settings.get("budget.parameters") if self.best else None
+        """What the budget says of this cost."""
+        value = self.best.settings.get(f"budget.{self.cost}") if self.best else None
         return value if isinstance(value, int) else None
 
     @property
     def front(self) -> list[Trial]:
-        """Completed trials that no other beats in accuracy with as few parameters, by parameters."""
-        sized = [t for t in self.completed if t.parameters is not None]
-        return [sized[i] for i in budget.front([(t.parameters or 0, t.objective or 0.0) for t in sized])]
+        """Completed trials that no other beats in accuracy at as low a cost, by cost."""
+        counted = [t for t in self.completed if self.cost in t.costs]
+        return [counted[i] for i in budget.front([(t.costs[self.cost], t.objective or 0.0) for t in counted])]
 
 
 AGAIN = "type the command line of the search again, which writes it anew"
@@ -141,7 +151,7 @@ def _missing(folder: Path, rows: list[dict[str, str]]) -> list[str]:
 def read_study(folder: Path) -> Study:
     """Read a study's folder: `trials.csv`, the histories of its trials, and its confirmation."""
     rows, damaged = read_rows(folder)
-    study = Study(folder, multi_objective=has_front(folder), problems=[f"{what}: {AGAIN}" for what in damaged])
+    study = Study(folder, objectives=objectives(folder), problems=[f"{what}: {AGAIN}" for what in damaged])
     study.keys = [key for key in (rows[0] if rows else ()) if key not in COLUMNS]
     lost = []
     for row in rows:
@@ -160,13 +170,14 @@ def read_study(folder: Path) -> Study:
     return study
 
 
-def has_front(study: Path) -> bool:
-    """Whether a study has two objectives, by what its trials were told."""
+def objectives(study: Path) -> Sequence[str]:
+    """What a study was about, by what its trials were told."""
     for trial in study.glob("[0-9]*/.hydra"):
         with suppress(Exception):  # it may be damaged in any way: that of another trial says the same
             if not leads_out(trial.parent, study):
-                return len(saved.load(trial.parent).hydra.sweeper.objectives) == 2
-    return False
+                found = list(saved.load(trial.parent).hydra.sweeper.objectives)
+                return found if len(found) == 2 and found[1] in budget.COSTS else ("accuracy",)
+    return ("accuracy",)
 
 
 def _trial(row: dict[str, str], keys: list[str]) -> Trial:
@@ -179,7 +190,7 @@ def _trial(row: dict[str, str], keys: list[str]) -> Trial:
         state=row["state"],
         reason=row.get("reason", ""),
         settings={key: _value(row[key]) for key in keys if row[key] != ""},
-        parameters=int(row["parameters"]) if row.get("parameters") else None,
+        costs={key: int(row[key]) for key in budget.COSTS if row.get(key)},
         objective=objective,
         seconds=float(row["seconds"]) if row.get("seconds") else None,
         epochs=[],

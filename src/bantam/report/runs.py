@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from bantam import budget
 from bantam.report.numbers import plural
 from bantam.training import folder as record
-from bantam.training import saved, setup
+from bantam.training import saved
+from bantam.training.costs import check_budget
 from bantam.training.loop import Epoch
 
 T = TypeVar("T")
@@ -182,9 +183,8 @@ def _layers(result: dict[str, Any], config: saved.Saved | None) -> list[budget.L
         return rows
     with suppress(Exception):  # a folder of another version may name what there is no more
         if config:
-            info = setup.RunInfo(config.folder, {"model": result.get("model")}, 1, None)
             try:
-                return setup.check_budget(config.config, info)[0]
+                return check_budget(config.config, {"model": result.get("model")})[0]
             except budget.OverBudget as error:
                 return error.layers
     return []

@@ -11,6 +11,7 @@ from optuna import visualization
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from bantam import budget
 from bantam.report.axes import Figure, accuracies, draw_line, epochs, note_outside, text
 from bantam.report.folders import Study, Trial
 from bantam.report.groups import COLLAPSE
@@ -55,7 +56,7 @@ def draw(study: Study) -> tuple[list[Figure], list[str]]:
 def rebuild(study: Study, both: bool = False) -> optuna.Study:
     """The trials of a folder as a study of Optuna's; its values are accuracies, or `both` objectives."""
     ranges = {key: _distribution(study, key) for key in study.keys}
-    trials = {t.number: t for t in study.trials if not both or t.parameters is not None}
+    trials = {t.number: t for t in study.trials if not both or study.cost in t.costs}
     rebuilt = optuna.create_study(directions=["minimize", "maximize"] if both else ["maximize"])
     for number in range(max(trials, default=-1) + 1):
         t = trials.get(number)
@@ -66,7 +67,7 @@ def rebuild(study: Study, both: bool = False) -> optuna.Study:
         rebuilt.add_trial(
             create_trial(
                 state=TrialState.COMPLETE if ended else STATES.get(t.state, TrialState.FAIL),
-                values=[t.parameters or 0, t.objective or 0.0][not both :] if ended else None,
+                values=[t.costs.get(study.cost, 0), t.objective or 0.0][not both :] if ended else None,
                 params=t.settings,
                 distributions={key: ranges[key] for key in t.settings},
                 intermediate_values=dict(t.epochs),
@@ -93,13 +94,13 @@ def _scale(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _mark_states(plot: go.Figure, study: Study, low: float, high: float, sizes: bool = False) -> None:
-    """Draw a mark for every trial by its state, over its number or its size, and say how many are too low.
+    """Draw a mark for every trial by its state, over its number or its cost, and say how many are too low.
 
     A pruned one stands at its last accuracy, one without any at the bottom of the scale.
     """
     many = len(study.trials) > MANY
     for state, (colour, symbol) in MARKERS.items():
-        chosen = [t for t in study.trials if t.state == state and not (sizes and t.parameters is None)]
+        chosen = [t for t in study.trials if t.state == state and (study.cost in t.costs or not sizes)]
         if not chosen:
             continue
         labels, heights = [], []
@@ -112,14 +113,14 @@ def _mark_states(plot: go.Figure, study: Study, low: float, high: float, sizes: 
         # Thin and open symbols consist of their line.
         line = {"width": 0 if symbol == "circle" else 1.2 if many else 1.8, "color": f"var(--{colour})"}
         plot.add_scatter(
-            x=[t.parameters if sizes else t.number for t in chosen],
+            x=[t.costs[study.cost] if sizes else t.number for t in chosen],
             y=heights,
             text=labels,
             mode="markers",
             name=f"{state} ({len(chosen)})",
             marker={"color": f"var(--{colour})", "symbol": symbol, "size": 5 if many else 8, "line": line},
             opacity=0.7 if many else 1,
-            hovertemplate="%{text}" + "<br>%{x:,} parameters" * sizes + "<extra></extra>",
+            hovertemplate="%{text}" + f"<br>%{{x:,}} {budget.COSTS[study.cost]}" * sizes + "<extra></extra>",
         )
     note_outside(plot, ["completed trials" for t in study.completed if (t.objective or 0.0) < low])
     plot.update_yaxes(accuracies(TITLE, low - 0.06 * (high - low), high))
@@ -142,10 +143,10 @@ def history(study: Study, rebuilt: optuna.Study) -> Figure | None:
 
 
 def sizes(study: Study, rebuilt: optuna.Study) -> Figure | str | None:
-    """Accuracy against parameters, with the Pareto front and the budget; else why not."""
-    front = study.front
-    if not front or len({t.parameters for t in study.trials if t.parameters is not None}) < 2:
-        same = "No picture of accuracy against size: all trials have the same number of parameters."
+    """Accuracy against parameters or another cost, with the Pareto front and the budget; else why not."""
+    front, words = study.front, budget.COSTS[study.cost]
+    if not front or len({t.costs[study.cost] for t in study.trials if study.cost in t.costs}) < 2:
+        same = f"No picture of accuracy against size: all trials have the same number of {words}."
         return same if study.completed else None
     low, high = _scale([t.objective or 0.0 for t in study.completed])
     low = min([low, *(t.objective or 0.0 for t in front if (t.objective or 0.0) > high - 4 * (high - low))])
@@ -155,7 +156,7 @@ def sizes(study: Study, rebuilt: optuna.Study) -> Figure | str | None:
     look = {"mode": "lines", "line": BEST, "marker": None, "text": None, "hovertemplate": None}
     plot.data[0].update(x=x, y=y, name="Pareto front", hoverinfo="skip", showlegend=True, **look)
     _mark_states(plot, study, low, high, sizes=True)
-    plot.update_xaxes(title_text="parameters", tickformat=",d")
+    plot.update_xaxes(title_text=words, tickformat=",d")
     if study.limit:
         draw_line(plot, study.limit, f"budget: fewer than {study.limit:,}", "x")
     return Figure("Accuracy and size", f"{_front_in_words(study, front)}.", plot)
@@ -163,14 +164,15 @@ def sizes(study: Study, rebuilt: optuna.Study) -> Figure | str | None:
 
 def _front_in_words(study: Study, front: Sequence[Trial]) -> str:
     smallest, best = front[0], front[-1]
-    size, accuracy = shown(best.parameters), best.objective or 0.0
+    words = budget.COSTS[study.cost]
+    size, accuracy = shown(best.costs[study.cost]), best.objective or 0.0
     if study.multi_objective and smallest is not best:
-        start = f"{shown(smallest.parameters)} parameters and {smallest.objective:.3f} %"
+        start = f"{shown(smallest.costs[study.cost])} {words} and {smallest.objective:.3f} %"
         return f"{len(front)} trials are on the front, from {start} to {size} and {accuracy:.3f} %"
-    see = f"The best trial has {size} parameters and {accuracy:.3f} %"
+    see = f"The best trial has {size} {words} and {accuracy:.3f} %"
     near = next(t for t in front if accuracy - (t.objective or 0.0) <= COLLAPSE)
     if near is not best:
-        see += f"; on the front {shown(near.parameters)} parameters reach {near.objective:.3f} %"
+        see += f"; on the front {shown(near.costs[study.cost])} {words} reach {near.objective:.3f} %"
     return see
 
 

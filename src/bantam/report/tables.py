@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bantam.budget import COSTS, in_words
 from bantam.report import groups, steps
 from bantam.report.folders import Contents, Study
 from bantam.report.groups import Difference, Group
@@ -149,6 +150,7 @@ def layers(r: Run) -> Table | None:
             "field": layer.receptive_field,
             "parameters": layer.parameters or None,
             "mult-adds": Cell(f"{count / 1000:,.0f} k" if count >= 1000 else shown(count or None), count),
+            **({"activations, bytes": layer.activations} if r.layers[0].activations is not None else {}),
         }
         for layer in r.layers
         for count in [layer.multiply_adds]
@@ -194,13 +196,16 @@ def broken(found: Contents) -> Table | None:
 
 def trials(study: Study, front: bool = False) -> Table | None:
     """All trials of a study, the most accurate first; or of those on its front what is not the same for all."""
+    known = {key for t in study.trials for key in t.costs}
+    costs = {key: title for key, title in COSTS.items() if key == "parameters" or key in known}
+    others = [title for key, title in costs.items() if key not in ("parameters", study.cost)]
     ranked = sorted(study.trials, key=lambda t: -1.0 if t.objective is None else t.objective, reverse=True)
     rows = [
         {
             "trial": t.number,
             "state": verdict(t.state),
             "accuracy": _number(t.objective, 3),
-            "parameters": t.parameters,
+            **{title: t.costs.get(key) for key, title in costs.items()},
             **{key: t.settings.get(key) for key in study.keys},
             "seconds": _number(t.seconds, 1),
             "reason": t.reason,
@@ -213,6 +218,7 @@ def trials(study: Study, front: bool = False) -> Table | None:
     return _table(
         ({title: row[title] for title in row if title not in ("state", "seconds", "reason")} for row in rows),
         title=said,
+        spare=(*reversed(others), "seconds", *reversed(study.keys)),
     )
 
 
@@ -241,8 +247,9 @@ def target(r: Run) -> str:
     said = r.settings.get
     last, most = said("target.last_epochs"), said("budget.epochs")
     when = "in the last epoch" if last == 1 else f"in every one of the last {shown(last)} epochs"
-    size = f"fewer than {shown(said('budget.parameters'))} parameters"
-    return f"{r.target:g} % {when}, {size}, at most {shown(most)} epoch{'s' * (most != 1)}"
+    limits = {words: said(f"budget.{key}") for key, words in COSTS.items()}
+    sizes = [f"fewer than {shown(limit)} {words}" for words, limit in limits.items() if limit is not None]
+    return ", ".join([f"{r.target:g} % {when}", *sizes, f"at most {shown(most)} epoch{'s' * (most != 1)}"])
 
 
 def last(g: Group) -> tuple[str, list[Cell]]:
@@ -279,7 +286,11 @@ def network(g: Group) -> str:
     layers = g.first.layers
     if not g.parameters or not layers:
         return ""
-    return f"{len(layers)} layers, {g.parameters:,} parameters, receptive field {layers[-1].receptive_field}"
+    costs = {key: g.first.result[key] for key in COSTS if g.first.result.get(key)}
+    return (
+        f"{len(layers)} layers, {in_words({'parameters': g.parameters, **costs})}, "
+        f"receptive field {layers[-1].receptive_field}"
+    )
 
 
 def settings(r: Run) -> Pairs:
@@ -304,7 +315,8 @@ def study(found: Study) -> Pairs:
     if took:
         pairs.append(("trained for", f"{took / 3600:.1f} hours" if took > 5400 else f"{took / 60:.1f} minutes"))
     if found.top:
-        size = "" if found.top.parameters is None else f" with {found.top.parameters:,} parameters"
+        known = {key: found.top.costs[key] for key in ("parameters", found.cost) if key in found.top.costs}
+        size = f" with {in_words(known)}" if known else ""
         best = f"trial {found.top.number}, {found.top.objective:.3f} % of the validation images{size}"
         chosen = ", ".join(f"{key} {shown(value)}" for key, value in found.top.settings.items())
         pairs += [("most accurate" if found.multi_objective else "best", best), ("its settings", chosen)]

@@ -125,7 +125,7 @@ def _choose(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, fl
             raise ValueError(
                 f"--trials names {number}, which is no completed trial of {study}: see trials.csv there"
             )
-    if not numbers and folders.has_front(study):
+    if not numbers and len(folders.objectives(study)) == 2:
         front = ", ".join(str(t.number) for t in folders.read_study(study).front)
         raise ValueError(
             f"{study} has two objectives, so none of its trials is the best: choose of its front, {front}, "

@@ -30,10 +30,10 @@ def best(listed: Sequence[FrozenTrial]) -> FrozenTrial | None:
     return max(done, key=lambda trial: trial.values[0], default=None)
 
 
-def front(listed: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The completed trials that no other beats in accuracy with as few parameters, by parameters."""
-    done = [trial for trial in _trained(listed) if "parameters" in trial.user_attrs]
-    return [done[i] for i in budget.front([(t.user_attrs["parameters"], t.values[0]) for t in done])]
+def front(listed: Sequence[FrozenTrial], cost: str = "parameters") -> list[FrozenTrial]:
+    """The completed trials that no other beats in accuracy at as low a cost, by cost."""
+    done = [trial for trial in _trained(listed) if cost in trial.user_attrs]
+    return [done[i] for i in budget.front([(t.user_attrs[cost], t.values[0]) for t in done])]
 
 
 def _trained(listed: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -43,9 +43,9 @@ def _trained(listed: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def result(search: Search, listed: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials that a search is for: its best, or with two objectives the front, by parameters."""
+    """The trials that a search is for: its best, or with two objectives the front, by cost."""
     if search.multi_objective:
-        return front(listed)
+        return front(listed, search.cost)
     found = best(listed)
     return [] if found is None else [found]
 
@@ -122,7 +122,7 @@ def _entry(search: Search, trial: FrozenTrial) -> dict[str, Any]:
     return {
         "number": trial.number,
         "objective": trial.values[0],
-        "parameters": trial.user_attrs.get("parameters"),
+        **{key: trial.user_attrs.get(key) for key in budget.COSTS},
         "settings": trial.params,
         "folder": str(search.folder / str(trial.number)),
     }

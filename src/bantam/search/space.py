@@ -1,7 +1,7 @@
 """What is searched: from the command line to distributions, and what is refused before the first trial."""
 
 import math
-import sys
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,13 +17,14 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.pruners import NopPruner
 
 from bantam import ranges
+from bantam.budget import COSTS
 from bantam.search import distributions, pruners, samplers
 from bantam.training import setup
 
 SAME_IN_ALL_TRIALS = ("data", "data.validation", "data.split_seed")
 """Keys that decide which images a trial is scored on."""
 
-OBJECTIVES = (["accuracy"], ["accuracy", "parameters"])
+OBJECTIVES = (["accuracy"], *(["accuracy", cost] for cost in COSTS))
 """What a search may be about."""
 
 
@@ -69,13 +70,22 @@ class Search:
         """The first setting, built, whatever its size: it says what `auto` stands for on this machine."""
         cfg, info = self.first
         cfg = deepcopy(cfg)
-        cfg.budget.parameters = sys.maxsize
+        cfg.budget |= dict.fromkeys(COSTS)
         return setup.prepare(cfg, info)
 
     @property
     def multi_objective(self) -> bool:
-        """Whether parameters are an objective beside the accuracy, so that the result is a front."""
+        """Whether a cost is an objective beside the accuracy, so that the result is a front."""
         return len(self.settings.objectives) == 2
+
+    @property
+    def cost(self) -> str:
+        """The cost that is an objective, or where there is none the one by which networks are compared."""
+        return str(self.settings.objectives[1]) if self.multi_objective else "parameters"
+
+    def second_objective(self, costs: Mapping[str, Any]) -> tuple[int, ...]:
+        """The cost that is an objective, of those of a network that is trained; empty where none is."""
+        return (costs[self.cost],) if self.multi_objective and self.cost in costs else ()
 
     @property
     def folder(self) -> Path:
@@ -191,7 +201,8 @@ def _check_settings(search: Search) -> None:
         raise ValueError("hydra.sweeper.direction must be maximize: the objective is an accuracy")
     if list(settings.objectives) not in OBJECTIVES:
         raise ValueError(
-            f"hydra.sweeper.objectives is {objectives(search)}: it must be [accuracy] or [accuracy,parameters]"
+            f"hydra.sweeper.objectives is {objectives(search)}: it must be [accuracy] or [accuracy,…] with one of "
+            f"{', '.join(COSTS)}"
         )
     if settings.custom_search_space is not None:
         raise ValueError("hydra.sweeper.custom_search_space is not supported: use hydra.sweeper.params")
@@ -262,7 +273,7 @@ def _check_ends(search: Search) -> None:
 def _check_sampler_and_pruner(search: Search) -> None:
     """Refuse a sampler or a pruner that Optuna does not build, or that does not fit the objectives."""
     samplers.build(search.settings.sampler, search.space)
-    pruner = pruners.build(search.settings.pruner)
+    pruner = pruners.build(search.settings.pruner, search.cost)
     if search.multi_objective and not isinstance(pruner, pruners.Dominated | NopPruner):
         raise ValueError(
             f"hydra.sweeper.pruner is {type(pruner).__name__}, which knows one objective, and "

@@ -10,9 +10,10 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
-from bantam.config import flat
+from bantam import budget
 from bantam.search import distributions, pruners, samplers, storage, trials
 from bantam.search.space import Search, known_settings, objectives
+from bantam.training.saved import flat
 
 MAX_OVER_BUDGET = 50
 """Networks over the budget in a row after which the space counts as one that holds no others."""
@@ -48,7 +49,7 @@ def load(search: Search, wait: bool = False) -> Study:
         study_name=settings.study_name,
         storage=storage.open_storage(search.hydra, wait),
         sampler=samplers.for_study(settings.sampler, search.space),
-        pruner=pruners.build(settings.pruner),
+        pruner=pruners.build(settings.pruner, search.cost),
     )
 
 
@@ -121,7 +122,7 @@ def _check_same(search: Search, study: Study) -> None:
     now = _definition(search)
     for key in _to_compare(search, before, now):
         old, new = before.get(key, "not set"), now.get(key, "not set")
-        if old != new:
+        if old != new and {old, new} != {"not set", "None"}:  # older versions lacked keys that are null by default
             raise ValueError(
                 f"{key} is {new} here, but {old} in the study {name} ({search.folder}): a study is continued as "
                 f"it was begun; {_remedy(search, key, old)}, or begin another one with hydra.sweeper.study_name=…"
@@ -183,9 +184,11 @@ def hopeless(search: Search, listed: Sequence[FrozenTrial], before: Collection[i
     ended = [(trial, state) for trial, state in new if state in counted]
     last = [trial for trial, state in ended[-MAX_OVER_BUDGET:] if state == "over budget"]
     if len(last) == MAX_OVER_BUDGET:
-        smallest = min(trial.user_attrs["parameters"] for trial in last)
+        over = dict.fromkeys(key for trial in last for key, excess in trial.constraints.items() if excess > 0)
+        smallest = {key: min(t.user_attrs[key] for t in last if t.constraints.get(key, 0) > 0) for key in over}
         return (
-            f"{MAX_OVER_BUDGET} networks in a row were over the budget, the smallest with {smallest:,} "
-            "parameters: search smaller ones, or raise budget.parameters"
+            f"{MAX_OVER_BUDGET} networks in a row were over the budget, the smallest with "
+            f"{budget.in_words(smallest)}: search smaller ones, or raise "
+            f"{' and '.join(f'budget.{key}' for key in over)}"
         )
     return ""

@@ -96,7 +96,7 @@ class DominatedPruner(Pruner):
     n_warmup_steps: int = ranged(10, least=0)
     """Epochs that every trial gets: while the learning rate is high, some smaller networks are ahead by luck."""
     n_min_trials: int = ranged(3, least=1)
-    """A trial is pruned where so many with no more parameters were better at the same epoch."""
+    """A trial is pruned where so many whose networks cost no more were better at the same epoch."""
 
 
 @dataclass
@@ -116,9 +116,9 @@ class SearchConf(OptunaSweeperConf):
         default_factory=lambda: [{"sampler": "multivariate_tpe"}, {"pruner": "successive_halving"}]
     )
     direction: Any = Direction.maximize
-    """Only maximize, since the objective is an accuracy; parameters are minimized."""
+    """Only maximize, since the objective is an accuracy; costs are minimized."""
     objectives: list[str] = field(default_factory=lambda: ["accuracy"])
-    """[accuracy], or [accuracy, parameters]: then the result is the Pareto front."""
+    """[accuracy], or [accuracy, parameters] or another cost of `budget`: then the result is the Pareto front."""
     study_name: str = "search"
     """Its name in the storage; with hparams_search also its folder, multirun/<study_name>."""
     storage: str | None = None

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
+from bantam.budget import in_words
 from bantam.search import outcome, study, trials
 from bantam.search.outcome import Candidate
 from bantam.search.space import Search
@@ -77,7 +78,7 @@ def best(search: Search, listed: Sequence[FrozenTrial]) -> str:
         return "no best yet"
     if not search.multi_objective:
         return f"best {found[0].values[0]:.2f} % (trial {found[0].number})"
-    ends = dict.fromkeys(f"{t.user_attrs['parameters']:,} with {t.values[0]:.2f} %" for t in (found[0], found[-1]))
+    ends = dict.fromkeys(f"{t.user_attrs[search.cost]:,} with {t.values[0]:.2f} %" for t in (found[0], found[-1]))
     return f"front of {len(found)}: {' … '.join(ends)}"
 
 
@@ -114,9 +115,10 @@ def show_result(search: Search, found: Sequence[FrozenTrial]) -> None:
     if search.multi_objective:
         console.print("The front, each network with the line that runs it:")
     for trial in found:
+        costs = {key: trial.user_attrs.get(key, 0) for key in ("parameters", search.cost)}
         console.print(
             f"{'Trial' if search.multi_objective else 'Best: trial'} {trial.number}, {trial.values[0]:.3f} % "
-            f"of the validation images in the last epochs, {trial.user_attrs.get('parameters', 0):,} parameters: "
+            f"of the validation images in the last epochs, {in_words(costs)}: "
             f"{escape(settings(trial))}",
             *(() if search.multi_objective else ("Run it with:",)),
             escape(outcome.line(search, trial)),

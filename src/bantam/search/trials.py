@@ -18,6 +18,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from bantam.budget import COSTS
 from bantam.search import faults, pruners, storage
 from bantam.training import folder as files
 
@@ -37,7 +38,7 @@ def reporter(hydra: DictConfig) -> Callable[[int, float], bool]:
     It goes through the storage alone, so the job may run in another process or on another machine.
     """
     database = storage.open_storage(hydra, wait=True)
-    pruner = pruners.build(hydra.sweeper.pruner)
+    pruner = pruners.build(hydra.sweeper.pruner, *hydra.sweeper.objectives[1:])
     study = optuna.load_study(study_name=hydra.sweeper.study_name, storage=database, pruner=pruner)
     study_id = database.get_study_id_from_name(study.study_name)
     trial_id = database.get_trial_id_from_study_id_trial_number(study_id, hydra.job.num)
@@ -113,7 +114,7 @@ class Ending:
 
     state: TrialState
     values: tuple[float, ...] | None = None
-    """Percent; with two objectives percent and the number of parameters."""
+    """Percent; with two objectives percent and the cost."""
     notes: dict[str, Any] = field(default_factory=dict)
     """User attributes; one with a `reason` came to an end of its own."""
 
@@ -125,23 +126,23 @@ SURPLUS = Ending(TrialState.FAIL, None, {"surplus": True})
 """Of a trial that another one makes superfluous."""
 
 
-def ending(folder: Path, parameters: int | None, multi_objective: bool) -> Ending:
-    """How the training in a trial's folder ended. Raises ValueError where it did not end."""
+def ending(folder: Path, *cost: int) -> Ending:
+    """How the training in a trial's folder ended; `cost` is that of its network, where it is an objective.
+
+    Raises ValueError where it did not end.
+    """
     result = files.read_result(folder)
-    size: tuple[float, ...] = ()
-    if multi_objective and parameters is not None:  # what could not be counted was not trained either
-        size = (parameters,)
     if result["verdict"] == "pruned":
         notes = {"pruned": True, "reason": result["reason"]}
-        if multi_objective:
+        if cost:
             # TPE cannot read pruned trials beside two objectives: it learns from the last accuracy.
-            return Ending(TrialState.COMPLETE, (files.read_history(folder)[-1].accuracy, *size), notes)
+            return Ending(TrialState.COMPLETE, (files.read_history(folder)[-1].accuracy, *cost), notes)
         return Ending(TrialState.PRUNED, None, notes)
     if result.get("objective") is None and faults.is_recorded(str(result["reason"])):
         return Ending(TrialState.FAIL, None, {"interrupted": True, "fault": str(result["reason"])})
     if result.get("objective") is None:
         return Ending(TrialState.FAIL, None, {"reason": f"{result['verdict']}: {result['reason']}"})
-    return Ending(TrialState.COMPLETE, (float(result["objective"]), *size))
+    return Ending(TrialState.COMPLETE, (float(result["objective"]), *cost))
 
 
 def same(trial: FrozenTrial, state: str) -> Ending:
@@ -263,7 +264,7 @@ def write(folder: Path, listed: Sequence[FrozenTrial]) -> None:
     keys = list(dict.fromkeys(key for trial in listed for key in trial.params))
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("number", "state", "reason", *keys, "parameters", "objective", "seconds", "folder"))
+    rows.writerow(("number", "state", "reason", *keys, *COSTS, "objective", "seconds", "folder"))
     for trial, state in zip(listed, states(listed), strict=True):
         if state in ("waiting", "surplus"):
             continue
@@ -274,7 +275,7 @@ def write(folder: Path, listed: Sequence[FrozenTrial]) -> None:
                 state,
                 reason(trial, state),
                 *(trial.params.get(key, "") for key in keys),
-                trial.user_attrs.get("parameters", ""),
+                *(trial.user_attrs.get(key, "") for key in COSTS),
                 "" if value is None else value,
                 "" if took is None else round(took, 3),
                 own if (folder / str(own)).is_dir() else "",

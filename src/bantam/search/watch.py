@@ -165,8 +165,8 @@ def _looks(
 def end_silent(search: Search, study: Study, trial: FrozenTrial) -> None:
     """End a trial whose process has died: as its training has ended, or stopped, so that it is queued again."""
     try:
-        folder, parameters = search.folder / str(trial.number), trial.user_attrs.get("parameters")
-        ending = trials.ending(folder, parameters, search.multi_objective)
+        cost = search.second_objective(trial.user_attrs)
+        ending = trials.ending(search.folder / str(trial.number), *cost)
     except ValueError:
         ending = Ending(TrialState.FAIL)
     trials.end(study, trial.number, ending)

@@ -23,7 +23,7 @@ from bantam.search.space import Search
 from bantam.search.study import hopeless, load, missing
 from bantam.search.trials import STOPPED, SURPLUS, Ending
 from bantam.snapshot import Snapshot
-from bantam.training import setup
+from bantam.training import costs
 
 NEVER_TRAINED = float("-inf")
 """The accuracy of a network over the budget for a sampler that learns from completed trials only."""
@@ -107,18 +107,20 @@ def _train(search: Search, study: Study, trial: Trial, interrupt: Interrupt) -> 
         return SURPLUS
     try:
         settings = _suggest_all(search, trial)
-        parameters, excess = count_parameters(search, settings)
-        if parameters is not None:
-            trial.set_user_attr("parameters", parameters)
-            if "parameters" not in trial.constraints:  # a trial of an older study that runs again brings its own
-                trial.set_constraint("parameters", excess)
-        if excess > 0:
-            return _over_budget(search, study, parameters, excess)
+        found, excess = count_costs(search, settings)
+        for key, amount in found.items():
+            trial.set_user_attr(key, amount)
+        for key in (
+            excess.keys() - trial.constraints.keys()
+        ):  # one of an older study that runs again brings its own
+            trial.set_constraint(key, excess[key])
+        if any(amount > 0 for amount in excess.values()):
+            return _over_budget(search, study, found, excess)
         known = _known(search, study, trial.number, settings, interrupt)
         if known is not None:
             return known
         _launch(search, settings, trial.number, interrupt)
-        ending = trials.ending(search.folder / str(trial.number), parameters, search.multi_objective)
+        ending = trials.ending(search.folder / str(trial.number), *search.second_objective(found))
         if "fault" in ending.notes:
             raise MachineFault(ending.notes["fault"])
         return ending
@@ -179,31 +181,30 @@ def _suggest(trial: Trial, key: str, values: BaseDistribution) -> Any:
     return trial.suggest_categorical(key, values.choices)
 
 
-def count_parameters(search: Search, settings: dict[str, Any]) -> tuple[int | None, int]:
-    """How many parameters a trial's network has, and by how many it is over the budget; 0 or less within it.
+def count_costs(search: Search, settings: dict[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+    """What a trial's network costs, and by how much it is over each limit of the budget; 0 or less within it.
 
-    None and 0 where the network cannot be built: the trial's job says why, in its folder.
+    Both are empty where the network cannot be built: the trial's job says why, in its folder.
     """
     try:
         cfg, info = space.compose(search, settings)
         try:
-            _, parameters = setup.check_budget(cfg, info)
+            _, found = costs.check_budget(cfg, info.choices)
         except budget.OverBudget as error:
-            parameters = sum(layer.parameters for layer in error.layers)
+            found = error.costs
     except ValueError:
-        return None, 0
-    return parameters, parameters - cfg.budget.parameters + 1
+        return {}, {}
+    return found, budget.excess(found, cfg.budget)
 
 
-def _over_budget(search: Search, study: Study, parameters: int | None, excess: int) -> Ending:
+def _over_budget(search: Search, study: Study, found: dict[str, int], excess: dict[str, int]) -> Ending:
     """How a trial ends whose network is not trained: the way its sampler learns from."""
-    notes = {"reason": f"{parameters:,} parameters, {excess:,} too many"}
+    over = {key: amount for key, amount in excess.items() if amount > 0}
+    notes = {"reason": ", ".join(f"{budget.in_words({k: found[k]})}, {over[k]:,} too many" for k in over)}
     sampler = getattr(study.sampler, "sampler", study.sampler)
     if not isinstance(sampler, GPSampler | NSGAIISampler | NSGAIIISampler):
         return Ending(TrialState.PRUNED, None, notes)
-    assert parameters is not None
-    size = (parameters,) if search.multi_objective else ()
-    return Ending(TrialState.COMPLETE, (NEVER_TRAINED, *size), notes)
+    return Ending(TrialState.COMPLETE, (NEVER_TRAINED, *search.second_objective(found)), notes)
 
 
 def _launch(search: Search, settings: dict[str, Any], number: int, interrupt: Interrupt) -> None:

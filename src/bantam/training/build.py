@@ -57,6 +57,7 @@ def told(error: BaseException) -> str:
         for frame in own
         if os.path.isabs(frame.filename) and Path(frame.filename).parent != Path(__file__).parent
     ]
+    own = [frame for frame in own if frame.filename != budget.__file__]  # which runs a network's operations
     deliberate = isinstance(error, ValueError) and (frames[-1].line or "").startswith("raise ") if frames else True
     if not own or deliberate:
         return text or type(error).__name__

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
+from bantam import budget
 from bantam.training.loop import Epoch
 from bantam.training.result import FINISHED, damage
 
@@ -233,10 +234,9 @@ def read_finished(folder: Path) -> dict[str, Any]:
 
 def write_weights(folder: Path, model: nn.Module) -> None:
     """Write `weights.safetensors`, from which no code can be executed."""
-    # Shared weights have several names and are written under each: the format knows no aliases.
     state = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in model.state_dict().items()
+        for name, value in budget.saved_tensors(model).items()
     }
     write(folder / WEIGHTS, save(state))
 
@@ -245,7 +245,12 @@ def read_weights(folder: Path, model: nn.Module) -> None:
     """Load `weights.safetensors` into a network. Raises ValueError where they do not belong to it."""
     file = folder / WEIGHTS
     try:
-        model.load_state_dict(load_file(file))
+        state = load_file(file)
+        first = {id(tensor): name for name, tensor in budget.saved_tensors(model).items()}
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if first[id(tensor)] in state:  # shared ones are written once; older versions wrote all of their names
+                state.setdefault(name, state[first[id(tensor)]])
+        model.load_state_dict(state)
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no {WEIGHTS}: it is no finished run; {REMEDY}") from error
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:  # what damaged bytes lead it to

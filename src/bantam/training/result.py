@@ -1,10 +1,10 @@
 """What may stand in `result.json`: the kind and the range of every key."""
 
 from collections.abc import Callable, Collection
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
-from bantam.budget import Layer
+from bantam.budget import COSTS, Layer
 
 Check = Callable[[Any], bool]
 
@@ -32,7 +32,12 @@ def _each(check: Check) -> Check:
 def _layer(row: Any) -> bool:
     kinds: dict[str, Check] = {field.name: _count() for field in fields(Layer)}
     kinds |= {"name": _kind(str), "shape": _each(_count())}
-    return isinstance(row, dict) and row.keys() == kinds.keys() and all(kinds[key](row[key]) for key in row)
+    required = {field.name for field in fields(Layer) if field.default is MISSING}  # the others are newer
+    return (
+        isinstance(row, dict)
+        and required <= row.keys() <= kinds.keys()
+        and all(kinds[key](value) or (value is None and key not in required) for key, value in row.items())
+    )
 
 
 def _square(rows: Any) -> bool:
@@ -46,7 +51,7 @@ KEYS: dict[str, Check] = {
     **dict.fromkeys(("processor", "started", "commit"), TEXT),
     **dict.fromkeys(("target", "budget", "versions"), MAPPING),
     **dict.fromkeys(("objective", "best_accuracy"), PERCENT),
-    **dict.fromkeys(("best_epoch", "seed", "epochs", "parameters", "multiply_adds"), _count()),
+    **dict.fromkeys(("best_epoch", "seed", "epochs", *COSTS), _count()),
     **dict.fromkeys(("train_images", "scored_images"), _count()),
     **dict.fromkeys(("training_seconds", "total_seconds", "images_per_second"), _number()),
     **dict.fromkeys(("at_chance", "compile"), _kind(bool)),

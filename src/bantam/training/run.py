@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bantam.budget import OverBudget
 from bantam.data import Data
 from bantam.training import folder as files
 from bantam.training import terminal
@@ -167,8 +168,7 @@ def _result(prepared: Prepared, verdict: Verdict, history: list[Epoch], started:
         **_identity(prepared.info, cfg.seed),
         "target": dict(cfg.target),
         "budget": dict(cfg.budget),
-        "parameters": prepared.parameters,
-        "multiply_adds": sum(layer.multiply_adds for layer in prepared.layers),
+        **prepared.costs,
         "layers": [asdict(layer) for layer in prepared.layers],
         "epochs": len(history),
         "data": images.name,
@@ -219,10 +219,8 @@ def refuse(error: Exception, info: RunInfo, seed: int | None) -> None:
     if isinstance(error, files.InUse) or (info.folder / files.RESULT).exists():
         return
     result = {"verdict": "refused", "reason": " ".join(str(error).split()), **_identity(info, seed)}
-    layers = getattr(error, "layers", None)
-    if layers:
-        parameters = sum(layer.parameters for layer in layers)
-        result |= {"parameters": parameters, "layers": [asdict(layer) for layer in layers]}
+    if isinstance(error, OverBudget):
+        result |= {**error.costs, "layers": [asdict(layer) for layer in error.layers]}
     files.write_result(info.folder, result)
 
 

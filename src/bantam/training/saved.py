@@ -1,7 +1,7 @@
 """The configuration of a run as its folder has it, and with overrides: the only reader and writer of `.hydra`."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bantam import ranges
-from bantam.config import flat, sentence, typed
+from bantam.config import sentence, typed
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,18 @@ MISSING_KEY = object()
 
 
 def differences(old: DictConfig, new: DictConfig) -> list[str]:
-    """The dotted keys in which two configurations differ; what only refers to another key does not."""
+    """The dotted keys in which two configurations differ; what only refers to another key does not.
+
+    Neither does a key that is null from one that is not there: older versions lack some that are null by default.
+    """
     before, after = dict(flat(pinned(old))), dict(flat(pinned(new)))
-    return [key for key in {**before, **after} if before.get(key, MISSING_KEY) != after.get(key, MISSING_KEY)]
+    return [key for key in {**before, **after} if before.get(key) != after.get(key)]
+
+
+def flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dicts under their dotted keys; lists are leaves."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from flat(value, f"{key}.{name}".lstrip("."))
+    else:
+        yield key, node

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from joblib import cpu_count, effective_n_jobs
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 from torch.optim import Optimizer
 
@@ -29,8 +29,8 @@ from bantam.training.build import (
     build_schedule,
     check_logits,
     dry_run_schedule,
-    told,
 )
+from bantam.training.costs import check_budget
 from bantam.training.folder import read_checkpoint, read_finished
 from bantam.training.loop import Training
 
@@ -67,7 +67,8 @@ class Prepared:
     cfg: DictConfig
     info: RunInfo
     layers: list[budget.Layer]
-    parameters: int
+    costs: dict[str, int]
+    """What the network costs, by the keys of `budget.COSTS`."""
     data: data.Data
     device: torch.device
     precision: torch.dtype
@@ -81,6 +82,11 @@ class Prepared:
     """The learning rate in the middle of every epoch, at a constant loss."""
     augmentation: Augmentation
     average: Average | None
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the network has."""
+        return self.costs["parameters"]
 
     @cached_property
     def _fused(self) -> tuple[nn.Module, str]:
@@ -158,7 +164,7 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
             f"epochs is {cfg.epochs}, {cfg.epochs - cfg.budget.epochs} over budget.epochs={cfg.budget.epochs}: "
             "lower epochs or raise budget.epochs"
         )
-    layers, parameters = check_budget(cfg, info)
+    layers, costs = check_budget(cfg, info.choices)
     schedule = build_schedule(cfg, info.choices)
     augmentation = build(cfg, "augmentation", info.choices)
     device = _device(cfg.device)
@@ -177,7 +183,7 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
         cfg=cfg,
         info=info,
         layers=layers,
-        parameters=parameters,
+        costs=costs,
         data=images.to(device),
         device=device,
         precision=_precision(cfg, device),
@@ -225,40 +231,6 @@ def _prepare_saved(cfg: DictConfig, info: RunInfo) -> Prepared:
     except CannotBeBuilt as error:  # it could be when the run was begun
         file = info.folder / ".hydra" / "config.yaml"
         raise ValueError(f"{error}; {file} is damaged, or of another version of Bantam: restore it") from error
-
-
-def check_budget(cfg: DictConfig, info: RunInfo) -> tuple[list[budget.Layer], int]:
-    """Count the network on the meta device; returns its layers and its parameters. Raises OverBudget."""
-
-    def network(cfg: DictConfig, device: str = "meta") -> nn.Module:
-        with torch.device(device):
-            return build(cfg, "model", info.choices)  # type: ignore[no-any-return]
-
-    parameters, limit = budget.count(network(cfg)), cfg.budget.parameters
-    try:
-        layers = budget.layers(network(cfg, "cpu" if parameters <= budget.SMALL else "meta"))
-    except CannotBeBuilt:
-        raise
-    except Exception as error:  # a network of one's own may raise anything
-        cause = error.__cause__ or error
-        raise ValueError(
-            f"model={info.choices.get('model')}: a 1×28×28 image does not fit through this network: {told(cause)}"
-        ) from error
-    if parameters < limit:
-        return layers, parameters
-    widths = {key: value for key, value in cfg.model.items() if isinstance(value, int) and value > 1}
-    keys = [f"model.{key!s}" for key in sorted(widths, key=lambda key: -widths[key])[:3]]
-    remedy = f"lower {' or '.join(keys)}" if keys else "choose a smaller network"
-    if "width" in cfg.model:
-        for width in range(cfg.model.width - 1, 0, -1):
-            if budget.count(network(OmegaConf.merge(cfg, {"model": {"width": width}}))) < limit:  # type: ignore[arg-type]
-                remedy = f"lower model.width to {width}"
-                break
-    raise budget.OverBudget(
-        f"model={info.choices.get('model')} has {parameters:,} parameters, {parameters - limit + 1:,} over the "
-        f"{limit - 1:,} that budget.parameters={limit:,} allows: {remedy} or raise budget.parameters",
-        layers,
-    )
 
 
 def _load_data(cfg: DictConfig, info: RunInfo) -> data.Data:

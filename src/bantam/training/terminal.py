@@ -54,6 +54,7 @@ def layer_table(layers: Sequence["Layer"]) -> Table:
         ("receptive\nfield", ""),
         ("parameters", f"{sum(layer.parameters for layer in layers):,}"),
         ("multiply-adds", f"{sum(layer.multiply_adds for layer in layers):,}"),
+        ("bytes of\nactivations", f"{max((layer.activations or 0 for layer in layers), default=0):,}"),
     ):
         table.add_column(title, total, justify="right")
     for layer in layers:
@@ -63,6 +64,7 @@ def layer_table(layers: Sequence["Layer"]) -> Table:
             f"{layer.receptive_field}",
             f"{layer.parameters:,}" if layer.parameters else "",
             f"{layer.multiply_adds:,}" if layer.multiply_adds else "",
+            "" if layer.activations is None else f"{layer.activations:,}",
         )
     return table
 
@@ -101,12 +103,12 @@ def _settings(prepared: "Prepared") -> dict[str, str]:
         if cfg.target.last_epochs > 1
         else "the last epoch"
     )
+    epochs = f"{cfg.epochs} epoch{'s' * (cfg.epochs > 1)}"
     split = "held-out" if images.not_judged and images.split == "test" else images.split
     threads = f"{prepared.threads} thread{'s' * (prepared.threads > 1)}"
     precision = str(prepared.precision).removeprefix("torch.")
     return {
-        "budget": f"{prepared.parameters:,} parameters of fewer than {cfg.budget.parameters:,}; "
-        f"{cfg.epochs} epoch{'s' * (cfg.epochs > 1)} of at most {cfg.budget.epochs}",
+        "budget": "; ".join([*_costs(prepared), f"{epochs} of at most {cfg.budget.epochs}"]),
         "target": f"{cfg.target.accuracy:g} % in {last}",
         "data": f"{images.name}: {len(images.train_labels):,} images to train on, "
         f"{len(images.held_out_labels):,} {split} images scored after every epoch",
@@ -120,6 +122,15 @@ def _settings(prepared: "Prepared") -> dict[str, str]:
         "seed": str(cfg.seed),
         "folder": "none: dry_run" if cfg.dry_run else short_path(info.folder, info.typed_in),
     }
+
+
+def _costs(prepared: "Prepared") -> Iterator[str]:
+    """What the network costs, each amount with the limit that it has."""
+    from bantam.budget import in_words
+
+    for key, amount in prepared.costs.items():
+        limit = prepared.cfg.budget.get(key)
+        yield in_words({key: amount}) + ("" if limit is None else f" of fewer than {limit:,}")
 
 
 def _arguments(prepared: "Prepared", group: str) -> str:

@@ -1,0 +1,66 @@
+"""What a configuration's network costs, and the refusal of one that is over the budget."""
+
+import bisect
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from bantam import budget
+from bantam.training.build import Choices, build, told
+
+
+def check_budget(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer], dict[str, int]]:
+    """Count what the network costs; returns its layers and its costs. Raises OverBudget."""
+    layers, costs = _count(cfg, choices)
+    over = {key: excess for key, excess in budget.excess(costs, cfg.budget).items() if excess > 0}
+    if not over:
+        return layers, costs
+    amounts = (
+        f"{budget.in_words({key: costs[key]})}, {excess:,} over the {cfg.budget[key] - 1:,} "
+        f"that budget.{key}={cfg.budget[key]:,} allows"
+        for key, excess in over.items()
+    )
+    raise budget.OverBudget(
+        f"model={choices.get('model')} has {', and '.join(amounts)}: "
+        f"{_smaller(cfg, choices)} or raise {' and '.join(f'budget.{key}' for key in over)}",
+        layers,
+        costs,
+    )
+
+
+def _count(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer], dict[str, int]]:
+    """The layers and the costs of the network, which is run on the meta device where it is large."""
+
+    def network(device: str) -> nn.Module:
+        with torch.device(device):
+            return build(cfg, "model", choices)  # type: ignore[no-any-return]
+
+    model = network("meta")
+    if budget.count(model) <= budget.SMALL:
+        model = network("cpu")
+    try:
+        layers = budget.layers(model)
+    except Exception as error:  # a network of one's own may raise anything
+        cause = error.__cause__ or error
+        raise ValueError(
+            f"model={choices.get('model')}: a 1×28×28 image does not fit through this network: {told(cause)}"
+        ) from error
+    return layers, budget.costs(model, layers)
+
+
+def _smaller(cfg: DictConfig, choices: Choices) -> str:
+    """What makes the network smaller: its largest width within the budget, or its largest keys."""
+
+    def too_wide(width: int) -> bool:
+        narrower = OmegaConf.merge(cfg, {"model": {"width": width}})
+        _, costs = _count(narrower, choices)  # type: ignore[arg-type]
+        return max(budget.excess(costs, cfg.budget).values()) > 0
+
+    if "width" in cfg.model:
+        width = bisect.bisect_left(range(1, cfg.model.width), True, key=too_wide)
+        if width:
+            return f"lower model.width to {width}"
+    numbers = {key: value for key, value in cfg.model.items() if isinstance(value, int) and value > 1}
+    keys = [f"model.{key!s}" for key in sorted(numbers, key=lambda key: -numbers[key])[:3]]
+    return f"lower {' or '.join(keys)}" if keys else "choose a smaller network"
