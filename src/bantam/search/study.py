@@ -184,7 +184,7 @@ def hopeless(search: Search, listed: Sequence[FrozenTrial], before: Collection[i
     ended = [(trial, state) for trial, state in new if state in counted]
     last = [trial for trial, state in ended[-MAX_OVER_BUDGET:] if state == "over budget"]
     if len(last) == MAX_OVER_BUDGET:
-        over = dict.fromkeys(key for trial in last for key, excess in trial.constraints.items() if excess > 0)
+        over = [key for key in budget.COSTS if any(trial.constraints.get(key, 0) > 0 for trial in last)]
         smallest = {key: min(t.user_attrs[key] for t in last if t.constraints.get(key, 0) > 0) for key in over}
         return (
             f"{MAX_OVER_BUDGET} networks in a row were over the budget, the smallest with "
