@@ -110,10 +110,9 @@ def _train(search: Search, study: Study, trial: Trial, interrupt: Interrupt) -> 
         found, excess = count_costs(search, settings)
         for key, amount in found.items():
             trial.set_user_attr(key, amount)
-        for key in (
-            excess.keys() - trial.constraints.keys()
-        ):  # one of an older study that runs again brings its own
-            trial.set_constraint(key, excess[key])
+        for key, amount in excess.items():
+            if key not in trial.constraints:  # a trial of an older study that runs again brings its own
+                trial.set_constraint(key, amount)
         if any(amount > 0 for amount in excess.values()):
             return _over_budget(search, study, found, excess)
         known = _known(search, study, trial.number, settings, interrupt)
