@@ -19,6 +19,7 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--top", type=int, default=confirm.TOP, help="how many of the best trials, 3 by default")
     which.add_argument("--trials", type=int, nargs="+", default=(), metavar="number", help="instead: these trials")
+    which.add_argument("--front", action="store_true", help="instead: the Pareto front within the budget")
     parser.add_argument("--seeds", type=int, default=confirm.SEEDS, help="how many fresh seeds each, 5 by default")
     parser.add_argument("--validation-only", action="store_true", help="leave the test images alone")
     arguments = parser.parse_intermixed_args()
@@ -37,6 +38,7 @@ def main() -> None:
             arguments.trials,
             arguments.overrides,
             test=not arguments.validation_only,
+            front=arguments.front,
         )
         report.at_end(arguments.study)
 

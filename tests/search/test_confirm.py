@@ -140,6 +140,24 @@ def test_of_a_front_trials_must_be_named(study: Path, tmp_path: Path) -> None:
     assert summary(study)["winner"] == 1
 
 
+def test_a_front_is_taken_within_the_budget(study: Path, tmp_path: Path) -> None:
+    rows = ["number,state,reason,parameters,multiply_adds,objective,seconds,folder"]
+    sizes = [(9, 90, 99.1), (8, 80, 99.3), (7, 99, 99.2)]
+    rows += [f"{i},complete,,{size},{work},{value},1,{i}" for i, (size, work, value) in enumerate(sizes)]
+    rows.append("3,over budget,too many,5,5,,1,")
+    (study / "trials.csv").write_text("\n".join(rows) + "\n")
+    assert confirm._front(study, []) == [2, 1]
+    assert confirm._front(study, ["epochs=15", "budget.parameters=8"]) == [2]
+    assert confirm._front(study, ["budget.multiply_adds=95", "budget.bytes=null"]) == [1]
+    with pytest.raises(ValueError, match="no completed trial within the budget: search more, or raise the limits"):
+        confirm._front(study, ["budget.parameters=7"])
+    with pytest.raises(ValueError, match="nowhere has no completed trial"):
+        confirm._front(study / "nowhere", [])
+    confirm.confirm(study, 3, 5, pretender(tmp_path), front=True)
+    assert commands(study)[0]["experiment"] == "trial_2,trial_1"
+    assert summary(study)["winner"] == 1
+
+
 def test_all_may_be_changed_alike_but_not_half_of_them(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -213,8 +213,8 @@ def trials(study: Study, front: bool = False) -> Table | None:
         for t in (study.front if front else ranked)
     ]
     if not front:
-        return _table(rows, filter="accuracy>98", spare=("seconds", *reversed(study.keys)))
-    said = "The front: no trial is as accurate with fewer parameters"
+        return _table(rows, filter="accuracy>98", spare=(*reversed(others), "seconds", *reversed(study.keys)))
+    said = f"The front: no trial is as accurate with fewer {COSTS[study.cost]}"
     return _table(
         ({title: row[title] for title in row if title not in ("state", "seconds", "reason")} for row in rows),
         title=said,

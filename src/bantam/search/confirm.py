@@ -15,6 +15,7 @@ from typing import Any
 from joblib import cpu_count
 from omegaconf import OmegaConf
 
+from bantam import budget
 from bantam.overrides import override
 from bantam.report import folders
 from bantam.search import terminal
@@ -56,19 +57,20 @@ def confirm(
     numbers: Sequence[int] = (),
     overrides: Sequence[str] = (),
     test: bool = True,
+    front: bool = False,
 ) -> None:
     """Train a study's best trials again and judge the best of them; writes `confirm/confirm.json`.
 
-    The `top` trials, or those with the given `numbers`, are trained on `seeds` fresh seeds, to their end
-    and scored on the study's validation images. The one with the highest mean is then trained on all
-    training images with the same seeds and scored on the test images, unless `test` is false. What is finished
-    already is not trained again. `overrides`, such as epochs=15, change all trials. `script` is train.py. Raises
-    ValueError for a folder that is no study or has no completed trial, for a number that is none, for a study with
-    two objectives, which has no best trial, where no numbers are given, and for overrides that `script` refuses,
-    that are the confirmation's own affair, or that are not those of trials which are confirmed already; and InUse
-    where another process confirms trials of the study.
+    The `top` trials, or those with the given `numbers`, or those of the `front` within the budget, are trained on
+    `seeds` fresh seeds, to their end and scored on the study's validation images. The one with the highest mean is
+    then trained on all training images with the same seeds and scored on the test images, unless `test` is false.
+    What is finished already is not trained again. `overrides`, such as epochs=15, change all trials. `script` is
+    train.py. Raises ValueError for a folder that is no study or has no completed trial, for a number that is none,
+    for a study with two objectives, which has no best trial, where neither numbers are given nor `front`, and for
+    overrides that `script` refuses, that are the confirmation's own affair, or that are not those of trials which
+    are confirmed already; and InUse where another process confirms trials of the study.
     """
-    best = _choose(study, top, numbers)
+    best = _choose(study, top, _front(study, overrides) if front else numbers)
     with files.locked(study) as lock:
         _confirm(_plan(study, best, seeds, script, overrides, lock), best, test, bool(overrides))
 
@@ -129,13 +131,26 @@ def _choose(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, fl
         front = ", ".join(str(t.number) for t in folders.read_study(study).front)
         raise ValueError(
             f"{study} has two objectives, so none of its trials is the best: choose of its front, {front}, "
-            "with --trials"
+            "with --trials, or take all of it with --front"
         )
     chosen = [(number, ended[number]) for number in dict.fromkeys(numbers)] or done
     best = sorted(chosen, key=lambda trial: -trial[1])[: len(numbers) or top]
     for number, objective in best:
         _refuse_damaged(study, number, objective)
     return best
+
+
+def _front(study: Path, overrides: Sequence[str]) -> list[int]:
+    """The front of the completed trials that keep within the limits of `overrides` too, by cost.
+
+    Raises ValueError where there is none.
+    """
+    limits = OmegaConf.from_dotlist(list(overrides)).get("budget") or {}
+    found = folders.read_study(study)
+    found.trials = [t for t in found.trials if max(budget.excess(t.costs, limits).values(), default=0) <= 0]
+    if not found.front:
+        raise ValueError(f"{study} has no completed trial within the budget: search more, or raise the limits")
+    return [trial.number for trial in found.front]
 
 
 def _refuse_damaged(study: Path, number: int, objective: float) -> None:
