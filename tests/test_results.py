@@ -11,6 +11,7 @@ import pytest
 from conftest import PROJECT
 from omegaconf import DictConfig, OmegaConf
 
+from bantam import config
 from bantam.report import folders, groups
 from bantam.training import folder, saved
 
@@ -31,7 +32,9 @@ def test_published_runs_are_of_the_experiment_as_it_is_now(name: str, composed: 
         cfg, overrides, choices = own.config, own.overrides, own.choices
         assert choices["experiment"] == name
         now = composed(*overrides)
-        assert OmegaConf.to_container(cfg) == OmegaConf.to_container(now)
+        # Keys that the run's version of Bantam did not have are null, as they are by default.
+        assert OmegaConf.to_container(config.typed(cfg)) == OmegaConf.to_container(now)
+        assert all(value is None for key, value in now.budget.items() if key not in cfg.budget)
         result = folder.read_result(run)
         assert (result["split"], result["scored_images"], result["train_images"]) == ("test", 10_000, 60_000)
         assert result["seed"] == cfg.seed

@@ -154,7 +154,7 @@ def test_a_front_is_taken_within_the_budget(study: Path, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="nowhere has no completed trial"):
         confirm._front(study / "nowhere", [])
     confirm.confirm(study, 3, 5, pretender(tmp_path), front=True)
-    assert commands(study)[0]["experiment"] == "trial_2,trial_1"
+    assert commands(study)[0]["experiment"] == "trial_1,trial_2"
     assert summary(study)["winner"] == 1
 
 
