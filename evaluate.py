@@ -32,7 +32,7 @@ def main() -> None:
                 raise ValueError(
                     f"{refused[0]} belongs to the run: only {', '.join(MAY_CHANGE)} can be changed here"
                 )
-            cfg = config.typed(cfg)
+            cfg = saved.typed(cfg)
             ranges.validate(cfg)
         from bantam.training.evaluate import evaluate
         from bantam.training.setup import RunInfo, prepare_finished

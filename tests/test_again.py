@@ -201,3 +201,5 @@ def test_every_job_that_trains_on_other_images_says_so(bantam: Bantam, tmp_path:
         recorded = files.read_result(tmp_path / "runs" / number)
         assert "1,000 validation images are held out, not 2,000" in recorded["reason"]
         assert recorded["scored_images"] == 1000
+        assert OmegaConf.load(tmp_path / "runs" / number / ".hydra" / "config.yaml").data.became == "mnist5k"
+    assert not (tmp_path / "none").exists()

@@ -153,7 +153,7 @@ def test_a_damaged_download_is_not_kept(server: Path, tmp_path: Path) -> None:
     (server / f"{FILES[2]}.gz").write_bytes(b"not what was promised")
     with pytest.raises(data.DownloadFailed, match="FashionMNIST is not in data.root="):
         fashion(tmp_path / "root")
-    assert not list((tmp_path / "root" / "FashionMNIST").iterdir())
+    assert not (tmp_path / "root").exists()
 
 
 def truncate(raw: Path) -> str:
@@ -237,6 +237,19 @@ def test_auto_falls_back_when_the_connection_is_refused(tmp_path: Path, monkeypa
     assert images.instead.startswith("MNIST is not in data.root=")
     assert images.instead.endswith("; 1,000 validation images are held out, not 5,000")
     assert images.not_judged.startswith(images.instead)
+
+
+def test_what_auto_became_is_not_decided_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(dataset: str, root: str) -> str:
+        raise AssertionError("there is a connection again")
+
+    monkeypatch.setattr(data, "_download", download)
+    images = data.auto(str(tmp_path), 0, 1, *MEAN_STD, became="mnist5k")
+    assert images.name == "mnist5k"
+    assert images.instead.startswith("MNIST is not in data.root=")
+    monkeypatch.setattr(data, "_download", lambda dataset, root: "no route to host")
+    with pytest.raises(data.DownloadFailed, match="MNIST is not in data.root="):  # not mnist5k without a word
+        data.auto(str(tmp_path), 0, 1, *MEAN_STD, became="MNIST")
 
 
 @pytest.mark.parametrize(

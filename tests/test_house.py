@@ -21,7 +21,7 @@ LAYERS = (
     ("train", "evaluate", "confirm", "report", "table", "bantam"),  # entry points; `bantam` is for notebooks
     ("bantam.search",),
     ("bantam.launch",),
-    ("bantam.errors",),
+    ("bantam.errors", "bantam.resolve"),
     ("bantam.report",),
     ("bantam.training",),
     ("bantam.kernels",),
@@ -51,7 +51,16 @@ TRAINING = ("training/build.py", "training/costs.py", "training/setup.py", "trai
 
 
 def knows_configurations(file: Path) -> bool:
-    allowed = ("ranges.py", "config.py", "launch.py", "errors.py", "overrides.py", "snapshot.py", *TRAINING)
+    allowed = (
+        "ranges.py",
+        "config.py",
+        "launch.py",
+        "errors.py",
+        "overrides.py",
+        "resolve.py",
+        "snapshot.py",
+        *TRAINING,
+    )
     return file in [SOURCE / name for name in allowed] or file.parent == SOURCE / "search"
 
 

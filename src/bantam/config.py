@@ -4,13 +4,12 @@ The files in `conf/` hold the values and extend these types, so Hydra refuses an
 wrong type while it composes. torch is not imported here: a mistake is answered at once.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
 from bantam.ranges import ranged
 
@@ -222,6 +221,12 @@ class Files(Dataset):
 
 
 @dataclass
+class Auto(Files):
+    became: Literal["MNIST", "mnist5k"] | None = MISSING
+    """Which of the two it stands for; null: decided once when a command is typed, for all its jobs or trials."""
+
+
+@dataclass
 class TorchvisionDataset(Files):
     dataset: Literal["MNIST", "FashionMNIST", "KMNIST"] = MISSING
     """Class of torchvision.datasets with MNIST's file format."""
@@ -305,7 +310,7 @@ SCHEMAS: dict[str, dict[str, type[Component]]] = {
         "loss_dip": LossDip,
     },
     "augmentation": {"augmentation": Augmentation},
-    "data": {"dataset": Dataset, "files": Files, "torchvision": TorchvisionDataset},
+    "data": {"dataset": Dataset, "files": Files, "auto": Auto, "torchvision": TorchvisionDataset},
 }
 """What the options of the groups extend."""
 
@@ -317,25 +322,6 @@ def register() -> None:
     for group, components in SCHEMAS.items():
         for name, node in components.items():
             store.store(group=f"hydra/schema/{group}", name=name, node=node, replace=True)
-
-
-def typed(cfg: DictConfig) -> DictConfig:
-    """A configuration that was saved, with the types that it had when it was composed.
-
-    A group has the schema with the same keys. Raises ValueError for an unknown key or a value of another type.
-    """
-    nodes: Any = OmegaConf.to_container(cfg, resolve=False)
-    try:
-        for group, kinds in SCHEMAS.items():
-            own = nodes.get(group)
-            if not isinstance(own, dict) or not isinstance(own.get("_target_"), str):
-                raise ValueError(f"{group} is {own!r}, which cannot be built")
-            for kind in kinds.values():
-                if {entry.name for entry in fields(kind)} == set(own):
-                    nodes[group] = OmegaConf.merge(OmegaConf.structured(kind), own)
-        return OmegaConf.merge(OmegaConf.structured(Config), nodes)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        raise ValueError(sentence(error)) from error
 
 
 def sentence(error: Exception) -> str:

@@ -10,6 +10,7 @@ import shutil
 import socket
 import tempfile
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,10 +78,7 @@ def torchvision_dataset(
     """
     _unpack(_raw(dataset, root))
     if not _present(dataset, root) and (reason := _download(dataset, root)):
-        raise DownloadFailed(
-            f"{dataset} is not in data.root={root} and could not be downloaded ({reason}); "
-            f"put its four files into {_raw(dataset, root)}, or set data.root to the folder above {dataset}/raw"
-        )
+        raise DownloadFailed(_absent(dataset, root, reason))
     train_images, train_labels, test_images, test_labels, classes, checksum = _read(dataset, root)
     data = Data(
         name=dataset,
@@ -120,24 +118,53 @@ def mnist5k(validation: int, split_seed: int, mean: float, std: float) -> Data:
     return _hold_out(data, validation, split_seed)
 
 
-def auto(root: str, validation: int, split_seed: int, mean: float, std: float) -> Data:
+def auto(root: str, validation: int, split_seed: int, mean: float, std: float, became: str | None = None) -> Data:
     """Load MNIST where it is present or can be downloaded, else mnist5k, which `not_judged` then explains.
 
-    With mnist5k at most 1,000 of its 4,000 training images are held out, whatever `validation` says; `instead` has
-    why, and how many fewer.
+    `became` is MNIST or mnist5k where that was decided before. With mnist5k at most 1,000 of its 4,000 training
+    images are held out, whatever `validation` says; `instead` has why, and how many fewer.
     """
-    try:
+    if (became or decide(root)) == "MNIST":
         return torchvision_dataset("MNIST", root, validation, split_seed, mean, std)
-    except DownloadFailed as error:
-        data = mnist5k(min(validation, MOST_VALIDATION), split_seed, mean, std)
-        instead = str(error)
-        if validation > MOST_VALIDATION:
-            instead += f"; {MOST_VALIDATION:,} validation images are held out, not {validation:,}"
-        return replace(data, not_judged=f"{instead}; {data.not_judged}", instead=instead)
+    data = mnist5k(min(validation, MOST_VALIDATION), split_seed, mean, std)
+    if _present("MNIST", root):
+        instead = "data.became=mnist5k: MNIST was not there when that was decided"
+    else:
+        instead = _absent("MNIST", root, _failures.get(("MNIST", root), ""))
+    if validation > MOST_VALIDATION:
+        instead += f"; {MOST_VALIDATION:,} validation images are held out, not {validation:,}"
+    return replace(data, not_judged=f"{instead}; {data.not_judged}", instead=instead)
+
+
+def decide(root: str) -> str:
+    """What data=auto stands for: MNIST where it is present or can be downloaded, else mnist5k."""
+    _unpack(_raw("MNIST", root))
+    return "MNIST" if _present("MNIST", root) or not _download("MNIST", root) else "mnist5k"
+
+
+class CannotHoldOut(ValueError):
+    """There are not so many training images that so many can be held out."""
+
+    def __init__(self, sentence: str, data: Data) -> None:
+        """`data` are the images of which none is held out."""
+        super().__init__(sentence)
+        self.data = data
 
 
 class DownloadFailed(ValueError):
     """The files are not there and could not be fetched."""
+
+
+_failures: dict[tuple[str, str], str] = {}
+"""Why this process could not download a dataset to a root."""
+
+
+def _absent(dataset: str, root: str, reason: str) -> str:
+    """The sentence for files that are not there and could not be fetched."""
+    return (
+        f"{dataset} is not in data.root={root} and could not be downloaded{f' ({reason})' if reason else ''}; "
+        f"put its four files into {_raw(dataset, root)}, or set data.root to the folder above {dataset}/raw"
+    )
 
 
 def _raw(dataset: str, root: str) -> Path:
@@ -160,6 +187,7 @@ def _download(dataset: str, root: str) -> str:
 
     raw = _raw(dataset, root)
     timeout = socket.getdefaulttimeout()
+    made = [folder for folder in (raw.parent, *raw.parent.parents) if not folder.exists()]
     try:
         raw.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".download-", dir=raw.parent))
@@ -178,10 +206,14 @@ def _download(dataset: str, root: str) -> str:
             os.replace(file, raw / file.name)
         return ""
     except (OSError, RuntimeError) as error:
-        return _reason(error)
+        _failures[dataset, root] = _reason(error)
+        return _failures[dataset, root]
     finally:
         socket.setdefaulttimeout(timeout)
         shutil.rmtree(aside, ignore_errors=True)
+        with suppress(OSError):  # a folder that is not empty stays
+            for folder in made:
+                folder.rmdir()
 
 
 def _reason(error: Exception) -> str:
@@ -289,9 +321,10 @@ def _hold_out(data: Data, validation: int, split_seed: int) -> Data:
         return data
     most, least = len(data.train_labels) - len(data.classes), len(data.classes)
     if not least <= validation <= most:
-        raise ValueError(
+        raise CannotHoldOut(
             f"data.validation is {validation:,}: {data.name} has {len(data.train_labels):,} training images "
-            f"of {len(data.classes)} classes, so it must be 0 or from {least:,} to {most:,}"
+            f"of {len(data.classes)} classes, so it must be 0 or from {least:,} to {most:,}",
+            data,
         )
     train, held_out = _stratified(data.train_labels, validation, split_seed)
     return replace(

@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from bantam import errors, ranges, snapshot
+from bantam import errors, ranges, resolve, snapshot
 from bantam.overrides import command_line, override
 from bantam.training import saved, terminal
 
@@ -72,6 +72,7 @@ def job(cfg: DictConfig, reporter: Reporter) -> float:
 
 def _multirun_job(cfg: DictConfig, hydra: Any, reporter: Reporter) -> float:
     """Check, build and train one job of several, or go on with it; leave alone what is finished."""
+    from bantam.training.build import NoImages
     from bantam.training.folder import RESULT, read_result
     from bantam.training.run import fail, refuse, run
     from bantam.training.setup import RunInfo, prepare
@@ -88,7 +89,7 @@ def _multirun_job(cfg: DictConfig, hydra: Any, reporter: Reporter) -> float:
     )
     seed = cfg.get("seed")
     try:
-        _pin(cfg, Path(hydra.runtime.cwd))
+        resolve.pin(cfg, Path(hydra.runtime.cwd))
         if cfg.resume is not None:
             raise ValueError("resume continues one run: leave -m out")
         ranges.validate(cfg)
@@ -96,6 +97,7 @@ def _multirun_job(cfg: DictConfig, hydra: Any, reporter: Reporter) -> float:
             result = read_result(info.folder)
             terminal.show_skipped(info, result)
             return float(result.get("objective") or FAILED)
+        resolve.decide_data(cfg)
         saved.save(info.folder, cfg)
         prepared = prepare(cfg, info)
         if cfg.dry_run:
@@ -104,6 +106,8 @@ def _multirun_job(cfg: DictConfig, hydra: Any, reporter: Reporter) -> float:
         return run(prepared, reporter(hydra)) if searching else run(prepared)
     except (ValueError, OmegaConfBaseException) as error:
         errors.show_traceback()
+        if searching and isinstance(error, NoImages):  # they were there when the search began
+            raise
         refuse(error, info, seed)
     except Exception as error:
         errors.show_traceback()
@@ -142,6 +146,7 @@ class Preflight(Callback):
             _refuse_unwritable(folder, "hydra.sweep.dir")
             os.environ[LAUNCHER] = str(os.getpid())
             snapshot.take(GlobalHydra.instance().config_loader())
+            resolve.decide_for_jobs(config, search=config.hydra.sweeper._target_ == SWEEPER)
             if config.hydra.sweeper._target_ == BASIC and config.dry_run:
                 raise SystemExit(_show_jobs(config, kwargs["config_name"]))
             if config.hydra.sweeper._target_ == BASIC and folder.is_dir():
@@ -182,19 +187,14 @@ def _again(config: DictConfig) -> str:
 
 def _prepare_single(cfg: DictConfig, folder: Path, hydra: Any) -> "Prepared":
     """Check that the folder can be had, and prepare a single run for it."""
-    _pin(cfg, Path(hydra.runtime.cwd))
+    resolve.pin(cfg, Path(hydra.runtime.cwd))
     _refuse_unwritable(folder, "hydra.run.dir")
     from bantam.training.folder import refuse_used
     from bantam.training.setup import RunInfo, prepare
 
     refuse_used(folder)
+    resolve.decide_data(cfg)
     return prepare(cfg, RunInfo(folder.absolute(), dict(hydra.runtime.choices), 1, None, Path(hydra.runtime.cwd)))
-
-
-def _pin(cfg: DictConfig, typed_in: Path) -> None:
-    """Make paths absolute, from the folder in which the command was typed: a job may run in another one."""
-    if "root" in cfg.data:
-        cfg.data.root = str(typed_in / Path(cfg.data.root).expanduser())
 
 
 def _refuse_unwritable(folder: Path, key: str) -> None:
@@ -237,10 +237,11 @@ def _show_jobs(config: DictConfig, config_name: str) -> int:
         folder = Path(config.hydra.sweep.dir) / hydra.sweep.subdir
         info = RunInfo(folder, dict(hydra.runtime.choices), side_by_side, number, typed_in)
         try:
-            _pin(cfg, typed_in)
+            resolve.pin(cfg, typed_in)
             if cfg.resume is not None:
                 raise ValueError("resume continues one run: leave -m out")
             ranges.validate(cfg)
+            resolve.decide_data(cfg)
             terminal.describe(prepare(cfg, info))
         except ValueError as error:
             terminal.show_refusal(info, error)
@@ -255,7 +256,8 @@ def _refuse_other_jobs(config: DictConfig, config_name: str) -> None:
         if not (folder / ".hydra" / "config.yaml").exists():
             continue
         before = saved.load(folder).config
-        _pin(job_config, Path(config.hydra.runtime.cwd))
+        resolve.pin(job_config, Path(config.hydra.runtime.cwd))
+        resolve.decide_data(job_config)
         now = OmegaConf.create(saved.pinned(job_config))
         keys = [key for key in saved.differences(before, now) if key not in IGNORED]
         if keys:

@@ -36,8 +36,10 @@ def searching(tmp_path: Path) -> Iterator[Callable[..., Search]]:
         result: Callable[[int, dict[str, str]], dict[str, Any]] = rate,
         space: tuple[str, ...] = SPACE,
         folder: str = "study",
+        validation: int | None = 1000,
     ) -> Search:
-        line = ["data=mnist5k", "data.validation=1000", *space, *overrides]
+        held_out = [] if validation is None else [f"data.validation={validation}"]
+        line = ["data=mnist5k", *held_out, *space, *overrides]
         hydra = [
             "hydra/sweeper=bantam",
             f"hydra.sweep.dir={tmp_path}/{folder}",

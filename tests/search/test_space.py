@@ -86,3 +86,25 @@ def test_a_range_that_is_typed_wins_over_settings_of_a_file(searching: Callable[
         left_out
         == ["hydra.sweeper.enqueue sets model.width, but 16 is not in 3 to 5: these settings are left out"] * 2
     )
+
+
+def test_a_search_of_a_file_holds_out_as_many_images_as_there_are(searching: Callable[..., Search]) -> None:
+    """`data=mnist5k` has 4,000 to train on; hparams_search=optuna asks for 5,000."""
+    wanted = searching("hparams_search=optuna", "hydra.sweep.subdir=${hydra.job.num}", validation=None)
+    check(wanted)
+    assert wanted.notes == ["data.validation is 1,000 here, not 5,000: mnist5k has only 4,000 images to train on"]
+    assert wanted.fixed[-1] == "data.validation=1000"
+    assert compose(wanted, {})[0].data.validation == 1000
+    assert len(wanted.prepared.data.held_out_labels) == 1000
+
+
+def test_where_the_data_are_and_what_auto_became_is_told_to_every_trial(
+    searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bantam.data.decide", lambda root: "mnist5k")
+    monkeypatch.setenv("HOME", "/nowhere/a b")
+    wanted = searching("data=auto", "data.root='~/x'", "data.validation=2000")
+    check(wanted)
+    assert wanted.fixed[-2:] == ["data.root='/nowhere/a b/x'", "data.became=mnist5k"]
+    assert len(wanted.prepared.data.held_out_labels) == 1000
+    assert "1,000 validation images are held out, not 2,000" in wanted.prepared.data.instead

@@ -1,11 +1,14 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import PROJECT
 from searches import SPACE, TWO, rate, work
 
 from bantam.search import study, trials
+from bantam.search.faults import MachineFault
 from bantam.search.space import Search
 from bantam.search.study import hopeless, open_study
 
@@ -123,7 +126,7 @@ def test_failures_of_before_do_not_refuse_a_line_that_is_typed_again(searching: 
         (("optimizer.lr=0.1",), "optimizer.lr is 0.1 here, but 0.01 to 0.1"),
         (("seed=2",), "seed is 2 here, but 1 in the study"),
         (("target.last_epochs=3",), "target.last_epochs is 3 here, but 5"),
-        (("model=v1",), "model._target_ is bantam.models.V1 here"),
+        (("model=v1",), "model is v1 here, but v2 in the study"),
         (("model.dropout=interval(0.0,0.1)",), "model.dropout is 0 to 0.1 here, but 0.05 in the study"),
     ],
 )
@@ -189,16 +192,19 @@ def test_fixed_keys_of_a_searched_group_belong_to_the_study(searching: Callable[
     space = ("optimizer=choice(sgd,adamw)",)
     begun = open_study(searching("optimizer.weight_decay=0.1", space=space))
     for change, sentence in (
-        (("optimizer.weight_decay=0.2",), "optimizer.weight_decay is 0.2 here, but 0.1 in the study"),
-        ((), "optimizer.weight_decay is not set here, but 0.1 in the study"),
-        (("optimizer.weight_decay=0.1", "optimizer.lr=0.1"), "optimizer.lr is 0.1 here, but not set in the study"),
+        (("optimizer.weight_decay=0.2",), "optimizer.weight_decay with optimizer=sgd is 0.2 here, but 0.1 in the"),
+        ((), "optimizer.weight_decay with optimizer=sgd is 0.0 here, but 0.1 in the study"),
+        (
+            ("optimizer.weight_decay=0.1", "optimizer.lr=0.1"),
+            "optimizer.lr with optimizer=sgd is 0.1 here, but 0.025",
+        ),
     ):
         with pytest.raises(ValueError, match=sentence):
             open_study(searching(*change, space=space))
     old = {
         key: value
         for key, value in begun.user_attrs["definition"].items()
-        if not (study._is_resolved(key) or key.startswith("optimizer."))
+        if not (study._is_resolved(key) or study.OPTION in key)
     }
     begun.set_user_attr("definition", old)  # as it was noted before
     open_study(searching("optimizer.weight_decay=0.1", space=space))
@@ -235,3 +241,90 @@ def test_a_space_with_networks_over_several_limits_only_is_given_up(
         f"and {smallest['activations']:,} bytes of activations: search smaller ones, or raise "
         "budget.multiply_adds and budget.activations"
     )
+
+
+def test_an_option_of_a_searched_group_is_not_edited_between_two_command_lines(
+    searching: Callable[..., Search], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine" / "optimizer" / "own.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text((PROJECT / "conf" / "optimizer" / "sgd.yaml").read_text())
+    line = (f"hydra.searchpath=[file://{tmp_path}/mine]",)
+    space = ("optimizer=choice(adamw,own)", "batch_size=choice(64,128)")
+    open_study(searching(*line, space=space))
+    file.write_text(re.sub("(?m)^momentum:.*", "momentum: 0.7", file.read_text()))
+    with pytest.raises(
+        ValueError, match=r"^optimizer.momentum with optimizer=own is 0.7 here, but 0.8 in the study"
+    ):
+        open_study(searching(*line, space=space))
+
+
+def test_a_study_that_was_begun_before_a_key_existed_goes_on_where_that_is_as_it_was(
+    searching: Callable[..., Search],
+) -> None:
+    begun = open_study(searching())
+    before = dict(begun.user_attrs["definition"])
+    for key in ("label_smoothing", "optimizer.weight_decay"):
+        del before[key]
+    begun.set_user_attr("definition", before)
+    open_study(searching())
+    with pytest.raises(ValueError, match=r"^label_smoothing is 0.1 here, but not set in the study"):
+        open_study(searching("label_smoothing=0.1"))
+
+
+def test_what_comes_from_the_environment_belongs_to_the_study(
+    searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEED", "3")
+    begun = open_study(searching("seed=${oc.env:SEED}"))
+    monkeypatch.setenv("SEED", "4")
+    with pytest.raises(ValueError, match=r"^seed is 4 here, but 3 in the study"):
+        open_study(searching("seed=${oc.env:SEED}"))
+    begun.set_user_attr("definition", {**begun.user_attrs["definition"], "seed": "${oc.env:SEED}"})  # older
+    open_study(searching("seed=${oc.env:SEED}"))
+
+
+def test_the_option_is_named_where_another_one_was_chosen(searching: Callable[..., Search]) -> None:
+    begun = open_study(searching())
+    with pytest.raises(
+        ValueError, match=r"^data is auto here, but mnist5k in the study .*; give data=mnist5k, or"
+    ):
+        open_study(searching("data=auto", "data.became=mnist5k"))
+    with pytest.raises(ValueError, match=r"^experiment is v1 here, but None in .*; give experiment=null, or"):
+        open_study(searching("experiment=v1"))
+    begun.set_user_attr("options", {})  # of an older study
+    with pytest.raises(
+        ValueError, match=r"^data._target_ is bantam.data.auto here, but bantam.data.mnist5k in the"
+    ):
+        open_study(searching("data=auto", "data.became=mnist5k"))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"data": "MNIST"}, "what data became was MNIST with the checksum 0 in trial 0, but is mnist5k with the"),
+        (
+            {"scored_images": 5},
+            "the number of validation images held out was 5 in trial 0, but is 1000 in the study",
+        ),
+        ({"device": "tpu"}, r"device \(what it became\) was tpu in trial 0, but is cpu in the study search"),
+    ],
+)
+def test_a_trial_that_had_other_images_or_another_device_is_not_believed(
+    searching: Callable[..., Search], change: dict[str, Any], sentence: str
+) -> None:
+    wanted: Search
+
+    def result(number: int, settings: dict[str, str]) -> dict[str, Any]:
+        images = wanted.prepared.data
+        own = {"data": images.name, "data_checksum": images.checksum, "split": "validation", "scored_images": 1000}
+        if number == 0:
+            own |= {**change, **({"data_checksum": "0"} if "data" in change else {})}
+        return {**rate(number, settings), **own}
+
+    wanted = searching("hydra.sweeper.n_trials=2", result=result, space=SPACE[:1])
+    with pytest.raises(MachineFault, match=sentence):
+        work(wanted)
+    listed = work(searching("hydra.sweeper.n_trials=2", space=SPACE[:1]))
+    assert trials.states(listed) == ["stopped", "complete", "complete"]
+    assert listed[1].params == listed[0].params

@@ -17,6 +17,7 @@ from searches import LINE, SPACE, Finished, Postgresql, stored, wait_for, worker
 from bantam.overrides import override
 from bantam.search import faults, processes, trials, watch
 from bantam.search.space import Search
+from bantam.search.study import open_study
 from bantam.training import folder as record
 
 
@@ -243,7 +244,7 @@ def test_a_worker_whose_machine_cannot_train_stops_the_search_with_its_sentence(
     monkeypatch.setattr(processes, "start_worker", start)
     monkeypatch.setattr(watch, "LOOK_SECONDS", 0.01)
     with pytest.raises(ValueError, match="No space left on device") as error:
-        watch.watch(wanted)
+        watch.watch(wanted, open_study(wanted))
     assert str(error.value) == (
         "OSError: [Errno 28] No space left on device: 'history.csv': when that is mended, the same command line "
         "continues the search"

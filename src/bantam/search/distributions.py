@@ -100,15 +100,6 @@ def value(choice: Any) -> Any:
     return OverridesParser.create().parse_override(f"key={choice}").value()
 
 
-def fixed(line: str) -> tuple[str, str]:
-    """The key of an override that every trial has, and its value in words."""
-    parsed = OverridesParser.create().parse_override(line)
-    if parsed.is_delete():
-        return parsed.key_or_group, "left out"
-    value = parsed.value()
-    return parsed.key_or_group, written(value.text if isinstance(value, QuotedString) else value)
-
-
 def override(key: str, value: Any) -> str:
     """A searched value as an override."""
     return f"{key}={value if isinstance(value, str) else written(value)}"

@@ -7,6 +7,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from bantam.search.storage import first_line
+from bantam.training.build import NoImages
 
 EXIT_CODE = 75
 """Of a worker whose machine cannot train: for now, says sysexits.h."""
@@ -26,6 +27,8 @@ def raise_machine_fault(error: Exception) -> None:
     """Raise MachineFault where an error says that the machine cannot train."""
     if isinstance(error, SQLAlchemyError | StorageInternalError):
         raise MachineFault(f"the storage failed ({first_line(error)})") from error
+    if isinstance(error, NoImages):
+        raise MachineFault(str(error)) from error
     if isinstance(error, OSError) and error.errno in ERRORS:
         raise MachineFault(f"{type(error).__name__}: {error}") from error
 

@@ -79,8 +79,10 @@ def write(search: Search, study_name: str, listed: Sequence[FrozenTrial], why: s
         "began": min((t.datetime_start for t in listed if t.datetime_start), default=None),
         "ended": max((t.datetime_complete for t in listed if t.datetime_complete), default=None),
         "ended_by": why,
+        "images": _images(search),
         "training_seconds": sum(trials.seconds(trial) or 0.0 for trial in listed),
         "trials": {state: counts[state] for state in (*trials.FINISHED, "over budget", "stopped")},
+        "copies": sum("same_as" in trial.user_attrs for trial in listed),
     }
     if search.multi_objective:
         summary["front"] = [_entry(search, trial) for trial in found]
@@ -115,6 +117,18 @@ def _write_experiments(search: Search, found: Sequence[FrozenTrial]) -> None:
     for experiment_name, number in names.items():
         with suppress(ValueError):  # its folder is gone or damaged: the line that would run it is not shown
             write_experiment(experiments / f"{experiment_name}.yaml", experiment(search.folder / str(number)))
+
+
+def _images(search: Search) -> dict[str, Any]:
+    """What all trials were trained and scored on, in `summary.json`."""
+    images = search.prepared.data
+    return {
+        "data": images.name,
+        "checksum": images.checksum,
+        "train_images": len(images.train_labels),
+        "validation_images": len(images.held_out_labels),
+        "instead": images.instead,
+    }
 
 
 def _entry(search: Search, trial: FrozenTrial) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,13 @@ from omegaconf.errors import OmegaConfBaseException
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.pruners import NopPruner
 
-from bantam import ranges
+from bantam import ranges, resolve
 from bantam.budget import COSTS
+from bantam.data import CannotHoldOut
+from bantam.overrides import override
 from bantam.search import distributions, pruners, samplers
 from bantam.training import setup
+from bantam.training.build import NoImages, build
 
 SAME_IN_ALL_TRIALS = ("data", "data.validation", "data.split_seed")
 """Keys that decide which images a trial is scored on."""
@@ -42,6 +45,8 @@ class Search:
     """The configuration with these overrides alone."""
     choices: dict[str, Any]
     """The option of each group in it, as in model=v2."""
+    notes: list[str] = field(default_factory=list)
+    """What `check` has changed, a sentence each."""
 
     @property
     def hydra(self) -> DictConfig:
@@ -60,10 +65,15 @@ class Search:
         sampler = samplers.build(self.settings.sampler, self.space)
         return len(sampler.points) if isinstance(sampler, samplers.Grid) else None
 
+    @property
+    def first_settings(self) -> dict[str, Any]:
+        """The first value of every range."""
+        return {key: distributions.ends(values)[0] for key, values in self.space.items()}
+
     @cached_property
     def first(self) -> tuple[DictConfig, setup.RunInfo]:
         """The configuration with the first value of every range, as `compose` makes it."""
-        return compose(self, {key: distributions.ends(values)[0] for key, values in self.space.items()})
+        return compose(self, self.first_settings)
 
     @cached_property
     def prepared(self) -> setup.Prepared:
@@ -110,13 +120,11 @@ def read(config: DictConfig, context: HydraContext, launcher: Launcher, argument
             fixed[key] = line
         else:
             space[key] = distribution
-    plain, choices = _composed(config, context, list(fixed.values()))
+    plain, choices = composed(config, context, list(fixed.values()))
     return Search(config, context, launcher, space, list(fixed.values()), plain, choices)
 
 
-def _composed(
-    config: DictConfig, context: HydraContext, overrides: list[str]
-) -> tuple[DictConfig, dict[str, Any]]:
+def composed(config: DictConfig, context: HydraContext, overrides: list[str]) -> tuple[DictConfig, dict[str, Any]]:
     """Compose a trial's configuration as its job will; also returns what its options are called.
 
     Raises ValueError where it cannot be composed.
@@ -168,7 +176,7 @@ def compose(search: Search, settings: dict[str, Any]) -> tuple[DictConfig, setup
     """
     cfg, choices = deepcopy(search.plain), search.choices
     if any(key.startswith(("+", "~")) or key.split("@")[0] in choices for key in settings):
-        cfg, choices = _composed(search.config, search.context, overrides(search, settings))
+        cfg, choices = composed(search.config, search.context, overrides(search, settings))
     else:
         try:
             for key, value in settings.items():
@@ -179,11 +187,13 @@ def compose(search: Search, settings: dict[str, Any]) -> tuple[DictConfig, setup
 
 
 def check(search: Search) -> None:
-    """Raise ValueError for whatever can be known to fail before the first trial."""
+    """Resolve what all trials share, and raise ValueError for whatever can be known to fail before the first."""
     _check_settings(search)
     for key, values in search.space.items():
         _check_key(key, values, search)
     _check_plain(search.plain)
+    _resolve(search)
+    _fit_validation(search)
     _check_ends(search)
     _check_sampler_and_pruner(search)
     for entry in search.settings.enqueue:
@@ -253,6 +263,39 @@ def _check_plain(plain: DictConfig) -> None:
         raise ValueError(
             "data.validation is 0: a search chooses by images that are held out of training, "
             "so give it some, for example data.validation=5000"
+        )
+
+
+def _resolve(search: Search) -> None:
+    """Decide where the data are and what data=auto stands for, and tell it to every trial."""
+    resolve.pin(search.plain, Path(search.hydra.runtime.cwd))
+    resolve.decide_data(search.plain)
+    for key in ("root", "became"):
+        if search.plain.data.get(key):
+            search.fixed.append(override(f"data.{key}", search.plain.data[key]))
+
+
+def _fit_validation(search: Search) -> None:
+    """Hold out a quarter of the training images, and note it, where a file asks for more than there are.
+
+    Raises ValueError where the images cannot be had, or where the number was typed.
+    """
+    plain, asked = search.plain, search.plain.data.validation
+    try:
+        build(plain, "data", search.choices)
+    except NoImages as error:
+        cause = error.__cause__
+        typed = {
+            distributions.parse(line, search.context.config_loader)[0] for line in search.hydra.overrides.task
+        }
+        if not isinstance(cause, CannotHoldOut) or "data.validation" in typed:
+            raise
+        count = len(cause.data.train_labels)
+        plain.data.validation = count // 4
+        search.fixed.append(override("data.validation", count // 4))
+        search.notes.append(
+            f"data.validation is {count // 4:,} here, not {asked:,}: {cause.data.name} has only {count:,} images "
+            "to train on"
         )
 
 

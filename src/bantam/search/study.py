@@ -1,28 +1,39 @@
 """The study: open or create it, note and compare what it is about, and tell what is still missing."""
 
+import re
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import optuna
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
+from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import DuplicatedStudyError
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from bantam import budget
+from bantam.overrides import override
 from bantam.search import distributions, pruners, samplers, storage, trials
-from bantam.search.space import Search, known_settings, objectives
+from bantam.search.space import Search, compose, composed, known_settings, objectives
+from bantam.search.trials import Ending
+from bantam.training import folder as files
+from bantam.training import saved
 from bantam.training.saved import flat
 
 MAX_OVER_BUDGET = 50
 """Networks over the budget in a row after which the space counts as one that holds no others."""
 
-IGNORED_ON_RESUME = ("data.root", "pictures", "report", "dry_run", "resume")
+IGNORED_ON_RESUME = ("data.root", "data.became", "pictures", "report", "dry_run", "resume")
 """Keys that may differ between the continuations of a study, since no result depends on them."""
 
 IMAGES, HELD_OUT = "what data became", "the number of validation images held out"
 """Keys of a definition that no command line has: a machine without the files may have other images."""
+
+OPTION = " with "
+"""What stands between a key of a definition and the option of a searched group that has it: optimizer=sgd."""
 
 RESOLVED = " (what it became)"
 """How the keys of a definition end that say what `auto` stands for."""
@@ -68,6 +79,7 @@ def _create(search: Search) -> None:
             f"{search.folder} holds trials of a study that {storage.shown(storage.address(search.hydra))} "
             "does not know: restore hydra.sweeper.storage, or begin another study with hydra.sweeper.study_name=…"
         )
+    study.set_user_attr("options", search.choices)
     study.set_user_attr("definition", _definition(search))
     for settings in known_settings(search)[0]:
         study.enqueue_trial(settings, skip_if_exists=True)
@@ -76,18 +88,36 @@ def _create(search: Search) -> None:
 def _definition(search: Search) -> dict[str, str]:
     """What a study's results are about: key by key a range, or the value that every trial has.
 
-    What `auto` became here is part of it, and so are fixed keys of a group that is searched.
+    What `auto` became here is part of it, and so is all that an option has of a group that is searched.
     """
-    cfg, _ = search.first
-    given = dict(flat(OmegaConf.to_container(cfg, resolve=False)))
-    left_out = (*search.space, *IGNORED_ON_RESUME)
-    fixed = [distributions.fixed(line) for line in search.fixed]
     return {
         "hydra.sweeper.objectives": objectives(search),
         **{key: distributions.describe(values) for key, values in search.space.items()},
-        **{k: str(v) for k, v in given.items() if not any(f"{k}.".startswith(f"{key}.") for key in left_out)},
-        **{key: value for key, value in fixed if key.partition(".")[0] in search.space},
+        **_settings(search),
         **_resolved(search),
+    }
+
+
+def _settings(search: Search) -> dict[str, str]:
+    """All keys of the trials that are not searched; with `OPTION` in their names those of a searched option."""
+    found = _flat(search, search.first[0])
+    for group, values in search.space.items():
+        if group in search.choices and isinstance(values, CategoricalDistribution):
+            for option in values.choices:
+                cfg, _ = compose(search, {**search.first_settings, group: option})
+                for key, value in _flat(search, cfg, "" if group == "experiment" else group).items():
+                    found[f"{key}{OPTION}{group}={option}"] = value
+    return found
+
+
+def _flat(search: Search, cfg: DictConfig, searched: str = "") -> dict[str, str]:
+    """The keys of a configuration and their values in words; with `searched` only those of this group."""
+    left_out = (*(key for key in search.space if key != searched), *IGNORED_ON_RESUME)
+    return {
+        key: str(value)
+        for key, value in flat(saved.pinned(cfg))
+        if f"{key}.".startswith(f"{searched}." * bool(searched))
+        and not any(f"{key}.".startswith(f"{name}.") for name in left_out)
     }
 
 
@@ -96,17 +126,40 @@ def _resolved(search: Search) -> dict[str, str]:
     prepared = search.prepared
     images = prepared.data
     return {
-        IMAGES: f"{images.name} with the checksum {images.checksum[:16]}",
+        IMAGES: _named(images.name, images.checksum),
         HELD_OUT: f"{len(images.held_out_labels)}",
-        **{
-            f"{key}{RESOLVED}": value
-            for key, value in (
-                ("device", prepared.device.type),
-                ("precision", str(prepared.precision).removeprefix("torch.")),
-                ("kernels", prepared.kernels),
-            )
-        },
+        f"device{RESOLVED}": prepared.device.type,
+        f"precision{RESOLVED}": str(prepared.precision).removeprefix("torch."),
+        f"kernels{RESOLVED}": prepared.kernels,
     }
+
+
+def _named(name: str, checksum: str) -> str:
+    """Images in words."""
+    return f"{name} with the checksum {checksum[:16]}"
+
+
+def ending(search: Search, study: Study, number: int, costs: Mapping[str, Any]) -> Ending:
+    """How a trial's training ended: as `trials.ending`, unless it had other images or another kind of device.
+
+    Raises ValueError where it did not end.
+    """
+    folder = search.folder / str(number)
+    found = trials.ending(folder, *search.second_objective(costs))
+    result, definition = files.read_result(folder), study.user_attrs.get("definition", {})
+    had = {f"{key}{RESOLVED}": result.get(key) for key in ("device", "precision") if key not in search.space}
+    if str(search.hydra.launcher.get("_target_", "")).endswith("SlurmLauncher"):  # its machines may be others
+        had = {}
+    if result.get("data_checksum") and result.get("split") == "validation":
+        had[IMAGES] = _named(result["data"], result["data_checksum"])
+        had[HELD_OUT] = str(result["scored_images"])
+    for key, value in had.items():
+        if value is not None and value != definition.get(key, value):
+            fault = (
+                f"{key} was {value} in trial {number}, but is {definition[key]} in the study {study.study_name}"
+            )
+            return Ending(TrialState.FAIL, None, {"interrupted": True, "fault": fault})
+    return found
 
 
 def _check_same(search: Search, study: Study) -> None:
@@ -120,24 +173,51 @@ def _check_same(search: Search, study: Study) -> None:
     else:
         raise ValueError(f"the study {name} was not begun by Bantam: choose another hydra.sweeper.study_name")
     now = _definition(search)
+    options = study.user_attrs.get("options", {})
     for key in _to_compare(search, before, now):
         old, new = before.get(key, "not set"), now.get(key, "not set")
-        if old != new and {old, new} != {"not set", "None"}:  # older versions lacked keys that are null by default
-            raise ValueError(
-                f"{key} is {new} here, but {old} in the study {name} ({search.folder}): a study is continued as "
-                f"it was begun; {_remedy(search, key, old)}, or begin another one with hydra.sweeper.study_name=…"
-            )
+        if old == new or {old, new} == {"not set", "None"}:  # older versions lacked keys that are null by default
+            continue
+        for group in ("experiment", key.partition(".")[0]):
+            chosen = str(search.choices.get(group))
+            if group not in search.space and str(options.get(group, chosen)) != chosen:
+                key, old, new = group, str(options[group]), chosen
+                break
+        raise ValueError(
+            f"{key} is {new} here, but {old} in the study {name} ({search.folder}): a study is continued as "
+            f"it was begun; {_remedy(search, key, old)}, or begin another one with hydra.sweeper.study_name=…"
+        )
 
 
 def _to_compare(search: Search, before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """The keys in which two definitions must be the same; older ones lack what `auto` became, and fixed keys
-    of a group that is searched."""
-    keys = {**before, **now}
-    if IMAGES not in before:
-        searched = tuple(f"{key}." for key in search.space)
-        return [key for key in keys if key in before or not (_is_resolved(key) or key.startswith(searched))]
-    asked = {key.removesuffix(RESOLVED) for key in now if key.endswith(RESOLVED)} - set(search.space)
-    return [key for key in keys if key not in asked]
+    """The keys in which two definitions must be the same.
+
+    Older ones lack what `auto` became, what a searched option has, and keys that came later: those must have the
+    value that nobody has changed.
+    """
+    older = IMAGES not in before
+    asked = {key.removesuffix(RESOLVED) for key in before if key.endswith(RESOLVED)} - set(search.space)
+    keys = [
+        key
+        for key in {**before, **now}
+        if key not in asked
+        and not (key in before and re.search(r"\$\{[\w.]+:", before[key]))  # older: not resolved
+        and not (older and (_is_resolved(key) or OPTION in key))
+        and not (key in before and OPTION not in key and any(key.startswith(f"{name}.") for name in search.space))
+    ]
+    if any(key not in before for key in keys):
+        unchanged = _unchanged(search)
+        keys = [key for key in keys if key in before or now[key] != unchanged.get(key)]
+    return keys
+
+
+def _unchanged(search: Search) -> dict[str, str]:
+    """`_settings` as they are where nothing is fixed on the command line."""
+    try:
+        plain, choices = composed(search.config, search.context, [])
+        return _settings(replace(search, fixed=[], plain=plain, choices=choices))
+    except ValueError:
+        return {}
 
 
 def _is_resolved(key: str) -> bool:
@@ -148,7 +228,11 @@ def _remedy(search: Search, key: str, old: str) -> str:
     """What makes a key of the definition what it was."""
     if key in (IMAGES, HELD_OUT):
         why = search.prepared.data.instead
+        if "became" in search.plain.data and key == IMAGES:
+            return f"restore data.root, or give data.became={old.partition(' ')[0]}{f' ({why})' if why else ''}"
         return f"restore data.root{f' ({why})' if why else ''}"
+    if key in search.choices:
+        return f"give {override(key, None if old == 'None' else old)}"
     if key.endswith(RESOLVED):
         return f"use {key.removesuffix(RESOLVED)}={old} where this machine has it"
     return f"restore {key}"

@@ -14,6 +14,7 @@ from bantam.budget import in_words
 from bantam.search import outcome, study, trials
 from bantam.search.outcome import Candidate
 from bantam.search.space import Search
+from bantam.training.terminal import show_instead
 
 console = Console(highlight=False)
 
@@ -82,6 +83,22 @@ def best(search: Search, listed: Sequence[FrozenTrial]) -> str:
     return f"front of {len(found)}: {' … '.join(ends)}"
 
 
+def show_images(search: Search) -> None:
+    """Say where other images stand in for those that were asked for: every trial would say it to its log alone."""
+    images = search.prepared.data
+    if images.instead:
+        show_instead(images)
+
+
+def show_continuing(search: Search, listed: Sequence[FrozenTrial]) -> None:
+    """Say of a study that was begun before how far it is."""
+    counts = trials.count(listed)
+    done = sum(counts[state] for state in trials.FINISHED)
+    if trials.ended(listed):
+        goal = study.wanted(search, counts)
+        console.print(f"{search.settings.study_name}: continuing, {done} of {goal} done.", markup=False)
+
+
 def show_nothing_to_do(name: str, n_trials: int) -> None:
     """Say that a study has its trials."""
     console.print(
@@ -99,6 +116,9 @@ def show_counts(search: Search, name: str, listed: Sequence[FrozenTrial], left: 
     """Print how many trials are in each state, where they are listed, and why the search has ended."""
     counts = trials.count(listed)
     counted = ", ".join(f"{counts[state]} {state}" for state in (*trials.FINISHED, "over budget"))
+    copies = sum("same_as" in trial.user_attrs for trial in listed)
+    if copies:
+        counted += f"; {copies} of them had the settings of another trial, and its result"
     console.print(f"\n{name}: {counted}. {escape(str(search.folder))}/trials.csv", soft_wrap=True)
     if left > 0:
         console.print(
@@ -112,13 +132,15 @@ def show_counts(search: Search, name: str, listed: Sequence[FrozenTrial], left: 
 
 def show_result(search: Search, found: Sequence[FrozenTrial]) -> None:
     """Print the result of a search, each trial with the line that runs it."""
+    images = search.prepared.data
     if search.multi_objective:
         console.print("The front, each network with the line that runs it:")
     for trial in found:
         costs = {key: trial.user_attrs.get(key, 0) for key in ("parameters", search.cost)}
         console.print(
             f"{'Trial' if search.multi_objective else 'Best: trial'} {trial.number}, {trial.values[0]:.3f} % "
-            f"of the validation images in the last epochs, {in_words(costs)}: "
+            f"of the {len(images.held_out_labels):,} validation images of {images.name} in the last epochs, "
+            f"{in_words(costs)}: "
             f"{escape(settings(trial))}",
             *(() if search.multi_objective else ("Run it with:",)),
             escape(outcome.line(search, trial)),
@@ -157,7 +179,7 @@ def show_ranking(candidates: Sequence[Candidate], seeds: int) -> None:
 
 def show_sentence(sentence: str) -> None:
     """Print a sentence as it is."""
-    console.print(escape(sentence))
+    console.print(escape(sentence), soft_wrap=True)
 
 
 def show_test(number: int, test: dict[str, Any], first: dict[str, Any], target: Any, file: str) -> None:

@@ -26,7 +26,7 @@ from bantam import snapshot
 from bantam.search import confirm, outcome, processes, storage, terminal, trials
 from bantam.search.faults import EXIT_CODE
 from bantam.search.space import Search, check, known_settings, read
-from bantam.search.study import hopeless, missing, open_study
+from bantam.search.study import ending, hopeless, missing, open_study
 from bantam.search.trials import Ending, Silence
 from bantam.search.worker import Task
 
@@ -44,11 +44,14 @@ def search(config: DictConfig, context: HydraContext, launcher: Launcher, argume
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     search = read(config, context, launcher, arguments)
     check(search)
-    for sentence in known_settings(search)[1]:
+    for sentence in [*search.notes, *known_settings(search)[1]]:
         terminal.show_sentence(sentence)
     try:
+        search.folder.mkdir(parents=True, exist_ok=True)
+        study = open_study(search)
+        terminal.show_images(search)
         try:
-            watch(search)
+            watch(search, study)
         except ValueError:
             write_report(search)  # what stopped it wants to be looked at too
             raise
@@ -70,10 +73,8 @@ def write_report(search: Search) -> None:
         page.at_end(search.folder)
 
 
-def watch(search: Search) -> None:
+def watch(search: Search, study: Study) -> None:
     """Start workers, show what they do, replace those that end, and sum up. Raises ValueError if stuck."""
-    search.folder.mkdir(parents=True, exist_ok=True)
-    study = open_study(search)
     for number in processes.SIGNALS:
         signal.signal(number, processes.stop)
     listed = trials.requeue(study)
@@ -82,6 +83,7 @@ def watch(search: Search) -> None:
         terminal.show_nothing_to_do(study.study_name, search.settings.n_trials)
         finish(search, study)
         return
+    terminal.show_continuing(search, listed)
     workers: dict[int, BaseProcess] = {}
     try:
         _show(search, study, workers, listed)
@@ -165,11 +167,10 @@ def _looks(
 def end_silent(search: Search, study: Study, trial: FrozenTrial) -> None:
     """End a trial whose process has died: as its training has ended, or stopped, so that it is queued again."""
     try:
-        cost = search.second_objective(trial.user_attrs)
-        ending = trials.ending(search.folder / str(trial.number), *cost)
+        how = ending(search, study, trial.number, trial.user_attrs)
     except ValueError:
-        ending = Ending(TrialState.FAIL)
-    trials.end(study, trial.number, ending)
+        how = Ending(TrialState.FAIL)
+    trials.end(study, trial.number, how)
 
 
 def _remove_ended(search: Search, workers: dict[int, BaseProcess], crashes: int) -> int:

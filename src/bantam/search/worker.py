@@ -20,7 +20,7 @@ from bantam import budget
 from bantam.search import distributions, outcome, processes, samplers, space, trials
 from bantam.search.faults import EXIT_CODE, MachineFault, killed, raise_machine_fault
 from bantam.search.space import Search
-from bantam.search.study import hopeless, load, missing
+from bantam.search.study import ending, hopeless, load, missing
 from bantam.search.trials import STOPPED, SURPLUS, Ending
 from bantam.snapshot import Snapshot
 from bantam.training import costs
@@ -119,10 +119,10 @@ def _train(search: Search, study: Study, trial: Trial, interrupt: Interrupt) -> 
         if known is not None:
             return known
         _launch(search, settings, trial.number, interrupt)
-        ending = trials.ending(search.folder / str(trial.number), *search.second_objective(found))
-        if "fault" in ending.notes:
-            raise MachineFault(ending.notes["fault"])
-        return ending
+        ended = ending(search, study, trial.number, found)
+        if "fault" in ended.notes:
+            raise MachineFault(ended.notes["fault"])
+        return ended
     except KeyboardInterrupt:
         interrupt.asked = True
         return STOPPED

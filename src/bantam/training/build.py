@@ -31,11 +31,15 @@ def build(cfg: DictConfig, key: str, choices: Choices) -> Any:
     except Exception as error:  # a constructor that refuses its arguments may raise anything
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if key == "data" and isinstance(cause, ValueError):
-            raise cause from None
+            raise NoImages(str(cause)) from cause
         raise cannot_be_built(key, choices, cause or error) from error
     if key == "model" and not isinstance(built, nn.Module):
         raise cannot_be_built(key, choices, ValueError(f"it is no network but {type(built).__name__}"))
     return built
+
+
+class NoImages(ValueError):
+    """The images cannot be had: files are missing or damaged, or too few of them."""
 
 
 class CannotBeBuilt(ValueError):

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bantam import ranges
-from bantam.config import sentence, typed
+from bantam.config import SCHEMAS, Config, sentence
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,25 @@ class Saved:
                 "restore it, or train the run again"
             ) from error
         return cfg
+
+
+def typed(cfg: DictConfig) -> DictConfig:
+    """A configuration that was saved, with the types that it had when it was composed.
+
+    A group has the schema with the same keys. Raises ValueError for an unknown key or a value of another type.
+    """
+    nodes: Any = OmegaConf.to_container(cfg, resolve=False)
+    try:
+        for group, kinds in SCHEMAS.items():
+            own = nodes.get(group)
+            if not isinstance(own, dict) or not isinstance(own.get("_target_"), str):
+                raise ValueError(f"{group} is {own!r}, which cannot be built")
+            for kind in kinds.values():
+                if {entry.name for entry in fields(kind)} == set(own):
+                    nodes[group] = OmegaConf.merge(OmegaConf.structured(kind), own)
+        return OmegaConf.merge(OmegaConf.structured(Config), nodes)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ValueError(sentence(error)) from error
 
 
 def load(folder: Path) -> Saved:

@@ -18,6 +18,7 @@ from bantam.overrides import command_line, override
 
 if TYPE_CHECKING:
     from bantam.budget import Layer
+    from bantam.data import Data
     from bantam.training.loop import Epoch
     from bantam.training.setup import Prepared, RunInfo
     from bantam.training.verdict import Verdict
@@ -73,13 +74,7 @@ def describe(prepared: "Prepared") -> None:
     """Print the layer table, the budget, the data and the settings."""
     images = prepared.data
     if images.instead or (images.not_judged and images.split == "test"):
-        console.print(
-            Panel(
-                f"These are not the real test images, so the target is not judged.\n{escape(images.not_judged)}.",
-                title=f"Training on {images.name}: {len(images.train_labels):,} images only",
-                border_style="bold yellow",
-            )
-        )
+        show_instead(images)
     console.print(layer_table(prepared.layers))
     settings = Table.grid(padding=(0, 2))
     settings.add_column(style="bold")
@@ -91,6 +86,17 @@ def describe(prepared: "Prepared") -> None:
         falls_back = " falls back to PyTorch" * (prepared.kernels == "torch")
         text = f"kernels={prepared.cfg.kernels}{falls_back}: {prepared.left_to_pytorch}"
         console.print(f"[bold yellow]Warning:[/] {escape(text)}\n", soft_wrap=True)
+
+
+def show_instead(images: "Data") -> None:
+    """Say on which images one trains that are not the real ones, and why."""
+    console.print(
+        Panel(
+            f"These are not the real test images, so the target is not judged.\n{escape(images.not_judged)}.",
+            title=f"Training on {images.name}: {len(images.train_labels):,} images only",
+            border_style="bold yellow",
+        )
+    )
 
 
 def _settings(prepared: "Prepared") -> dict[str, str]:
