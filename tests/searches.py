@@ -21,7 +21,8 @@ from omegaconf import DictConfig
 from sqlalchemy.exc import SQLAlchemyError
 
 from bantam.search import worker
-from bantam.search.space import Search, check
+from bantam.search.checks import check
+from bantam.search.space import Search
 from bantam.search.study import open_study
 from bantam.training import folder as record
 

@@ -100,12 +100,3 @@ def test_values_are_in_a_range_or_not(line: str, value: Any, found: Any) -> None
         matched = distributions.matching(given, parsed(line))
         assert (matched, type(matched)) == (found, type(found))
         assert distributions.override("a", matched).startswith("a=")
-
-
-def test_every_point_of_a_grid_is_listed_once() -> None:
-    space = {"a": parsed("a=range(0.1,0.5,0.1)"), "b": parsed("a=x,y")}
-    points = distributions.points(space)
-    assert points[:3] == [{"a": 0.1, "b": "x"}, {"a": 0.1, "b": "y"}, {"a": 0.2, "b": "x"}]
-    assert len(points) == 8
-    with pytest.raises(ValueError, match=r"search b with choice\(…\) or range\(…\)"):
-        distributions.points({**space, "b": parsed("a=interval(0,1)")})

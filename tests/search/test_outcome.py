@@ -105,7 +105,8 @@ def test_the_front_is_written_and_every_network_on_it_can_be_run(
     def launch_and_save(overrides: list[list[str]], initial_job_idx: int) -> None:
         launch(overrides, initial_job_idx)
         folder = wanted.folder / str(initial_job_idx)
-        cfg, place = compose(wanted, dict(item.split("=", 1) for item in overrides[0]))
+        settings = dict(item.split("=", 1) for item in overrides[0])
+        cfg, place = compose(wanted, {key: settings[key] for key in wanted.space})
         OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
         OmegaConf.save(OmegaConf.create(overrides[0]), folder / ".hydra" / "overrides.yaml")
         choices = {"hydra": {"runtime": {"choices": place.choices}}}

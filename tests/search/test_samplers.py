@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 from searches import SPACE, TWO, sized, work
 
-from bantam.search import outcome, trials
+from bantam.search import checks, outcome, trials
+from bantam.search.checks import check
 from bantam.search.space import Search
 from bantam.search.study import open_study
 from bantam.training import folder as record
@@ -84,3 +85,13 @@ def test_neighbouring_seeds_have_nothing_in_common(searching: Callable[..., Sear
         )
         tried.append({study.ask().suggest_float("optimizer.lr", 0.01, 0.1) for _ in range(8)})
     assert len(set().union(*tried)) == 24
+
+
+def test_a_sampler_whose_package_is_missing_is_refused(
+    searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    with pytest.raises(
+        ValueError, match="hydra.sweeper.sampler is CmaEsSampler, which needs a package: pip install"
+    ):
+        check(searching("hydra/sweeper/sampler=cmaes"))

@@ -4,7 +4,8 @@ from collections.abc import Callable
 import pytest
 from searches import SPACE, TWO
 
-from bantam.search.space import Search, check, compose, known_settings
+from bantam.search.checks import check
+from bantam.search.space import Search, compose, known_settings
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from searches import SPACE, work
 
 from bantam.search import trials, watch, worker
-from bantam.search.space import Search, check
+from bantam.search.checks import check
+from bantam.search.space import Search
 from bantam.search.study import open_study
 
 

@@ -11,8 +11,9 @@ from searches import SPACE, TWO, rate, sized, wait_for, work
 
 from bantam import budget
 from bantam.search import outcome, trials, worker
+from bantam.search.checks import check
 from bantam.search.faults import MachineFault
-from bantam.search.space import Search, check
+from bantam.search.space import Search
 from bantam.search.study import hopeless, open_study
 from bantam.training import folder as record
 

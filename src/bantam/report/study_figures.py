@@ -223,7 +223,7 @@ def intermediate(study: Study, rebuilt: optuna.Study) -> Figure | None:
 def importances(study: Study, rebuilt: optuna.Study) -> Figure | str:
     """How much each setting decides, by Optuna; else why it cannot be said."""
     done = study.completed
-    keys = [key for key in _differing(study) if all(key in t.settings for t in done)]
+    keys = _differing(study)
     if len(done) < 4:
         few = f"{plural(len(done), 'completed trial')} {'is' if len(done) == 1 else 'are'} too few"
         return f"No importances: {few}."
@@ -252,8 +252,10 @@ def importances(study: Study, rebuilt: optuna.Study) -> Figure | str:
 
 
 def _differing(study: Study) -> list[str]:
-    """The settings that are not the same for all completed trials."""
-    return [key for key in study.keys if len({t.settings.get(key) for t in study.completed}) > 1]
+    """The settings that all completed trials have, but not the same for all."""
+    done = study.completed
+    keys = [key for key in study.keys if all(key in t.settings for t in done)]
+    return [key for key in keys if len({t.settings[key] for t in done}) > 1]
 
 
 def parallel(study: Study, rebuilt: optuna.Study) -> Figure | None:
@@ -282,7 +284,9 @@ def parallel(study: Study, rebuilt: optuna.Study) -> Figure | None:
     titles = [re.sub(r"\.|_(?=.{8})", r"\g<0><br>", name) for name in names]
     plot.update_xaxes(ticktext=titles, side="top", fixedrange=True, range=[-0.2, len(keys) + 0.6])
     plot.update_layout(height=420)
-    return Figure("Settings side by side", f"{_settings_in_words(study, best)}.", plot)
+    left_out = [key for key in study.keys if any(key not in t.settings for t in done)]
+    without = f" Not drawn, since only some trials have them: {', '.join(left_out)}." if left_out else ""
+    return Figure("Settings side by side", f"{_settings_in_words(study, best)}.{without}", plot)
 
 
 def _settings_in_words(study: Study, best: Sequence[Trial]) -> str:

@@ -206,7 +206,7 @@ def trials(study: Study, front: bool = False) -> Table | None:
             "state": verdict(t.state),
             "accuracy": _number(t.objective, 3),
             **{title: t.costs.get(key) for key, title in costs.items()},
-            **{key: t.settings.get(key) for key in study.keys},
+            **{key: t.settings.get(key, Cell("not in this trial" if t.settings else "")) for key in study.keys},
             "seconds": _number(t.seconds, 1),
             "reason": t.reason,
         }

@@ -1,8 +1,7 @@
 """From ranges as Hydra's command line has them to Optuna's distributions; their ends, their points, their text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from itertools import product
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -14,6 +13,24 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from bantam.overrides import written
 
+WHEN = " when "
+"""What stands between a key and its condition in the name of a distribution, where a key has several."""
+
+
+def name(key: str, when: Mapping[str, Any]) -> str:
+    """What Optuna is told that a key is called which has another range under a condition."""
+    return f"{key}{WHEN}{' '.join(f'{other}={written(value)}' for other, value in when.items())}"
+
+
+def key_of(name: str) -> str:
+    """The key in such a name."""
+    return name.partition(WHEN)[0]
+
+
+def by_key(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as Optuna has them, under their keys."""
+    return {key_of(name): value for name, value in settings.items()}
+
 
 def parse(line: str, loader: ConfigLoader) -> tuple[str, BaseDistribution | None]:
     """The key of an override, and its distribution where it has a range; None where it has one value.
@@ -22,6 +39,7 @@ def parse(line: str, loader: ConfigLoader) -> tuple[str, BaseDistribution | None
     """
     try:
         override = OverridesParser.create(config_loader=loader).parse_override(line)
+        override.config_loader = loader  # for glob(…)
         return override.get_key_element(), _distribution(override)
     except (HydraException, ValueError) as error:
         raise ValueError(f"{line} cannot be searched: {' '.join(str(error).split())}") from error
@@ -137,14 +155,11 @@ def finite(space: dict[str, BaseDistribution]) -> bool:
     return not any(isinstance(values, FloatDistribution) and values.step is None for values in space.values())
 
 
-def points(space: dict[str, BaseDistribution]) -> list[dict[str, Any]]:
-    """All settings of a space. Raises ValueError where a key has no steps."""
-    values = {}
-    for key, distribution in space.items():
-        if isinstance(distribution, FloatDistribution) and distribution.step is None:
-            raise ValueError(f"GridSampler only takes values in steps: search {key} with choice(…) or range(…)")
-        values[key] = _values(distribution)
-    return [dict(zip(values, point, strict=True)) for point in product(*values.values())]
+def values(key: str, distribution: BaseDistribution) -> Sequence[Any]:
+    """All values of a key's distribution, from the lowest up. Raises ValueError where it has no steps."""
+    if isinstance(distribution, FloatDistribution) and distribution.step is None:
+        raise ValueError(f"GridSampler only takes values in steps: search {key} with choice(…) or range(…)")
+    return _values(distribution)
 
 
 def _values(distribution: BaseDistribution) -> Sequence[Any]:

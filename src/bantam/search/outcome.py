@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 
 from bantam import budget
 from bantam.overrides import command_line, override
-from bantam.search import trials
+from bantam.search import distributions, trials
 from bantam.search.space import Search
 from bantam.training import folder as files
 from bantam.training import saved
@@ -137,7 +137,7 @@ def _entry(search: Search, trial: FrozenTrial) -> dict[str, Any]:
         "number": trial.number,
         "objective": trial.values[0],
         **{key: trial.user_attrs.get(key) for key in budget.COSTS},
-        "settings": trial.params,
+        "settings": distributions.by_key(trial.params),
         "folder": str(search.folder / str(trial.number)),
     }
 

@@ -1,6 +1,7 @@
 """Samplers: building the one that is asked for, and giving each trial random numbers of its own."""
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,13 +14,17 @@ from optuna.samplers import BaseSampler, GridSampler, QMCSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from bantam.search import distributions
-
 WHITELIST = ("optuna.samplers.*", "hydra_plugins.hydra_optuna_sweeper.*")
 """What `hydra.sweeper.sampler._target_` may be."""
 
 
-def build(conf: DictConfig, space: dict[str, BaseDistribution], seed: int | None = None) -> BaseSampler:
+Points = Callable[[], list[dict[str, Any]]]
+"""Makes the list of all settings of a space, which only a grid needs."""
+
+
+def build(
+    conf: DictConfig, space: dict[str, BaseDistribution], points: Points, seed: int | None = None
+) -> BaseSampler:
     """Build the sampler of `hydra.sweeper.sampler`, with another seed where one is given.
 
     Raises ValueError where it refuses its settings.
@@ -30,7 +35,7 @@ def build(conf: DictConfig, space: dict[str, BaseDistribution], seed: int | None
             own = conf if seed is None else OmegaConf.merge(conf, {"seed": seed})
             sampler = instantiate(own, _execution_whitelist_=WHITELIST)
             if isinstance(sampler, partial) and sampler.func is GridSampler:
-                sampler = Grid(space, conf.seed)
+                sampler = Grid(space, points(), conf.seed)
     except Exception as error:  # Hydra wraps whatever the constructor raises
         reason = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"hydra.sweeper.sampler cannot be built: {reason}") from error
@@ -38,11 +43,11 @@ def build(conf: DictConfig, space: dict[str, BaseDistribution], seed: int | None
     return sampler
 
 
-def for_study(conf: DictConfig, space: dict[str, BaseDistribution]) -> BaseSampler:
+def for_study(conf: DictConfig, space: dict[str, BaseDistribution], points: Points) -> BaseSampler:
     """The sampler for a study that several processes share, now or later."""
-    sampler = build(conf, space)
+    sampler = build(conf, space, points)
     shares_its_order = isinstance(sampler, Grid | QMCSampler)
-    return sampler if conf.get("seed") is None or shares_its_order else SeededByTrial(conf, space)
+    return sampler if conf.get("seed") is None or shares_its_order else SeededByTrial(conf, space, points)
 
 
 class Grid(BaseSampler):
@@ -51,10 +56,11 @@ class Grid(BaseSampler):
     Optuna's own counts the points by itself, so that it tries one of the queue twice and another one never.
     """
 
-    def __init__(self, space: dict[str, BaseDistribution], seed: int | None = None) -> None:
-        """Raises ValueError where the space has no steps."""
-        self.space = space
-        self.points = distributions.points(space)
+    def __init__(
+        self, space: dict[str, BaseDistribution], points: list[dict[str, Any]], seed: int | None = None
+    ) -> None:
+        """A point need not have all keys of the space: those of an option are for trials with that option."""
+        self.space, self.points = space, points
         np.random.default_rng(seed).shuffle(self.points)
 
     def reseed_rng(self) -> None:
@@ -73,8 +79,9 @@ class Grid(BaseSampler):
             if other.number != trial.number:
                 settings = {**other.system_attrs.get("fixed_params", {}), **other.params}
                 taken.add(tuple(settings.get(key) for key in self.space))
-        fitting = [point for point in self.points if fixed.items() <= point.items()] or self.points
-        return next((point for point in fitting if tuple(point.values()) not in taken), fitting[0])
+        fitting = [p for p in self.points if all(p.get(key, value) == value for key, value in fixed.items())]
+        fitting = fitting or self.points
+        return next((p for p in fitting if tuple(p.get(key) for key in self.space) not in taken), fitting[0])
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -89,9 +96,9 @@ class SeededByTrial(BaseSampler):
     Workers with one seed would all try the same settings, and a continued study its first ones again.
     """
 
-    def __init__(self, conf: DictConfig, space: dict[str, BaseDistribution]) -> None:
-        self.conf, self.space = conf, space
-        self.sampler = build(conf, space)
+    def __init__(self, conf: DictConfig, space: dict[str, BaseDistribution], points: Points) -> None:
+        self.conf, self.space, self.points = conf, space, points
+        self.sampler = build(conf, space, points)
 
     def reseed_rng(self) -> None:
         """Leave the seed alone: every trial has its own."""
@@ -99,7 +106,7 @@ class SeededByTrial(BaseSampler):
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         # Not their sum: seed 2 would be seed 1, one trial later.
         (seed,) = np.random.SeedSequence([self.conf.seed, trial.number]).generate_state(1)
-        self.sampler = build(self.conf, self.space, int(seed))
+        self.sampler = build(self.conf, self.space, self.points, int(seed))
         self.sampler.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -116,4 +123,7 @@ class SeededByTrial(BaseSampler):
         return self.sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
-        self.sampler.after_trial(study, trial, state, values)
+        with warnings.catch_warnings():
+            # A sampler that knows no constraints takes networks over the budget for pruned trials.
+            warnings.filterwarnings("ignore", "Constraints have been set")
+            self.sampler.after_trial(study, trial, state, values)

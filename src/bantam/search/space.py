@@ -1,7 +1,6 @@
-"""What is searched: from the command line to distributions, and what is refused before the first trial."""
+"""What is searched: from the command line to distributions and to the configuration of each trial."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,22 +12,17 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
-from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.pruners import NopPruner
+from optuna.distributions import CategoricalDistribution
 
-from bantam import ranges, resolve
 from bantam.budget import COSTS
-from bantam.data import CannotHoldOut
-from bantam.overrides import override
-from bantam.search import distributions, pruners, samplers
+from bantam.overrides import written
+from bantam.search import conditions, distributions, samplers
+from bantam.search.conditions import Condition, Space
+from bantam.search.distributions import key_of
 from bantam.training import setup
-from bantam.training.build import NoImages, build
 
-SAME_IN_ALL_TRIALS = ("data", "data.validation", "data.split_seed")
-"""Keys that decide which images a trial is scored on."""
-
-OBJECTIVES = (["accuracy"], *(["accuracy", cost] for cost in COSTS))
-"""What a search may be about."""
+Composition = tuple[DictConfig, dict[str, Any], list[str]]
+"""A configuration, the option of each group in it, and the fixed overrides that it has."""
 
 
 @dataclass
@@ -38,11 +32,11 @@ class Search:
     config: DictConfig
     context: HydraContext
     launcher: Launcher
-    space: dict[str, BaseDistribution]
+    space: Space
     fixed: list[str]
-    """The overrides that every trial has."""
+    """The overrides that every trial has whose composition has their keys."""
     plain: DictConfig
-    """The configuration with these overrides alone."""
+    """The configuration with these overrides, and the first options of the groups that are searched."""
     choices: dict[str, Any]
     """The option of each group in it, as in model=v2."""
     notes: list[str] = field(default_factory=list)
@@ -62,18 +56,13 @@ class Search:
     @cached_property
     def grid_size(self) -> int | None:
         """How many settings a grid has; None where the sampler is no grid."""
-        sampler = samplers.build(self.settings.sampler, self.space)
+        sampler = samplers.build(self.settings.sampler, self.space, self.points)
         return len(sampler.points) if isinstance(sampler, samplers.Grid) else None
-
-    @property
-    def first_settings(self) -> dict[str, Any]:
-        """The first value of every range."""
-        return {key: distributions.ends(values)[0] for key, values in self.space.items()}
 
     @cached_property
     def first(self) -> tuple[DictConfig, setup.RunInfo]:
         """The configuration with the first value of every range, as `compose` makes it."""
-        return compose(self, self.first_settings)
+        return compose(self, end(self, 0, {}))
 
     @cached_property
     def prepared(self) -> setup.Prepared:
@@ -82,6 +71,27 @@ class Search:
         cfg = deepcopy(cfg)
         cfg.budget |= dict.fromkeys(COSTS)
         return setup.prepare(cfg, info)
+
+    def points(self) -> list[dict[str, Any]]:
+        """All settings. Raises ValueError where a key has no steps."""
+        return list(points(self))
+
+    @cached_property
+    def _compositions(self) -> dict[tuple[tuple[str, Any], ...], Composition]:
+        return {}
+
+    def composition(self, settings: Mapping[str, Any]) -> Composition:
+        """Configuration, options and fixed overrides of the trials with the options among these settings.
+
+        Raises ValueError where they cannot be composed.
+        """
+        chosen = {key_of(name): value for name, value in settings.items() if name in self.space.groups}
+        if not self.space.groups:
+            return self.plain, self.choices, self.fixed
+        known = tuple(chosen.items())
+        if known not in self._compositions:
+            self._compositions[known] = _with_options(self.config, self.context, self.fixed, chosen)
+        return self._compositions[known]
 
     @property
     def multi_objective(self) -> bool:
@@ -109,19 +119,55 @@ def read(config: DictConfig, context: HydraContext, launcher: Launcher, argument
     The command line wins: it may fix a key that `params` varies, and vary one that `params` fixes.
     Raises ValueError for a range that cannot be searched.
     """
-    space: dict[str, BaseDistribution] = {}
+    space, loader = Space(), context.config_loader
     fixed: dict[str, str] = {}
+    given: list[tuple[str, Condition]] = [(line, {}) for line in arguments]
     params = config.hydra.sweeper.params or {}
-    for line in [*(f"{key!s}={value}" for key, value in params.items()), *arguments]:
-        key, distribution = distributions.parse(line, context.config_loader)
-        space.pop(key, None)
-        fixed.pop(key, None)
-        if distribution is None:
-            fixed[key] = line
+    plain: list[tuple[str, Condition]] = [(f"{key!s}={value}", {}) for key, value in params.items()]
+    for line, when in [*plain, *_conditional(config), *given]:
+        key, distribution = distributions.parse(line, loader)
+        if (line, when) in given:
+            space.remove(key)
+            fixed.pop(key, None)
+        if distribution is not None:
+            space.add(key, distribution, when, loader)
+        elif when:
+            space.add(key, CategoricalDistribution([line.partition("=")[2]]), when, loader)
         else:
-            space[key] = distribution
-    plain, choices = composed(config, context, list(fixed.values()))
-    return Search(config, context, launcher, space, list(fixed.values()), plain, choices)
+            fixed[key] = line
+    lines = list(fixed.values())
+    first = {key_of(name): distributions.ends(space[name])[0] for name in space.groups - space.conditions.keys()}
+    cfg, choices, _ = _with_options(config, context, lines, first)
+    return Search(config, context, launcher, space, lines, cfg, choices)
+
+
+def _conditional(config: DictConfig) -> Iterator[tuple[str, Condition]]:
+    """The lines of `hydra.sweeper.spaces`, each with its condition. Raises ValueError where one is no space."""
+    spaces: Any = OmegaConf.to_container(config.hydra.sweeper.spaces)
+    for i, entry in enumerate(spaces):
+        if set(entry) != {"when", "params"} or not all(isinstance(part, dict) and part for part in entry.values()):
+            raise ValueError(
+                f"hydra.sweeper.spaces[{i}] is {entry}: it must have params, and when they are searched, "
+                "as in {when: {scheduler: step}, params: {scheduler.gamma: 'interval(0.1, 0.9)'}}"
+            )
+        for key, value in entry["params"].items():
+            yield f"{key}={value if isinstance(value, str) else written(value)}", entry["when"]
+
+
+def _with_options(
+    config: DictConfig, context: HydraContext, fixed: list[str], chosen: Mapping[str, Any]
+) -> Composition:
+    """Compose with chosen options; a fixed key that they do not have is left out."""
+    if not chosen:
+        return (*composed(config, context, fixed), fixed)
+    options = [f"{key}={value}" for key, value in chosen.items()]
+    keys = {line: distributions.parse(line, context.config_loader)[0] for line in fixed}
+    of_options = [line for line in fixed if "." in keys[line] and not line.startswith(("+", "~"))]
+    cfg, choices = composed(config, context, [*(line for line in fixed if line not in of_options), *options])
+    kept = [line for line in fixed if line not in of_options or conditions.has(cfg, keys[line])]
+    if any(line in of_options for line in kept):
+        cfg, choices = composed(config, context, [*kept, *options])
+    return cfg, choices, kept
 
 
 def composed(config: DictConfig, context: HydraContext, overrides: list[str]) -> tuple[DictConfig, dict[str, Any]]:
@@ -140,7 +186,8 @@ def composed(config: DictConfig, context: HydraContext, overrides: list[str]) ->
 
 def overrides(search: Search, settings: dict[str, Any]) -> list[str]:
     """All overrides of a trial: those that every trial has, and its own settings."""
-    return [*search.fixed, *(distributions.override(key, value) for key, value in settings.items())]
+    fixed = search.composition(settings)[2]
+    return [*fixed, *(distributions.override(key_of(name), value) for name, value in settings.items())]
 
 
 def known_settings(search: Search) -> tuple[list[dict[str, Any]], list[str]]:
@@ -154,11 +201,10 @@ def known_settings(search: Search) -> tuple[list[dict[str, Any]], list[str]]:
     keys = {distributions.parse(line, search.context.config_loader)[0] for line in typed["task"]}
     found, left_out = [], []
     for entry in search.settings.enqueue:
-        settings = {}
+        settings: dict[str, Any] = {}
         try:
             for key, value in entry.items():
-                if key in search.space:
-                    settings[str(key)] = distributions.matching(value, search.space[key])
+                settings |= _known(search, str(key), value)
         except ValueError as error:
             reason = f"hydra.sweeper.enqueue sets {key!s}, but {error}"
             if by_hand or key not in keys:
@@ -169,165 +215,115 @@ def known_settings(search: Search) -> tuple[list[dict[str, Any]], list[str]]:
     return found, left_out
 
 
+def _known(search: Search, key: str, value: Any) -> dict[str, Any]:
+    """A known value under each name of its key whose range has it. Raises ValueError where none has."""
+    found: dict[str, Any] = {}
+    reason: ValueError | None = None
+    for name, values in search.space.items():
+        if key_of(name) == key:
+            try:
+                found[name] = distributions.matching(value, values)
+            except ValueError as error:
+                reason = error
+    if reason and not found:
+        raise reason
+    return found
+
+
 def compose(search: Search, settings: dict[str, Any]) -> tuple[DictConfig, setup.RunInfo]:
     """A trial's configuration, as its job will have it, and where it runs with what options.
 
     Raises ValueError where it cannot be composed.
     """
-    cfg, choices = deepcopy(search.plain), search.choices
-    if any(key.startswith(("+", "~")) or key.split("@")[0] in choices for key in settings):
+    if any(name.startswith(("+", "~")) for name in settings):
         cfg, choices = composed(search.config, search.context, overrides(search, settings))
     else:
+        plain, choices, _ = search.composition(settings)
+        cfg = deepcopy(plain)
         try:
-            for key, value in settings.items():
-                OmegaConf.update(cfg, key, distributions.value(value), merge=False)
+            for name, value in settings.items():
+                if name not in search.space.groups:
+                    OmegaConf.update(cfg, key_of(name), distributions.value(value), merge=False)
         except OmegaConfBaseException as error:
             raise ValueError(" ".join(str(error).split())) from error
     return cfg, setup.RunInfo(search.folder, choices, search.settings.n_jobs or -1, None)
 
 
-def check(search: Search) -> None:
-    """Resolve what all trials share, and raise ValueError for whatever can be known to fail before the first."""
-    _check_settings(search)
-    for key, values in search.space.items():
-        _check_key(key, values, search)
-    _check_plain(search.plain)
-    _resolve(search)
-    _fit_validation(search)
-    _check_ends(search)
-    _check_sampler_and_pruner(search)
-    for entry in search.settings.enqueue:
-        for key in entry:
-            if key not in search.space and OmegaConf.select(search.plain, str(key)) is None:
-                raise ValueError(f"hydra.sweeper.enqueue sets {key!s}, which is no key of the configuration")
-    known_settings(search)
+def following(search: Search, chosen: Mapping[str, Any]) -> str | None:
+    """The next name that a trial with these settings needs a value for; None where it has all.
 
-
-def _check_settings(search: Search) -> None:
-    """Refuse values of `hydra.sweeper` and `hydra.sweep` that no search can have."""
-    settings = search.settings
-    ranges.validate_ranges(settings, "hydra.sweeper")
-    if str(getattr(settings.direction, "name", settings.direction)) != "maximize":
-        raise ValueError("hydra.sweeper.direction must be maximize: the objective is an accuracy")
-    if list(settings.objectives) not in OBJECTIVES:
-        raise ValueError(
-            f"hydra.sweeper.objectives is {objectives(search)}: it must be [accuracy] or [accuracy,…] with one of "
-            f"{', '.join(COSTS)}"
-        )
-    if settings.custom_search_space is not None:
-        raise ValueError("hydra.sweeper.custom_search_space is not supported: use hydra.sweeper.params")
-    if not search.space:
-        raise ValueError(
-            "there is nothing to search: give a range, as in 'optimizer.lr=interval(0.01,0.1)', "
-            "or hparams_search=optuna"
-        )
-    sweep = OmegaConf.to_container(search.hydra.sweep, resolve=False)
-    if not isinstance(sweep, dict) or sweep["subdir"] != "${hydra.job.num}":
-        raise ValueError("hydra.sweep.subdir must be ${hydra.job.num}: a trial's folder is its number")
-
-
-def _check_key(key: str, values: BaseDistribution, search: Search) -> None:
-    """Refuse a key that no search may vary or no configuration has, and fractions for a whole number."""
-    name = key.lstrip("+").split("@")[0]
-    if name == "seed":
-        raise ValueError(
-            "seed is searched, but a lucky seed is no better setting: leave it out, and have the best trials "
-            "trained on fresh seeds with hydra.sweeper.confirm.top=3 or confirm.py"
-        )
-    if name in SAME_IN_ALL_TRIALS:
-        raise ValueError(f"{name} is searched, but trials are compared on the same images: give it one value")
-    if key.startswith(("+", "~")):
-        return
-    now, choices = OmegaConf.select(search.plain, name), search.choices
-    if isinstance(now, int) and isinstance(values, FloatDistribution):
-        low, high = math.ceil(values.low), math.floor(values.high)
-        raise ValueError(f"{key} takes whole numbers: search '{key}=range({low},{high + 1})', up to {high}")
-    if now is not None:
-        return
-    group, _, rest = key.partition(".")
-    if group in choices and rest:
-        raise ValueError(
-            f"{group}={choices[group]} has no {rest}, which hydra.sweeper.params searches: leave {group} as "
-            "it is, or name your own space, as in python train.py -m hydra/sweeper=bantam "
-            f"hydra.sweep.dir=multirun/mine {group}={choices[group]} 'optimizer.lr=interval(0.01,0.1)'"
-        )
-    raise ValueError(f"{key} is searched, but is no key of the configuration")
-
-
-def _check_plain(plain: DictConfig) -> None:
-    """Refuse what every trial would have: what is about one run, and no images to choose by."""
-    for key in ("dry_run", "resume"):
-        if plain[key]:
-            raise ValueError(f"{key} is about one run: leave -m out")
-    if not plain.data.validation:
-        raise ValueError(
-            "data.validation is 0: a search chooses by images that are held out of training, "
-            "so give it some, for example data.validation=5000"
-        )
-
-
-def _resolve(search: Search) -> None:
-    """Decide where the data are and what data=auto stands for, and tell it to every trial."""
-    resolve.pin(search.plain, Path(search.hydra.runtime.cwd))
-    resolve.decide_data(search.plain)
-    for key in ("root", "became"):
-        if search.plain.data.get(key):
-            search.fixed.append(override(f"data.{key}", search.plain.data[key]))
-
-
-def _fit_validation(search: Search) -> None:
-    """Hold out a quarter of the training images, and note it, where a file asks for more than there are.
-
-    Raises ValueError where the images cannot be had, or where the number was typed.
+    Groups come first, since the composition decides about the rest.
     """
-    plain, asked = search.plain, search.plain.data.validation
-    try:
-        build(plain, "data", search.choices)
-    except NoImages as error:
-        cause = error.__cause__
-        typed = {
-            distributions.parse(line, search.context.config_loader)[0] for line in search.hydra.overrides.task
-        }
-        if not isinstance(cause, CannotHoldOut) or "data.validation" in typed:
-            raise
-        count = len(cause.data.train_labels)
-        plain.data.validation = count // 4
-        search.fixed.append(override("data.validation", count // 4))
-        search.notes.append(
-            f"data.validation is {count // 4:,} here, not {asked:,}: {cause.data.name} has only {count:,} images "
-            "to train on"
-        )
+    space, decided = search.space, {key_of(name) for name in chosen}
+    for name in space.ordered():
+        if name in space.groups and key_of(name) not in decided and _is_met(search, name, chosen):
+            return name
+    cfg = search.composition(chosen)[0]
+    for name in space.ordered():
+        key = key_of(name)
+        if (
+            name not in space.groups
+            and key not in decided
+            and conditions.has(cfg, key)
+            and _is_met(search, name, chosen)
+        ):
+            return name
+    return None
 
 
-def _check_ends(search: Search) -> None:
-    """Refuse a space whose first or last values are out of their range, or cannot be trained."""
-    low, _ = search.first
-    high, _ = compose(search, {key: distributions.ends(values)[1] for key, values in search.space.items()})
-    ranges.validate(low)
-    ranges.validate(high)
-    if low.data.get("split_seed") != high.data.get("split_seed"):
-        raise ValueError(
-            f"data.split_seed is {low.data.split_seed} in some trials and {high.data.split_seed} in others, "
-            "but trials are compared on the same images: give it one value"
-        )
-    _ = search.prepared
+def _is_met(search: Search, name: str, chosen: Mapping[str, Any]) -> bool:
+    """Whether one of the conditions of a name is met by what is chosen so far."""
+    known = search.space.conditions.get(name)
+    if known is None:
+        return True
+    values = {key_of(other): value for other, value in chosen.items()}
+    cfg, choices, _ = search.composition(chosen)
+
+    def now(key: str) -> str:
+        if key in values:
+            return str(values[key]) if isinstance(values[key], str) else written(values[key])
+        return written(choices[key] if key in choices else OmegaConf.select(cfg, key))
+
+    return any(all(now(key) in conditions.allowed(wanted) for key, wanted in when.items()) for when in known)
 
 
-def _check_sampler_and_pruner(search: Search) -> None:
-    """Refuse a sampler or a pruner that Optuna does not build, or that does not fit the objectives."""
-    samplers.build(search.settings.sampler, search.space)
-    pruner = pruners.build(search.settings.pruner, search.cost)
-    if search.multi_objective and not isinstance(pruner, pruners.Dominated | NopPruner):
-        raise ValueError(
-            f"hydra.sweeper.pruner is {type(pruner).__name__}, which knows one objective, and "
-            "hydra.sweeper.objectives has two: use hydra/sweeper/pruner=dominated or none"
-        )
-    top = search.settings.confirm.top
-    if search.multi_objective and top:
-        raise ValueError(
-            f"hydra.sweeper.confirm.top is {top}, but with two objectives no trial is the best: "
-            "leave it at 0, and choose from the front with confirm.py --trials"
-        )
+def points(search: Search, chosen: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+    """All settings that a trial can have. Raises ValueError where a key has no steps."""
+    chosen = chosen or {}
+    name = following(search, chosen)
+    if name is None:
+        yield dict(chosen)
+        return
+    for value in distributions.values(key_of(name), search.space[name]):
+        yield from points(search, {**chosen, name: value})
+
+
+def end(search: Search, which: int, wanted: Condition) -> dict[str, Any]:
+    """The first (0) or last (-1) settings of a space, with what is wanted where that can be had."""
+    chosen: dict[str, Any] = {}
+    while (name := following(search, chosen)) is not None:
+        values, ends = search.space[name], distributions.ends(search.space[name])
+        chosen[name] = ends[which]
+        if isinstance(values, CategoricalDistribution) and key_of(name) in wanted:
+            fitting = [v for v in values.choices if _typed(v) in conditions.allowed(wanted[key_of(name)])]
+            chosen[name] = fitting[0] if fitting else ends[which]
+    return chosen
+
+
+def _typed(value: Any) -> str:
+    return value if isinstance(value, str) else written(value)
+
+
+def compositions(search: Search) -> Iterator[Condition]:
+    """What to want, so that every option of every group and every condition is seen once."""
+    yield {}
+    for name, values in search.space.items():
+        for when in search.space.conditions.get(name, [{}]):
+            if when:
+                yield when
+            if name in search.space.groups and isinstance(values, CategoricalDistribution):
+                for option in values.choices:
+                    yield {**when, key_of(name): option}
 
 
 def objectives(search: Search) -> str:

@@ -15,9 +15,9 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from bantam import budget
-from bantam.overrides import override
+from bantam.overrides import override, written
 from bantam.search import distributions, pruners, samplers, storage, trials
-from bantam.search.space import Search, compose, composed, known_settings, objectives
+from bantam.search.space import Search, compose, composed, end, known_settings, objectives
 from bantam.search.trials import Ending
 from bantam.training import folder as files
 from bantam.training import saved
@@ -59,7 +59,7 @@ def load(search: Search, wait: bool = False) -> Study:
     return optuna.load_study(
         study_name=settings.study_name,
         storage=storage.open_storage(search.hydra, wait),
-        sampler=samplers.for_study(settings.sampler, search.space),
+        sampler=samplers.for_study(settings.sampler, search.space, search.points),
         pruner=pruners.build(settings.pruner, search.cost),
     )
 
@@ -92,7 +92,7 @@ def _definition(search: Search) -> dict[str, str]:
     """
     return {
         "hydra.sweeper.objectives": objectives(search),
-        **{key: distributions.describe(values) for key, values in search.space.items()},
+        **{name: _described(search, name) for name in search.space},
         **_settings(search),
         **_resolved(search),
     }
@@ -102,9 +102,9 @@ def _settings(search: Search) -> dict[str, str]:
     """All keys of the trials that are not searched; with `OPTION` in their names those of a searched option."""
     found = _flat(search, search.first[0])
     for group, values in search.space.items():
-        if group in search.choices and isinstance(values, CategoricalDistribution):
+        if group in search.space.groups and isinstance(values, CategoricalDistribution):
             for option in values.choices:
-                cfg, _ = compose(search, {**search.first_settings, group: option})
+                cfg, _ = compose(search, end(search, 0, {group: option}))
                 for key, value in _flat(search, cfg, "" if group == "experiment" else group).items():
                     found[f"{key}{OPTION}{group}={option}"] = value
     return found
@@ -112,13 +112,20 @@ def _settings(search: Search) -> dict[str, str]:
 
 def _flat(search: Search, cfg: DictConfig, searched: str = "") -> dict[str, str]:
     """The keys of a configuration and their values in words; with `searched` only those of this group."""
-    left_out = (*(key for key in search.space if key != searched), *IGNORED_ON_RESUME)
+    left_out = (*(key for key in search.space.keys_searched() if key != searched), *IGNORED_ON_RESUME)
     return {
         key: str(value)
         for key, value in flat(saved.pinned(cfg))
         if f"{key}.".startswith(f"{searched}." * bool(searched))
         and not any(f"{key}.".startswith(f"{name}.") for name in left_out)
     }
+
+
+def _described(search: Search, name: str) -> str:
+    """The range of a name, and where it is searched."""
+    conditions = [written(dict(when)) for when in search.space.conditions.get(name, ())]
+    where = f" where {' or '.join(conditions)}" if conditions else ""
+    return distributions.describe(search.space[name]) + where
 
 
 def _resolved(search: Search) -> dict[str, str]:
@@ -196,14 +203,15 @@ def _to_compare(search: Search, before: Mapping[str, str], now: Mapping[str, str
     value that nobody has changed.
     """
     older = IMAGES not in before
-    asked = {key.removesuffix(RESOLVED) for key in before if key.endswith(RESOLVED)} - set(search.space)
+    of_searched = tuple(f"{key}." for key in search.space.keys_searched())
+    asked = {key.removesuffix(RESOLVED) for key in before if key.endswith(RESOLVED)} - search.space.keys_searched()
     keys = [
         key
         for key in {**before, **now}
         if key not in asked
         and not (key in before and re.search(r"\$\{[\w.]+:", before[key]))  # older: not resolved
         and not (older and (_is_resolved(key) or OPTION in key))
-        and not (key in before and OPTION not in key and any(key.startswith(f"{name}.") for name in search.space))
+        and not (key in before and OPTION not in key and key.startswith(of_searched))
     ]
     if any(key not in before for key in keys):
         unchanged = _unchanged(search)

@@ -26,6 +26,8 @@ class MultivariateTPE(TPESamplerConfig):
     """TPE that models keys jointly and keeps away from what other workers are trying."""
 
     multivariate: bool = True
+    group: bool = True
+    """Keys that only some trials have are modelled among the trials that have them."""
     constant_liar: bool = True
 
 
@@ -133,6 +135,8 @@ class SearchConf(OptunaSweeperConf):
     """Seconds after which no trial is started."""
     heartbeat: int = ranged(15, least=1)
     """Seconds between two heartbeats of a trial; one that misses four is run again."""
+    spaces: list[dict[str, Any]] = field(default_factory=list)
+    """More of the space: params with `when`, the options or values that a trial must have for them."""
     pruner: Pruner = MISSING
     """What stops a bad trial early; the options are below."""
     enqueue: list[dict[str, Any]] = field(default_factory=list)

@@ -11,7 +11,7 @@ from rich.status import Status
 from rich.table import Table
 
 from bantam.budget import in_words
-from bantam.search import outcome, study, trials
+from bantam.search import distributions, outcome, study, trials
 from bantam.search.outcome import Candidate
 from bantam.search.space import Search
 from bantam.training.terminal import show_instead
@@ -43,7 +43,7 @@ def settings(trial: FrozenTrial) -> str:
     """A trial's settings as one would type them."""
     return " ".join(
         f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
-        for key, value in trial.params.items()
+        for key, value in distributions.by_key(trial.params).items()
     )
 
 

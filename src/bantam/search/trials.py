@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from bantam.budget import COSTS
-from bantam.search import faults, pruners, storage
+from bantam.search import distributions, faults, pruners, storage
 from bantam.training import folder as files
 
 MAX_RETRIES = 3
@@ -261,11 +261,12 @@ def seconds(trial: FrozenTrial) -> float | None:
 
 def write(folder: Path, listed: Sequence[FrozenTrial]) -> None:
     """Write `trials.csv`: a row a trial, its settings under their configuration keys."""
-    keys = list(dict.fromkeys(key for trial in listed for key in trial.params))
+    settings = [distributions.by_key(trial.params) for trial in listed]
+    keys = list(dict.fromkeys(key for own in settings for key in own))
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("number", "state", "reason", *keys, *COSTS, "objective", "seconds", "folder"))
-    for trial, state in zip(listed, states(listed), strict=True):
+    for trial, state, own_settings in zip(listed, states(listed), settings, strict=True):
         if state in ("waiting", "surplus"):
             continue
         took, value, own = seconds(trial), objective(trial, state), trial.user_attrs.get("same_as", trial.number)
@@ -274,7 +275,7 @@ def write(folder: Path, listed: Sequence[FrozenTrial]) -> None:
                 trial.number,
                 state,
                 reason(trial, state),
-                *(trial.params.get(key, "") for key in keys),
+                *(own_settings.get(key, "") for key in keys),
                 *(trial.user_attrs.get(key, "") for key in COSTS),
                 "" if value is None else value,
                 "" if took is None else round(took, 3),

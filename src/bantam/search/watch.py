@@ -24,8 +24,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from bantam import snapshot
 from bantam.search import confirm, outcome, processes, storage, terminal, trials
+from bantam.search.checks import check
 from bantam.search.faults import EXIT_CODE
-from bantam.search.space import Search, check, known_settings, read
+from bantam.search.space import Search, known_settings, read
 from bantam.search.study import ending, hopeless, missing, open_study
 from bantam.search.trials import Ending, Silence
 from bantam.search.worker import Task

@@ -18,6 +18,7 @@ from optuna.trial import Trial, TrialState
 
 from bantam import budget
 from bantam.search import distributions, outcome, processes, samplers, space, trials
+from bantam.search.conditions import Space
 from bantam.search.faults import EXIT_CODE, MachineFault, killed, raise_machine_fault
 from bantam.search.space import Search
 from bantam.search.study import ending, hopeless, load, missing
@@ -34,7 +35,7 @@ class Task:
     """What the process that watches hands on to its workers."""
 
     config: DictConfig
-    space: dict[str, BaseDistribution]
+    space: Space
     fixed: list[str]
     plain: DictConfig
     choices: dict[str, Any]
@@ -150,7 +151,7 @@ def _known(
         states = trials.states(earlier)
         running = [trial for trial, state in zip(earlier, states, strict=True) if state == "running"]
         same = [trial for trial in running if trial.params == settings]
-        undecided = [trial for trial in running if len(trial.params) < len(settings)]
+        undecided = [trial for trial in running if space.following(search, trial.params) is not None]
         for trial, state in zip(earlier, states, strict=True):
             if trial.params == settings and state in ("complete", "pruned"):
                 return trials.same(trial, state)
@@ -164,11 +165,14 @@ def _known(
 
 
 def _suggest_all(search: Search, trial: Trial) -> dict[str, Any]:
-    """A value for each key of the space."""
+    """A value for each key that the trial has."""
+    settings: dict[str, Any] = {}
     with warnings.catch_warnings():
         # The Gaussian process takes NEVER_TRAINED for the worst accuracy so far, as it should.
         warnings.filterwarnings("ignore", "Clip non-finite values")
-        return {key: _suggest(trial, key, values) for key, values in search.space.items()}
+        while (name := space.following(search, settings)) is not None:
+            settings[name] = _suggest(trial, name, search.space[name])
+    return settings
 
 
 def _suggest(trial: Trial, key: str, values: BaseDistribution) -> Any:
