@@ -18,6 +18,7 @@ from bantam.overrides import override, written
 from bantam.search import conditions, distributions, pruners, samplers, space
 from bantam.search.distributions import key_of
 from bantam.search.space import Search, compose, known_settings, objectives
+from bantam.training import costs
 from bantam.training.build import NoImages, build
 
 SAME_IN_ALL_TRIALS = ("data", "data.validation", "data.split_seed")
