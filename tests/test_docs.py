@@ -18,6 +18,7 @@ from commands import Bantam
 from conftest import PROJECT
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 
 DOCS = PROJECT / "docs"
@@ -76,7 +77,12 @@ def compose(arguments: list[str], composed: Composed) -> None:
     assert "-m" in arguments or not any(override.is_sweep_override() for override in parsed)
     varied = [values(override) for override in parsed]
     for i in range(max(map(len, varied), default=1)):
-        composed(*(several[i % len(several)] for several in varied))
+        line = [several[i % len(several)] for several in varied]
+        try:
+            composed(*line)
+        except ConfigCompositionException:  # a search varies a key of an option with this one alone
+            assert any(word.startswith("hydra/sweeper=bantam") for word in words)
+            assert i > 0
 
 
 def values(override: Override) -> list[str]:
