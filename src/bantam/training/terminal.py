@@ -46,20 +46,26 @@ def short_path(path: Path, typed_in: Path | None = None) -> str:
     return str(path.relative_to(typed_in) if path.is_relative_to(typed_in) else path)
 
 
+WIDE = 100
+"""Columns of a terminal from which on the layer table says what each layer keeps; the names of layers come first."""
+
+
 def layer_table(layers: Sequence["Layer"]) -> Table:
     """What each layer puts out, sees and costs."""
     table = Table(box=None, pad_edge=False, header_style="bold", footer_style="bold", show_footer=True)
     table.add_column("layer", "total")
     table.add_column("output", justify="right")
-    for title, total in (
+    wide = console.width >= WIDE
+    totals = [
         ("receptive\nfield", ""),
         ("parameters", f"{sum(layer.parameters for layer in layers):,}"),
         ("multiply-adds", f"{sum(layer.multiply_adds for layer in layers):,}"),
         ("bytes of\nactivations", f"{max((layer.activations or 0 for layer in layers), default=0):,}"),
-    ):
+    ]
+    for title, total in totals[: None if wide else -1]:
         table.add_column(title, total, justify="right")
     for layer in layers:
-        table.add_row(
+        row = (
             layer.name,
             "×".join(map(str, layer.shape)),
             f"{layer.receptive_field}",
@@ -67,6 +73,7 @@ def layer_table(layers: Sequence["Layer"]) -> Table:
             f"{layer.multiply_adds:,}" if layer.multiply_adds else "",
             "" if layer.activations is None else f"{layer.activations:,}",
         )
+        table.add_row(*row[: None if wide else -1])
     return table
 
 
@@ -113,8 +120,9 @@ def _settings(prepared: "Prepared") -> dict[str, str]:
     split = "held-out" if images.not_judged and images.split == "test" else images.split
     threads = f"{prepared.threads} thread{'s' * (prepared.threads > 1)}"
     precision = str(prepared.precision).removeprefix("torch.")
+    first, *others = _costs(prepared)
     return {
-        "budget": "; ".join([*_costs(prepared), f"{epochs} of at most {cfg.budget.epochs}"]),
+        "budget": "; ".join([first, f"{epochs} of at most {cfg.budget.epochs}", *others]),
         "target": f"{cfg.target.accuracy:g} % in {last}",
         "data": f"{images.name}: {len(images.train_labels):,} images to train on, "
         f"{len(images.held_out_labels):,} {split} images scored after every epoch",
