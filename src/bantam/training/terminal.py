@@ -47,7 +47,7 @@ def short_path(path: Path, typed_in: Path | None = None) -> str:
 
 
 WIDE = 100
-"""Columns of a terminal from which on the layer table says what each layer keeps; the names of layers come first."""
+"""Columns of a terminal from which on the layer table says what each layer keeps: names of layers come first."""
 
 
 def layer_table(layers: Sequence["Layer"]) -> Table:
