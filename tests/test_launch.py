@@ -55,7 +55,7 @@ def test_over_budget_is_one_sentence_above_the_table_and_no_folder(bantam: Banta
         "Error: model=v2 has 10,897 parameters, 898 over the 9,999 that budget.parameters=10,000 allows: "
         "lower model.width to 16 or raise budget.parameters"
     )
-    assert lines[3].split() == ["layer", "output", "field", "parameters", "multiply-adds", "activations"]
+    assert lines[3].split() == ["layer", "output", "field", "parameters", "multiply-adds"]
     assert lines[-1].split() == ["total", "10,897", "2,121,974"]
     assert not list(tmp_path.iterdir())
 
