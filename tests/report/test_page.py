@@ -185,7 +185,7 @@ def test_every_study_and_its_parts_are_in_the_table_of_contents(tmp_path: Path) 
     assert list(found.values()) == [
         *("Runs", "Step by step", "v1", "flexible", "big", "late", "Side by side", "Comparison"),
         *("Study first", *parts, "Trial 1, the best", "Confirmed on fresh seeds"),
-        *("Study second", *parts, "Trial 1, the best", "Without a result"),
+        *("Study second", *parts, "Trial 1, the best", "Without a result, or damaged"),
     ]
 
 

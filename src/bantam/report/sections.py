@@ -94,7 +94,7 @@ def sections(found: Contents, every: list[Group]) -> list[Section]:
                 [figures.differences(differences), tables.comparison(differences), compared],
             ),
             *(_study(f"study-{number}", study) for number, study in enumerate(found.studies, 1)),
-            _section("Without a result", "broken", [tables.broken(found)]),
+            _section("Without a result, or damaged", "broken", [tables.broken(found)]),
         ]
     )
 
