@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from made_folders import EVIL, story, write_study
+from made_folders import EVIL, story, write_run, write_study
 from rich.console import Console
 
 from bantam.report import folders, tables, terminal
@@ -60,3 +60,17 @@ def test_a_wide_terminal_shows_every_column(tmp_path: Path) -> None:
     shown = wide.export_text()
     assert "Not shown" not in shown
     assert "optimizer.lr" in shown.split("\nTrials\n")[1]
+
+
+def test_of_many_trials_the_best_are_shown_and_of_many_runs_all(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = write_study(tmp_path / "study", tuple(90 + i / 10 for i in range(25)), pruned=0, over=0)
+    for i in range(45):
+        write_run(tmp_path / "runs" / f"{i}", seed=i)
+    terminal.show(report.read([study, tmp_path / "runs"]), console)
+    shown = console.export_text()
+    assert "… and 5 more rows, which the page has" in shown
+    assert shown.count("more rows") == 1
+    assert "runs/44 " in shown

@@ -39,12 +39,14 @@ class Table:
     title: str = ""
     filter: str = ""
     """Of a long table, an example of what can be asked of its rows."""
+    most: int | None = None
+    """Rows that the terminal shows; the page has all."""
     spare: Sequence[str] = ()
     """Titles of columns that a narrow terminal leaves out first."""
 
-    def texts(self, most: int | None = None) -> list[list[str]]:
-        """The titles and the first rows as text."""
-        return [self.titles, *([cell.text for cell in row] for row in self.rows[:most])]
+    def texts(self) -> list[list[str]]:
+        """The titles and what the terminal shows of the rows as text."""
+        return [self.titles, *([cell.text for cell in row] for row in self.rows[: self.most])]
 
     @property
     def numeric(self) -> list[bool]:
@@ -213,7 +215,9 @@ def trials(study: Study, front: bool = False) -> Table | None:
         for t in (study.front if front else ranked)
     ]
     if not front:
-        return _table(rows, filter="accuracy>98", spare=(*reversed(others), "seconds", *reversed(study.keys)))
+        return _table(
+            rows, filter="accuracy>98", most=20, spare=(*reversed(others), "seconds", *reversed(study.keys))
+        )
     said = f"The front: no trial is as accurate with fewer {COSTS[study.cost]}"
     return _table(
         ({title: row[title] for title in row if title not in ("state", "seconds", "reason")} for row in rows),

@@ -10,9 +10,6 @@ from bantam.report.page import Report
 from bantam.report.sections import Block, Chips, Pairs, Section, Text
 from bantam.report.tables import Cell, Table
 
-MOST = 40
-"""Rows of a table that the terminal shows; the page has all."""
-
 LONG, WRAPPED = 35, 24
 """Texts that are longer are wrapped, and need so much room."""
 
@@ -66,8 +63,8 @@ def _coloured(cell: Cell) -> str:
 
 def _table(console: Console, table: Table) -> None:
     """Print the first rows of a table with the columns there is room for; it says what else there is."""
-    rows = table.rows[:MOST]
-    widths = [max(cell_len(text) for text in column) for column in zip(*table.texts(MOST), strict=True)]
+    rows = table.rows[: table.most]
+    widths = [max(cell_len(text) for text in column) for column in zip(*table.texts(), strict=True)]
     kept = {i: WRAPPED if width > LONG else width for i, width in enumerate(widths)}
     last = [*map(table.titles.index, table.spare), *reversed(range(1, len(widths)))]
     while sum(kept.values()) + 2 * (len(kept) - 1) > console.width and last:
