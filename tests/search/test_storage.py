@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import OperationalError, PendingRollbackError, SQLAlchemyError
 
 from bantam.search import storage
 from bantam.search.space import Search
@@ -75,3 +75,31 @@ def test_a_file_that_cannot_be_used_is_not_waited_for(tmp_path: Path) -> None:
     with pytest.raises((SQLAlchemyError, StorageInternalError)) as error:
         database.get_all_studies()
     assert not storage.is_away(error.value)
+
+
+def test_a_connection_that_broke_within_a_transaction_is_waited_for(
+    searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLAlchemy asks for a rollback before it connects again, and that too may meet no server."""
+    study = open_study(searching())
+    times = 0
+    get = storage.RDBStorage.__dict__["get_all_studies"]
+    remove = storage.RDBStorage.remove_session
+
+    def broken_twice(self: storage.RDBStorage) -> object:
+        nonlocal times
+        times += 1
+        if times < 3:
+            raise PendingRollbackError("Can't reconnect until invalid transaction is rolled back.")
+        return get(self)
+
+    def remove_broken(self: storage.RDBStorage) -> None:
+        remove(self)
+        if times < 3:
+            raise away()
+
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(storage.Patient, "get_all_studies", storage._patient(broken_twice))
+    monkeypatch.setattr(storage.Patient, "remove_session", remove_broken)
+    assert [other.study_name for other in study._storage.get_all_studies()] == ["search"]
+    assert times == 3

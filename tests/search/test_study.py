@@ -134,7 +134,7 @@ def test_a_study_is_continued_only_as_it_was_begun(
     searching: Callable[..., Search], change: tuple[str, ...], sentence: str
 ) -> None:
     work(searching("hydra.sweeper.n_trials=1"))
-    with pytest.raises(ValueError, match="begin another one with hydra.sweeper.study_name") as error:
+    with pytest.raises(ValueError, match="begin another one with hydra.sweep.dir=…") as error:
         open_study(searching("hydra.sweeper.n_trials=1", *change))
     assert str(error.value).startswith(sentence)
 
@@ -307,7 +307,7 @@ def test_the_option_is_named_where_another_one_was_chosen(searching: Callable[..
             {"scored_images": 5},
             "the number of validation images held out was 5 in trial 0, but is 1000 in the study",
         ),
-        ({"device": "tpu"}, r"device \(what it became\) was tpu in trial 0, but is cpu in the study search"),
+        ({"device": "tpu"}, r"device \(what it became\) was tpu in trial 0, but is cpu in the study study"),
     ],
 )
 def test_a_trial_that_had_other_images_or_another_device_is_not_believed(

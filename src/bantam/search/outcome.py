@@ -67,7 +67,7 @@ def remove_leftovers(search: Search, listed: Sequence[FrozenTrial]) -> None:
         files.remove_leftovers(folder)
 
 
-def write(search: Search, study_name: str, listed: Sequence[FrozenTrial], why: str) -> list[FrozenTrial]:
+def write(search: Search, listed: Sequence[FrozenTrial], why: str) -> list[FrozenTrial]:
     """Write `trials.csv`, `summary.json` and an experiment for each trial of the result; returns the result.
 
     `why` says what ended the search: enough, timeout, the name of a signal, or an error in one sentence.
@@ -75,7 +75,7 @@ def write(search: Search, study_name: str, listed: Sequence[FrozenTrial], why: s
     trials.write(search.folder, listed)
     found, counts = result(search, listed), trials.count(listed)
     summary: dict[str, Any] = {
-        "study": study_name,
+        "study": search.name,
         "began": min((t.datetime_start for t in listed if t.datetime_start), default=None),
         "ended": max((t.datetime_complete for t in listed if t.datetime_complete), default=None),
         "ended_by": why,

@@ -112,6 +112,17 @@ class Search:
         """Where the study and its trials are."""
         return Path(self.config.hydra.sweep.dir)
 
+    @property
+    def name(self) -> str:
+        """What the study is called in all that is shown: as its folder. Its name in a storage may be another."""
+        return self.folder.absolute().name
+
+    @property
+    def another(self) -> str:
+        """What is typed to begin another study."""
+        named = self.name == self.settings.study_name
+        return f"{'hydra.sweeper.study_name' if named else 'hydra.sweep.dir'}=…"
+
 
 def read(config: DictConfig, context: HydraContext, launcher: Launcher, arguments: list[str]) -> Search:
     """Split `hydra.sweeper.params` and the command line into a search space and fixed overrides.

@@ -5,6 +5,7 @@ import inspect
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +14,7 @@ from omegaconf import DictConfig
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy import event
-from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 LOCK_SECONDS = 120
 """How long a process waits for another one to be done with an SQLite file."""
@@ -57,7 +58,8 @@ def _call_until_answered(storage: Patient, call: Callable[[], Any]) -> Any:
             if not said:
                 print(f"The storage does not answer ({first_line(error)}): waiting for it.", flush=True)
                 said = True
-            storage.remove_session()
+            with suppress(SQLAlchemyError):  # its connection cannot be rolled back
+                storage.remove_session()
         time.sleep(0.5)
 
 
@@ -69,6 +71,8 @@ for _name, _method in vars(RDBStorage).items():
 def is_away(error: Exception) -> bool:
     """Whether a server does not answer, which may do so later; a file that cannot be used will not."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    if isinstance(cause, PendingRollbackError):  # the connection broke before, within a transaction
+        return True
     return isinstance(cause, OperationalError | InterfaceError) and "sqlite" not in type(cause.orig).__module__
 
 

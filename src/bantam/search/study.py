@@ -77,7 +77,8 @@ def _create(search: Search) -> None:
         optuna.delete_study(study_name=name, storage=database)
         raise ValueError(
             f"{search.folder} holds trials of a study that {storage.shown(storage.address(search.hydra))} "
-            "does not know: restore hydra.sweeper.storage, or begin another study with hydra.sweeper.study_name=…"
+            "does not know: restore hydra.sweeper.storage, or begin another study with "
+            f"{search.another}"
         )
     study.set_user_attr("options", search.choices)
     study.set_user_attr("definition", _definition(search))
@@ -162,23 +163,22 @@ def ending(search: Search, study: Study, number: int, costs: Mapping[str, Any]) 
         had[HELD_OUT] = str(result["scored_images"])
     for key, value in had.items():
         if value is not None and value != definition.get(key, value):
-            fault = (
-                f"{key} was {value} in trial {number}, but is {definition[key]} in the study {study.study_name}"
-            )
+            fault = f"{key} was {value} in trial {number}, but is {definition[key]} in the study {search.name}"
             return Ending(TrialState.FAIL, None, {"interrupted": True, "fault": fault})
     return found
 
 
 def _check_same(search: Search, study: Study) -> None:
     """Raise ValueError where a study was begun with something else than is asked for now."""
-    name = study.study_name
     for _ in range(100):  # the process that creates it may be about to say what it is about
         before = study.user_attrs.get("definition")
         if before is not None:
             break
         time.sleep(0.1)
     else:
-        raise ValueError(f"the study {name} was not begun by Bantam: choose another hydra.sweeper.study_name")
+        raise ValueError(
+            f"the study {study.study_name} was not begun by Bantam: choose another hydra.sweeper.study_name"
+        )
     now = _definition(search)
     options = study.user_attrs.get("options", {})
     for key in _to_compare(search, before, now):
@@ -191,8 +191,8 @@ def _check_same(search: Search, study: Study) -> None:
                 key, old, new = group, str(options[group]), chosen
                 break
         raise ValueError(
-            f"{key} is {new} here, but {old} in the study {name} ({search.folder}): a study is continued as "
-            f"it was begun; {_remedy(search, key, old)}, or begin another one with hydra.sweeper.study_name=…"
+            f"{key} is {new} here, but {old} in the study {search.name} ({search.folder}): a study is continued "
+            f"as it was begun; {_remedy(search, key, old)}, or begin another one with {search.another}"
         )
 
 

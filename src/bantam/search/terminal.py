@@ -96,14 +96,15 @@ def show_continuing(search: Search, listed: Sequence[FrozenTrial]) -> None:
     done = sum(counts[state] for state in trials.FINISHED)
     if trials.ended(listed):
         goal = study.wanted(search, counts)
-        console.print(f"{search.settings.study_name}: continuing, {done} of {goal} done.", markup=False)
+        console.print(f"{search.name}: continuing, {done} of {goal} done.", markup=False)
 
 
-def show_nothing_to_do(name: str, n_trials: int) -> None:
+def show_nothing_to_do(search: Search) -> None:
     """Say that a study has its trials."""
     console.print(
-        f"The study {name} has its {n_trials} trials: "
-        "raise hydra.sweeper.n_trials to go on, or begin another one with hydra.sweeper.study_name=…"
+        f"The study {escape(search.name)} has its {search.settings.n_trials} trials: "
+        f"raise hydra.sweeper.n_trials to go on, or begin another one with {search.another}",
+        soft_wrap=True,
     )
 
 
@@ -112,14 +113,14 @@ def show_interruption(signal_name: str) -> None:
     console.print(f"Interrupted ({signal_name}). The same command line continues the search.")
 
 
-def show_counts(search: Search, name: str, listed: Sequence[FrozenTrial], left: int) -> None:
+def show_counts(search: Search, listed: Sequence[FrozenTrial], left: int) -> None:
     """Print how many trials are in each state, where they are listed, and why the search has ended."""
     counts = trials.count(listed)
     counted = ", ".join(f"{counts[state]} {state}" for state in (*trials.FINISHED, "over budget"))
     copies = sum("same_as" in trial.user_attrs for trial in listed)
     if copies:
         counted += f"; {copies} of them had the settings of another trial, and its result"
-    console.print(f"\n{name}: {counted}. {escape(str(search.folder))}/trials.csv", soft_wrap=True)
+    console.print(f"\n{escape(search.name)}: {counted}. {escape(str(search.folder))}/trials.csv", soft_wrap=True)
     if left > 0:
         console.print(
             f"Ended since hydra.sweeper.timeout={search.settings.timeout:g} has passed; {left} "

@@ -81,7 +81,7 @@ def watch(search: Search, study: Study) -> None:
     listed = trials.requeue(study)
     counts = trials.count(listed)
     if missing(search, counts) <= 0 and not counts["running"]:
-        terminal.show_nothing_to_do(study.study_name, search.settings.n_trials)
+        terminal.show_nothing_to_do(search)
         finish(search, study)
         return
     terminal.show_continuing(search, listed)
@@ -90,7 +90,7 @@ def watch(search: Search, study: Study) -> None:
         _show(search, study, workers, listed)
     except processes.Stopped as stopped:
         processes.stop_workers(workers.values())
-        outcome.write(search, study.study_name, trials.requeue(study), stopped.signal.name)
+        outcome.write(search, trials.requeue(study), stopped.signal.name)
         terminal.show_interruption(stopped.signal.name)
         if (search.folder / "report.html").exists():  # it says that the search is running
             write_report(search)
@@ -98,7 +98,7 @@ def watch(search: Search, study: Study) -> None:
     except BaseException as error:
         processes.stop_workers(workers.values())
         with suppress(SQLAlchemyError, StorageInternalError, OSError):
-            outcome.write(search, study.study_name, trials.requeue(study), str(error))
+            outcome.write(search, trials.requeue(study), str(error))
         raise
     finish(search, study)
 
@@ -211,10 +211,10 @@ def finish(search: Search, study: Study) -> None:
     listed = study.get_trials(deepcopy=False)
     left = missing(search, trials.count(listed))
     outcome.remove_leftovers(search, listed)
-    found = outcome.write(search, study.study_name, listed, "timeout" if left > 0 else "enough")
-    terminal.show_counts(search, study.study_name, listed, left)
+    found = outcome.write(search, listed, "timeout" if left > 0 else "enough")
+    terminal.show_counts(search, listed, left)
     if not found:
-        raise ValueError(f"no trial of the study {study.study_name} was trained to its end: see trials.csv")
+        raise ValueError(f"no trial of the study {search.name} was trained to its end: see trials.csv")
     terminal.show_result(search, found)
     top, seeds = search.settings.confirm.top, search.settings.confirm.seeds
     if top:
