@@ -103,3 +103,28 @@ def test_a_connection_that_broke_within_a_transaction_is_waited_for(
     monkeypatch.setattr(storage.Patient, "remove_session", remove_broken)
     assert [other.study_name for other in study._storage.get_all_studies()] == ["search"]
     assert times == 3
+
+
+def test_a_command_that_is_typed_while_the_server_restarts_waits_for_it(
+    searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = 0
+    patient = storage.Patient
+
+    def refuse_twice(*arguments: object, **named: object) -> storage.Patient:
+        nonlocal times
+        times += 1
+        if times < 3:
+            raise away()
+        return patient(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(storage, "Patient", refuse_twice)
+    wanted = searching()
+    storage.open_storage(wanted.hydra)
+    assert times == 3
+    assert capsys.readouterr().out == "The storage does not answer (connection refused): waiting for it.\n"
+    times = 0
+    monkeypatch.setattr(storage, "RESTART_SECONDS", 0)
+    with pytest.raises(ValueError, match="cannot be opened: connection refused"):
+        storage.open_storage(wanted.hydra)

@@ -22,6 +22,9 @@ LOCK_SECONDS = 120
 AWAY_SECONDS = 600
 """How long a process waits for a server that does not answer."""
 
+RESTART_SECONDS = 15
+"""How long a command that has just been typed waits for one: its address may be wrong."""
+
 
 class Patient(RDBStorage):
     """A storage that waits for its server, which may be restarted while a search goes on."""
@@ -83,14 +86,14 @@ def first_line(error: Exception) -> str:
 
 
 def open_storage(hydra: DictConfig, wait: bool = False) -> RDBStorage:
-    """Open the storage of a search, and make it where there is none; with `wait` a server may be away.
+    """Open the storage of a search, and make it where there is none; with `wait` a server may be away for long.
 
     Raises ValueError where it cannot be reached or written.
     """
     url = address(hydra)
     sqlite = url.startswith("sqlite")
-    until = time.monotonic() + (AWAY_SECONDS if wait else 0)
-    races = 0
+    until = time.monotonic() + (AWAY_SECONDS if wait else RESTART_SECONDS)
+    races, said = 0, False
     while True:
         try:
             storage = Patient(url, engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}} if sqlite else {})
@@ -99,6 +102,9 @@ def open_storage(hydra: DictConfig, wait: bool = False) -> RDBStorage:
             if _is_race(error) and races < 4:
                 races += 1
             elif is_away(error) and time.monotonic() < until:
+                if not said:
+                    print(f"The storage does not answer ({first_line(error)}): waiting for it.", flush=True)
+                    said = True
                 time.sleep(0.5)
             else:
                 reason = first_line(error)
