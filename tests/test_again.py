@@ -203,3 +203,10 @@ def test_every_job_that_trains_on_other_images_says_so(bantam: Bantam, tmp_path:
         assert recorded["scored_images"] == 1000
         assert OmegaConf.load(tmp_path / "runs" / number / ".hydra" / "config.yaml").data.became == "mnist5k"
     assert not (tmp_path / "none").exists()
+    for file in (tmp_path / "runs").glob("*/.hydra/config.yaml"):  # of a version without that key
+        file.write_text(file.read_text().replace("  became: mnist5k\n", ""))
+    again = bantam("train.py", *line, "report=false", "hydra.sweep.dir=runs", **nowhere)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count("finished before") == 2
+    evaluated = bantam("evaluate.py", "runs/0", **nowhere)
+    assert "exactly as recorded" in evaluated.stdout, evaluated.stderr

@@ -11,7 +11,6 @@ import pytest
 from conftest import PROJECT
 from omegaconf import DictConfig, OmegaConf
 
-from bantam import config
 from bantam.report import folders, groups
 from bantam.training import folder, saved
 
@@ -33,7 +32,7 @@ def test_published_runs_are_of_the_experiment_as_it_is_now(name: str, composed: 
         assert choices["experiment"] == name
         now = composed(*overrides)
         # Keys that the run's version of Bantam did not have are null, as they are by default.
-        assert OmegaConf.to_container(config.typed(cfg)) == OmegaConf.to_container(now)
+        assert OmegaConf.to_container(saved.typed(cfg)) == OmegaConf.to_container(now)
         assert all(value is None for key, value in now.budget.items() if key not in cfg.budget)
         result = folder.read_result(run)
         assert (result["split"], result["scored_images"], result["train_images"]) == ("test", 10_000, 60_000)

@@ -258,6 +258,8 @@ def _refuse_other_jobs(config: DictConfig, config_name: str) -> None:
         before = saved.load(folder).config
         resolve.pin(job_config, Path(config.hydra.runtime.cwd))
         resolve.decide_data(job_config)
+        if "became" in job_config.data and OmegaConf.select(before, "data.became") is None:
+            job_config.data.became = None  # the run is older than that key
         now = OmegaConf.create(saved.pinned(job_config))
         keys = [key for key in saved.differences(before, now) if key not in IGNORED]
         if keys:

@@ -84,7 +84,7 @@ def test_any_cost_may_be_the_second_objective(searching: Callable[..., Search], 
     front = outcome.result(wanted, listed)
     costs = [trial.user_attrs[cost] for trial in front]
     assert costs == sorted(set(costs))
-    outcome.write(wanted, "search", listed, "enough")
+    outcome.write(wanted, listed, "enough")
     summary = json.loads((wanted.folder / "summary.json").read_text())
     assert [entry[cost] for entry in summary["front"]] == costs
     read = folders.read_study(wanted.folder)

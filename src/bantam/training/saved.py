@@ -85,6 +85,8 @@ def typed(cfg: DictConfig) -> DictConfig:
             own = nodes.get(group)
             if not isinstance(own, dict) or not isinstance(own.get("_target_"), str):
                 raise ValueError(f"{group} is {own!r}, which cannot be built")
+            if own["_target_"] == "bantam.data.auto":
+                own.setdefault("became", None)  # older runs have no such key
             for kind in kinds.values():
                 if {entry.name for entry in fields(kind)} == set(own):
                     nodes[group] = OmegaConf.merge(OmegaConf.structured(kind), own)
