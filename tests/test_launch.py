@@ -21,6 +21,7 @@ from searches import wait_for
 from single_runs import history
 
 from bantam import launch
+from bantam import overrides as quoting
 from bantam.search import sweeper
 
 
@@ -234,6 +235,10 @@ def test_a_used_folder_is_not_overwritten(bantam: Bantam, few: tuple[str, ...], 
     result = bantam("train.py", *arguments, "seed=2")
     assert result.returncode == 1
     assert "Error: run already holds a run (result.json)" in result.stderr
+    shutil.copytree(tmp_path / "run", tmp_path / "a run, (x)")
+    result = bantam("train.py", *few, quoting.override("hydra.run.dir", "a run, (x)"))
+    line = quoting.command_line(["python", "train.py", quoting.override("resume", "a run, (x)")])
+    assert f"continue it with {line}, or choose another folder" in result.stderr
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     result = bantam("train.py", "resume=run")
     assert result.returncode == 1

@@ -178,11 +178,15 @@ def requeue(study: Study) -> list[FrozenTrial]:
     listed = study.get_trials(deepcopy=False)
     again = {number for trial in listed for number in history(trial)}
     for trial, state in zip(listed, states(listed), strict=True):
-        settings = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-        if state == "stopped" and settings and trial.number not in again:
-            study.enqueue_trial(settings, user_attrs={"retry_history": [*history(trial), trial.number]})
+        if state == "stopped" and settings(trial) and trial.number not in again:
+            study.enqueue_trial(settings(trial), user_attrs={"retry_history": [*history(trial), trial.number]})
             listed = study.get_trials(deepcopy=False)
     return listed
+
+
+def settings(trial: FrozenTrial) -> dict[str, Any]:
+    """A trial's settings, those that it was queued with and has not taken up yet among them."""
+    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
 
 def superseded(listed: Sequence[FrozenTrial], trial: FrozenTrial) -> bool:

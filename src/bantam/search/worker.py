@@ -144,14 +144,14 @@ def _known(
     With the same seed it would end the same way. One that is still running is waited for, or, where a grid has
     other points, left to the process that began it.
     """
-    if not distributions.finite(search.space):
-        return None
+    # In a space without steps only what was queued can come twice.
+    finite = distributions.finite(search.space)
     while True:
         earlier = study.get_trials(deepcopy=False)[:number]
         states = trials.states(earlier)
         running = [trial for trial, state in zip(earlier, states, strict=True) if state == "running"]
-        same = [trial for trial in running if trial.params == settings]
-        undecided = [trial for trial in running if space.following(search, trial.params) is not None]
+        same = [trial for trial in running if trials.settings(trial) == settings]
+        undecided = finite and any(space.following(search, trial.params) is not None for trial in running)
         for trial, state in zip(earlier, states, strict=True):
             if trial.params == settings and state in ("complete", "pruned"):
                 return trials.same(trial, state)

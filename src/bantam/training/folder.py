@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from bantam import budget
+from bantam.overrides import command_line, override
 from bantam.training.loop import Epoch
 from bantam.training.result import FINISHED, damage
 
@@ -77,8 +78,9 @@ def refuse_used(folder: Path) -> None:
     """Raise ValueError where a folder holds a run already: another would overwrite it."""
     used = [name for name in (RESULT, CHECKPOINT, CHECKPOINT_BEFORE, HISTORY) if (folder / name).exists()]
     if used:
+        line = command_line(["python", "train.py", override("resume", folder)])
         raise ValueError(
-            f"{folder} already holds a run ({used[0]}): continue it with resume={folder}, or choose another folder"
+            f"{folder} already holds a run ({used[0]}): continue it with {line}, or choose another folder"
         )
 
 
