@@ -50,8 +50,8 @@ def told(error: BaseException) -> str:
     """What an error says, in one line; and where it was raised, unless a class raises a ValueError by itself."""
     text = " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not any(part in Path(frame.filename).parts for part in NOT_OWN)]
-    own = [frame for frame in own if Path(frame.filename).parent != Path(__file__).parent]
+    paths = [(frame, Path(frame.filename)) for frame in frames]
+    own = [f for f, path in paths if path.parent != Path(__file__).parent and not {*path.parts} & {*NOT_OWN}]
     deliberate = isinstance(error, ValueError) and (frames[-1].line or "").startswith("raise ") if frames else True
     if not own or deliberate:
         return text or type(error).__name__
