@@ -55,13 +55,9 @@ def told(error: BaseException) -> str:
     """What an error says, in one line; and where it was raised, unless a class raises a ValueError by itself."""
     text = " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not any(part in Path(frame.filename).parts for part in NOT_OWN)]
-    own = [
-        frame
-        for frame in own
-        if os.path.isabs(frame.filename) and Path(frame.filename).parent != Path(__file__).parent
-    ]
-    own = [frame for frame in own if frame.filename != budget.__file__]  # which runs a network's operations
+    paths = [(frame, Path(frame.filename)) for frame in frames if os.path.isabs(frame.filename)]
+    ours = {Path(__file__).parent, Path(budget.__file__)}  # the budget runs a network's operations
+    own = [f for f, path in paths if not ours & {path, path.parent} and not {*path.parts} & {*NOT_OWN}]
     deliberate = isinstance(error, ValueError) and (frames[-1].line or "").startswith("raise ") if frames else True
     if not own or deliberate:
         return text or type(error).__name__
