@@ -122,8 +122,11 @@ def stored(folder: Path, storage: str = "") -> optuna.Study:
 
 
 @functools.cache
-def opened(address: str) -> optuna.storages.RDBStorage:
+def opened(address: str) -> optuna.storages.BaseStorage:
     """A storage, opened once however often a test looks into it."""
+    if address.startswith("journal://"):
+        backend = optuna.storages.journal.JournalFileBackend(address.removeprefix("journal://"))
+        return optuna.storages.JournalStorage(backend)
     return optuna.storages.RDBStorage(address)
 
 

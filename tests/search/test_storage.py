@@ -15,6 +15,7 @@ def test_an_unreachable_storage_is_one_sentence_without_the_password(
 ) -> None:
     for url, reason in (
         ("sqlite:////no/such/folder/study.db", "unable to open database file"),
+        ("journal:///no/such/folder/study.log", "No such file or directory"),
         ("nonsense", "Could not parse"),
         ("nodialect://me:secret@host/db", "Can't load plugin"),
     ):

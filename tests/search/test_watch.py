@@ -20,6 +20,14 @@ from bantam.search.space import Search
 from bantam.search.study import open_study
 from bantam.training import folder as record
 
+STORAGES = ("", "journal://{}/study.log")
+"""SQLite in the study's folder, and a journal in a folder that machines may share."""
+
+
+def kept_in(storage: str) -> list[str]:
+    """The overrides that name a storage."""
+    return [f"hydra.sweeper.storage={storage}"] if storage else []
+
 
 def test_the_best_trial_is_repeated_exactly_by_the_line_that_the_search_prints(
     bantam: Bantam, finished: Finished
@@ -74,28 +82,34 @@ def test_bad_trials_are_pruned_and_good_ones_are_not(bantam: Bantam, tmp_path: P
     assert sorted(path.name for path in folder.iterdir()) == [".hydra", "history.csv", "result.json"]
 
 
+@pytest.mark.parametrize("storage", STORAGES)
 def test_a_killed_search_goes_on_where_it_was(
-    started: Callable[..., Forked], bantam: Bantam, tmp_path: Path
+    started: Callable[..., Forked], bantam: Bantam, tmp_path: Path, storage: str
 ) -> None:
-    process = started("hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
+    storage = storage.format(tmp_path)
+    process = started("hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", *kept_in(storage))
     bantam.wait_until_held("0")
     bantam.let_go("0")
     bantam.wait_until_held("1")
-    assert len(stored(tmp_path).trials) == 2
+    assert len(stored(tmp_path, storage).trials) == 2
     for worker in workers(process):
         os.kill(worker, signal.SIGKILL)
     process.kill()
     process.wait()
-    assert stored(tmp_path).trials[1].state == TrialState.RUNNING
-    done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
+    assert stored(tmp_path, storage).trials[1].state == TrialState.RUNNING
+    done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", *kept_in(storage))
     assert done.returncode == 0, done.stdout + done.stderr
-    listed = stored(tmp_path).trials
+    listed = stored(tmp_path, storage).trials
     assert trials.states(listed) == ["complete", "stopped", "complete", "complete"]
     assert listed[2].params == listed[1].params or listed[3].params == listed[1].params
 
 
-def test_ctrl_c_requeues_the_trials(started: Callable[..., Forked], bantam: Bantam, tmp_path: Path) -> None:
-    process = started("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2")
+@pytest.mark.parametrize("storage", STORAGES)
+def test_ctrl_c_requeues_the_trials(
+    started: Callable[..., Forked], bantam: Bantam, tmp_path: Path, storage: str
+) -> None:
+    storage = storage.format(tmp_path)
+    process = started("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", *kept_in(storage))
     bantam.wait_until_held("0", "1")
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=600)
@@ -103,36 +117,42 @@ def test_ctrl_c_requeues_the_trials(started: Callable[..., Forked], bantam: Bant
     assert "The same command line continues the search" in output
     assert "Traceback" not in output
     # Two processes may queue a stopped trial at once: the second entry is surplus, and never run.
-    states = [state for state in trials.states(stored(tmp_path).trials) if state != "surplus"]
+    states = [state for state in trials.states(stored(tmp_path, storage).trials) if state != "surplus"]
     assert states == ["stopped", "stopped", "waiting", "waiting"]
-    done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2")
+    done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", *kept_in(storage))
     assert done.returncode == 0, done.stdout + done.stderr
-    states = [state for state in trials.states(stored(tmp_path).trials) if state != "surplus"]
+    states = [state for state in trials.states(stored(tmp_path, storage).trials) if state != "surplus"]
     assert states == ["stopped", "stopped", "complete", "complete"]
 
 
-def test_a_killed_worker_is_replaced(started: Callable[..., Forked], bantam: Bantam, tmp_path: Path) -> None:
-    process = started("hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2")
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_killed_worker_is_replaced(
+    started: Callable[..., Forked], bantam: Bantam, tmp_path: Path, storage: str
+) -> None:
+    storage = storage.format(tmp_path)
+    process = started("hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2", *kept_in(storage))
     bantam.wait_until_held("0", "1")
     os.kill(workers(process)[0], signal.SIGKILL)
     bantam.let_go()
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
-    counts = trials.count(stored(tmp_path).trials)
+    counts = trials.count(stored(tmp_path, storage).trials)
     assert (counts["complete"], counts["stopped"], counts["running"]) == (3, 1, 0)
 
 
+@pytest.mark.parametrize("storage", STORAGES)
 def test_the_same_command_line_in_a_second_terminal_joins_the_search(
-    started: Callable[..., Forked], bantam: Bantam, tmp_path: Path
+    started: Callable[..., Forked], bantam: Bantam, tmp_path: Path, storage: str
 ) -> None:
-    overrides = ("hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=1")
+    storage = storage.format(tmp_path)
+    overrides = ("hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=1", *kept_in(storage))
     both = [started(*overrides), started(*overrides)]
     bantam.wait_until_held("0", "1")  # each has one worker: both take part
     bantam.let_go()
     for process in both:
         output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
-    listed = stored(tmp_path).trials
+    listed = stored(tmp_path, storage).trials
     counts = trials.count(listed)
     assert (counts["complete"], counts["running"], counts["waiting"]) == (4, 0, 0)
     settings = [

@@ -1,4 +1,4 @@
-"""The database of a search: its address, opening it so that several processes may write, and waiting for it."""
+"""The storage of a search: its address, opening it so that several processes may write, and waiting for it."""
 
 import functools
 import inspect
@@ -12,9 +12,11 @@ from urllib.parse import quote
 
 from omegaconf import DictConfig
 from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
+
+from bantam.search import journal
 
 LOCK_SECONDS = 120
 """How long a process waits for another one to be done with an SQLite file."""
@@ -85,12 +87,14 @@ def first_line(error: Exception) -> str:
     return str(getattr(cause, "orig", None) or error.__cause__ or error).strip().splitlines()[0]
 
 
-def open_storage(hydra: DictConfig, wait: bool = False) -> RDBStorage:
+def open_storage(hydra: DictConfig, wait: bool = False) -> BaseStorage:
     """Open the storage of a search, and make it where there is none; with `wait` a server may be away for long.
 
     Raises ValueError where it cannot be reached or written.
     """
     url = address(hydra)
+    if url.startswith(journal.SCHEME):
+        return journal.open_journal(Path(url.removeprefix(journal.SCHEME)))
     sqlite = url.startswith("sqlite")
     until = time.monotonic() + (AWAY_SECONDS if wait else RESTART_SECONDS)
     races, said = 0, False
@@ -141,12 +145,27 @@ def _lock_before_reading(storage: RDBStorage) -> None:
 
 def address(hydra: DictConfig) -> str:
     """The URL of a search's storage; its folder does not depend on where a job has changed to."""
-    if hydra.sweeper.storage:
-        return str(hydra.sweeper.storage)
+    given = str(hydra.sweeper.storage or "")
+    if given.startswith(journal.SCHEME):
+        return f"{journal.SCHEME}{Path(hydra.runtime.cwd, given.removeprefix(journal.SCHEME)).absolute()}"
+    if given:
+        return given
     file = Path(hydra.runtime.cwd, hydra.sweep.dir).absolute() / "study.db"
     if any(character in str(file) for character in "?{}"):  # a query to SQLAlchemy, a template to Optuna
         return f"sqlite:///file:{quote(str(file))}?uri=true"
     return f"sqlite:///{file}"
+
+
+def warning(hydra: DictConfig) -> str:
+    """What speaks against a search's storage, in a sentence; empty where nothing is known to do so."""
+    folder = Path(hydra.runtime.cwd, hydra.sweep.dir)
+    kind = "" if hydra.sweeper.storage else journal.network_file_system(folder)
+    if not kind:
+        return ""
+    return (
+        f"{hydra.sweep.dir} is on a network file system ({kind}), where SQLite is not safe when several machines "
+        f"search: use hydra.sweeper.storage={journal.SCHEME}{folder.absolute()}/study.log"
+    )
 
 
 def shown(url: str) -> str:

@@ -124,7 +124,7 @@ class SearchConf(OptunaSweeperConf):
     study_name: str = "search"
     """Its name in the storage; with hparams_search also its folder, multirun/<study_name>."""
     storage: str | None = None
-    """Address of a database; null: SQLite in the study's folder."""
+    """Address of a database, or journal:// and a file on a shared folder; null: SQLite in the study's folder."""
     n_trials: int = ranged(30, least=1)
     """Trainings to finish, all continuations together; networks over the budget do not count."""
     n_jobs: int | None = ranged(None, least=1)  # type: ignore[assignment]

@@ -64,7 +64,7 @@ def heartbeat(trial: Trial, seconds: float) -> Iterator[None]:
         count = 0
         while True:
             # Where the storage is away, the next beat may reach it.
-            with suppress(SQLAlchemyError, StorageInternalError):
+            with suppress(SQLAlchemyError, StorageInternalError, OSError):
                 try:
                     trial.set_user_attr("heartbeat", count)
                 except UpdateFinishedTrialError:

@@ -47,6 +47,8 @@ def search(config: DictConfig, context: HydraContext, launcher: Launcher, argume
     check(search)
     for sentence in [*search.notes, *known_settings(search)[1]]:
         terminal.show_sentence(sentence)
+    if speaks_against := storage.warning(search.hydra):
+        terminal.show_sentence(speaks_against)
     try:
         search.folder.mkdir(parents=True, exist_ok=True)
         study = open_study(search)
