@@ -4,7 +4,7 @@ import math
 import pytest
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, StepLR
 
-from bantam.schedulers import LossDip, OneCycle, TorchSchedule
+from bantam.schedulers import LossDip, Milestones, OneCycle, TorchSchedule
 
 
 def test_one_cycle_rises_linearly_falls_as_a_cosine_and_stays_at_its_floor() -> None:
@@ -30,8 +30,20 @@ def test_one_cycle_refuses_a_warm_up_after_its_end() -> None:
         OneCycle(epochs=10, warmup=0.9, end=0.5)
 
 
+def test_milestones_are_fractions_of_trainings_of_any_length() -> None:
+    short, long = (Milestones(epochs=epochs, milestones=[0.5, 0.75], gamma=0.1) for epochs in (5, 20))
+    assert [short.rate(1.0, epoch, []) for epoch in (0.0, 2.4, 2.5, 3.7, 3.75, 5.0)] == pytest.approx(
+        [1.0, 1.0, 0.1, 0.1, 0.01, 0.01]
+    )
+    assert [short.rate(0.3, i / 4, []) for i in range(20)] == [long.rate(0.3, float(i), []) for i in range(20)]
+
+
 def test_the_rate_follows_from_the_moment_alone_whatever_was_asked_before() -> None:
-    for schedule in (OneCycle(epochs=10), TorchSchedule(functools.partial(StepLR, step_size=3, gamma=0.1))):
+    for schedule in (
+        OneCycle(epochs=10),
+        Milestones(10, [0.5], 0.1),
+        TorchSchedule(functools.partial(StepLR, step_size=3, gamma=0.1)),
+    ):
         forward = [schedule.rate(0.1, epoch / 2, []) for epoch in range(20)]
         assert [schedule.rate(0.1, epoch / 2, []) for epoch in reversed(range(20))] == forward[::-1]
 

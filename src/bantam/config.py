@@ -151,6 +151,16 @@ class MultiStep(Partial):
 
 
 @dataclass
+class Milestones(Partial):
+    epochs: int = ranged(least=1)
+    """Length of the training."""
+    milestones: list[float] = ranged(above=0, below=1)
+    """Fractions of the training after which the rate is reduced."""
+    gamma: float = ranged(above=0, most=1)
+    """What the learning rate is multiplied by."""
+
+
+@dataclass
 class Cosine(Partial):
     T_max: int = ranged(least=1)
     """Epochs until the rate reaches eta_min."""
@@ -305,6 +315,7 @@ SCHEMAS: dict[str, dict[str, type[Component]]] = {
         "constant": Constant,
         "step": Step,
         "multistep": MultiStep,
+        "milestones": Milestones,
         "cosine": Cosine,
         "one_cycle": OneCycle,
         "loss_dip": LossDip,

@@ -79,6 +79,20 @@ class OneCycle(Schedule):
         return lr * (self.floor + (1 - self.floor) * cosine)
 
 
+class Milestones(Schedule):
+    """The rate is multiplied by `gamma` at every milestone, a fraction of the training of so many `epochs`.
+
+    A milestone may lie within an epoch; the same `milestones` serve trainings of any length.
+    """
+
+    def __init__(self, epochs: int, milestones: Sequence[float], gamma: float) -> None:
+        self.epochs, self.milestones, self.gamma = epochs, milestones, gamma
+
+    def rate(self, lr: float, epoch: float, losses: Sequence[float]) -> float:
+        """The rate `lr` times `gamma`, once for every milestone that is passed."""
+        return lr * self.gamma ** sum(epoch / self.epochs >= milestone for milestone in self.milestones)
+
+
 class LossDip(Schedule):
     """The skeleton's own rule: lower the rate when the training loss falls by a smaller share than before.
 

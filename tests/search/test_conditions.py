@@ -72,7 +72,14 @@ def test_every_point_of_a_grid_is_listed_once(searching: Callable[..., Search]) 
 def test_all_options_of_a_group(searching: Callable[..., Search]) -> None:
     search = searching(space=("model=glob(v*)", "scheduler=glob(*,exclude=loss_dip)"))
     assert search.space["model"].choices == ("v1", "v2")
-    assert set(search.space["scheduler"].choices) == {"constant", "cosine", "multistep", "one_cycle", "step"}
+    assert set(search.space["scheduler"].choices) == {
+        "constant",
+        "cosine",
+        "milestones",
+        "multistep",
+        "one_cycle",
+        "step",
+    }
     check(search)
 
 
@@ -221,3 +228,30 @@ def test_networks_over_the_budget_among_options(searching: Callable[..., Search]
     listed = work(searching("hydra.sweeper.n_trials=10", *TWO, space=space, result=anything))
     assert all("model.width" not in trial.params for trial in listed if trial.params["model"] == "flexible")
     assert all("parameters" in trial.user_attrs for trial in listed)
+
+
+OF_SCHEDULES = {
+    "constant": set(),
+    "step": {"scheduler.step_size", "scheduler.gamma"},
+    "milestones": {"scheduler.milestones.0", "scheduler.milestones.1", "scheduler.gamma"},
+    "cosine": set(),
+    "one_cycle": {"scheduler.warmup", "scheduler.end"},
+}
+
+
+def test_the_space_of_schedules(searching: Callable[..., Search]) -> None:
+    search = searching("hparams_search=schedules", "hydra.sweeper.n_trials=60", space=(), result=anything)
+    check(search)
+    listed = work(search)
+    seen = {(trial.params["model"], trial.params["scheduler"]) for trial in listed}
+    assert seen == {(model, schedule) for model in ("v2", "flexible") for schedule in OF_SCHEDULES}
+    assert [trial.params["model"] for trial in listed[:2]] == ["v2", "flexible"]
+    for trial in listed:
+        settings = by_key(trial.params)
+        schedule = settings["scheduler"]
+        shared = {"model", "scheduler", "optimizer.lr", "optimizer.momentum"}
+        assert settings.keys() == shared | OF_SCHEDULES[schedule]
+        cfg, _ = compose(search, trial.params)
+        assert cfg.optimizer.lr == settings["optimizer.lr"] <= (0.5 if schedule == "one_cycle" else 0.2)
+        if schedule == "milestones":
+            assert list(cfg.scheduler.milestones) == [settings[f"scheduler.milestones.{i}"] for i in (0, 1)]
