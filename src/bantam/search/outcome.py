@@ -50,14 +50,17 @@ def result(search: Search, listed: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return [] if found is None else [found]
 
 
-def keep_best_weights(search: Search, study: Study) -> None:
-    """Delete the weights and checkpoints of all trials that have ended, except those of the result."""
-    listed = study.get_trials(deepcopy=False)
-    kept = [trial.number for trial in result(search, listed)]
-    for trial in listed:
-        if trial.state.is_finished() and trial.number not in kept:
-            for name in (files.WEIGHTS, files.CHECKPOINT, files.CHECKPOINT_BEFORE):
-                (search.folder / str(trial.number) / name).unlink(missing_ok=True)
+def keep_best_weights(search: Search, study: Study, settled: set[int] | None = None) -> None:
+    """Delete the weights and checkpoints of all trials that have ended, except those of the result.
+
+    `settled` holds the numbers of those that are deleted already, and gets those that are deleted now.
+    """
+    listed = trials.read(study)
+    settled = set() if settled is None else settled
+    for number in trials.ended(listed) - settled - {trial.number for trial in result(search, listed)}:
+        for name in (files.WEIGHTS, files.CHECKPOINT, files.CHECKPOINT_BEFORE):
+            (search.folder / str(number) / name).unlink(missing_ok=True)
+        settled.add(number)
 
 
 def remove_leftovers(search: Search, listed: Sequence[FrozenTrial]) -> None:

@@ -107,7 +107,7 @@ class Search:
         """The cost that is an objective, of those of a network that is trained; empty where none is."""
         return (costs[self.cost],) if self.multi_objective and self.cost in costs else ()
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """Where the study and its trials are."""
         return Path(self.config.hydra.sweep.dir)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -169,18 +170,31 @@ def end(study: Study, number: int, how: Ending) -> bool:
     return True
 
 
-def requeue(study: Study) -> list[FrozenTrial]:
+class Trials(list[FrozenTrial]):
+    """All trials of a study as they are at one moment; their states are determined once, for they may be many."""
+
+    @cached_property
+    def states(self) -> list[str]:
+        return _states(self)
+
+
+def read(study: Study) -> Trials:
+    """All trials of a study."""
+    return Trials(study.get_trials(deepcopy=False))
+
+
+def requeue(study: Study) -> Trials:
     """Queue every stopped trial again that nobody has queued; returns all trials.
 
     Whoever looks at the study does this, so that nothing is lost where a process dies between the two steps of
     ending a trial and queueing it. Two processes may do it at once: `superseded` tells which of the two runs.
     """
-    listed = study.get_trials(deepcopy=False)
+    listed = read(study)
     again = {number for trial in listed for number in history(trial)}
-    for trial, state in zip(listed, states(listed), strict=True):
+    for trial, state in zip(listed, listed.states, strict=True):
         if state == "stopped" and settings(trial) and trial.number not in again:
             study.enqueue_trial(settings(trial), user_attrs={"retry_history": [*history(trial), trial.number]})
-            listed = study.get_trials(deepcopy=False)
+            listed = read(study)
     return listed
 
 
@@ -217,7 +231,10 @@ def states(listed: Iterable[FrozenTrial]) -> list[str]:
     waiting, running, complete, pruned, failed, over budget, stopped (it runs again under another
     number) or surplus (begun or queued by two processes at once when only one was missing).
     """
-    listed = list(listed)
+    return listed.states if isinstance(listed, Trials) else _states(list(listed))
+
+
+def _states(listed: Sequence[FrozenTrial]) -> list[str]:
     interrupted = {trial.number for trial in listed if trial.user_attrs.get("interrupted")}
     again = {number for trial in listed for number in history(trial)}
     return [_state(listed, trial, again, interrupted) for trial in listed]

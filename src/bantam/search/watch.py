@@ -28,7 +28,7 @@ from bantam.search.checks import check
 from bantam.search.faults import EXIT_CODE
 from bantam.search.space import Search, known_settings, read
 from bantam.search.study import ending, hopeless, missing, open_study
-from bantam.search.trials import Ending, Silence
+from bantam.search.trials import Ending, Silence, Trials
 from bantam.search.worker import Task
 
 MAX_CRASHES = 3
@@ -105,7 +105,7 @@ def watch(search: Search, study: Study) -> None:
     finish(search, study)
 
 
-def _show(search: Search, study: Study, workers: dict[int, BaseProcess], listed: list[FrozenTrial]) -> None:
+def _show(search: Search, study: Study, workers: dict[int, BaseProcess], listed: Trials) -> None:
     """Keep the live table up to date until the search is done, and print a line for each trial that ends."""
     started, side_by_side = time.monotonic(), _side_by_side(search)
     shown = trials.ended(listed)
@@ -131,15 +131,13 @@ def _write_page(folder: Path) -> None:
     page.while_running(folder)
 
 
-def _looks(
-    search: Search, study: Study, workers: dict[int, BaseProcess], started: float
-) -> Iterator[list[FrozenTrial]]:
+def _looks(search: Search, study: Study, workers: dict[int, BaseProcess], started: float) -> Iterator[Trials]:
     """Keep the workers at work and yield the trials at every look, until the search is done."""
     until = started + (search.settings.timeout or math.inf)
     options = snapshot.take(search.context.config_loader)
     task = Task(search.config, search.space, search.fixed, search.plain, search.choices, options, until)
     silence = Silence(search.settings.heartbeat)
-    listed = study.get_trials(deepcopy=False)
+    listed = trials.read(study)
     before = trials.ended(listed)
     idle_since = math.inf
     crashes = 0
@@ -210,7 +208,7 @@ def _side_by_side(search: Search) -> int:
 def finish(search: Search, study: Study) -> None:
     """Write what was found, print how to run it, and confirm it where that is asked for."""
     outcome.keep_best_weights(search, study)
-    listed = study.get_trials(deepcopy=False)
+    listed = trials.read(study)
     left = missing(search, trials.count(listed))
     outcome.remove_leftovers(search, listed)
     found = outcome.write(search, listed, "timeout" if left > 0 else "enough")

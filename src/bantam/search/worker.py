@@ -76,14 +76,15 @@ def run_trials(search: Search, until: float) -> None:
     """
     interrupt = Interrupt()
     study = load(search, wait=True)
-    before = trials.ended(study.get_trials(deepcopy=False))
+    before = trials.ended(trials.read(study))
+    settled: set[int] = set()
     while True:
         listed = trials.requeue(study)
         enough = missing(search, trials.count(listed)) <= 0 or hopeless(search, listed, before)
         if enough or interrupt.asked or processes.abandoned() or time.monotonic() > until:
             return
         run_trial(search, study, study.ask(), interrupt)
-        outcome.keep_best_weights(search, study)
+        outcome.keep_best_weights(search, study, settled)
 
 
 def run_trial(search: Search, study: Study, trial: Trial, interrupt: Interrupt) -> None:
@@ -101,8 +102,8 @@ def run_trial(search: Search, study: Study, trial: Trial, interrupt: Interrupt) 
 
 def _train(search: Search, study: Study, trial: Trial, interrupt: Interrupt) -> Ending:
     """Suggest, count and launch; returns how the trial ended."""
-    listed = study.get_trials(deepcopy=False)
-    enough = missing(search, Counter(trials.states(listed)[: trial.number])) <= 0
+    listed = trials.read(study)
+    enough = missing(search, Counter(listed.states[: trial.number])) <= 0
     if enough or trials.superseded(listed, listed[trial.number]):
         # Two processes saw that one trial was missing, or stopped, and both began it: the later one steps back.
         return SURPLUS
@@ -147,8 +148,8 @@ def _known(
     # In a space without steps only what was queued can come twice.
     finite = distributions.finite(search.space)
     while True:
-        earlier = study.get_trials(deepcopy=False)[:number]
-        states = trials.states(earlier)
+        listed = trials.read(study)
+        earlier, states = listed[:number], listed.states[:number]
         running = [trial for trial, state in zip(earlier, states, strict=True) if state == "running"]
         same = [trial for trial in running if trials.settings(trial) == settings]
         undecided = finite and any(space.following(search, trial.params) is not None for trial in running)
