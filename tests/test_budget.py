@@ -7,6 +7,7 @@ from rich.console import Console
 from torch import nn
 
 from bantam import budget, config, models
+from bantam.training import terminal
 from bantam.training.terminal import layer_table
 
 
@@ -81,7 +82,8 @@ def test_counting_takes_no_memory() -> None:
     assert budget.count(on_meta(models.V2, width=100_000)) > 10**11
 
 
-def test_the_printed_table_has_a_total() -> None:
+def test_the_printed_table_has_a_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal.console, "width", 100)
     console = Console(width=100, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
         console.print(layer_table(budget.layers(on_meta(models.V1))))

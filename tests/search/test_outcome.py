@@ -34,6 +34,22 @@ def test_only_the_best_trial_keeps_its_weights(searching: Callable[..., Search])
     assert [path.parent.name for path in wanted.folder.glob(f"*/{record.WEIGHTS}")] == [str(best.number)]
 
 
+def test_the_best_trial_loses_its_weights_when_it_is_no_longer_the_best(searching: Callable[..., Search]) -> None:
+    wanted = searching(space=SPACE[:1])
+    study, settled = open_study(wanted), set[int]()
+    kept = []
+    for value in (97.0, 98.0, 96.0, 99.0):
+        trial = study.ask()
+        weights = wanted.folder / str(trial.number) / record.WEIGHTS
+        weights.parent.mkdir()
+        weights.touch()
+        study.tell(trial, value)
+        outcome.keep_best_weights(wanted, study, settled)
+        kept.append([path.parent.name for path in wanted.folder.glob(f"*/{record.WEIGHTS}")])
+    assert kept == [["0"], ["1"], ["1"], ["3"]]
+    assert settled == {0, 1, 2}
+
+
 @pytest.mark.parametrize(
     "sampler",
     ["multivariate_tpe", "nsgaii", "gp", "random"],

@@ -66,7 +66,8 @@ def _table(console: Console, table: Table) -> None:
     rows = table.rows[: table.most]
     widths = [max(cell_len(text) for text in column) for column in zip(*table.texts(), strict=True)]
     kept = {i: WRAPPED if width > LONG else width for i, width in enumerate(widths)}
-    last = [*map(table.titles.index, table.spare), *reversed(range(1, len(widths)))]
+    spare = [table.titles.index(title) for title in table.spare if title in table.titles]
+    last = [*spare, *reversed(range(1, len(widths)))]
     while sum(kept.values()) + 2 * (len(kept) - 1) > console.width and last:
         kept.pop(last.pop(0), None)
     result = RichTable(box=None, pad_edge=False, header_style="bold")
