@@ -200,3 +200,43 @@ def test_nobody_reads_on(bantam: Bantam, finished_run: Path, tmp_path: Path) -> 
     assert done.returncode in (0, 1)
     assert "Traceback" not in done.stderr
     assert os.path.exists(tmp_path / "run" / "report.html")
+
+
+@pytest.mark.parametrize("line", [["hydra.run.dir=runs"], ["-m", "hydra.sweep.dir=runs", "seed=1,2"]])
+def test_a_disk_that_is_full_at_the_start_is_one_sentence(
+    bantam: Bantam, few: Few, tmp_path: Path, line: list[str]
+) -> None:
+    code = (
+        "import tempfile\n"
+        "def full(*arguments, **named):\n"
+        "    raise OSError(28, 'No space left on device')\n"
+        "tempfile.TemporaryFile = full"
+    )
+    done = bantam(changed(tmp_path, "full", code), str(PROJECT / "train.py"), *few, *line)
+    assert done.returncode == 1
+    (said,) = (line for line in done.stderr.splitlines() if line)
+    assert said.endswith(".dir=runs cannot be written (No space left on device): choose another one")
+
+
+def test_a_disk_that_is_full_between_two_jobs_is_one_sentence(bantam: Bantam, few: Few, tmp_path: Path) -> None:
+    code = (
+        "import hydra.core.utils as u\n"
+        "save = u._save_config\n"
+        "def full(cfg, filename, output_dir):\n"
+        "    if output_dir.parent.name == '1':\n"
+        "        raise OSError(28, 'No space left on device')\n"
+        "    save(cfg, filename, output_dir)\n"
+        "u._save_config = full"
+    )
+    line = [str(PROJECT / "train.py"), "-m", *few, "seed=1,2", "hydra.sweep.dir=runs", "report=false"]
+    done = bantam(changed(tmp_path, "full", code), *line)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (said,) = (line for line in done.stderr.splitlines() if line)
+    assert said.startswith(
+        "Error: runs was not trained (OSError: [Errno 28] No space left on device; the traceback"
+    )
+    assert said.endswith("mend that, and type the same line again")
+    again = bantam("train.py", *line[1:])
+    assert again.returncode == 0, again.stderr
+    assert "finished before" in again.stdout

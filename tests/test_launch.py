@@ -70,6 +70,8 @@ def test_over_budget_is_one_sentence_above_the_table_and_no_folder(bantam: Banta
         (["data=mnist", "data.root=damaged"], "train-images-idx3-ubyte is truncated or altered"),
         (["model._target_=os.system", "+model.command=touch proof"], "whitelist"),
         (["-m", "hydra.sweep.dir=file/runs"], "hydra.sweep.dir=file/runs cannot be written"),
+        (["hydra.run.dir=${nothing}"], "Interpolation key 'nothing' not found"),
+        (["-m", "hydra.sweep.dir=${nothing}"], "Interpolation key 'nothing' not found"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

@@ -6,6 +6,7 @@ torch is imported only when a composed configuration has passed its own checks.
 import multiprocessing
 import os
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -126,22 +127,26 @@ class Preflight(Callback):
         cfg = deepcopy(config)
         with read_write(cfg), open_dict(cfg):
             hydra = cfg.pop("hydra")
-        with errors.in_one_sentence(Path(cfg.get("resume") or config.hydra.run.dir)):
+        with errors.in_one_sentence():
+            folder = Path(cfg.get("resume") or config.hydra.run.dir)
+        with errors.in_one_sentence(folder):
             searches = hydra.runtime.choices.get("hparams_search")
             if searches not in (None, "null"):
                 raise ValueError(f"hparams_search={searches} searches only with -m: python train.py -m …")
             ranges.validate(cfg)
             if cfg.resume is not None:
                 raise SystemExit(_resume(cfg, hydra))
-            prepared = _prepare_single(cfg, Path(config.hydra.run.dir), hydra)
+            prepared = _prepare_single(cfg, folder, hydra)
             if cfg.dry_run:
                 terminal.describe(prepared)
                 raise SystemExit(0)
+            _make(folder, "hydra.run.dir")
         Preflight.prepared = prepared
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a folder that cannot be written, or that holds other jobs, before any job starts."""
-        folder = Path(config.hydra.sweep.dir)
+        with errors.in_one_sentence():
+            folder = Path(config.hydra.sweep.dir)
         with errors.in_one_sentence(folder):
             _refuse_unwritable(folder, "hydra.sweep.dir")
             os.environ[LAUNCHER] = str(os.getpid())
@@ -149,8 +154,9 @@ class Preflight(Callback):
             resolve.decide_for_jobs(config, search=config.hydra.sweeper._target_ == SWEEPER)
             if config.hydra.sweeper._target_ == BASIC and config.dry_run:
                 raise SystemExit(_show_jobs(config, kwargs["config_name"]))
-            if config.hydra.sweeper._target_ == BASIC and folder.is_dir():
+            if config.hydra.sweeper._target_ == BASIC:
                 _refuse_other_jobs(config, kwargs["config_name"])
+                _make(folder, "hydra.sweep.dir")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Show every job's verdict and write the report; exit code 1 where one was refused, diverged or failed."""
@@ -167,6 +173,10 @@ class Preflight(Callback):
             raise SystemExit(code)
         if isinstance(ending, SystemExit):
             return
+        if isinstance(ending, OSError):  # Hydra could not write the folder of a job: it would show a traceback
+            terminal.summarize(folder)
+            with errors.in_one_sentence(folder):
+                raise ending
         with errors.in_one_sentence(folder):
             wanted = len(_jobs(config)) if config.hydra.sweeper._target_ == BASIC else 0
             good = terminal.summarize(folder, wanted)
@@ -205,6 +215,20 @@ def _refuse_unwritable(folder: Path, key: str) -> None:
         raise ValueError(
             f"{key}={folder} cannot be written ({existing} is no writable folder): choose another one"
         )
+
+
+def _make(folder: Path, key: str) -> None:
+    """Make the folder, with room for what Hydra writes there before anything of ours can say what is wrong."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(ROOM))
+    except OSError as error:
+        raise ValueError(f"{key}={folder} cannot be written ({error.strerror}): choose another one") from error
+
+
+ROOM = 2**16
+"""Bytes: more than the configuration of a run."""
 
 
 def _jobs(config: DictConfig) -> list[list[str]]:
