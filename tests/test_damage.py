@@ -353,3 +353,59 @@ def test_a_checkpoint_of_something_else_is_one_sentence(
     done = bantam("train.py", "resume=run")
     assert done.returncode == 1
     assert is_one_sentence(done.stderr, "checkpoint.pt"), done.stderr
+
+
+TYPED: dict[str, Damage] = {
+    "another value": replaced("width: 4", "width: four"),
+    "unknown key": lambda file: file.write_text(file.read_text() + "nonsense: 3\n"),
+    "without package": replaced("# @package _global_\n", ""),
+    "defaults": replaced("defaults:\n", "defaults: 5\n5:\n"),
+}
+"""Damage to an experiment."""
+
+
+@pytest.mark.parametrize("line", [(), ("-m",), ("-m", "hydra/sweeper=bantam", "optimizer.lr=interval(0.01,0.1)")])
+def test_a_damaged_experiment_is_one_sentence(bantam: Bantam, tmp_path: Path, line: tuple[str, ...]) -> None:
+    whole = tmp_path / "whole.yaml"
+    whole.write_text("# @package _global_\ndefaults:\n- override /model: v2\nmodel:\n  width: 4\n")
+    file = tmp_path / "mine" / "experiment" / "best.yaml"
+    file.parent.mkdir(parents=True)
+    bad = {}
+    chosen = ("empty", "zeros", "binary", "text", "number", "list")
+    for what, damage in {**{key: ANY[key] for key in chosen}, **TYPED}.items():
+        shutil.copy(whole, file)
+        damage(file)
+        done = bantam("train.py", *line, "--config-dir", "mine", "experiment=best", "dry_run=true")
+        if done.returncode != 1 or not is_one_sentence(done.stderr, file.name):
+            bad[what] = (done.returncode, done.stderr)
+    assert not bad
+    assert (
+        "Traceback" in bantam("train.py", "--config-dir", "mine", "experiment=best", HYDRA_FULL_ERROR="1").stderr
+    )
+    assert not {"outputs", "multirun"} & {path.name for path in tmp_path.iterdir()}
+
+
+def test_what_is_typed_wrongly_is_no_damaged_file(bantam: Bantam) -> None:
+    for word in ("model=nothing", "experiment=nothing", "model.widht=3", "model.width=four"):
+        done = bantam("train.py", word, "dry_run=true")
+        assert done.returncode == 1
+        assert word.split("=")[0] in done.stderr or "nothing" in done.stderr
+        assert "restore it" not in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_who_reads_a_report_or_confirms_needs_no_storage(
+    call: Callable[..., tuple[int, str, str]], finished_study: Path, tmp_path: Path
+) -> None:
+    study = shutil.copytree(finished_study, tmp_path / "study")
+    (study / "study.db").write_bytes(b"no database")
+    assert call("report.py", "study")[0] == 0
+
+
+def test_what_a_killed_report_left_half_written_is_removed(
+    call: Callable[..., tuple[int, str, str]], few_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(few_run, tmp_path / "run")
+    (run / f".report.html.0123456789abcdef{files.ASIDE}").write_bytes(b"<html>")
+    assert call("report.py", "run")[0] == 0
+    assert not list(run.glob(f".*{files.ASIDE}"))

@@ -1,14 +1,20 @@
 """How commands end: by a mistake, by a signal, by an error in one's own class, and in any terminal."""
 
+import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from commands import PROJECT, Bantam, Forks
+from omegaconf import OmegaConf
 from single_runs import history
+
+from bantam import errors
+from bantam.training.folder import read_result, refuse_used
 
 Few = tuple[str, ...]
 
@@ -240,3 +246,111 @@ def test_a_disk_that_is_full_between_two_jobs_is_one_sentence(bantam: Bantam, fe
     again = bantam("train.py", *line[1:])
     assert again.returncode == 0, again.stderr
     assert "finished before" in again.stdout
+
+
+OWN_FAULT = "import bantam.training.setup as s\ndef mine(name):\n    return int('not a number')\ns._device = mine"
+"""A ValueError that Python raises within Bantam: no sentence for the user."""
+
+
+def test_a_fault_of_ours_is_not_shown_as_a_mistake_of_the_user(bantam: Bantam, few: Few, tmp_path: Path) -> None:
+    script, train = changed(tmp_path, "mine", OWN_FAULT), str(PROJECT / "train.py")
+    single = bantam(script, train, *few, "hydra.run.dir=run")
+    assert single.returncode == 1
+    (said,) = (line for line in single.stderr.splitlines() if line)
+    assert "ValueError" in said
+    assert "the traceback is in" in said
+    jobs = bantam(script, train, "-m", *few, "hydra.sweep.dir=runs", "report=false")
+    assert jobs.returncode == 1
+    assert read_result(tmp_path / "runs" / "0")["verdict"] == "failed"
+    assert "not a number" in (tmp_path / "runs" / "0" / "error.txt").read_text()
+    shown = bantam(script, train, "-m", *few, "hydra.sweep.dir=others", "dry_run=true")
+    assert shown.returncode == 1
+    assert "the traceback is in" in shown.stderr
+    search = ("hydra/sweeper=bantam", "hydra.sweep.dir=study", "optimizer.lr=interval(0.01,0.1)")
+    searched = bantam(script, train, "-m", *few, *search, "data.validation=100")
+    assert searched.returncode == 1
+    (said,) = (line for line in searched.stderr.splitlines() if line)
+    assert "the traceback is in" in said
+    evaluated = bantam(changed(tmp_path, "other", OWN_FAULT), str(PROJECT / "evaluate.py"), "runs/0")
+    assert evaluated.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "meant"),
+    [
+        (lambda: refuse_used(Path(".")), True),
+        (lambda: int("x"), False),
+        (lambda: json.loads("{"), False),
+        (lambda: (_ for _ in ()).throw(ValueError("not of Bantam")), False),
+        (lambda: torch.zeros(2).reshape(3), False),
+        (lambda: OmegaConf.create({"a": "${b}"}).a, True),
+    ],
+)
+def test_only_what_bantam_says_is_meant_for_users(
+    raised: Callable[[], object], meant: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "history.csv").touch()
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        raised()
+    assert errors.is_meant_for_users(caught.value) == meant
+
+
+def test_a_schedule_that_fails_in_the_training_is_blamed_itself(bantam: Bantam, few: Few, tmp_path: Path) -> None:
+    code = (
+        "import bantam.schedulers as s\n"
+        "def rate(self, lr, epoch, losses):\n"
+        "    return float('nan') if losses and losses[-1] != 1.0 else lr\n"
+        "s.OneCycle.rate = rate"
+    )
+    line = [str(PROJECT / "train.py"), *few, "scheduler=one_cycle", "epochs=3", "hydra.run.dir=run"]
+    done = bantam(changed(tmp_path, "mine", code), *line)
+    assert done.returncode == 1
+    assert "scheduler=one_cycle sets the learning rate of epoch 2 to nan: change scheduler.*" in done.stderr
+    assert "optimizer.lr" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("x[:, :5] if self.training else x", "returns 2×5 for two images in training, not 2×10"),
+        ("(x, x) if self.training else x", "returns tuple for two images in training, not 2×10"),
+        ("x.nonsense if self.training else x", "cannot compute a batch of two images in training: AttributeError"),
+        ("x.detach()", "returns logits that have no gradient"),
+        ("x.argmax(1, keepdim=True).expand(-1, 10)", "returns logits that have no gradient"),
+    ],
+)
+def test_a_network_that_is_wrong_in_training_only_is_named(
+    bantam: Bantam, few: Few, tmp_path: Path, body: str, said: str
+) -> None:
+    code = (
+        "import bantam.models as m\n"
+        "forward = m.V2.forward\n"
+        "def mine(self, images):\n"
+        "    x = forward(self, images)\n"
+        f"    return {body}\n"
+        "m.V2.forward = mine"
+    )
+    script = changed(tmp_path, "mine", code)
+    done = bantam(script, str(PROJECT / "train.py"), *few, "hydra.run.dir=run")
+    assert done.returncode == 1
+    (line,) = (line for line in done.stderr.splitlines() if line)
+    assert f"model=v2 {said}" in line
+    assert f"{script}, line " in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_leaves_no_empty_traceback(bantam: Bantam, few: Few, tmp_path: Path) -> None:
+    code = (
+        "import bantam.training.folder as f\n"
+        "def full(path, content):\n"
+        "    path.with_name('.x.part').write_bytes(b'')\n"
+        "    path.with_name('.x.part').unlink()\n"
+        "    raise OSError(28, 'No space left on device')\n"
+        "f._write_aside = full"
+    )
+    done = bantam(changed(tmp_path, "full", code), str(PROJECT / "train.py"), *few, "hydra.run.dir=run")
+    assert done.returncode == 1
+    assert "HYDRA_FULL_ERROR=1 shows it" in done.stderr
+    assert not (tmp_path / "run" / "error.txt").exists()

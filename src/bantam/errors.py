@@ -1,20 +1,26 @@
 """What every command does alike: mistakes in one sentence, exit codes, signals, output that any terminal takes."""
 
+import dis
 import os
+import re
+import secrets
 import signal
 import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from hydra.errors import HydraException
+from hydra._internal import utils
+from hydra.errors import HydraException, MissingConfigException
+from hydra.plugins.config_source import ConfigSource
 from omegaconf.errors import OmegaConfBaseException
 
-from bantam.overrides import command_line, override
+from bantam.overrides import resuming
 from bantam.training import terminal
 
 
@@ -25,8 +31,9 @@ class Terminated(KeyboardInterrupt):
 
 
 def begin() -> None:
-    """What a command does first: it makes its output fit any terminal, and ends after SIGTERM as after Ctrl-C."""
+    """What a command does first: its output fits any terminal, option files are named, SIGTERM is as Ctrl-C."""
     fit_output()
+    utils.run_and_report = _run_and_report
     _refuse_undecodable()
     main = threading.current_thread() is threading.main_thread()
     if main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
@@ -83,16 +90,99 @@ def in_one_sentence(folder: Path | None = None) -> Iterator[None]:
         raise SystemExit(1) from None
     except Exception as error:
         show_traceback()
-        if not isinstance(error, ValueError | OmegaConfBaseException | HydraException):
+        if about := about_option_file(error):
+            error = about
+        elif not is_meant_for_users(error):
             error = RuntimeError(_with_remedy(error, folder))
         terminal.show_error(error)
         raise SystemExit(1) from None
 
 
+def is_meant_for_users(error: BaseException) -> bool:
+    """Whether an error is a sentence about what was typed: of Hydra or OmegaConf, or one that Bantam has made.
+
+    A ValueError that Python or a library raises within our code, such as that of `int("x")`, is a fault of ours.
+    """
+    if isinstance(error, OmegaConfBaseException | HydraException):
+        return not isinstance(error, AttributeError | KeyError)  # a key that our code has asked for
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if not isinstance(error, ValueError) or last is None:
+        return False
+    code, module = last.tb_frame.f_code, last.tb_frame.f_globals.get("__name__", "")
+    by_raise = dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
+    return by_raise and (module == "__main__" or module.partition(".")[0] == "bantam")
+
+
+class OptionFileError(ValueError):
+    """A file of options, such as `experiment/best.yaml`, that cannot be read or composed."""
+
+
+IN_FILE = re.compile(r"(?:In|Invalid defaults list in) '([^']+)'[:,] (?:\w+ raised while composing config:\s*)?")
+"""How Hydra begins where it names the option in which an error lies."""
+
+
+def about_option_file(error: Exception) -> OptionFileError | None:
+    """The sentence for what that lies in an option file; None where it lies elsewhere, as in what was typed."""
+    text = " ".join(str(error).split())
+    found = IN_FILE.match(text)
+    if isinstance(error, MissingConfigException):  # Hydra lists the options that there are
+        return None
+    for frame, _ in reversed([*traceback.walk_tb(error.__traceback__)]):
+        owner, file = frame.f_locals.get("self"), frame.f_locals.get("full_path", "")
+        repository = getattr(owner, "repository", None)
+        if found and repository:
+            having = (source for source in repository.get_sources() if source.is_config(found[1]))
+            file = next((f"{source.path}/{found[1]}.yaml" for source in having), "")
+        elif not isinstance(owner, ConfigSource) or isinstance(error, HydraException):
+            continue
+        if Path(file).exists():
+            reason = (text[found.end() :] if found else _unreadable(error)).partition(" full_key:")[0]
+            return OptionFileError(
+                f"{terminal.short_path(Path(file))} cannot be used ({reason}): correct it, or restore it"
+            )
+    return None
+
+
+def _unreadable(error: Exception) -> str:
+    """What a file's content is not, as far as that is known."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    if problem and mark:
+        return f"{problem}, line {mark.line + 1}"
+    if isinstance(error, OSError):
+        return error.strerror or "it has no keys"
+    return "it is no text" if isinstance(error, UnicodeError) else str(error).splitlines()[0].partition(" in ")[0]
+
+
+_plain_run_and_report = utils.run_and_report
+
+
+def _run_and_report(func: Callable[[], Any]) -> Any:
+    """Hydra's own way of showing what goes wrong, except for option files: it says it in several lines."""
+
+    def watched() -> Any:
+        try:
+            return func()
+        except Exception as error:
+            about = about_option_file(error)
+            if about is None or wants_tracebacks():
+                raise
+            terminal.show_error(about)
+            raise SystemExit(1) from None
+
+    return _plain_run_and_report(watched)
+
+
 def show_traceback() -> None:
     """Print the traceback of the error that is handled, where HYDRA_FULL_ERROR=1 asks for it."""
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    if wants_tracebacks():
         traceback.print_exc()
+
+
+def wants_tracebacks() -> bool:
+    """Whether HYDRA_FULL_ERROR=1 asks for every traceback in the terminal."""
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 def _with_remedy(error: Exception, folder: Path | None) -> str:
@@ -101,31 +191,31 @@ def _with_remedy(error: Exception, folder: Path | None) -> str:
     from bantam.training.folder import CHECKPOINT, CHECKPOINT_BEFORE
 
     what = failure(error)
-    trace = _write_traceback(folder) or "no file, but HYDRA_FULL_ERROR=1 shows it"
+    trace = write_traceback(folder) or "no file, but HYDRA_FULL_ERROR=1 shows it"
     if folder is None:
         return f"this command has failed ({what}; the traceback is in {trace}): mend that, and type it again"
     shown = terminal.short_path(folder)
     if any((folder / name).exists() for name in (CHECKPOINT, CHECKPOINT_BEFORE)):
-        line = command_line(["python", "train.py", override("resume", shown)])
-        return f"{shown} stopped ({what}; the traceback is in {trace}): when that is mended, {line} continues it"
-    return (
-        f"{shown} was not trained ({what}; the traceback is in {trace}): mend that, and type the same line again"
-    )
+        how = f"when that is mended, {resuming(shown)} continues it"
+        return f"{shown} stopped ({what}; the traceback is in {trace}): {how}"
+    ended = "stopped" if (folder / SEARCHED).exists() else "was not trained"
+    return f"{shown} {ended} ({what}; the traceback is in {trace}): mend that, and type the same line again"
 
 
-def _write_traceback(folder: Path | None) -> Path | None:
+SEARCHED = "trials.csv"
+"""The file of a search that has begun."""
+
+
+def write_traceback(folder: Path | None) -> Path | None:
     """Write the traceback of the error that is handled into a file: into the folder, or a temporary one."""
-    text = traceback.format_exc()
-    with suppress(OSError):  # the disk is full, or there is no folder yet
-        if folder is not None:
-            (folder / "error.txt").write_text(text, encoding="utf-8", errors="replace")
-            return folder / "error.txt"
-    with (
-        suppress(OSError),
-        tempfile.NamedTemporaryFile(
-            "w", prefix="bantam-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
-        ) as file,
-    ):
-        file.write(text)
-        return Path(file.name)
+    from bantam.training.folder import write
+
+    content = traceback.format_exc().encode(errors="replace")
+    name = f"bantam-error-{secrets.token_hex(4)}.txt"
+    for file in (folder / "error.txt" if folder else None, Path(tempfile.gettempdir()) / name):
+        # The disk is full, there is no folder yet, or a folder has the name: no file stays behind.
+        with suppress(OSError, ValueError):
+            if file is not None:
+                write(file, content)
+                return file
     return None

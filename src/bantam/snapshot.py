@@ -66,6 +66,7 @@ class Kept(FileConfigSource):
         content = self.entries.get(os.path.normpath(self._normalize_file_name(config_path)))
         if content is None:
             raise ConfigLoadError(f"Config not found : {self.path}/{config_path}")
+        full_path = os.path.join(self.path, self._normalize_file_name(config_path))  # noqa: F841 # errors name it
         text = content.decode()
         return ConfigResult(
             config=OmegaConf.load(io.StringIO(text)),

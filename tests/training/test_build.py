@@ -10,7 +10,8 @@ import pytest
 from omegaconf import DictConfig
 from single_runs import train
 
-from bantam import models
+from bantam import data, models
+from bantam.training import build
 from bantam.training.build import PartFailed
 from bantam.training.run import run
 from bantam.training.setup import RunInfo, prepare
@@ -121,3 +122,13 @@ def test_an_optimizer_that_fails_is_named(
     assert (
         str(failed.value) == f"optimizer=sgd fails: ZeroDivisionError in {own.__file__}, line 39: division by zero"
     )
+
+
+def test_a_fault_in_reading_images_is_not_about_the_files(
+    composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "_read_mnist5k", lambda: int("x"))
+    with pytest.raises(
+        build.CannotBeBuilt, match=r"data=mnist5k cannot be built: ValueError in .*, line \d+: invalid"
+    ):
+        build.build(composed("data=mnist5k"), "data", {"data": "mnist5k"})

@@ -112,7 +112,9 @@ def open_storage(hydra: DictConfig, wait: bool = False) -> BaseStorage:
                 time.sleep(0.5)
             else:
                 reason = first_line(error)
-                raise ValueError(f"hydra.sweeper.storage={shown(url)} cannot be opened: {reason}") from error
+                remedy = "restore the file, or choose another" if sqlite else "start it, or correct its address"
+                what = f"hydra.sweeper.storage={shown(url)} cannot be opened: {reason}"
+                raise ValueError(f"{what}; {remedy}") from error
     if sqlite:
         _lock_before_reading(storage)
     return storage

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bantam import budget
 from bantam.overrides import override, written
-from bantam.search import distributions, pruners, samplers, storage, trials
+from bantam.search import damage, distributions, pruners, samplers, storage, trials
 from bantam.search.space import Search, compose, composed, end, known_settings, objectives
 from bantam.search.trials import Ending
 from bantam.training import folder as files
@@ -42,11 +42,15 @@ RESOLVED = " (what it became)"
 def open_study(search: Search) -> Study:
     """Load the study, or create it with the known settings first in its queue.
 
-    Raises ValueError where it was begun with another space, objective or fixed override.
+    Raises ValueError where it was begun with another space, objective or fixed override, or is damaged.
     """
-    _create(search)
-    study = load(search)
+    with damage.in_one_sentence(search):
+        _create(search)
+        study = load(search)
+        damage.refuse_missing(search, study)
     _check_same(search, study)
+    with damage.in_one_sentence(search):
+        damage.refuse_impossible(search, study.get_trials(deepcopy=False))
     return study
 
 

@@ -5,6 +5,7 @@ Optuna and torch are imported only when a search begins.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -14,11 +15,10 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper.config import Direction, OptunaSweeperConf, TPESamplerConfig
 from omegaconf import II, MISSING, DictConfig, OmegaConf, open_dict, read_write
 
-from bantam import launch, snapshot
+from bantam import errors, launch, snapshot
 from bantam.overrides import override
 from bantam.ranges import ranged
 from bantam.search import processes
-from bantam.training import terminal
 
 
 @dataclass
@@ -198,20 +198,17 @@ class BantamSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Search as the command line says; refuses with one sentence and exit code 1."""
+        """Search as the command line says; what goes wrong is one sentence, in a worker a traceback in its log."""
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
-        try:
-            if processes.task:
-                from bantam.search import worker  # loads PyTorch and Optuna
+        if processes.task:
+            from bantam.search import worker  # loads PyTorch and Optuna
 
-                worker.work(processes.task, self.hydra_context, self.launcher)
-            else:
-                processes.preload()
-                from bantam.search import watch
+            worker.work(processes.task, self.hydra_context, self.launcher)
+            return
+        with errors.in_one_sentence(Path(self.config.hydra.sweep.dir)):
+            processes.preload()
+            from bantam.search import watch
 
-                watch.search(self.config, self.hydra_context, self.launcher, arguments)
-        except ValueError as error:
-            terminal.show_error(error)
-            raise SystemExit(1) from None
+            watch.search(self.config, self.hydra_context, self.launcher, arguments)

@@ -30,7 +30,7 @@ def build(cfg: DictConfig, key: str, choices: Choices) -> Any:
         built = instantiate(cfg[key], _execution_whitelist_=config.TARGETS[key])
     except Exception as error:  # a constructor that refuses its arguments may raise anything
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
-        if key == "data" and isinstance(cause, ValueError):
+        if key == "data" and cause is not None and _is_deliberate(cause):
             raise NoImages(str(cause)) from cause
         raise cannot_be_built(key, choices, cause or error) from error
     if key == "model" and not isinstance(built, nn.Module):
@@ -58,11 +58,16 @@ def told(error: BaseException) -> str:
     paths = [(frame, Path(frame.filename)) for frame in frames if os.path.isabs(frame.filename)]
     ours = {Path(__file__).parent, Path(budget.__file__)}  # the budget runs a network's operations
     own = [f for f, path in paths if not ours & {path, path.parent} and not {*path.parts} & {*NOT_OWN}]
-    deliberate = isinstance(error, ValueError) and (frames[-1].line or "").startswith("raise ") if frames else True
-    if not own or deliberate:
+    if not own or _is_deliberate(error):
         return text or type(error).__name__
     where = f"{own[-1].filename}, line {own[-1].lineno}"
     return f"{type(error).__name__} in {where}" + f": {text}" * bool(text)
+
+
+def _is_deliberate(error: BaseException) -> bool:
+    """Whether a class has raised a ValueError by itself, to refuse what it was given."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return not frames or (isinstance(error, ValueError) and (frames[-1].line or "").startswith("raise "))
 
 
 NOT_OWN = ("site-packages", "dist-packages", "kernels", f"python{sys.version_info.major}.{sys.version_info.minor}")
@@ -109,17 +114,30 @@ def build_model(cfg: DictConfig, choices: Choices, device: torch.device) -> nn.M
 
 
 def check_logits(choices: Choices, model: nn.Module, classes: int) -> None:
-    """Refuse a network that does not give each image of a batch a logit for each class."""
+    """Refuse a network that does not give each image of a batch a logit for each class, in training or scoring."""
     name = f"model={choices.get('model')}"
     images = torch.zeros(2, *budget.IMAGE, device=next(model.parameters()).device)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            logits = copy.deepcopy(model).eval()(images)
-    except Exception as error:  # a network of one's own may raise anything
-        raise ValueError(f"{name} cannot compute a batch of two images: {told(error)}") from error
-    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
+    for training in (False, True):
+        when = " in training" * training
+        try:
+            with torch.set_grad_enabled(training), torch.random.fork_rng(devices=[]):
+                logits = copy.deepcopy(model).train(training)(images)
+        except Exception as error:  # a network of one's own may raise anything
+            raise ValueError(f"{name} cannot compute a batch of two images{when}: {told(error)}") from error
         found = "×".join(map(str, logits.shape)) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ValueError(f"{name} returns {found} for two images, not 2×{classes}: a logit for each class")
+        if found != f"2×{classes}":
+            what = f"{found} for two images{when}, not 2×{classes}: a logit for each class"
+            raise ValueError(f"{name} returns {what}{_forward(model)}")
+        if not logits.is_floating_point() or (training and not logits.requires_grad):
+            raise ValueError(f"{name} returns logits that have no gradient{_forward(model)}")
+
+
+def _forward(model: nn.Module) -> str:
+    """Where the code stands that computes a network of one's own; empty where that is a library's."""
+    code = getattr(type(model).forward, "__code__", None)
+    if code is None or {*Path(code.co_filename).parts} & {*NOT_OWN}:
+        return ""
+    return f" ({code.co_filename}, line {code.co_firstlineno})"
 
 
 def build_optimizer(cfg: DictConfig, choices: Choices, model: nn.Module) -> Optimizer:

@@ -62,6 +62,15 @@ class Diverged(ArithmeticError):
         self.epoch, self.step, self.lr = epoch, step, lr
 
 
+class BadRate(ArithmeticError):
+    """The schedule has set a learning rate that no optimizer can take."""
+
+    def __init__(self, epoch: int, rate: float) -> None:
+        super().__init__(
+            f"sets the learning rate of epoch {epoch} to {rate}: change scheduler.* so that it stays at 0 or above"
+        )
+
+
 @dataclass(frozen=True)
 class Training:
     """All that the loop needs; model and data are on the same device."""
@@ -96,7 +105,7 @@ def train(
     """Train and yield a record after every epoch, scored on the held-out images.
 
     After the epochs of `history` it goes on as if it had never stopped. `show` gets the epoch, the images trained
-    on so far in it and the latest loss, a few times an epoch. Raises Diverged.
+    on so far in it and the latest loss, a few times an epoch. Raises Diverged, and BadRate.
     """
     data, count = training.data, len(training.data.train_labels)
     losses = [epoch.train_loss for epoch in history]
@@ -169,9 +178,12 @@ def _train_epoch(
 
 
 def _set_rates(training: Training, epoch: float, losses: Sequence[float]) -> float:
-    """Give every group of the optimizer its rate for this moment; returns that of the first group."""
+    """Give every group of the optimizer its rate for this moment; returns that of the first. Raises BadRate."""
     optimizer, schedule = training.optimizer, training.schedule
     rates = [schedule.rate(lr, epoch, losses) for lr in training.rates]
+    for rate in rates:
+        if not 0 <= rate < math.inf:
+            raise BadRate(int(epoch) + 1, rate)
     if schedule.drops_momentum and epoch.is_integer() and rates[0] != optimizer.param_groups[0]["lr"]:
         optimizer.state.clear()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):

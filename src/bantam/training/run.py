@@ -4,6 +4,7 @@ import platform
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +16,7 @@ from bantam.data import Data
 from bantam.training import folder as files
 from bantam.training import terminal
 from bantam.training.build import PartFailed, blame
-from bantam.training.loop import Diverged, Epoch, score, train
+from bantam.training.loop import BadRate, Diverged, Epoch, score, train
 from bantam.training.setup import Prepared, RunInfo
 from bantam.training.verdict import Verdict, judge
 
@@ -52,6 +53,8 @@ def _run(prepared: Prepared, should_prune: Callable[[int, float], bool]) -> floa
         raise SystemExit(128 + getattr(stop, "signal", signal.SIGINT)) from None
     except Diverged as error:
         return _end_early(prepared, "diverged", str(error), history, started)
+    except BadRate as error:
+        raise PartFailed(f"scheduler={info.choices.get('scheduler')} {error}") from error
     except Exception as error:
         blamed = blame(error, prepared.parts, info.choices)
         if blamed is error:
@@ -228,5 +231,6 @@ def fail(error: Exception, trace: str, info: RunInfo, seed: int | None) -> None:
     """Record in a job's folder that it broke, with the traceback in error.txt; the other jobs go on."""
     reason = str(error) if isinstance(error, PartFailed) else f"{type(error).__name__}: {error}"
     terminal.show_failure(info, reason)
-    files.write(info.folder / "error.txt", trace.encode())
+    with suppress(OSError):  # the disk is full: what has happened is the more important
+        files.write(info.folder / "error.txt", trace.encode())
     files.write_result(info.folder, {"verdict": "failed", "reason": reason, **_identity(info, seed)})

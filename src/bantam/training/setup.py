@@ -29,6 +29,7 @@ from bantam.training.build import (
     build_schedule,
     check_logits,
     dry_run_schedule,
+    told,
 )
 from bantam.training.costs import check_budget
 from bantam.training.folder import read_checkpoint, read_finished
@@ -254,11 +255,14 @@ def _check_last_batch(cfg: DictConfig, info: RunInfo, model: nn.Module, count: i
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             copy.deepcopy(model).train()(image)
-    except ValueError as error:
+    except Exception as error:  # a network of one's own may raise anything
+        name = f"model={info.choices.get('model')}"
+        if "more than 1 value per channel" not in str(error):
+            raise ValueError(f"{name} cannot compute a batch of one image in training: {told(error)}") from error
         fitting = next(size for size in range(cfg.batch_size + 1, count + 1) if count % size != 1)
         raise ValueError(
             f"batch_size is {cfg.batch_size:,}: of {count:,} images the last batch has a single one, and batch "
-            f"norm in model={info.choices.get('model')} cannot be trained on one value a channel: use "
+            f"norm in {name} cannot be trained on one value a channel: use "
             f"batch_size={fitting}"
         ) from error
 

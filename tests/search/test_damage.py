@@ -1,0 +1,78 @@
+"""What of a storage may be gone or altered: one sentence with its address and what helps."""
+
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+from searches import work
+
+from bantam.search.space import Search
+from bantam.search.study import open_study
+
+Damage = Callable[[Path], object]
+
+TABLES = ("trials", "trial_params", "trial_values", "trial_user_attributes", "studies")
+TABLES = (*TABLES, "study_user_attributes", "study_directions")
+
+
+def sql(statement: str) -> Damage:
+    """Damage to the rows of a database."""
+
+    def damage(file: Path) -> None:
+        with sqlite3.connect(file) as connection:
+            connection.execute(statement)
+        connection.close()
+
+    return damage
+
+
+DAMAGES: dict[str, Damage] = {
+    "halved": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+    "text": lambda file: file.write_text("Once upon a time"),
+    "folder": lambda file: (file.unlink(), file.mkdir()),
+    "link": lambda file: (file.unlink(), file.symlink_to(file.name)),
+    "gone": Path.unlink,
+    "empty": lambda file: file.write_bytes(b""),
+    **{f"no {table}": sql(f"DROP TABLE {table}") for table in TABLES},
+    "settings of a trial gone": sql("DELETE FROM trial_params WHERE trial_id = 2"),
+    "a setting of a trial gone": sql("DELETE FROM trial_params WHERE trial_id = 2 AND param_name = 'model.width'"),
+    "accuracy of a trial gone": sql("DELETE FROM trial_values WHERE trial_id = 2"),
+    "costs of a trial gone": sql("DELETE FROM trial_user_attributes WHERE trial_id = 2"),
+    "a trial gone": sql("DELETE FROM trials WHERE trial_id = 2"),
+    "the last trial gone": sql("DELETE FROM trials WHERE trial_id = 3"),
+    "definition gone": sql("DELETE FROM study_user_attributes"),
+    "definition no JSON": sql("UPDATE study_user_attributes SET value_json = '{'"),
+    "definition a list": sql("UPDATE study_user_attributes SET value_json = '[1]'"),
+    "range no JSON": sql("UPDATE trial_params SET distribution_json = '{'"),
+    "note no JSON": sql("UPDATE trial_user_attributes SET value_json = '{'"),
+    "infinite accuracy": sql("UPDATE trial_values SET value = NULL, value_type = 'INF_POS'"),
+    "accuracy of 500 %": sql("UPDATE trial_values SET value = 500"),
+    "another name": sql("UPDATE studies SET study_name = 'another'"),
+}
+
+
+def test_a_damaged_storage_is_one_sentence(searching: Callable[..., Search], tmp_path: Path) -> None:
+    line = ("hydra.sweeper.n_trials=3",)
+    work(searching(*line, folder="whole"))
+    bad = {}
+    for i, (what, damage) in enumerate(DAMAGES.items()):
+        shutil.copytree(tmp_path / "whole", tmp_path / f"study{i}")
+        damage(tmp_path / f"study{i}" / "study.db")
+        try:
+            open_study(searching(*line, folder=f"study{i}"))
+            bad[what] = "nothing was said"
+        except ValueError as error:
+            said = " ".join(str(error).split())
+            helps = "restore" in said and f"study{i}/study.db" in said
+            if not helps or "hydra.sweeper.storage" not in said:
+                bad[what] = said
+    assert not bad
+
+
+def test_a_whole_storage_is_no_damage(searching: Callable[..., Search]) -> None:
+    for sampler in ("multivariate_tpe", "gp", "nsgaii"):
+        line = (f"hydra/sweeper/sampler={sampler}", "hydra.sweeper.n_trials=4", "budget.parameters=6000")
+        work(searching(*line, folder=sampler))
+        assert len(open_study(searching(*line, folder=sampler)).trials) >= 4
