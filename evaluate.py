@@ -29,9 +29,8 @@ def main() -> None:
                 cfg, keys = saved.merged(own, arguments.overrides)
             refused = [key for key in keys if key.split(".")[0] not in MAY_CHANGE]
             if refused:
-                raise ValueError(
-                    f"{refused[0]} belongs to the run: only {', '.join(MAY_CHANGE)} can be changed here"
-                )
+                key, *_ = saved.in_words(own, cfg, saved.chosen(own, arguments.overrides), refused[0])
+                raise ValueError(f"{key} belongs to the run: only {', '.join(MAY_CHANGE)} can be changed here")
             cfg = saved.typed(cfg)
             ranges.validate(cfg)
         from bantam.training.evaluate import evaluate

@@ -72,6 +72,22 @@ def test_an_interrupted_job_goes_on_from_its_checkpoint(bantam: Bantam, few: Few
         assert (again / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
 
 
+def test_a_job_that_failed_or_was_refused_is_tried_again(bantam: Bantam, few: Few, tmp_path: Path) -> None:
+    line = ["-m", *few, "epochs=2", "seed=1,2", "report=false"]
+    body = "raise OSError(28, 'No space left on device', str(folder))"
+    (tmp_path / "full.py").write_text(PATCHED.format(body=body))
+    failed = bantam(str(tmp_path / "full.py"), TRAIN, *line, "hydra.sweep.dir=runs")
+    assert failed.returncode == 1
+    assert [files.read_result(tmp_path / "runs" / number)["verdict"] for number in "01"] == ["failed"] * 2
+    (tmp_path / "runs" / "1" / "result.json").write_text('{"verdict": "refused", "reason": "no images"}')
+    again = bantam("train.py", *line, "hydra.sweep.dir=runs")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "finished before" not in again.stdout
+    assert bantam("train.py", *line, "hydra.sweep.dir=whole").returncode == 0
+    for number in "01":
+        assert history(tmp_path / "runs" / number) == history(tmp_path / "whole" / number)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -80,7 +96,7 @@ def test_an_interrupted_job_goes_on_from_its_checkpoint(bantam: Bantam, few: Few
             "runs/0 holds a run with optimizer.lr=0.025, not 0.5: choose another hydra.swe",
         ),
         ("seed=3,2", "runs/0 holds a run with seed=1, not 3"),
-        ("model=v1", "runs/0 holds a run with model._target_=bantam.models.V2, not bantam.models.V1"),
+        ("model=v1", "runs/0 holds a run with model=v2, not v1: choose another hydra.sweep.dir"),
     ],
 )
 def test_another_multirun_is_refused_before_anything_is_touched(
@@ -210,3 +226,113 @@ def test_every_job_that_trains_on_other_images_says_so(bantam: Bantam, tmp_path:
     assert again.stdout.count("finished before") == 2
     evaluated = bantam("evaluate.py", "runs/0", **nowhere)
     assert "exactly as recorded" in evaluated.stdout, evaluated.stderr
+
+
+def served(folder: Path, few_root: Path) -> str:
+    """A script in which a download of Fashion-MNIST is a copy of the few images, and is noted in a file."""
+    code = (
+        "import runpy, shutil, sys, torchvision.datasets as d\n"
+        "def download(self):\n"
+        f"    open({str(folder / 'downloads')!r}, 'a').write('one\\n')\n"
+        f"    shutil.copytree({str(few_root / 'FashionMNIST' / 'raw')!r}, self.raw_folder)\n"
+        "d.FashionMNIST.download = download\n"
+        "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    (folder / "served.py").write_text(code)
+    return str(folder / "served.py")
+
+
+@pytest.mark.parametrize("line", [(), ("-m", "seed=1,2")])
+def test_a_dry_run_keeps_no_download(
+    bantam: Bantam, few_root: Path, tmp_path: Path, line: tuple[str, ...]
+) -> None:
+    script, temporary = served(tmp_path, few_root), tmp_path / "temporary"
+    temporary.mkdir()
+    words = (*line, "model.width=4", "data=fashion_mnist", "data.root=none")
+    done = bantam(script, TRAIN, *words, "dry_run=true", TMPDIR=str(temporary))
+    assert done.returncode == 0, done.stderr
+    assert "300 images to train on" in done.stdout
+    assert (tmp_path / "downloads").read_text() == "one\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"served.py", "downloads", "temporary"}
+    assert list(temporary.iterdir()) == []
+    trained = bantam(script, TRAIN, *words[len(line) :], "epochs=1", "pictures=false", "hydra.run.dir=run")
+    assert trained.returncode == 0, trained.stderr
+    assert (tmp_path / "none" / "FashionMNIST" / "raw" / "SHA256SUMS").exists()
+
+
+def test_what_auto_stands_for_is_decided_once_for_all_jobs(bantam: Bantam, few: Few, tmp_path: Path) -> None:
+    code = (
+        "import runpy, sys, bantam.data as d\n"
+        "def decide(root):\n"
+        "    open('decided', 'a').write(f'{root}\\n')\n"
+        "    return 'mnist5k'\n"
+        "d.decide = decide\n"
+        "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    (tmp_path / "counted.py").write_text(code)
+    line = ["-m", *few[1:5], "data=auto,mnist5k", "seed=1,2", "report=false", "hydra.sweep.dir=runs"]
+    done = bantam(str(tmp_path / "counted.py"), TRAIN, *line, BANTAM_DATA="none")
+    assert (tmp_path / "decided").read_text() == f"{tmp_path}/none\n", done.stdout + done.stderr
+
+
+def test_a_resumed_run_has_the_seed_of_the_environment_in_which_it_was_begun(
+    bantam: Bantam, few: Few, tmp_path: Path
+) -> None:
+    line = [*few, "seed=${oc.env:SEED}", "epochs=2"]
+    process = bantam.start("train.py", *line, "hydra.run.dir=run", hold=1, SEED="3")
+    bantam.wait_until_held("run")
+    process.kill()
+    process.wait()
+    bantam.let_go()
+    done = bantam("train.py", "resume=run", SEED="4")
+    assert done.returncode == 0, done.stderr
+    assert bantam("train.py", *line, "hydra.run.dir=whole", SEED="3").returncode == 0
+    assert files.read_result(tmp_path / "run")["seed"] == 3
+    assert history(tmp_path / "run") == history(tmp_path / "whole")
+
+
+def test_a_run_needs_no_option_files_afterwards(bantam: Bantam, few: Few, few_root: Path, tmp_path: Path) -> None:
+    """Evaluated, resumed, reported and, as the best trial of a search, confirmed and run again without them."""
+    mine = tmp_path / "mine"
+    for group in ("experiment", "optimizer"):
+        (mine / group).mkdir(parents=True)
+    (mine / "experiment" / "best.yaml").write_text(
+        "# @package _global_\ndefaults:\n- override /optimizer: own\nmodel:\n  width: 4\n"
+    )
+    shutil.copy(PROJECT / "conf" / "optimizer" / "sgd.yaml", mine / "optimizer" / "own.yaml")
+    line = ["--config-dir", "mine", "experiment=best", *few]
+    assert bantam("train.py", *line, "hydra.run.dir=run").returncode == 0
+    search = ("-m", "hydra/sweeper=bantam", "hydra.sweep.dir=study", "optimizer.lr=interval(0.01,0.1)")
+    one = ("hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1", "data.validation=100", "report=false")
+    searched = bantam("train.py", *search, *line, *one)
+    assert searched.returncode == 0, searched.stdout + searched.stderr
+    process = bantam.start("train.py", *line, "epochs=2", "hydra.run.dir=stopped", hold=1)
+    bantam.wait_until_held("stopped")
+    process.kill()
+    process.wait()
+    bantam.let_go()
+    shutil.rmtree(mine)
+    for words in (
+        ("evaluate.py", "run"),
+        ("evaluate.py", "run", "data=fashion_mnist", f"data.root={few_root}"),
+        ("train.py", "resume=stopped"),
+        ("report.py", "run", "study"),
+        ("confirm.py", "study", "--top", "1", "--seeds", "2", "--validation-only"),
+        ("confirm.py", "study", "optimizer.momentum=0.8", "--top", "1", "--seeds", "2", "--validation-only"),
+        ("train.py", "--config-dir", "study", "experiment=best", "hydra.run.dir=again"),
+    ):
+        command = bantam
+        if "optimizer.momentum=0.8" in words:
+            shutil.rmtree(tmp_path / "study" / "confirm")
+            command = bantam.interpreter  # type: ignore[assignment] # it reads what a dry run says through a pipe
+        done = command(*words)
+        assert done.returncode == 0, (words, done.stdout + done.stderr)
+    again, trial = (files.read_result(tmp_path / name) for name in ("again", "study/0"))
+    assert again["objective"] == trial["objective"]
+    assert OmegaConf.load(tmp_path / "again" / ".hydra" / "hydra.yaml").hydra.runtime.choices.optimizer == "own"
+
+
+def test_evaluate_names_the_option_that_belongs_to_the_run(bantam: Bantam, finished_run: Path) -> None:
+    done = bantam("evaluate.py", str(finished_run), "model=v1")
+    assert done.returncode == 1
+    assert "Error: model belongs to the run: only data, device" in done.stderr

@@ -21,6 +21,7 @@ LAYERS = (
     ("train", "evaluate", "confirm", "report", "table", "bantam"),  # entry points; `bantam` is for notebooks
     ("bantam.search",),
     ("bantam.launch",),
+    ("bantam.jobs",),
     ("bantam.errors", "bantam.resolve"),
     ("bantam.report",),
     ("bantam.training",),
@@ -55,6 +56,7 @@ def knows_configurations(file: Path) -> bool:
         "ranges.py",
         "config.py",
         "launch.py",
+        "jobs.py",
         "errors.py",
         "overrides.py",
         "resolve.py",

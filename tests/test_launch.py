@@ -273,7 +273,9 @@ def test_an_interrupted_run_resumes_in_place_and_ends_bitwise_the_same(
     assert result.returncode == 1
     assert "Error: optimizer.lr is 0.5 here, but the run in run has 0.025" in result.stderr
     result = bantam("train.py", "resume=run", "model=v1")
-    assert "Error: model._target_ is bantam.models.V1 here" in result.stderr
+    assert "Error: model is v1 here, but the run in run has v2: " in result.stderr
+    result = bantam("train.py", "resume=run", "model.width=8", "augmentation=study")
+    assert "leave model.width=8 augmentation=study out" in result.stderr
 
     result = bantam("train.py", "resume=run", "optimizer.lr=0.025")  # the run's own value contradicts nothing
     assert result.returncode == 0, result.stderr

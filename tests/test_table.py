@@ -33,7 +33,10 @@ def test_the_table_stands_between_its_marks_with_its_command(bantam: Bantam, tmp
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        ("unfinished", "Error: runs/1 is unfinished: finish it with resume=, or leave its folder out"),
+        (
+            "unfinished",
+            "Error: runs/1 is unfinished: finish it with python train.py resume=runs/1, or leave its folder out",
+        ),
         ("no marks", "Error: --into=README.md must have one line <!-- table -->"),
         ("targets", "Error: the runs have several targets"),
         ("nothing", "Error: there is no run in these folders"),

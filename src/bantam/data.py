@@ -155,6 +155,12 @@ class DownloadFailed(ValueError):
     """The files are not there and could not be fetched."""
 
 
+keep_downloads = True
+"""False in a dry run, which creates nothing: its downloads are for this process alone."""
+
+_temporary: dict[tuple[str, str], tempfile.TemporaryDirectory[str]] = {}
+"""By dataset and root: where a download is that is not kept."""
+
 _failures: dict[tuple[str, str], str] = {}
 """Why this process could not download a dataset to a root."""
 
@@ -169,7 +175,8 @@ def _absent(dataset: str, root: str, reason: str) -> str:
 
 def _raw(dataset: str, root: str) -> Path:
     """The folder in which torchvision keeps the unpacked files."""
-    return Path(root) / dataset / "raw"
+    temporary = _temporary.get((dataset, root))
+    return Path(temporary.name if temporary else root) / dataset / "raw"
 
 
 def _present(dataset: str, root: str) -> bool:
@@ -185,6 +192,8 @@ def _download(dataset: str, root: str) -> str:
     """
     import torchvision.datasets
 
+    if not keep_downloads:
+        _temporary[dataset, root] = tempfile.TemporaryDirectory(prefix="bantam-")
     raw = _raw(dataset, root)
     timeout = socket.getdefaulttimeout()
     made = [folder for folder in (raw.parent, *raw.parent.parents) if not folder.exists()]
@@ -206,6 +215,7 @@ def _download(dataset: str, root: str) -> str:
             os.replace(file, raw / file.name)
         return ""
     except (OSError, RuntimeError) as error:
+        _temporary.pop((dataset, root), None)
         _failures[dataset, root] = _reason(error)
         return _failures[dataset, root]
     finally:
@@ -281,7 +291,7 @@ def _read(dataset: str, root: str) -> tuple[Tensor, Tensor, Tensor, Tensor, tupl
 
     kind = getattr(torchvision.datasets, dataset)
     try:
-        train, test = kind(root, train=True), kind(root, train=False)
+        train, test = (kind(_raw(dataset, root).parents[1], train=train) for train in (True, False))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ValueError(f"the files in {_raw(dataset, root)} are not those of {dataset}: {error}") from error
     for part in (train, test):

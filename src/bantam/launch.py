@@ -10,23 +10,19 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra import compose
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, open_dict, read_write
 
-from bantam import errors, ranges, resolve, snapshot
-from bantam.overrides import command_line, override
+from bantam import errors, jobs, ranges, resolve, snapshot
+from bantam.overrides import command_line, override, resuming
 from bantam.training import saved, terminal
 
 if TYPE_CHECKING:
@@ -59,7 +55,7 @@ def job(cfg: DictConfig, reporter: Reporter) -> float:
     folder = Path(hydra.runtime.output_dir)
     with errors.in_one_sentence(folder):
         if cfg.get("resume") is not None and Preflight.prepared is None:
-            raise ValueError(f"resume={cfg.resume} continues a run only as python train.py resume={cfg.resume}")
+            raise ValueError(f"resume continues a run only as {resuming(cfg.resume)}")
         from bantam.training.run import run
 
         # Hydra's --experimental-rerun calls no callback.
@@ -74,7 +70,7 @@ def job(cfg: DictConfig, reporter: Reporter) -> float:
 def _multirun_job(cfg: DictConfig, hydra: Any, reporter: Reporter) -> float:
     """Check, build and train one job of several, or go on with it; leave alone what is finished."""
     from bantam.training.build import NoImages
-    from bantam.training.folder import RESULT, read_result
+    from bantam.training.folder import NOT_TRAINED, RESULT, read_result
     from bantam.training.run import fail, refuse, run
     from bantam.training.setup import RunInfo, prepare
 
@@ -96,8 +92,10 @@ def _multirun_job(cfg: DictConfig, hydra: Any, reporter: Reporter) -> float:
         ranges.validate(cfg)
         if (info.folder / RESULT).exists():
             result = read_result(info.folder)
-            terminal.show_skipped(info, result)
-            return float(result.get("objective") or FAILED)
+            if searching or result["verdict"] not in NOT_TRAINED:
+                terminal.show_skipped(info, result)
+                return float(result.get("objective") or FAILED)
+            (info.folder / RESULT).unlink()  # what was wrong may be mended now
         resolve.decide_data(cfg)
         saved.save(info.folder, cfg)
         prepared = prepare(cfg, info)
@@ -105,14 +103,14 @@ def _multirun_job(cfg: DictConfig, hydra: Any, reporter: Reporter) -> float:
             terminal.describe(prepared)
             return FAILED
         return run(prepared, reporter(hydra)) if searching else run(prepared)
-    except (ValueError, OmegaConfBaseException) as error:
+    except Exception as error:
         errors.show_traceback()
         if searching and isinstance(error, NoImages):  # they were there when the search began
             raise
-        refuse(error, info, seed)
-    except Exception as error:
-        errors.show_traceback()
-        fail(error, traceback.format_exc(), info, seed)
+        if errors.is_meant_for_users(error):
+            refuse(error, info, seed)
+        else:
+            fail(error, traceback.format_exc(), info, seed)
     return FAILED
 
 
@@ -134,6 +132,8 @@ class Preflight(Callback):
             if searches not in (None, "null"):
                 raise ValueError(f"hparams_search={searches} searches only with -m: python train.py -m …")
             ranges.validate(cfg)
+            if cfg.dry_run:
+                resolve.keep_no_downloads()
             if cfg.resume is not None:
                 raise SystemExit(_resume(cfg, hydra))
             prepared = _prepare_single(cfg, folder, hydra)
@@ -151,11 +151,17 @@ class Preflight(Callback):
             _refuse_unwritable(folder, "hydra.sweep.dir")
             os.environ[LAUNCHER] = str(os.getpid())
             snapshot.take(GlobalHydra.instance().config_loader())
-            resolve.decide_for_jobs(config, search=config.hydra.sweeper._target_ == SWEEPER)
-            if config.hydra.sweeper._target_ == BASIC and config.dry_run:
-                raise SystemExit(_show_jobs(config, kwargs["config_name"]))
-            if config.hydra.sweeper._target_ == BASIC:
-                _refuse_other_jobs(config, kwargs["config_name"])
+            if config.hydra.sweeper._target_ == SWEEPER:  # it decides by itself, for all of its trials
+                return
+            if config.dry_run:
+                resolve.keep_no_downloads()
+            basic = config.hydra.sweeper._target_ == BASIC
+            composed = list(jobs.composed(config, kwargs["config_name"])) if basic else []
+            resolve.decide_for_jobs([cfg for cfg, _ in composed] or [config], Path(config.hydra.runtime.cwd))
+            if basic and config.dry_run:
+                raise SystemExit(jobs.show(config, composed))
+            if basic:
+                jobs.refuse_others(config, composed)
                 _make(folder, "hydra.sweep.dir")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -178,7 +184,7 @@ class Preflight(Callback):
             with errors.in_one_sentence(folder):
                 raise ending
         with errors.in_one_sentence(folder):
-            wanted = len(_jobs(config)) if config.hydra.sweeper._target_ == BASIC else 0
+            wanted = len(jobs.split(config)) if config.hydra.sweeper._target_ == BASIC else 0
             good = terminal.summarize(folder, wanted)
             if config.report:
                 from bantam.report import page
@@ -231,73 +237,6 @@ ROOM = 2**16
 """Bytes: more than the configuration of a run."""
 
 
-def _jobs(config: DictConfig) -> list[list[str]]:
-    """The overrides of every job of a multirun, as Hydra's basic sweeper makes them."""
-    params = config.hydra.sweeper.params or {}
-    typed = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
-    batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(typed), None)
-    return [overrides for batch in batches for overrides in batch]
-
-
-def _composed_jobs(config: DictConfig, config_name: str) -> Iterator[tuple[DictConfig, DictConfig]]:
-    """The configuration of every job of a multirun, and Hydra's for it."""
-    for number, overrides in enumerate(_jobs(config)):
-        job_config = compose(config_name, [*config.hydra.overrides.hydra, *overrides], return_hydra_config=True)
-        with read_write(job_config), open_dict(job_config):
-            job_config.hydra.job.num = number
-            job_config.hydra.job.override_dirname = ",".join(sorted(overrides))
-            job_config.hydra.sweep.subdir = str(job_config.hydra.sweep.subdir)
-            hydra = job_config.pop("hydra")
-        yield job_config, hydra
-
-
-def _show_jobs(config: DictConfig, config_name: str) -> int:
-    """Show what every job of a multirun would train, in no folder; returns the exit code."""
-    from bantam.training.setup import RunInfo, prepare
-
-    code = 0
-    for number, (cfg, hydra) in enumerate(_composed_jobs(config, config_name)):
-        typed_in, side_by_side = Path(config.hydra.runtime.cwd), int(hydra.launcher.get("n_jobs", 1))
-        folder = Path(config.hydra.sweep.dir) / hydra.sweep.subdir
-        info = RunInfo(folder, dict(hydra.runtime.choices), side_by_side, number, typed_in)
-        try:
-            resolve.pin(cfg, typed_in)
-            if cfg.resume is not None:
-                raise ValueError("resume continues one run: leave -m out")
-            ranges.validate(cfg)
-            resolve.decide_data(cfg)
-            terminal.describe(prepare(cfg, info))
-        except ValueError as error:
-            terminal.show_refusal(info, error)
-            code = 1
-    return code
-
-
-def _refuse_other_jobs(config: DictConfig, config_name: str) -> None:
-    """Raise ValueError where a folder of the multirun holds a run of another configuration."""
-    for job_config, hydra in _composed_jobs(config, config_name):
-        folder = Path(config.hydra.sweep.dir) / hydra.sweep.subdir
-        if not (folder / ".hydra" / "config.yaml").exists():
-            continue
-        before = saved.load(folder).config
-        resolve.pin(job_config, Path(config.hydra.runtime.cwd))
-        resolve.decide_data(job_config)
-        if "became" in job_config.data and OmegaConf.select(before, "data.became") is None:
-            job_config.data.became = None  # the run is older than that key
-        now = OmegaConf.create(saved.pinned(job_config))
-        keys = [key for key in saved.differences(before, now) if key not in IGNORED]
-        if keys:
-            key = keys[0]
-            raise ValueError(
-                f"{terminal.short_path(folder)} holds a run with {key}={OmegaConf.select(before, key)}, not "
-                f"{OmegaConf.select(now, key)}: choose another hydra.sweep.dir, or type what it was begun with"
-            )
-
-
-IGNORED = ("data.root", "pictures", "report", "dry_run")
-"""Keys that may differ when a multirun is typed again, since no result depends on them."""
-
-
 def _resume(cfg: DictConfig, hydra: DictConfig) -> int:
     """Continue the run in `cfg.resume` with its own settings; returns the exit code."""
     folder = Path(cfg.resume)
@@ -307,11 +246,10 @@ def _resume(cfg: DictConfig, hydra: DictConfig) -> int:
     new, keys = saved.merged(own, given)
     contradictions = [key for key in keys if key != "dry_run"]
     if contradictions:
-        key = contradictions[0]
+        key, old, now = saved.in_words(own, new, saved.chosen(own, given), contradictions[0])
         raise ValueError(
-            f"{key} is {OmegaConf.select(new, key)} here, but the run in {folder} has "
-            f"{OmegaConf.select(own.config, key)}: "
-            f"a run is resumed with its own settings; leave {' '.join(given)} out"
+            f"{key} is {now} here, but the run in {folder} has {old}: "
+            f"a run is resumed with its own settings; leave {command_line(given)} out"
         )
     from bantam.training.run import run
     from bantam.training.setup import RunInfo, prepare_resumed

@@ -46,5 +46,10 @@ def _means_else(text: str) -> bool:
 
 
 def command_line(words: Iterable[object]) -> str:
-    """A command as it is pasted into a shell."""
+    """A command, or a part of one, as it is pasted into a shell."""
     return shlex.join(str(word) for word in words)
+
+
+def resuming(folder: object) -> str:
+    """The command that continues a run."""
+    return command_line(["python", "train.py", override("resume", folder)])

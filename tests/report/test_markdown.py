@@ -35,7 +35,9 @@ def test_a_row_is_a_group_of_seeds(tmp_path: Path) -> None:
 def test_a_run_that_has_not_ended_is_refused(tmp_path: Path) -> None:
     folder = story(tmp_path / "runs")
     (folder / "2" / "result.json").unlink()
-    with pytest.raises(ValueError, match="2 is unfinished: finish it with resume=, or leave its folder out"):
+    with pytest.raises(
+        ValueError, match="2 is unfinished: finish it with python train.py resume=.*2, or leave its folder out"
+    ):
         table(folder)
 
 

@@ -41,7 +41,7 @@ def test_an_interrupted_run_says_so(tmp_path: Path) -> None:
     (folder / "checkpoint.pt").write_bytes(b"")
     run = runs.read_run(folder)
     assert run.state == "unfinished"
-    assert "It is running, or was interrupted and goes on with resume=" in run.reason
+    assert "It is running, or was interrupted and goes on with python train.py resume=" in run.reason
 
 
 def test_the_layers_are_the_folders_own_or_rebuilt(tmp_path: Path) -> None:

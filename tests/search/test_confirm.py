@@ -346,6 +346,33 @@ def test_what_is_no_study_is_one_sentence(tmp_path: Path, content: str | None, s
         confirm.confirm(tmp_path, 3, 5, PROJECT / "train.py")
 
 
+@pytest.mark.parametrize("verdict", ["refused", "failed"])
+def test_a_seed_that_failed_is_trained_again_by_the_same_command_line(
+    study: Path, tmp_path: Path, verdict: str
+) -> None:
+    script = pretender(tmp_path)
+    confirm.confirm(study, 1, 2, script, [1], test=False)
+    whole = summary(study)
+    run = study / "confirm" / "trial_1-validation-3"
+    for again in (True, False):
+        record.write_result(run, {"verdict": verdict, "reason": "the disk is full"})
+        if again:
+            confirm.confirm(study, 1, 2, script, [1], test=False)
+            assert summary(study) == whole
+    script.write_text(script.read_text().replace('result = {"objective": value,', 'result = {"objective": None,'))
+    with pytest.raises(ValueError, match=r"on every fresh seed; trial_1-validation-3 not judged: "):
+        confirm.confirm(study, 1, 2, script, [1], test=False)
+
+
+def test_what_a_killed_confirmation_left_half_written_is_removed(study: Path, tmp_path: Path) -> None:
+    script = pretender(tmp_path)
+    confirm.confirm(study, 1, 2, script, [1])
+    for name in (".confirm.json.01.part", "experiment/.trial_1.yaml.01.part"):
+        (study / "confirm" / name).write_text("half")
+    confirm.confirm(study, 1, 2, script, [1])
+    assert not list(study.rglob(".*.part"))
+
+
 def test_the_command_line_refuses_nonsense_in_one_sentence(
     bantam: Bantam,
 ) -> None:

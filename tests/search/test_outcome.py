@@ -160,3 +160,19 @@ def test_what_killed_processes_left_half_written_is_removed_at_the_end(searching
         path.touch()
     watch.finish(wanted, study)
     assert [path for path in left if path.exists()] == []
+
+
+def test_results_that_were_taken_over_are_counted_in_the_summary(
+    searching: Callable[..., Search], capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = ("model.width=8,12",)
+    wanted = searching("hydra/sweeper/sampler=random", "hydra.sweeper.n_trials=5", space=space, result=sized)
+    listed = work(wanted)
+    copies = sum("same_as" in trial.user_attrs for trial in listed)
+    assert copies == 3
+    outcome.write(wanted, listed, "enough")
+    summary = json.loads((wanted.folder / "summary.json").read_text())
+    assert (summary["copies"], summary["trials"]["complete"]) == (3, 5)
+    terminal.show_counts(wanted, listed, 0)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "5 complete, 0 pruned, 0 failed, 0 over budget; 3 of them had the settings of another trial" in said

@@ -1,6 +1,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from commands import Bantam, Forked
+from commands import Bantam, Forked, Forks
 from optuna.trial import TrialState
 from searches import LINE, SPACE, Finished, Postgresql, stored, wait_for, workers
 
@@ -326,3 +327,140 @@ def test_what_is_printed_can_be_pasted_whatever_the_folder_is_called(bantam: Ban
     confirmed = bantam("confirm.py", name, "--top", "1", "--seeds", "2", "--validation-only")
     assert confirmed.returncode == 0, confirmed.stdout + confirmed.stderr
     assert (tmp_path / name / "confirm" / "confirm.json").exists()
+
+
+@pytest.mark.parametrize("damage", ["gone", "result", "configuration"])
+def test_a_search_ends_without_the_folder_of_its_best_trial(
+    bantam: Bantam, finished: Finished, tmp_path: Path, damage: str
+) -> None:
+    study = tmp_path / "multirun" / "optuna"
+    number = json.loads((study / "summary.json").read_text())["best"]["number"]
+    if damage == "gone":
+        shutil.rmtree(study / str(number))
+    elif damage == "result":
+        file = study / str(number) / "result.json"
+        file.write_bytes(file.read_bytes()[:100])
+    else:
+        (study / str(number) / ".hydra" / "config.yaml").write_bytes(b"")
+    done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(f"It cannot be run again: multirun/optuna/{number}")
+    assert "restore it" in last or "train it" in last
+    assert not (study / "experiment" / "best.yaml").exists()
+
+
+@pytest.mark.parametrize("wanted", ["0", "1"])
+def test_the_traceback_of_a_trial_is_in_the_terminal_where_that_is_asked_for(
+    forks: Forks, tmp_path: Path, wanted: str
+) -> None:
+    draw = "def draw(self, *words, **named): return 1 / 0"
+    code = f"import bantam.augmentation as a\n{draw}\na.Augmentation.draw = draw"
+    commands = Bantam(tmp_path, forks, before=code)
+    one = ("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", "hydra.sweeper.max_failure_rate=1")
+    done = commands("train.py", *LINE, "augmentation=study", *one, HYDRA_FULL_ERROR=wanted)
+    commands.close()
+    assert done.returncode == 1
+    assert "division by zero" in done.stdout
+    shown = done.stdout + done.stderr
+    assert shown.count("Traceback (most recent call last)") >= 2 * int(wanted)
+    assert ("Traceback" in shown) == (wanted == "1")
+
+
+def test_a_search_that_goes_on_says_how_far_it_is_and_one_that_is_refused_writes_no_report(
+    bantam: Bantam, finished: Finished, tmp_path: Path
+) -> None:
+    line = (*LINE, "report=true", "hydra.sweeper.n_jobs=1")
+    refused = bantam("train.py", *line, "hydra.sweeper.n_trials=4", "label_smoothing=0.1")
+    assert refused.returncode == 1
+    assert "label_smoothing is 0.1 here, but 0.0 in the study optuna" in refused.stderr
+    assert "report" not in refused.stdout
+    assert not (tmp_path / "multirun" / "optuna" / "report.html").exists()
+    done = bantam("train.py", *line, "hydra.sweeper.n_trials=4")
+    assert done.returncode == 0, done.stderr
+    assert "optuna: continuing, 3 of 4 done." in done.stdout
+    assert (tmp_path / "multirun" / "optuna" / "report.html").exists()
+
+
+def test_a_search_says_once_on_what_images_it_trains_instead(bantam: Bantam, tmp_path: Path) -> None:
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    line = ("-m", "hydra/sweeper=bantam", "hydra.sweep.dir=study", "optimizer.lr=interval(0.01,0.1)", "epochs=1")
+    small = ("data.validation=2000", "model.width=3", "threads=1", "report=false", "pictures=false")
+    one = ("hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1")
+    done = bantam("train.py", *line, *small, *one, BANTAM_DATA=str(tmp_path / "none"), **nowhere)
+    assert done.returncode == 0, done.stdout + done.stderr
+    words = " ".join(done.stdout.replace("│", " ").split())
+    assert words.count("Training on mnist5k: 3,000 images only") == 1
+    assert words.count("MNIST is not in data.root=") == 1
+    assert words.index("Training on mnist5k") < words.index("trial 0")
+    assert "validation images of mnist5k" in words
+    images = json.loads((tmp_path / "study" / "summary.json").read_text())["images"]
+    assert (images["data"], images["validation_images"]) == ("mnist5k", 1000)
+    assert "1,000 validation images are held out, not 2,000" in images["instead"]
+
+
+def test_data_that_vanish_in_the_middle_of_a_search_stop_it_and_cost_no_trial(
+    started: Callable[..., Forked], bantam: Bantam, few_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = shutil.copytree(few_root, tmp_path / "data")
+    monkeypatch.setenv("BANTAM_DATA", str(root))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing answers there
+    wanted = ("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1")
+    process = started(*wanted)
+    bantam.wait_until_held("0")
+    (root / "FashionMNIST").rename(root / "away")
+    (worker,) = workers(process)
+    os.kill(worker, signal.SIGKILL)  # the one that replaces it has no images in memory
+    bantam.let_go()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, output
+    said = next(line for line in output.splitlines() if line.startswith("Error: "))
+    assert "FashionMNIST is not in data.root=" in said
+    assert "the same command line continues the search" in said
+    (root / "away").rename(root / "FashionMNIST")
+    done = bantam("train.py", *LINE, *wanted)
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = trials.count(stored(tmp_path).trials)
+    assert (counts["complete"] + counts["pruned"], counts["failed"]) == (2, 0)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_a_damaged_kernel_is_built_anew_in_a_search(
+    bantam: Bantam, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    line = (*LINE, "hydra.sweeper.n_jobs=1")
+    assert bantam("train.py", *line, "hydra.sweeper.n_trials=4").returncode == 0
+    compiled = list((tmp_path / "cache").rglob("*.so"))
+    assert compiled
+    for file in compiled:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    done = bantam("train.py", *line, "hydra.sweeper.n_trials=6")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert trials.count(stored(tmp_path).trials)["failed"] == 0
+    kernels = {record.read_result(path.parent)["kernels"] for path in tmp_path.rglob("[0-9]/result.json")}
+    assert kernels == {"native"}
+
+
+def test_processes_with_other_clocks_and_time_zones_leave_each_others_trials_alone(
+    forks: Forks, few_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shift = "import time; now = time.time; time.time = lambda: now() + 7200; time.tzset()"
+    here, there = Bantam(tmp_path, forks), Bantam(tmp_path, forks, before=shift)
+    line = (*LINE, "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=1", "hydra.sweeper.heartbeat=1")
+    first = here.start("train.py", *line, hold=1, TZ="Asia/Tokyo")
+    here.wait_until_held("0")
+    second = there.start("train.py", *line, hold=1, TZ="America/Los_Angeles")
+    there.wait_until_held("1")
+    time.sleep(trials.GRACE_PERIOD + 3)  # long enough to be taken for dead
+    listed = stored(tmp_path).trials
+    assert [trial.state for trial in listed] == [TrialState.RUNNING] * 2
+    here.let_go()
+    there.let_go()
+    for process in (first, second):
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+    here.close()
+    there.close()
+    assert trials.count(stored(tmp_path).trials)["stopped"] == 0

@@ -210,3 +210,10 @@ def test_a_finished_result_has_its_keys_and_types(tmp_path: Path, key: str, valu
     files.write_result(tmp_path, {**whole, key: value})
     with pytest.raises(ValueError, match=f"result.json is damaged .{key} is .*restore it, or train the run again"):
         files.read_finished(tmp_path)
+
+
+def test_a_file_that_is_written_removes_what_killed_writers_of_it_left(tmp_path: Path) -> None:
+    for name in (".a.json.0123.part", ".b.json.0123.part", ".a.json", "a.json.part"):
+        (tmp_path / name).write_text("half")
+    files.write(tmp_path / "a.json", b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", ".b.json.0123.part", ".a.json", "a.json.part"}

@@ -13,7 +13,8 @@ from single_runs import at
 from bantam.budget import OverBudget
 from bantam.kernels import compiler
 from bantam.training import terminal
-from bantam.training.setup import RunInfo, prepare
+from bantam.training.folder import STATE, write_checkpoint
+from bantam.training.setup import RunInfo, prepare, prepare_resumed
 
 Compose = Callable[..., DictConfig]
 
@@ -247,3 +248,12 @@ def test_a_warning_says_why_pytorch_computes_what_c_might(
     assert len(re.findall("Warning", printed)) == bool(warning)
     assert re.search(warning, printed)
     assert all(line.count(": ") <= 2 for line in printed.splitlines() if "convolutions" in line)
+
+
+def test_a_resumed_run_has_the_device_that_it_had(
+    composed: Compose, info: RunInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = composed(*SMALL, "device=auto")
+    write_checkpoint(info.folder, dict.fromkeys(STATE) | {"device": "cpu"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert prepare_resumed(cfg, info).device.type == "cpu"

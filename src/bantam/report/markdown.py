@@ -4,6 +4,7 @@ import re
 import statistics
 from pathlib import Path
 
+from bantam.overrides import resuming
 from bantam.report.groups import Group
 from bantam.training import folder as record
 
@@ -19,7 +20,8 @@ def table(groups: list[Group]) -> str:
         for r in g.every:
             if r.state in ("unfinished", "damaged"):
                 why = f" ({r.problems[0]})" if r.problems else ""
-                raise ValueError(f"{r.folder} is {r.state}: finish it with resume=, or leave its folder out{why}")
+                how = f"finish it with {resuming(r.folder)}, or leave its folder out"
+                raise ValueError(f"{r.folder} is {r.state}: {how}{why}")
             if r.split == "validation":
                 raise ValueError(f"{r.folder} was scored on validation images: the table is about the test images")
             if r.problems:

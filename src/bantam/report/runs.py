@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bantam import budget
+from bantam.overrides import resuming
 from bantam.report.numbers import plural
 from bantam.training import folder as record
 from bantam.training import saved
@@ -172,7 +173,7 @@ def _unfinished(folder: Path, history: list[Epoch], settings: dict[str, Any]) ->
     when = datetime.fromtimestamp(checkpoint.stat().st_mtime)
     return (
         f"{sentence}, the last one at {when:%Y-%m-%d %H:%M}. "
-        "It is running, or was interrupted and goes on with resume="
+        f"It is running, or was interrupted and goes on with {resuming(folder)}"
     )
 
 

@@ -14,7 +14,7 @@ from optuna.samplers import CmaEsSampler
 from bantam import budget, ranges, resolve
 from bantam.budget import COSTS
 from bantam.data import CannotHoldOut
-from bantam.overrides import override, written
+from bantam.overrides import command_line, override, written
 from bantam.search import conditions, distributions, pruners, samplers, space
 from bantam.search.distributions import key_of
 from bantam.search.space import Search, compose, known_settings, objectives
@@ -113,7 +113,7 @@ def _check_compositions(search: Search) -> None:
             raise ValueError(_nowhere(search, name))
     for line in search.fixed:
         if line not in fixed:
-            raise ValueError(f"{line} is no key of any option that is searched: leave it out")
+            raise ValueError(f"{command_line([line])} is no key of any option that is searched: leave it out")
 
 
 def _check_whole_numbers(search: Search, settings: dict[str, Any]) -> None:
@@ -161,11 +161,12 @@ def _nowhere(search: Search, name: str) -> str:
     group, _, rest = key.partition(".")
     if group in search.choices and rest:
         searched = [values for name, values in search.space.items() if key_of(name) == group]
-        chosen = distributions.describe(searched[0]) if searched else search.choices[group]
+        chosen = distributions.describe(searched[0]) if searched else written(search.choices[group])
+        own = ["hydra/sweeper=bantam", "hydra.sweep.dir=multirun/mine", f"{group}={chosen}"]
+        line = command_line(["python", "train.py", "-m", *own, "optimizer.lr=interval(0.01,0.1)"])
         return (
             f"{group}={chosen} has no {rest}, which hydra.sweeper.params searches: leave {group} as "
-            "it is, or name your own space, as in python train.py -m hydra/sweeper=bantam "
-            f"hydra.sweep.dir=multirun/mine {group}={chosen} 'optimizer.lr=interval(0.01,0.1)'"
+            f"it is, or name your own space, as in {line}"
         )
     return f"{key} is searched, but is no key of the configuration"
 

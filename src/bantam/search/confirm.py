@@ -16,10 +16,10 @@ from joblib import cpu_count
 from omegaconf import OmegaConf
 
 from bantam import budget
-from bantam.overrides import override
+from bantam.overrides import command_line, override
 from bantam.report import folders
 from bantam.search import terminal
-from bantam.search.outcome import Candidate, experiment, write_experiment
+from bantam.search.outcome import Candidate, experiment, write_experiment, write_options
 from bantam.training import folder as files
 from bantam.training import saved
 
@@ -47,6 +47,12 @@ class Confirmation:
     def experiment(self, name: str) -> Path:
         """The file of an experiment."""
         return self.folder / "experiment" / f"{name}.yaml"
+
+    def write(self, folder: Path) -> None:
+        """Write the experiments, and the options that only the trials have, into a folder for --config-dir."""
+        for name, text in self.experiments.items():
+            write_experiment(folder / "experiment" / f"{name}.yaml", text)
+            write_options(folder, self.folder.parent / name.removeprefix(_name("")), self.script)
 
 
 def confirm(
@@ -79,16 +85,17 @@ def _confirm(plan: Confirmation, best: list[tuple[int, float]], test: bool, chan
     """Train, rank and judge as planned; `changed` trials are first checked."""
     if changed:
         _check(plan)
-    for name, text in plan.experiments.items():
-        write_experiment(plan.experiment(name), text)
-
+    plan.write(plan.folder)
     _train(plan, "validation", plan.experiments, [plan.split])
     candidates = _rank(plan, best)
     winner, name = candidates[0], _name(candidates[0].number)
     terminal.show_ranking(candidates, len(plan.seeds))
     if winner.missing:
+        runs = [plan.run(name, "validation", seed) for seed in plan.seeds]
+        lost = next(run for run in runs if files.read_result(run).get("objective") is None)
         raise ValueError(
-            f"none of the {len(best)} trials of {plan.folder.parent} came to its end on every fresh seed"
+            f"none of the {len(best)} trials of {plan.folder.parent} came to its end on every fresh seed; "
+            f"{lost.name} {files.read_result(lost)['verdict']}: {files.read_result(lost).get('reason')}"
         )
     rows = [_row(candidate) for candidate in candidates]
     summary: dict[str, Any] = {"ranking": rows, "winner": winner.number, "seeds": plan.seeds}
@@ -165,7 +172,7 @@ def _refuse_damaged(study: Path, number: int, objective: float) -> None:
         raise ValueError(f"{trial} reached {found!r}, but trials.csv says {objective!r}: restore it, {other}")
 
 
-def _name(number: int) -> str:
+def _name(number: int | str) -> str:
     """What a trial's experiment is called."""
     return f"trial_{number}"
 
@@ -193,7 +200,7 @@ def _plan(
         confirmed = any(plan.folder.glob(f"{name}-*/{files.RESULT}"))
         if confirmed and path.exists() and _experiment_before(path) != OmegaConf.create(text):
             raise ValueError(
-                f"{path} is of a confirmation with other overrides than {' '.join(overrides) or 'none'}: "
+                f"{path} is of a confirmation with other overrides than {command_line(overrides) or 'none'}: "
                 f"give the same ones, or move {plan.folder} away"
             )
     return plan
@@ -214,8 +221,8 @@ def _experiment_before(path: Path) -> Any:
 def _check(plan: Confirmation) -> None:
     """Raise ValueError, with the reason, for the first experiment that `train.py` would refuse."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, text in plan.experiments.items():
-            write_experiment(Path(folder) / "experiment" / f"{name}.yaml", text)
+        plan.write(Path(folder))
+        for name in plan.experiments:
             command = [
                 *(sys.executable, str(plan.script), "--config-dir", folder, f"experiment={name}"),
                 *(f"seed={plan.seeds[0]}", plan.split),
@@ -265,14 +272,19 @@ def _train(plan: Confirmation, split: str, names: Iterable[str], overrides: list
     for name in names:
         runs = {seed: plan.run(name, split, seed) for seed in plan.seeds}
         for run in runs.values():
-            if run.exists() and not (run / files.RESULT).exists():
+            if run.exists() and _is_to_be_trained(run):
                 with files.locked(run):
-                    shutil.rmtree(run)  # it was interrupted: its seed is trained anew
+                    shutil.rmtree(run)
         wanted = tuple(seed for seed, run in runs.items() if not run.exists())
         if wanted:
             missing.setdefault(wanted, []).append(name)
     for seeds, group in missing.items():
         _multirun(plan, split, group, seeds, overrides)
+
+
+def _is_to_be_trained(run: Path) -> bool:
+    """Whether a run was interrupted, or failed for a reason that may be mended: its seed is trained anew."""
+    return not (run / files.RESULT).exists() or files.read_result(run)["verdict"] in files.NOT_TRAINED
 
 
 def _multirun(

@@ -4,7 +4,6 @@ import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,10 @@ from bantam.training import saved
 
 NOT_OVERRIDABLE = ("seed", "data", "dry_run", "resume")
 """Keys that a confirmation sets itself, so that its overrides may not."""
+
+
+PINNED = ("device", "precision", "threads", "kernels")
+"""Keys that an experiment takes from the result of its trial: what auto became there."""
 
 
 def best(listed: Sequence[FrozenTrial]) -> FrozenTrial | None:
@@ -66,7 +69,8 @@ def keep_best_weights(search: Search, study: Study, settled: set[int] | None = N
 def remove_leftovers(search: Search, listed: Sequence[FrozenTrial]) -> None:
     """Delete what killed processes left half written in the folders of the study and of the trials that ended."""
     ended = [search.folder / str(trial.number) for trial in listed if trial.state.is_finished()]
-    for folder in (search.folder, search.folder / "experiment", *ended):
+    confirmed = search.folder / "confirm"
+    for folder in (search.folder, search.folder / "experiment", confirmed, confirmed / "experiment", *ended):
         files.remove_leftovers(folder)
 
 
@@ -105,8 +109,12 @@ def name(search: Search, trial: FrozenTrial) -> str:
 def line(search: Search, trial: FrozenTrial) -> str:
     """The command that repeats a trial of the result, or why there is none."""
     folder = search.folder / str(trial.number)
-    if not (folder / files.RESULT).exists():
-        return f"{folder} is gone: it cannot be run again"
+    if not folder.is_dir():
+        return f"It cannot be run again: {folder} is gone; restore it"
+    try:
+        experiment(folder)
+    except ValueError as error:
+        return f"It cannot be run again: {error}"
     chosen = override("experiment", name(search, trial))
     return command_line(["python", sys.argv[0], "--config-dir", search.folder, chosen])
 
@@ -118,8 +126,12 @@ def _write_experiments(search: Search, found: Sequence[FrozenTrial]) -> None:
         if old.stem not in names:  # it was on the front of a shorter search
             old.unlink()
     for experiment_name, number in names.items():
-        with suppress(ValueError):  # its folder is gone or damaged: the line that would run it is not shown
-            write_experiment(experiments / f"{experiment_name}.yaml", experiment(search.folder / str(number)))
+        file = experiments / f"{experiment_name}.yaml"
+        try:
+            write_experiment(file, experiment(search.folder / str(number)))
+            write_options(search.folder, search.folder / str(number), Path(sys.argv[0]).absolute())
+        except ValueError:  # its folder is gone or damaged: `line` says so
+            file.unlink(missing_ok=True)
 
 
 def _images(search: Search) -> dict[str, Any]:
@@ -152,9 +164,12 @@ def experiment(trial: Path, overrides: Sequence[str] = ()) -> str:
     """
     own = saved.load(trial)
     result = files.read_result(trial)
+    for key in ("objective", *PINNED):
+        if result.get(key) is None:
+            raise ValueError(f"{trial / files.RESULT} is damaged ({key} is None): {files.REMEDY}")
     values = OmegaConf.to_container(own.config, resolve=False)
     assert isinstance(values, dict)
-    values |= {key: result[key] for key in ("device", "precision", "threads", "kernels")}
+    values |= {key: result[key] for key in PINNED}
     groups = [{f"override /{group}": option} for group, option in own.choices.items() if group in values]
     plain = OmegaConf.create(values)
     for given in overrides:
@@ -164,11 +179,25 @@ def experiment(trial: Path, overrides: Sequence[str] = ()) -> str:
     return "# @package _global_\n" + head + OmegaConf.to_yaml(OmegaConf.merge({"defaults": groups}, plain))
 
 
+def write_options(folder: Path, trial: Path, script: Path) -> None:
+    """Write the options of a trial that are not in `conf/` where its experiment will be: they may be gone later.
+
+    `script` is train.py, with `conf/` beside it.
+    """
+    own = saved.load(trial)
+    for group, option in own.choices.items():
+        known = script.parent / "conf" / group / f"{option}.yaml"
+        if group in own.config and option is not None and not known.exists():
+            file = folder / group / f"{option}.yaml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            files.write(file, OmegaConf.to_yaml(OmegaConf.create(saved.pinned(own.config)[group])).encode())
+
+
 def _apply(plain: DictConfig, given: str, trial: Path) -> None:
     """Change one key of a trial's configuration. Raises ValueError where it may not or cannot be changed."""
     key, equals, _ = given.partition("=")
     if key.partition(".")[0] in NOT_OVERRIDABLE:
-        raise ValueError(f"{key} is set by the confirmation itself: leave {given} out")
+        raise ValueError(f"{key} is set by the confirmation itself: leave {command_line([given])} out")
     if not equals or isinstance(OmegaConf.select(plain, key, default={}), Mapping):
         raise ValueError(f"{given} is no key=value of the trial in {trial}: see its .hydra/config.yaml")
     try:

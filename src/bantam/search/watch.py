@@ -1,6 +1,7 @@
 """The process that watches a search: it starts workers, replaces those that end, and shows what they do."""
 
 import math
+import re
 import signal
 import sys
 import time
@@ -22,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.live import Live
 from sqlalchemy.exc import SQLAlchemyError
 
-from bantam import snapshot
+from bantam import errors, snapshot
 from bantam.search import confirm, outcome, processes, storage, terminal, trials
 from bantam.search.checks import check
 from bantam.search.faults import EXIT_CODE
@@ -110,18 +111,45 @@ def _show(search: Search, study: Study, workers: dict[int, BaseProcess], listed:
     started, side_by_side = time.monotonic(), _side_by_side(search)
     shown = trials.ended(listed)
     page = Thread()
-    with Live(console=terminal.console, transient=True, refresh_per_second=2) as live:
-        for listed in _looks(search, study, workers, started):
-            ended = terminal.show_ended(listed, shown)
-            if ended:
-                shown |= ended
-                trials.write(search.folder, listed)  # for whoever looks before the end
-                if search.config.report and not page.is_alive():
-                    page = Thread(target=_write_page, args=(search.folder,), daemon=True)
-                    page.start()
-            live.update(terminal.progress(search, listed, time.monotonic() - started, side_by_side))
+    logged = _log_sizes(search)
+    try:
+        with Live(console=terminal.console, transient=True, refresh_per_second=2) as live:
+            for listed in _looks(search, study, workers, started):
+                ended = terminal.show_ended(listed, shown)
+                _show_tracebacks(search, logged)
+                if ended:
+                    shown |= ended
+                    trials.write(search.folder, listed)  # for whoever looks before the end
+                    if search.config.report and not page.is_alive():
+                        page = Thread(target=_write_page, args=(search.folder,), daemon=True)
+                        page.start()
+                live.update(terminal.progress(search, listed, time.monotonic() - started, side_by_side))
+    finally:
+        _show_tracebacks(search, logged)
     if page.is_alive():
         page.join()
+
+
+TRACEBACK = re.compile(rb"Traceback \(most recent call last\):\n(?:[ \t].*\n|\n(?=[ \t]))*\S.*\n")
+"""One in a worker's log."""
+
+
+def _log_sizes(search: Search) -> dict[Path, int]:
+    """How long the logs of the workers are."""
+    return {log: log.stat().st_size for log in search.folder.glob("worker-*.log")}
+
+
+def _show_tracebacks(search: Search, seen: dict[Path, int]) -> None:
+    """Print the tracebacks that workers have logged since the sizes that were seen, where that is asked for."""
+    if not errors.wants_tracebacks():
+        return
+    for log in sorted(_log_sizes(search)):
+        text = log.read_bytes()[seen.get(log, 0) :]
+        end = 0
+        for found in TRACEBACK.finditer(text):
+            terminal.show_sentence(found[0].decode(errors="replace"))
+            end = found.end()
+        seen[log] = seen.get(log, 0) + end
 
 
 def _write_page(folder: Path) -> None:

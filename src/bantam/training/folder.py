@@ -1,6 +1,7 @@
 """The files of a run: history, checkpoint, weights and result, each written aside and renamed."""
 
 import csv
+import glob
 import hashlib
 import io
 import json
@@ -10,7 +11,7 @@ import re
 import secrets
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from bantam import budget
-from bantam.overrides import command_line, override
+from bantam.overrides import resuming
 from bantam.training.loop import Epoch
 from bantam.training.result import FINISHED, damage
 
@@ -41,6 +42,9 @@ CHECKSUM = b"sha256 "
 
 STATE = ("model", "optimizer", "history", "checksum", "threads", "precision", "kernels")
 """What every checkpoint has."""
+
+NOT_TRAINED = ("refused", "failed")
+"""Verdicts of runs that are begun again when the same line is typed: what was wrong may be mended."""
 
 REMEDY = "restore it, or train the run again"
 """What helps where a file of a finished run is damaged."""
@@ -78,10 +82,8 @@ def refuse_used(folder: Path) -> None:
     """Raise ValueError where a folder holds a run already: another would overwrite it."""
     used = [name for name in (RESULT, CHECKPOINT, CHECKPOINT_BEFORE, HISTORY) if (folder / name).exists()]
     if used:
-        line = command_line(["python", "train.py", override("resume", folder)])
-        raise ValueError(
-            f"{folder} already holds a run ({used[0]}): continue it with {line}, or choose another folder"
-        )
+        how = f"continue it with {resuming(folder)}, or choose another folder"
+        raise ValueError(f"{folder} already holds a run ({used[0]}): {how}")
 
 
 def write(path: Path, content: bytes) -> None:
@@ -91,6 +93,9 @@ def write(path: Path, content: bytes) -> None:
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder, and a file of that name is to be written: move it away")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{ASIDE}"):  # of a process that was killed
+        with suppress(OSError):  # somebody is at work on it after all, and the system keeps it
+            left.unlink()
     while True:
         try:
             _write_aside(path, content)

@@ -190,6 +190,27 @@ def differences(old: DictConfig, new: DictConfig) -> list[str]:
     return [key for key in {**before, **after} if before.get(key) != after.get(key)]
 
 
+def chosen(own: Saved, overrides: list[str]) -> dict[str, Any]:
+    """The option of each group that a run has with overrides, which `merged` has read."""
+    typed = OverridesParser.create().parse_overrides(overrides)
+    return {
+        **own.choices,
+        **{item.key_or_group: item.value() for item in typed if item.key_or_group in own.choices},
+    }
+
+
+def in_words(own: Saved, now: DictConfig, choices: Mapping[str, Any], key: str) -> tuple[str, Any, Any]:
+    """A key in which a run differs from a configuration with these options, its value in the run, and that there.
+
+    Where another option was chosen, which brings the key, it is the group with the two options.
+    """
+    for group in ("experiment", key.partition(".")[0]):
+        old, new = own.choices.get(group), choices.get(group)
+        if group in choices and old != new:
+            return group, old, new
+    return key, OmegaConf.select(own.config, key), OmegaConf.select(now, key)
+
+
 def flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of nested dicts under their dotted keys; lists are leaves."""
     if isinstance(node, dict):

@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from bantam.overrides import command_line, override
+from bantam.overrides import resuming
 
 if TYPE_CHECKING:
     from bantam.budget import Layer
@@ -193,7 +193,7 @@ def show_interruption(info: "RunInfo", epoch: int, epochs: int) -> None:
     """Say in which epoch a run was interrupted and how it is continued."""
     console.print(
         f"\nInterrupted in epoch {epoch} of {epochs}. Continue with:\n"
-        + escape(command_line(["python", "train.py", override("resume", short_path(info.folder, info.typed_in))])),
+        + escape(resuming(short_path(info.folder, info.typed_in))),
         soft_wrap=True,
     )
 

@@ -1,0 +1,85 @@
+"""The jobs of a multirun before the first of them starts: composed, shown, compared with their folders."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from bantam import errors, ranges, resolve
+from bantam.training import saved, terminal
+
+Jobs = Sequence[tuple[DictConfig, DictConfig]]
+"""The configuration of every job of a multirun, and Hydra's for it."""
+
+
+def split(config: DictConfig) -> list[list[str]]:
+    """The overrides of every job of a multirun, as Hydra's basic sweeper makes them."""
+    params = config.hydra.sweeper.params or {}
+    typed = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+    batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(typed), None)
+    return [overrides for batch in batches for overrides in batch]
+
+
+def composed(config: DictConfig, config_name: str) -> Iterator[tuple[DictConfig, DictConfig]]:
+    """The configuration of every job of a multirun, and Hydra's for it."""
+    for number, overrides in enumerate(split(config)):
+        job_config = compose(config_name, [*config.hydra.overrides.hydra, *overrides], return_hydra_config=True)
+        with read_write(job_config), open_dict(job_config):
+            job_config.hydra.job.num = number
+            job_config.hydra.job.override_dirname = ",".join(sorted(overrides))
+            job_config.hydra.sweep.subdir = str(job_config.hydra.sweep.subdir)
+            hydra = job_config.pop("hydra")
+        yield job_config, hydra
+
+
+def show(config: DictConfig, jobs: Jobs) -> int:
+    """Show what every job of a multirun would train, in no folder; returns the exit code."""
+    from bantam.training.setup import RunInfo, prepare
+
+    code = 0
+    for number, (cfg, hydra) in enumerate(jobs):
+        typed_in, side_by_side = Path(config.hydra.runtime.cwd), int(hydra.launcher.get("n_jobs", 1))
+        folder = Path(config.hydra.sweep.dir) / hydra.sweep.subdir
+        info = RunInfo(folder, dict(hydra.runtime.choices), side_by_side, number, typed_in)
+        try:
+            resolve.pin(cfg, typed_in)
+            if cfg.resume is not None:
+                raise ValueError("resume continues one run: leave -m out")
+            ranges.validate(cfg)
+            resolve.decide_data(cfg)
+            terminal.describe(prepare(cfg, info))
+        except Exception as error:
+            if not errors.is_meant_for_users(error):
+                raise
+            terminal.show_refusal(info, error)
+            code = 1
+    return code
+
+
+def refuse_others(config: DictConfig, jobs: Jobs) -> None:
+    """Raise ValueError where a folder of the multirun holds a run of another configuration."""
+    for job_config, hydra in jobs:
+        folder = Path(config.hydra.sweep.dir) / hydra.sweep.subdir
+        if not (folder / ".hydra" / "config.yaml").exists():
+            continue
+        own = saved.load(folder)
+        before = own.config
+        resolve.pin(job_config, Path(config.hydra.runtime.cwd))
+        resolve.decide_data(job_config)
+        if "became" in job_config.data and OmegaConf.select(before, "data.became") is None:
+            job_config.data.became = None  # the run is older than that key
+        now = OmegaConf.create(saved.pinned(job_config))
+        keys = [key for key in saved.differences(before, now) if key not in IGNORED]
+        if keys:
+            key, old, new = saved.in_words(own, now, hydra.runtime.choices, keys[0])
+            raise ValueError(
+                f"{terminal.short_path(folder)} holds a run with {key}={old}, not {new}: choose another "
+                "hydra.sweep.dir, or type what it was begun with"
+            )
+
+
+IGNORED = ("data.root", "pictures", "report", "dry_run")
+"""Keys that may differ when a multirun is typed again, since no result depends on them."""
