@@ -13,10 +13,16 @@
 #define REGISTERS 28
 #elif defined(__AVX__)
 #define LANES 8
-#define REGISTERS 12
+#define REGISTERS 10 /* gcc 12 spills two of twelve */
 #else
 #define LANES 4
 #define REGISTERS 24
+#endif
+/* gcc's optimisation across functions makes a convolution slower where it knows that `first` and `last` are constants. */
+#if defined(__clang__)
+#define ALONE static __attribute__((noinline))
+#else
+#define ALONE static __attribute__((noipa))
 #endif
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
 #define VECTORS(channels) (((channels) + LANES - 1) / LANES)
@@ -51,8 +57,8 @@ enum { GRADIENT_INPUTS = CI };
     enum { NAME##_most = NAME##_fit < 14 ? NAME##_fit : 14 };                                                  \
     enum { NAME##_tiles = (RESULTS + NAME##_most - 1) / NAME##_most };                                         \
     enum { NAME##_tile = (RESULTS + NAME##_tiles - 1) / NAME##_tiles };                                        \
-    static inline void NAME(const element *restrict x, const element *restrict w, float *restrict y, int first,\
-                            int last)                                                                          \
+    ALONE void NAME(const element *restrict x, const element *restrict w, float *restrict y, int first,        \
+                    int last)                                                                                  \
     {                                                                                                          \
         for (int part = 0; part < NAME##_tiles; part++) {                                                      \
             int at = part * NAME##_tile;                                                                       \
