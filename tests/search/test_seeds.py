@@ -70,8 +70,8 @@ def test_the_objective_is_the_mean_of_the_seeds_which_are_the_same_for_all(
     assert summary["best"]["objectives"] == [91.5, 91.6, 91.7]
     shown = " ".join(capsys.readouterr().out.split())
     assert "Best: trial 1, 91.600 % (mean of 91.50 91.60 91.70) of the 1,000 validation images" in shown
-    assert "-m --config-dir" in shown
-    assert "experiment=best seed=5,6,7" in shown
+    line = outcome._line(wanted.folder, "best", summary["seeds"])
+    assert line.endswith(f" -m --config-dir {wanted.folder} experiment=best seed=5,6,7")
     with (wanted.folder / "trials.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["seeds"] for row in rows] == ["90.5 90.6 90.7", "91.5 91.6 91.7"]

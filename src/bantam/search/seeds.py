@@ -28,7 +28,7 @@ def of_trials(search: Search) -> list[int]:
 def folder(search: Search, number: int, count: int) -> Path:
     """Where a trial's `count`th seed is trained: the first in the trial's own, the others in folders in that."""
     trial = search.folder / str(number)
-    return trial if count == 1 else files.seed_folder(trial, of_trials(search)[count - 1])
+    return trial if count == 1 else trial / f"{files.SEED}{of_trials(search)[count - 1]}"
 
 
 def overrides(search: Search, settings: dict[str, Any], number: int, count: int) -> list[str]:

@@ -57,11 +57,6 @@ SEED = "seed-"
 """How the names of folders begin in which further seeds of a trial are trained, within the trial's own."""
 
 
-def seed_folder(trial: Path, seed: int) -> Path:
-    """Where a further seed of a trial is trained."""
-    return trial / f"{SEED}{seed}"
-
-
 def seed_folders(trial: Path) -> list[Path]:
     """The folders of a trial's further seeds, in order; empty where it has none."""
     found = [path for path in trial.glob(f"{SEED}*") if path.name.removeprefix(SEED).isdecimal()]
