@@ -49,8 +49,9 @@ class Jobs:
 
     def launch(self, overrides: list[list[str]], initial_job_idx: int) -> None:
         self.launched.append(initial_job_idx)
-        result = self.result(initial_job_idx, dict(item.split("=", 1) for item in overrides[0]))
-        folder = self.folder / str(initial_job_idx)
+        settings = dict(item.split("=", 1) for item in overrides[0])
+        result = self.result(initial_job_idx, settings)
+        folder = self.folder / settings.get("hydra.sweep.subdir", str(initial_job_idx))
         (folder / ".hydra").mkdir(parents=True)
         record.write_result(folder, {"verdict": "not judged", "reason": "", **result})
 

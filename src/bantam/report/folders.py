@@ -19,7 +19,10 @@ from bantam.training import saved
 
 AHEAD = "Trial {} is ahead on the validation images; it was not scored on the test images."
 
-COLUMNS = ("number", "state", "reason", *budget.COSTS, "objective", "seconds", "folder")
+OF_SEEDS = ("mean", "deviation", "seeds")
+"""Columns of `trials.csv` where trials have several seeds."""
+
+COLUMNS = ("number", "state", "reason", *budget.COSTS, "objective", *OF_SEEDS, "seconds", "folder")
 """Columns of `trials.csv` beside the searched keys."""
 
 
@@ -37,7 +40,9 @@ class Trial:
     """Percent of the validation images; None where it was not trained to its end."""
     seconds: float | None
     epochs: list[tuple[int, float]]
-    """Epoch and accuracy in percent."""
+    """Epoch and accuracy in percent, of its first seed."""
+    seeds: list[float] = field(default_factory=list)
+    """What each seed has reached, in percent; empty where a trial has one."""
 
 
 @dataclass
@@ -51,6 +56,8 @@ class Study:
     problems: list[str] = field(default_factory=list)
     best: Run | None = None
     """The run of the most accurate trial."""
+    best_seeds: list[Run] = field(default_factory=list)
+    """The runs of its further seeds."""
     objectives: Sequence[str] = ("accuracy",)
     """With a cost beside the accuracy the result is the front, not the best trial."""
     confirmations: list[Run] = field(default_factory=list)
@@ -165,6 +172,7 @@ def read_study(folder: Path) -> Study:
         study.problems.append(f"{lost[0]}" + f"; and {len(lost) - 1} more" * (len(lost) > 1))
     if study.top and (best := folder / str(study.top.number)).is_dir() and not leads_out(best, folder):
         study.best = read_run(best)
+        study.best_seeds = [read_run(path) for path in record.seed_folders(best) if not leads_out(path, folder)]
     if (folder / "confirm").is_dir():
         _read_confirmation(study, folder / "confirm")
     return study
@@ -194,6 +202,7 @@ def _trial(row: dict[str, str], keys: list[str]) -> Trial:
         objective=objective,
         seconds=float(row["seconds"]) if row.get("seconds") else None,
         epochs=[],
+        seeds=[float(value) for value in row.get("seeds", "").split()],
     )
 
 

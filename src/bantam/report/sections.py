@@ -160,6 +160,7 @@ def _study(anchor: str, study: Study) -> Section | None:
     drawn, missing = study_figures.draw(study)
     confirmed, tested = groups.confirmed(study), groups.tested(study)
     front = tables.trials(study, front=True) if study.multi_objective else None
+    runs = [study.best, *study.best_seeds] if study.best else []
     which = "most accurate" if study.multi_objective else "best"
     fresh = [
         tables.confirmed(study, confirmed),
@@ -171,9 +172,7 @@ def _study(anchor: str, study: Study) -> Section | None:
         _section("Trials", f"{anchor}-trials", [tables.trials(study)]),
         _section("The front", f"{anchor}-front", [front]),
         *(_section(each.title, f"{anchor}-{number}", [each]) for number, each in enumerate(drawn, 1)),
-        _step(f"{anchor}-best", Group(f"Trial {study.best.folder.name}, the {which}", [study.best]), None)
-        if study.best
-        else None,
+        _step(f"{anchor}-best", Group(f"Trial {runs[0].folder.name}, the {which}", runs), None) if runs else None,
         _section("Confirmed on fresh seeds", f"{anchor}-confirmed", fresh),
     ]
     said = [*(Text(problem, problem=True) for problem in study.problems), *map(Text, missing)]

@@ -214,9 +214,14 @@ def intermediate(study: Study, rebuilt: optuna.Study) -> Figure | None:
     low, high = _scale(ends)
     note_outside(plot, ["ends of lines" for end in ends if end < low])
     plot.update_xaxes(epochs(max(t.epochs[-1][0] for t in drawn))).update_yaxes(accuracies(TITLE, low, high))
-    pruned = [t.epochs[-1][0] for t in drawn if t.state == "pruned"]
+    pruned = [t.epochs[-1][0] for t in drawn if t.state == "pruned" and not t.seeds]
     were = f"{plural(len(pruned), 'trial')} {'was' if len(pruned) == 1 else 'were'} pruned"
     see = f"{were}, after {statistics.mean(pruned):.1f} epochs on average" if pruned else "No trial was pruned"
+    if any(t.seeds for t in drawn):
+        left = sum(t.state == "pruned" and bool(t.seeds) for t in drawn)
+        see += (
+            f"; {plural(left, 'trial')} got no further seed" * (left > 0) + "; a line is the first seed of a trial"
+        )
     return Figure("Epoch by epoch", f"{see}; double-click to see the whole scale.", plot)
 
 

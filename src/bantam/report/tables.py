@@ -1,6 +1,7 @@
 """Tables and pairs of names and values, the same for the page and for the terminal."""
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from bantam.budget import COSTS, in_words
 from bantam.report import groups, steps
-from bantam.report.folders import Contents, Study
+from bantam.report.folders import Contents, Study, Trial
 from bantam.report.groups import Difference, Group
 from bantam.report.numbers import shown, signed
 from bantam.report.runs import Run
@@ -201,12 +202,14 @@ def trials(study: Study, front: bool = False) -> Table | None:
     known = {key for t in study.trials for key in t.costs}
     costs = {key: title for key, title in COSTS.items() if key == "parameters" or key in known}
     others = [title for key, title in costs.items() if key not in ("parameters", study.cost)]
+    several = any(t.seeds for t in study.trials)
     ranked = sorted(study.trials, key=lambda t: -1.0 if t.objective is None else t.objective, reverse=True)
     rows = [
         {
             "trial": t.number,
             "state": verdict(t.state),
             "accuracy": _number(t.objective, 3),
+            **(_of_seeds(t) if several else {}),
             **{title: t.costs.get(key) for key, title in costs.items()},
             **{key: t.settings.get(key, Cell("not in this trial" if t.settings else "")) for key in study.keys},
             "seconds": _number(t.seconds, 1),
@@ -224,6 +227,16 @@ def trials(study: Study, front: bool = False) -> Table | None:
         title=said,
         spare=(*reversed(others), "seconds", *reversed(study.keys)),
     )
+
+
+def _of_seeds(t: Trial) -> dict[str, Any]:
+    """What the seeds of a trial have reached."""
+    return {
+        "seeds": len(t.seeds) or None,
+        "mean": _number(statistics.fmean(t.seeds) if t.seeds else None, 3),
+        "±": _number(statistics.stdev(t.seeds) if len(t.seeds) > 1 else None, 3),
+        "each seed": " ".join(f"{value:.2f}" for value in t.seeds),
+    }
 
 
 def confirmed(study: Study, seeds: Sequence[Group]) -> Table | None:
@@ -321,7 +334,8 @@ def study(found: Study) -> Pairs:
     if found.top:
         known = {key: found.top.costs[key] for key in ("parameters", found.cost) if key in found.top.costs}
         size = f" with {in_words(known)}" if known else ""
-        best = f"trial {found.top.number}, {found.top.objective:.3f} % of the validation images{size}"
+        over = f" over {len(found.top.seeds)} seeds" if found.top.seeds else ""
+        best = f"trial {found.top.number}, {found.top.objective:.3f} %{over} of the validation images{size}"
         chosen = ", ".join(f"{key} {shown(value)}" for key, value in found.top.settings.items())
         pairs += [("most accurate" if found.multi_objective else "best", best), ("its settings", chosen)]
     return pairs

@@ -58,6 +58,11 @@ def _check_settings(search: Search) -> None:
             f"hydra.sweeper.objectives is {objectives(search)}: it must be [accuracy] or [accuracy,…] with one of "
             f"{', '.join(COSTS)}"
         )
+    if settings.aggregate == "lower" and settings.seeds < 2:
+        raise ValueError(
+            "hydra.sweeper.aggregate is lower, which needs the spread of several seeds: give "
+            "hydra.sweeper.seeds=2 or more, or hydra.sweeper.aggregate=mean"
+        )
     if settings.custom_search_space is not None:
         raise ValueError("hydra.sweeper.custom_search_space is not supported: use hydra.sweeper.params")
     if not search.space:
@@ -75,8 +80,9 @@ def _check_key(name: str, search: Search) -> None:
     key = key_of(name).lstrip("+").split("@")[0]
     if key == "seed":
         raise ValueError(
-            "seed is searched, but a lucky seed is no better setting: leave it out, and have the best trials "
-            "trained on fresh seeds with hydra.sweeper.confirm.top=3 or confirm.py"
+            "seed is searched, but a lucky seed is no better setting: leave it out, and have every trial "
+            "trained on several with hydra.sweeper.seeds=3, or the best ones on fresh seeds with "
+            "hydra.sweeper.confirm.top=3 or confirm.py"
         )
     if key in SAME_IN_ALL_TRIALS:
         raise ValueError(f"{key} is searched, but trials are compared on the same images: give it one value")

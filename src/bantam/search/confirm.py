@@ -7,8 +7,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,9 @@ def _choose(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, fl
         )
     chosen = [(number, ended[number]) for number in dict.fromkeys(numbers)] or done
     best = sorted(chosen, key=lambda trial: -trial[1])[: len(numbers) or top]
-    for number, objective in best:
-        _refuse_damaged(study, number, objective)
+    by_number = {int(row["number"]): row for row in rows}
+    for number, _ in best:
+        _refuse_damaged(study, number, by_number[number])
     return best
 
 
@@ -160,16 +162,19 @@ def _front(study: Path, overrides: Sequence[str]) -> list[int]:
     return [trial.number for trial in found.front]
 
 
-def _refuse_damaged(study: Path, number: int, objective: float) -> None:
+def _refuse_damaged(study: Path, number: int, row: Mapping[str, str]) -> None:
     """Raise ValueError where a trial's folder is gone, damaged, or has another result than `trials.csv`."""
     trial = study / str(number)
     other = f"or choose other trials of {study} with --trials"
-    try:
-        found = files.read_result(trial).get("objective")
-    except ValueError as error:
-        raise ValueError(f"{error}, {other}") from error
-    if found is None or not math.isclose(found, objective):
-        raise ValueError(f"{trial} reached {found!r}, but trials.csv says {objective!r}: restore it, {other}")
+    of_seeds = [float(value) for value in row.get("seeds", "").split()] or [float(row["objective"])]
+    for folder, objective in zip_longest([trial, *files.seed_folders(trial)], of_seeds):
+        try:
+            found = files.read_result(folder).get("objective") if folder else None
+        except ValueError as error:
+            raise ValueError(f"{error}, {other}") from error
+        if found is None or objective is None or not math.isclose(found, objective):
+            where = folder or f"a seed of {trial}"
+            raise ValueError(f"{where} reached {found!r}, but trials.csv says {objective!r}: restore it, {other}")
 
 
 def _name(number: int | str) -> str:
@@ -186,12 +191,14 @@ def _plan(
     lock: list[int],
 ) -> Confirmation:
     """What is to be trained. Raises ValueError where a trial was confirmed with other overrides."""
-    cfg = saved.load(study / str(best[0][0])).config
+    own = saved.load(study / str(best[0][0]))
+    cfg = own.config
+    fresh = cfg.seed + int(OmegaConf.select(own.hydra, "sweeper.seeds", default=1))  # those of the search are not
     plan = Confirmation(
         study / "confirm",
         script,
         {_name(number): experiment(study / str(number), overrides) for number, _ in best},
-        list(range(cfg.seed + 1, cfg.seed + 1 + seeds)),
+        list(range(fresh, fresh + seeds)),
         f"data.split_seed={cfg.data.split_seed}",
         lock,
     )

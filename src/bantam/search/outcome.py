@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 
 from bantam import budget
 from bantam.overrides import command_line, override
-from bantam.search import distributions, trials
+from bantam.search import distributions, seeds, trials
 from bantam.search.space import Search
 from bantam.training import folder as files
 from bantam.training import saved
@@ -60,17 +60,26 @@ def keep_best_weights(search: Search, study: Study, settled: set[int] | None = N
     """
     listed = trials.read(study)
     settled = set() if settled is None else settled
-    for number in trials.ended(listed) - settled - {trial.number for trial in result(search, listed)}:
-        for name in (files.WEIGHTS, files.CHECKPOINT, files.CHECKPOINT_BEFORE):
-            (search.folder / str(number) / name).unlink(missing_ok=True)
+    kept = {trial.number for trial in result(search, listed)}
+    if search.settings.seeds > 1:  # what is queued again takes over the seeds that are trained
+        done = {number for trial in listed if trial.state.is_finished() for number in trials.history(trial)}
+        states = zip(listed, listed.states, strict=True)
+        kept |= {trial.number for trial, state in states if state == "stopped" and trial.number not in done}
+    for number in trials.ended(listed) - settled - kept:
+        own = search.folder / str(number)
+        for folder in (own, *files.seed_folders(own)):
+            for name in (files.WEIGHTS, files.CHECKPOINT, files.CHECKPOINT_BEFORE):
+                (folder / name).unlink(missing_ok=True)
         settled.add(number)
 
 
 def remove_leftovers(search: Search, listed: Sequence[FrozenTrial]) -> None:
     """Delete what killed processes left half written in the folders of the study and of the trials that ended."""
     ended = [search.folder / str(trial.number) for trial in listed if trial.state.is_finished()]
+    further = [folder for trial in ended for folder in files.seed_folders(trial)]
     confirmed = search.folder / "confirm"
-    for folder in (search.folder, search.folder / "experiment", confirmed, confirmed / "experiment", *ended):
+    also = (search.folder / "experiment", confirmed, confirmed / "experiment")
+    for folder in (search.folder, *also, *ended, *further):
         files.remove_leftovers(folder)
 
 
@@ -81,12 +90,14 @@ def write(search: Search, listed: Sequence[FrozenTrial], why: str) -> list[Froze
     """
     trials.write(search.folder, listed)
     found, counts = result(search, listed), trials.count(listed)
+    several = search.settings.seeds > 1
     summary: dict[str, Any] = {
         "study": search.name,
         "began": min((t.datetime_start for t in listed if t.datetime_start), default=None),
         "ended": max((t.datetime_complete for t in listed if t.datetime_complete), default=None),
         "ended_by": why,
         "images": _images(search),
+        **({"seeds": seeds.of_trials(search), "aggregate": search.settings.aggregate} if several else {}),
         "training_seconds": sum(trials.seconds(trial) or 0.0 for trial in listed),
         "trials": {state: counts[state] for state in (*trials.FINISHED, "over budget", "stopped")},
         "copies": sum("same_as" in trial.user_attrs for trial in listed),
@@ -107,7 +118,7 @@ def name(search: Search, trial: FrozenTrial) -> str:
 
 
 def line(search: Search, trial: FrozenTrial) -> str:
-    """The command that repeats a trial of the result, or why there is none."""
+    """The command that repeats a trial of the result, all its seeds, or why there is none."""
     folder = search.folder / str(trial.number)
     if not folder.is_dir():
         return f"It cannot be run again: {folder} is gone; restore it"
@@ -115,21 +126,31 @@ def line(search: Search, trial: FrozenTrial) -> str:
         experiment(folder)
     except ValueError as error:
         return f"It cannot be run again: {error}"
-    chosen = override("experiment", name(search, trial))
-    return command_line(["python", sys.argv[0], "--config-dir", search.folder, chosen])
+    return _line(search.folder, name(search, trial), seeds.of_trials(search))
+
+
+def _line(study: Path, experiment: str, all_seeds: Sequence[int]) -> str:
+    """The command that runs an experiment of a study, with several seeds one after the other."""
+    several = len(all_seeds) > 1
+    chosen = [override("experiment", experiment), *([f"seed={','.join(map(str, all_seeds))}"] * several)]
+    return command_line(["python", sys.argv[0], *["-m"] * several, "--config-dir", study, *chosen])
 
 
 def _write_experiments(search: Search, found: Sequence[FrozenTrial]) -> None:
     experiments = search.folder / "experiment"
-    names = {name(search, trial): trial.number for trial in found}
+    names = {name(search, trial): trial for trial in found}
     for old in experiments.glob("trial_*.yaml"):
         if old.stem not in names:  # it was on the front of a shorter search
             old.unlink()
-    for experiment_name, number in names.items():
-        file = experiments / f"{experiment_name}.yaml"
+    for experiment_name, trial in names.items():
+        file, own, repeats = experiments / f"{experiment_name}.yaml", search.folder / str(trial.number), ""
+        if search.settings.seeds > 1:
+            reached = f"{trial.values[0]!r} %{seeds.in_words(search, trial)}"
+            line = _line(search.folder, experiment_name, seeds.of_trials(search))
+            repeats = f"# The trial reached {reached}. This trains all its seeds:\n# {line}\n"
         try:
-            write_experiment(file, experiment(search.folder / str(number)))
-            write_options(search.folder, search.folder / str(number), Path(sys.argv[0]).absolute())
+            write_experiment(file, experiment(own, repeats=repeats))
+            write_options(search.folder, own, Path(sys.argv[0]).absolute())
         except ValueError:  # its folder is gone or damaged: `line` says so
             file.unlink(missing_ok=True)
 
@@ -151,16 +172,18 @@ def _entry(search: Search, trial: FrozenTrial) -> dict[str, Any]:
     return {
         "number": trial.number,
         "objective": trial.values[0],
+        **({"objectives": seeds.objectives(trial)} if search.settings.seeds > 1 else {}),
         **{key: trial.user_attrs.get(key) for key in budget.COSTS},
         "settings": distributions.by_key(trial.params),
         "folder": str(search.folder / str(trial.number)),
     }
 
 
-def experiment(trial: Path, overrides: Sequence[str] = ()) -> str:
+def experiment(trial: Path, overrides: Sequence[str] = (), repeats: str = "") -> str:
     """An experiment that repeats a trial exactly: all it had, with the machine's choices pinned.
 
-    Raises ValueError where an override is no `key=value` of the trial's configuration, or `NOT_OVERRIDABLE`.
+    Of several seeds it is the first; `repeats` are comments that say how all are trained. Raises ValueError where
+    an override is no `key=value` of the trial's configuration, or `NOT_OVERRIDABLE`.
     """
     own = saved.load(trial)
     result = files.read_result(trial)
@@ -175,7 +198,8 @@ def experiment(trial: Path, overrides: Sequence[str] = ()) -> str:
     for given in overrides:
         _apply(plain, given, trial)
     changed = f" With {' '.join(overrides)}." if overrides else ""
-    head = f"# Trial {trial.name}: {result['objective']!r} % of the validation images.{changed}\n"
+    seed = f" with seed {own.config.seed}" * bool(repeats)
+    head = f"# Trial {trial.name}{seed}: {result['objective']!r} % of the validation images.{changed}\n{repeats}"
     return "# @package _global_\n" + head + OmegaConf.to_yaml(OmegaConf.merge({"defaults": groups}, plain))
 
 

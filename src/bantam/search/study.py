@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -16,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bantam import budget
 from bantam.overrides import override, written
-from bantam.search import damage, distributions, pruners, samplers, storage, trials
+from bantam.search import damage, distributions, pruners, samplers, seeds, storage, trials
 from bantam.search.space import Search, compose, composed, end, known_settings, objectives
 from bantam.search.trials import Ending
 from bantam.training import folder as files
@@ -34,6 +35,9 @@ IMAGES, HELD_OUT = "what data became", "the number of validation images held out
 
 OPTION = " with "
 """What stands between a key of a definition and the option of a searched group that has it: optimizer=sgd."""
+
+DEFAULTS = {"hydra.sweeper.seeds": "1", "hydra.sweeper.aggregate": "mean"}
+"""Keys of a definition that older studies lack, and what those had."""
 
 RESOLVED = " (what it became)"
 """How the keys of a definition end that say what `auto` stands for."""
@@ -97,6 +101,7 @@ def _definition(search: Search) -> dict[str, str]:
     """
     return {
         "hydra.sweeper.objectives": objectives(search),
+        **{key: str(search.settings[key.rpartition(".")[2]]) for key in DEFAULTS},
         **{name: _described(search, name) for name in search.space},
         **_settings(search),
         **_resolved(search),
@@ -151,12 +156,23 @@ def _named(name: str, checksum: str) -> str:
     return f"{name} with the checksum {checksum[:16]}"
 
 
-def ending(search: Search, study: Study, number: int, costs: Mapping[str, Any]) -> Ending:
-    """How a trial's training ended: as `trials.ending`, unless it had other images or another kind of device.
+def ending(
+    search: Search, study: Study, number: int, costs: Mapping[str, Any], count: int | None = None
+) -> Ending:
+    """How a trial's training ended on its first `count` seeds, or on all of them.
 
     Raises ValueError where it did not end.
     """
-    folder = search.folder / str(number)
+    endings: list[Ending] = []
+    for seed in range(1, (count or search.settings.seeds) + 1):
+        endings.append(_ending(search, study, number, seeds.folder(search, number, seed), costs))
+        if not seeds.is_whole(endings[-1]):
+            break
+    return seeds.joined(search, endings)
+
+
+def _ending(search: Search, study: Study, number: int, folder: Path, costs: Mapping[str, Any]) -> Ending:
+    """How a training ended: as `trials.ending`, unless it had other images or another kind of device."""
     found = trials.ending(folder, *search.second_objective(costs))
     result, definition = files.read_result(folder), study.user_attrs.get("definition", {})
     had = {f"{key}{RESOLVED}": result.get(key) for key in ("device", "precision") if key not in search.space}
@@ -177,6 +193,7 @@ def _check_same(search: Search, study: Study) -> None:
     for _ in range(100):  # the process that creates it may be about to say what it is about
         before = study.user_attrs.get("definition")
         if before is not None:
+            before = {**DEFAULTS, **before}
             break
         time.sleep(0.1)
     else:

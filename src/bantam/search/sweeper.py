@@ -6,7 +6,7 @@ Optuna and torch are imported only when a search begins.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
@@ -121,12 +121,16 @@ class SearchConf(OptunaSweeperConf):
     """Only maximize, since the objective is an accuracy; costs are minimized."""
     objectives: list[str] = field(default_factory=lambda: ["accuracy"])
     """[accuracy], or [accuracy, parameters] or another cost of `budget`: then the result is the Pareto front."""
+    seeds: int = ranged(1, least=1)
+    """So many seeds are trained for a trial: `seed` and those that follow it. The objective is their mean."""
+    aggregate: Literal["mean", "lower"] = "mean"
+    """What makes one objective of several seeds; lower: their mean less one standard error of it."""
     study_name: str = "search"
     """Its name in the storage; with hparams_search also its folder, multirun/<study_name>."""
     storage: str | None = None
     """Address of a database, or journal:// and a file on a shared folder; null: SQLite in the study's folder."""
     n_trials: int = ranged(30, least=1)
-    """Trainings to finish, all continuations together; networks over the budget do not count."""
+    """Trials to finish, all continuations together; networks over the budget do not count."""
     n_jobs: int | None = ranged(None, least=1)  # type: ignore[assignment]
     """Worker processes; null: one a core on a CPU, else one."""
     max_failure_rate: float = ranged(0.3, least=0, most=1)

@@ -11,7 +11,7 @@ from rich.status import Status
 from rich.table import Table
 
 from bantam.budget import in_words
-from bantam.search import distributions, outcome, study, trials
+from bantam.search import distributions, outcome, seeds, study, trials
 from bantam.search.outcome import Candidate
 from bantam.search.space import Search
 from bantam.training.terminal import show_instead
@@ -33,7 +33,9 @@ def show_ended(listed: Sequence[FrozenTrial], shown: set[int]) -> set[int]:
         ended.add(trial.number)
         value = trials.objective(trial, state)
         reason = trials.reason(trial, state)
-        what = reason if value is None else f"{value:.2f} %" + (f" ({reason})" if reason else "")
+        each = " ".join(f"{one:.2f}" for one in seeds.objectives(trial))
+        reached = "" if value is None else f"{value:.2f} %" + f" (seeds: {each})" * bool(each)
+        what = f"{reached} ({reason})" if reached and reason else reached or reason
         line = f"[bold]trial {trial.number:>3}[/] [{COLOURS.get(state, 'yellow')}]{state:<11}[/] {escape(what)}"
         console.print(f"{line}   {escape(settings(trial))}", soft_wrap=True)
     return ended
@@ -52,13 +54,13 @@ def progress(search: Search, listed: Sequence[FrozenTrial], elapsed: float, side
     states = trials.states(listed)
     counts = trials.count(listed)
     running = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("running", "settings", "epoch", "accuracy"):
+    several = search.settings.seeds > 1
+    for column in ("running", "settings", *["seed"] * several, "epoch", "accuracy"):
         running.add_column(column)
     for trial in listed:
         if trial.state == TrialState.RUNNING:
-            last = trial.last_step
-            reached = ("", "") if last is None else (str(last), f"{trial.intermediate_values[last]:.2f} %")
-            running.add_row(f"trial {trial.number}", escape(settings(trial)), *reached)
+            seed = [f"{len(seeds.objectives(trial)) + 1} of {search.settings.seeds}"] * several
+            running.add_row(f"trial {trial.number}", escape(settings(trial)), *seed, *_reached(trial))
     done = sum(counts[state] for state in trials.FINISHED)
     goal = study.wanted(search, counts)
     took = [trials.seconds(t) or 0.0 for t, state in zip(listed, states, strict=True) if state in trials.FINISHED]
@@ -70,6 +72,14 @@ def progress(search: Search, listed: Sequence[FrozenTrial], elapsed: float, side
         f"{elapsed:,.0f} s" + ("" if left is None else f", about {left:,.0f} s left"),
     ]
     return Group(running, "  ".join(line))
+
+
+def _reached(trial: FrozenTrial) -> tuple[str, str]:
+    """The last epoch of the seed that is trained, and its accuracy; empty before the first."""
+    last, before = trial.last_step, trial.user_attrs.get("steps", 0)
+    if last is None or last <= before:
+        return "", ""
+    return str(last - before), f"{trial.intermediate_values[last]:.2f} %"
 
 
 def best(search: Search, listed: Sequence[FrozenTrial]) -> str:
@@ -139,8 +149,9 @@ def show_result(search: Search, found: Sequence[FrozenTrial]) -> None:
     for trial in found:
         costs = {key: trial.user_attrs.get(key, 0) for key in ("parameters", search.cost)}
         console.print(
-            f"{'Trial' if search.multi_objective else 'Best: trial'} {trial.number}, {trial.values[0]:.3f} % "
-            f"of the {len(images.held_out_labels):,} validation images of {images.name} in the last epochs, "
+            f"{'Trial' if search.multi_objective else 'Best: trial'} {trial.number}, {trial.values[0]:.3f} %"
+            f"{seeds.in_words(search, trial)} of the {len(images.held_out_labels):,} validation images of "
+            f"{images.name} in the last epochs, "
             f"{in_words(costs)}: "
             f"{escape(settings(trial))}",
             *(() if search.multi_objective else ("Run it with:",)),

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import statistics
 import threading
 import time
 from collections import Counter
@@ -41,13 +42,15 @@ def reporter(hydra: DictConfig) -> Callable[[int, float], bool]:
     database = storage.open_storage(hydra, wait=True)
     pruner = pruners.build(hydra.sweeper.pruner, *hydra.sweeper.objectives[1:])
     study = optuna.load_study(study_name=hydra.sweeper.study_name, storage=database, pruner=pruner)
+    first = str(hydra.sweep.subdir) == str(hydra.job.num)  # further seeds of a trial are in folders in its own
     study_id = database.get_study_id_from_name(study.study_name)
     trial_id = database.get_trial_id_from_study_id_trial_number(study_id, hydra.job.num)
+    before = 0 if first else database.get_trial(trial_id).user_attrs["steps"]
 
     def should_prune(epoch: int, accuracy: float) -> bool:
         try:
-            database.set_trial_intermediate_value(trial_id, epoch, accuracy)
-            return pruner.prune(study, database.get_trial(trial_id))
+            database.set_trial_intermediate_value(trial_id, before + epoch, accuracy)
+            return first and pruner.prune(study, database.get_trial(trial_id))
         except UpdateFinishedTrialError:
             return True  # it was taken for dead, and runs again elsewhere
         finally:
@@ -152,6 +155,8 @@ def same(trial: FrozenTrial, state: str) -> Ending:
     notes = {"same_as": original, "reason": f"the settings of trial {original}, whose result it has"}
     if state == "pruned":
         notes["pruned"] = True
+    if "objectives" in trial.user_attrs:
+        notes["objectives"] = trial.user_attrs["objectives"]
     values = tuple(trial.values) if trial.state == TrialState.COMPLETE else None
     return Ending(trial.state, values, notes)
 
@@ -248,8 +253,9 @@ def _state(listed: Sequence[FrozenTrial], trial: FrozenTrial, again: set[int], i
     if over_budget(trial):
         return "over budget"
     notes = trial.user_attrs
-    if trial.state == TrialState.COMPLETE and (notes.get("pruned") or notes.get("given up")):
-        return "pruned"  # beside two objectives Optuna is told otherwise, see `ending`
+    if trial.state in (TrialState.COMPLETE, TrialState.FAIL) and (notes.get("pruned") or notes.get("given up")):
+        # Beside two objectives Optuna is told otherwise, see `ending`; or its process died when it had noted this.
+        return "pruned"
     if trial.state == TrialState.FAIL:
         deaths = len({trial.number, *history(trial)} - interrupted)
         return "failed" if notes.get("reason") or deaths > MAX_RETRIES else "stopped"
@@ -280,13 +286,24 @@ def seconds(trial: FrozenTrial) -> float | None:
     return trial.duration.total_seconds() if trial.duration else None
 
 
+SEED_COLUMNS = ("mean", "deviation", "seeds")
+"""Columns of `trials.csv` where trials have several seeds: what each has reached, and what that amounts to."""
+
+
+def _of_seeds(values: Sequence[float]) -> tuple[Any, ...]:
+    mean = statistics.fmean(values) if values else ""
+    return mean, statistics.stdev(values) if len(values) > 1 else "", " ".join(map(repr, values))
+
+
 def write(folder: Path, listed: Sequence[FrozenTrial]) -> None:
     """Write `trials.csv`: a row a trial, its settings under their configuration keys."""
     settings = [distributions.by_key(trial.params) for trial in listed]
     keys = list(dict.fromkeys(key for own in settings for key in own))
+    several = any("objectives" in trial.user_attrs for trial in listed)
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("number", "state", "reason", *keys, *COSTS, "objective", "seconds", "folder"))
+    of_seeds = SEED_COLUMNS * several
+    rows.writerow(("number", "state", "reason", *keys, *COSTS, "objective", *of_seeds, "seconds", "folder"))
     for trial, state, own_settings in zip(listed, states(listed), settings, strict=True):
         if state in ("waiting", "surplus"):
             continue
@@ -299,6 +316,7 @@ def write(folder: Path, listed: Sequence[FrozenTrial]) -> None:
                 *(own_settings.get(key, "") for key in keys),
                 *(trial.user_attrs.get(key, "") for key in COSTS),
                 "" if value is None else value,
+                *_of_seeds(trial.user_attrs.get("objectives", [])) * several,
                 "" if took is None else round(took, 3),
                 own if (folder / str(own)).is_dir() else "",
             ]

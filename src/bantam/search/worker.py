@@ -17,7 +17,7 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
 from bantam import budget
-from bantam.search import distributions, outcome, processes, samplers, space, trials
+from bantam.search import distributions, outcome, processes, samplers, seeds, space, trials
 from bantam.search.conditions import Space
 from bantam.search.faults import EXIT_CODE, MachineFault, killed, raise_machine_fault
 from bantam.search.space import Search
@@ -120,8 +120,7 @@ def _train(search: Search, study: Study, trial: Trial, interrupt: Interrupt) -> 
         known = _known(search, study, trial.number, settings, interrupt)
         if known is not None:
             return known
-        _launch(search, settings, trial.number, interrupt)
-        ended = ending(search, study, trial.number, found)
+        ended = _train_seeds(search, study, trial, settings, found, interrupt)
         if "fault" in ended.notes:
             raise MachineFault(ended.notes["fault"])
         return ended
@@ -135,6 +134,29 @@ def _train(search: Search, study: Study, trial: Trial, interrupt: Interrupt) -> 
         if killed(error):
             return Ending(TrialState.FAIL)
         return Ending(TrialState.FAIL, None, {"reason": f"{type(error).__name__}: {error}"})
+
+
+def _train_seeds(
+    search: Search,
+    study: Study,
+    trial: Trial,
+    settings: dict[str, Any],
+    costs: dict[str, int],
+    interrupt: Interrupt,
+) -> Ending:
+    """Train on one seed after the other, unless one does not end well, or the trial cannot catch up."""
+    count = 1
+    while True:
+        if not seeds.take_over(search, study, trial, count):
+            _launch(search, seeds.overrides(search, settings, trial.number, count), trial.number, interrupt)
+        ended = ending(search, study, trial.number, costs, count)
+        if count == search.settings.seeds or not seeds.is_whole(ended):
+            return ended
+        seeds.note(study, trial, ended)
+        pruned = seeds.pruned(search, trials.read(study), costs, ended)
+        if pruned is not None:
+            return pruned
+        count += 1
 
 
 def _known(
@@ -211,13 +233,13 @@ def _over_budget(search: Search, study: Study, found: dict[str, int], excess: di
     return Ending(TrialState.COMPLETE, (NEVER_TRAINED, *search.second_objective(found)), notes)
 
 
-def _launch(search: Search, settings: dict[str, Any], number: int, interrupt: Interrupt) -> None:
-    """Run a trial's job. Raises KeyboardInterrupt where a signal stops it."""
+def _launch(search: Search, overrides: list[str], number: int, interrupt: Interrupt) -> None:
+    """Run a job of a trial. Raises KeyboardInterrupt where a signal stops it."""
     try:
         interrupt.training = True
         if interrupt.asked:
             raise KeyboardInterrupt
-        for job in search.launcher.launch([space.overrides(search, settings)], initial_job_idx=number) or ():
+        for job in search.launcher.launch([overrides], initial_job_idx=number) or ():
             _ = job.return_value  # raises what the job could not record itself
     except SystemExit:
         raise KeyboardInterrupt from None

@@ -53,6 +53,16 @@ ASIDE = ".part"
 """How the names of files end that are being written."""
 
 
+SEED = "seed-"
+"""How the names of folders begin in which further seeds of a trial are trained, within the trial's own."""
+
+
+def seed_folders(trial: Path) -> list[Path]:
+    """The folders of a trial's further seeds, in order; empty where it has none."""
+    found = [path for path in trial.glob(f"{SEED}*") if path.name.removeprefix(SEED).isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(SEED)))
+
+
 class InUse(ValueError):
     """Another process is at work in a folder."""
 
