@@ -27,7 +27,7 @@ LAYERS = (
     ("bantam.kernels",),
     tuple(f"bantam.{name}" for name in ("models", "optimizers", "schedulers", "augmentation", "data")),
     ("bantam.budget", "bantam.config"),
-    ("bantam.ranges", "bantam.overrides", "bantam.snapshot"),
+    ("bantam.ranges", "bantam.overrides", "bantam.snapshot", "bantam.activations", "bantam.receptive"),
 )
 """From the entry points down; a module imports only from below it, or from its own folder."""
 

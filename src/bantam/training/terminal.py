@@ -68,7 +68,7 @@ def layer_table(layers: Sequence["Layer"]) -> Table:
         row = (
             layer.name,
             "×".join(map(str, layer.shape)),
-            f"{layer.receptive_field}",
+            layer.sees,
             f"{layer.parameters:,}" if layer.parameters else "",
             f"{layer.multiply_adds:,}" if layer.multiply_adds else "",
             "" if layer.activations is None else f"{layer.activations:,}",
