@@ -1,5 +1,6 @@
 """Receptive fields against input gradients, for the networks of the tests and for random ones."""
 
+import io
 from typing import Any
 
 import gradients
@@ -8,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from small_networks import NETWORKS
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bantam import budget, models
+from bantam.training import terminal
 
 IMAGE = (1, 28, 28)
 
@@ -205,6 +208,9 @@ def test_what_cannot_be_known_is_not_guessed() -> None:
 
     rows = budget.layers(nn.Sequential(nn.Conv2d(1, 2, 3), Lambda(sampled), nn.Conv2d(2, 2, 3)))
     assert [row.receptive_field for row in rows] == [None, None]
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(terminal.layer_table(rows))
+    assert "empty field: it cannot be known" in console.export_text()
     assert [row.receptive_field for row in budget.layers(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()))] == [3]
 
 

@@ -38,7 +38,7 @@ class Layer:
     """Output, without the batch dimension: channels × height × width, or features."""
     receptive_field: Field | None
     """The square or rectangle of input pixels that holds all that an output depends on, of the one that sees most;
-    None where it cannot be known."""
+    None where it cannot be known, 0 for weights that are not used."""
     parameters: int
     multiply_adds: int
     """Of convolutions and products of matrices, for one image."""
@@ -48,8 +48,8 @@ class Layer:
     @property
     def sees(self) -> str:
         """The receptive field as it is shown: 5 for 5×5, 5×9, or nothing where it cannot be known."""
-        field = self.receptive_field
-        return "" if field is None else "×".join(map(str, field)) if isinstance(field, tuple) else str(field)
+        field = self.receptive_field or ""
+        return "×".join(map(str, field)) if isinstance(field, tuple) else str(field)
 
 
 class OverBudget(ValueError):
@@ -139,7 +139,7 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 row.activations = max(row.activations or 0, amount)
         left = self._parameters + sum(self._unread.values())
         if left:
-            self.rows.append(Layer("not used", (), None, left, 0))
+            self.rows.append(Layer("not used", (), 0, left, 0))
         return self.rows
 
 

@@ -74,6 +74,8 @@ def layer_table(layers: Sequence["Layer"]) -> Table:
             "" if layer.activations is None else f"{layer.activations:,}",
         )
         table.add_row(*row[: None if wide else -1])
+    if any(layer.receptive_field is None for layer in layers):
+        table.caption = "empty field: it cannot be known"
     return table
 
 
