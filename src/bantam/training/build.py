@@ -7,17 +7,19 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from bantam import budget, config
+from bantam import activations, budget, config, receptive
+from bantam.own import code
 from bantam.schedulers import Schedule, TorchSchedule
 
 Choices = Mapping[str, Any]
@@ -27,12 +29,18 @@ Choices = Mapping[str, Any]
 def build(cfg: DictConfig, key: str, choices: Choices) -> Any:
     """Instantiate a group; what its constructor refuses becomes a ValueError that names the group."""
     try:
-        built = instantiate(cfg[key], _execution_whitelist_=config.TARGETS[key])
+        if key == "model" and cfg.model.get("_target_") == code.TARGET:
+            settings: Any = OmegaConf.to_container(cfg.model, resolve=True)
+            built = code.network(**{name: value for name, value in settings.items() if name != "_target_"})
+        else:
+            built = instantiate(cfg[key], _execution_whitelist_=config.TARGETS[key])
     except Exception as error:  # a constructor that refuses its arguments may raise anything
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if key == "data" and isinstance(cause, ValueError):
             raise NoImages(str(cause)) from cause
-        raise cannot_be_built(key, choices, cause or error) from error
+        raise cannot_be_built(
+            key, choices, cause or error, own_arguments(cfg) if key == "model" else {}
+        ) from error
     if key == "model" and not isinstance(built, nn.Module):
         raise cannot_be_built(key, choices, ValueError(f"it is no network but {type(built).__name__}"))
     return built
@@ -46,9 +54,20 @@ class CannotBeBuilt(ValueError):
     """An option of a group refuses its keys."""
 
 
-def cannot_be_built(key: str, choices: Choices, cause: BaseException) -> CannotBeBuilt:
-    """The sentence for a group whose option refuses its keys."""
-    return CannotBeBuilt(f"{key}={choices.get(key)} cannot be built: {told(cause)}")
+def cannot_be_built(
+    key: str, choices: Choices, cause: BaseException, own: Mapping[str, Any] = MappingProxyType({})
+) -> CannotBeBuilt:
+    """The sentence for a group whose option refuses its keys; `own` are those of a class of one's own."""
+    given = f" with {', '.join(f'{name}={value}' for name, value in own.items())}" * bool(own)
+    remedy = f": change {' or '.join([*(f'{key}.{name}' for name in own), 'that line'])}" * bool(own)
+    return CannotBeBuilt(f"{key}={choices.get(key)} cannot be built{given}: {told(cause)}{remedy}")
+
+
+def own_arguments(cfg: DictConfig) -> dict[str, Any]:
+    """The keys of a network of one's own; empty for one of Bantam's."""
+    if cfg.model.get("_target_") != code.TARGET:
+        return {}
+    return {str(name): value for name, value in cfg.model.items() if not str(name).startswith("_")}
 
 
 def told(error: BaseException) -> str:
@@ -56,14 +75,17 @@ def told(error: BaseException) -> str:
     text = " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
     paths = [(frame, Path(frame.filename)) for frame in frames if os.path.isabs(frame.filename)]
-    ours = {Path(__file__).parent, Path(budget.__file__)}  # the budget runs a network's operations
+    ours = {Path(__file__).parent, *map(Path, RUN_BY)}
     own = [f for f, path in paths if not ours & {path, path.parent} and not {*path.parts} & {*NOT_OWN}]
     deliberate = isinstance(error, ValueError) and (frames[-1].line or "").startswith("raise ") if frames else True
-    if not own or deliberate:
+    if not own or (deliberate and own[-1] is frames[-1]):
         return text or type(error).__name__
     where = f"{own[-1].filename}, line {own[-1].lineno}"
     return f"{type(error).__name__} in {where}" + f": {text}" * bool(text)
 
+
+RUN_BY = (budget.__file__, activations.__file__, receptive.__file__, code.__file__)
+"""Files that run a network, or build one."""
 
 NOT_OWN = ("site-packages", "dist-packages", "kernels", f"python{sys.version_info.major}.{sys.version_info.minor}")
 """Folders of code that nobody edits who adds a network, a rate or an augmentation."""
@@ -108,10 +130,14 @@ def build_model(cfg: DictConfig, choices: Choices, device: torch.device) -> nn.M
     return model.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
-def check_logits(choices: Choices, model: nn.Module, classes: int) -> None:
-    """Refuse a network that does not give each image of a batch a logit for each class."""
+def check_logits(choices: Choices, model: nn.Module, classes: int) -> str:
+    """Refuse a network that does not give each image of a batch a logit for each class.
+
+    Returns what else is to be said of its output, a sentence or nothing.
+    """
     name = f"model={choices.get('model')}"
-    images = torch.zeros(2, *budget.IMAGE, device=next(model.parameters()).device)
+    device = next((parameter.device for parameter in model.parameters()), None)
+    images = torch.randn(2, *budget.IMAGE, generator=torch.Generator().manual_seed(0)).to(device)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             logits = copy.deepcopy(model).eval()(images)
@@ -119,7 +145,33 @@ def check_logits(choices: Choices, model: nn.Module, classes: int) -> None:
         raise ValueError(f"{name} cannot compute a batch of two images: {told(error)}") from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
         found = "×".join(map(str, logits.shape)) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ValueError(f"{name} returns {found} for two images, not 2×{classes}: a logit for each class")
+        raise ValueError(
+            f"{name} returns {found} for two images, not 2×{classes}: a logit for each class{_remedy(logits, classes)}"
+        )
+    return _note(name, logits.float())
+
+
+def _remedy(logits: Any, classes: int) -> str:
+    """What helps where a network returns something else than logits."""
+    if not isinstance(logits, torch.Tensor) or len(logits) != 2:
+        return ""
+    if logits.dim() > 2 and logits[0].numel() == classes:
+        return "; add nn.Flatten() at its end"
+    if logits.dim() == 4 and logits.shape[1] == classes:
+        return "; add nn.AdaptiveAvgPool2d(1) and nn.Flatten() at its end"
+    if logits.dim() == 2:
+        return f"; its last layer must have {classes} outputs"
+    return f"; end it with nn.Flatten() and a linear layer of {classes} outputs"
+
+
+def _note(name: str, logits: torch.Tensor) -> str:
+    """What is to be said where logits are probabilities or their logarithms already."""
+    ones = torch.ones(len(logits), device=logits.device)
+    if torch.allclose(logits.exp().sum(1), ones, atol=1e-3) and (logits <= 0).all():
+        return f"{name} ends with log_softmax, which the loss has too: cross-entropy of the result is the same"
+    if torch.allclose(logits.sum(1), ones, atol=1e-3) and (logits >= 0).all():
+        return f"{name} ends with softmax, but the loss expects logits: leave softmax out, it trains worse with it"
+    return ""
 
 
 def build_optimizer(cfg: DictConfig, choices: Choices, model: nn.Module) -> Optimizer:

@@ -19,6 +19,7 @@ from bantam import budget, data
 from bantam.augmentation import Augmentation
 from bantam.kernels import compiler
 from bantam.kernels.fuse import fuse, is_fused
+from bantam.own import code
 from bantam.schedulers import Schedule
 from bantam.training.average import Average
 from bantam.training.build import (
@@ -82,6 +83,8 @@ class Prepared:
     """The learning rate in the middle of every epoch, at a constant loss."""
     augmentation: Augmentation
     average: Average | None
+    note: str = ""
+    """What is to be said of the network's output; empty where nothing."""
 
     @property
     def parameters(self) -> int:
@@ -177,7 +180,7 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
     rates = tuple(float(group["lr"]) for group in optimizer.param_groups)
     epoch_rates = dry_run_schedule(cfg, info.choices, schedule, rates)
     images = _load_data(cfg, info)
-    check_logits(info.choices, model, len(images.classes))
+    note = check_logits(info.choices, model, len(images.classes))
     _check_last_batch(cfg, info, model, len(images.train_labels))
     prepared = Prepared(
         cfg=cfg,
@@ -195,6 +198,7 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
         epoch_rates=epoch_rates,
         augmentation=augmentation,
         average=Average(model, cfg.ema) if cfg.ema else None,
+        note=note,
     )
     if cfg.kernels == "native":
         _ = prepared.training_model  # whoever insists on them is told at once where they cannot be had
@@ -226,6 +230,7 @@ def prepare_finished(cfg: DictConfig, info: RunInfo) -> Prepared:
 
 
 def _prepare_saved(cfg: DictConfig, info: RunInfo) -> Prepared:
+    code.restore(info.folder, cfg.model)
     try:
         return prepare(cfg, info)
     except CannotBeBuilt as error:  # it could be when the run was begun
