@@ -75,7 +75,9 @@ def network(_file_: str, _class_: str, _sha256_: str, **arguments: Any) -> Any:
     """Build a network of one's own: lists are lists. Raises ValueError for code that nobody has typed."""
     code = _allowed.get(_sha256_)
     if code is None:
-        raise ValueError(f"its code is in {_file_}, and was not typed: type model={_file_}:{_class_}")
+        raise ValueError(
+            f"this version of {_file_} was not typed: type model=<folder of a run that has it>/{COPY}:{_class_}"
+        )
     return find(code, _class_)(**{key: _plain(value) for key, value in arguments.items()})
 
 
@@ -135,34 +137,46 @@ def _neighbours(code: Code) -> Iterator[None]:
 REQUIRED = object()
 """The default of an argument that has none."""
 
-TYPES = (int, float, bool, str, list[int], list[float], list[str], list[bool])
+
+@dataclass(frozen=True)
+class Argument:
+    """What a class takes, as far as a configuration can hold it."""
+
+    kind: Any
+    """int, float, bool, str or Any, of each item where it is a list."""
+    items: bool
+    optional: bool
+    """Whether it may be null."""
+    default: Any
 
 
-def arguments(factory: Any) -> dict[str, tuple[Any, Any]]:
-    """Type and default of each argument that a configuration can hold; others keep their defaults."""
+def arguments(factory: Any) -> dict[str, Argument]:
+    """The arguments that a configuration can hold; others keep their defaults."""
     try:
-        hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+        hints = typing.get_type_hints(inspect.getattr_static(factory, "__init__", factory))
     except Exception:  # names that exist for a type checker only
         hints = {}
-    found: dict[str, tuple[Any, Any]] = {}
+    found: dict[str, Argument] = {}
     for name, parameter in inspect.signature(factory).parameters.items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            continue
         default = REQUIRED if parameter.default is parameter.empty else parameter.default
         default = list(default) if isinstance(default, tuple) else default
         plain = default is REQUIRED or default is None or isinstance(default, int | float | str | list)
-        if plain and not name.startswith("_"):
-            found[name] = (_type(hints.get(name), default), default)
+        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if plain and named and not name.startswith("_"):
+            found[name] = _argument(hints.get(name), default)
     return found
 
 
-def _type(hint: Any, default: Any) -> Any:
-    """What the key takes: as annotated where a configuration knows that type, else as the default is."""
-    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
-    if hint in TYPES:
-        return hint | None if default is None else hint
-    if typing.get_origin(hint) is not None and len(kinds) == 1 and kinds[0] in TYPES:
-        return kinds[0] | None
-    if hint is None and type(default) in (int, float, bool, str):
-        return type(default)
-    return Any
+def _argument(hint: Any, default: Any) -> Argument:
+    """What a key takes: as annotated where a configuration knows that type, else as its default is."""
+    parts = [hint] if typing.get_origin(hint) in (list, tuple, None) else [*typing.get_args(hint)]
+    optional = default is None or type(None) in parts
+    (kind,) = kinds if len(kinds := [part for part in parts if part is not type(None)]) == 1 else (Any,)
+    items = [item for item in typing.get_args(kind) if item is not ...]
+    if typing.get_origin(kind) in (list, tuple) and len(set(items)) == 1:
+        kind = items[0]
+    elif hint is None and default is not REQUIRED and default is not None:
+        kind, items = type(default), []
+    return Argument(
+        kind if kind in (int, float, bool, str) else Any, bool(items), optional or kind is Any, default
+    )

@@ -4,7 +4,6 @@ import builtins
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, BooleanNode, DictConfig, FloatNode, IntegerNode, ListConfig, StringNode
 
 from bantam.own import code
 
@@ -101,11 +100,11 @@ class OwnNetworks(ConfigSource):
             if isinstance(own, str):
                 raise ValueError(own)
             code.allow(own)
-            node = _node(own, option.rpartition(":")[2])
+            keys = _keys(own, option.rpartition(":")[2])
         except Exception as error:  # code of one's own may raise anything
             raise ConfigCompositionException(f"model={option} cannot be used: {_told(error, own)}") from error
         return ConfigResult(
-            config=OmegaConf.structured(node),
+            config=keys,
             path=f"{self.scheme()}://{self.path}",
             provider=self.provider,
             header={"package": None},
@@ -117,21 +116,26 @@ class OwnNetworks(ConfigSource):
         return option.removesuffix(".yaml") if group == GROUP else ""
 
 
-def _node(own: code.Code, name: str) -> Any:
-    """The keys of an option: where its class is, and the arguments of that."""
-    keys = {
-        "_target_": (str, code.TARGET),
-        "_file_": (str, own.file),
-        "_class_": (str, name),
-        "_sha256_": (str, own.checksum),
-        **code.arguments(code.find(own, name)),
+LEAVES: dict[Any, Any] = {int: IntegerNode, float: FloatNode, bool: BooleanNode, str: StringNode}
+
+
+def _keys(own: code.Code, name: str) -> DictConfig:
+    """The keys of an option: where its class is, and the arguments of that, each with its type."""
+    keys: dict[str, Any] = {
+        "_target_": StringNode(code.TARGET),
+        "_file_": StringNode(own.file),
+        "_class_": StringNode(name),
+        "_sha256_": StringNode(own.checksum),
     }
-    fields = []
-    for key, (kind, default) in keys.items():
-        value = FROM_DATA.get(key, MISSING if default is code.REQUIRED else default)
-        make = {"default_factory": value.copy} if isinstance(value, list) else {"default": value}
-        fields.append((key, kind, field(**make)))
-    return make_dataclass(name, fields)
+    for key, argument in code.arguments(code.find(own, name)).items():
+        value = FROM_DATA.get(key, MISSING if argument.default is code.REQUIRED else argument.default)
+        if argument.items:
+            keys[key] = ListConfig(value, element_type=argument.kind, is_optional=argument.optional)
+        elif argument.kind in LEAVES:
+            keys[key] = LEAVES[argument.kind](value, is_optional=argument.optional)
+        else:
+            keys[key] = value
+    return DictConfig(keys)
 
 
 def _told(error: Exception, own: code.Code | str) -> str:

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial
 
 from bantam import budget
 from bantam.overrides import command_line, override
+from bantam.own import code
 from bantam.search import distributions, trials
 from bantam.search.space import Search
 from bantam.training import folder as files
@@ -108,7 +109,7 @@ def line(search: Search, trial: FrozenTrial) -> str:
     if not (folder / files.RESULT).exists():
         return f"{folder} is gone: it cannot be run again"
     chosen = override("experiment", name(search, trial))
-    return command_line(["python", sys.argv[0], "--config-dir", search.folder, chosen])
+    return command_line(["python", sys.argv[0], "--config-dir", search.folder, chosen, *own_network(folder)])
 
 
 def _write_experiments(search: Search, found: Sequence[FrozenTrial]) -> None:
@@ -155,13 +156,20 @@ def experiment(trial: Path, overrides: Sequence[str] = ()) -> str:
     values = OmegaConf.to_container(own.config, resolve=False)
     assert isinstance(values, dict)
     values |= {key: result[key] for key in ("device", "precision", "threads", "kernels")}
-    groups = [{f"override /{group}": option} for group, option in own.choices.items() if group in values]
+    named = values.keys() - {"model"} if own_network(trial) else values.keys()
+    groups = [{f"override /{group}": option} for group, option in own.choices.items() if group in named]
     plain = OmegaConf.create(values)
     for given in overrides:
         _apply(plain, given, trial)
     changed = f" With {' '.join(overrides)}." if overrides else ""
     head = f"# Trial {trial.name}: {result['objective']!r} % of the validation images.{changed}\n"
     return "# @package _global_\n" + head + OmegaConf.to_yaml(OmegaConf.merge({"defaults": groups}, plain))
+
+
+def own_network(trial: Path) -> list[str]:
+    """The override for a trial's network where that is of one's own: it must be typed, no experiment names it."""
+    settings = saved.load(trial).config.model
+    return [override("model", f"{trial / code.COPY}:{settings._class_}")] if "_sha256_" in settings else []
 
 
 def _apply(plain: DictConfig, given: str, trial: Path) -> None:

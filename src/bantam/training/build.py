@@ -130,23 +130,53 @@ def build_model(cfg: DictConfig, choices: Choices, device: torch.device) -> nn.M
     return model.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
+def settle_layout(cfg: DictConfig, choices: Choices, model: nn.Module) -> tuple[DictConfig, str]:
+    """Take channels_last back where the network cannot be run in it, as with x.view(len(x), -1) after a convolution.
+
+    Returns the configuration as it is then, and what is to be said of that.
+    """
+    if not cfg.channels_last or _runs(model):
+        return cfg, ""
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    if not _runs(model):
+        return cfg, ""  # it fails for another reason
+    cfg = cfg.copy()
+    cfg.channels_last = False
+    what = f"model={choices.get('model')} reshapes with view, which needs channels_last=false and has it now"
+    return cfg, f"{what}: with reshape or torch.flatten convolutions may be faster"
+
+
+def _runs(model: nn.Module) -> bool:
+    """Whether a network computes two images, as they lie in memory."""
+    try:
+        _logits(model)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _logits(model: nn.Module) -> Any:
+    device = next((parameter.device for parameter in model.parameters()), None)
+    images = torch.randn(2, *budget.IMAGE, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        return copy.deepcopy(model).eval()(images)
+
+
 def check_logits(choices: Choices, model: nn.Module, classes: int) -> str:
     """Refuse a network that does not give each image of a batch a logit for each class.
 
     Returns what else is to be said of its output, a sentence or nothing.
     """
     name = f"model={choices.get('model')}"
-    device = next((parameter.device for parameter in model.parameters()), None)
-    images = torch.randn(2, *budget.IMAGE, generator=torch.Generator().manual_seed(0)).to(device)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            logits = copy.deepcopy(model).eval()(images)
+        logits = _logits(model)
     except Exception as error:  # a network of one's own may raise anything
         raise ValueError(f"{name} cannot compute a batch of two images: {told(error)}") from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
         found = "×".join(map(str, logits.shape)) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ValueError(
-            f"{name} returns {found} for two images, not 2×{classes}: a logit for each class{_remedy(logits, classes)}"
+            f"{name} returns {found} for two images, not 2×{classes}: a logit for each class"
+            + _remedy(logits, classes)
         )
     return _note(name, logits.float())
 

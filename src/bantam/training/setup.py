@@ -30,6 +30,7 @@ from bantam.training.build import (
     build_schedule,
     check_logits,
     dry_run_schedule,
+    settle_layout,
 )
 from bantam.training.costs import check_budget
 from bantam.training.folder import read_checkpoint, read_finished
@@ -83,8 +84,8 @@ class Prepared:
     """The learning rate in the middle of every epoch, at a constant loss."""
     augmentation: Augmentation
     average: Average | None
-    note: str = ""
-    """What is to be said of the network's output; empty where nothing."""
+    notes: list[str]
+    """What is to be said of the network, a sentence each."""
 
     @property
     def parameters(self) -> int:
@@ -176,11 +177,12 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
     threads = cfg.threads or max(1, cpu_count() // effective_n_jobs(info.side_by_side))
     torch.set_num_threads(threads)
     model = build_model(cfg, info.choices, device)
+    cfg, layout = settle_layout(cfg, info.choices, model)
     optimizer = build_optimizer(cfg, info.choices, model)
     rates = tuple(float(group["lr"]) for group in optimizer.param_groups)
     epoch_rates = dry_run_schedule(cfg, info.choices, schedule, rates)
     images = _load_data(cfg, info)
-    note = check_logits(info.choices, model, len(images.classes))
+    output = check_logits(info.choices, model, len(images.classes))
     _check_last_batch(cfg, info, model, len(images.train_labels))
     prepared = Prepared(
         cfg=cfg,
@@ -198,7 +200,7 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
         epoch_rates=epoch_rates,
         augmentation=augmentation,
         average=Average(model, cfg.ema) if cfg.ema else None,
-        note=note,
+        notes=[note for note in (layout, output) if note],
     )
     if cfg.kernels == "native":
         _ = prepared.training_model  # whoever insists on them is told at once where they cannot be had

@@ -91,8 +91,8 @@ def describe(prepared: "Prepared") -> None:
     for key, text in _settings(prepared).items():
         settings.add_row(key, escape(text))
     console.print("", settings, "")
-    if prepared.note:
-        console.print(f"[bold yellow]Note:[/] {escape(prepared.note)}\n", soft_wrap=True)
+    for note in prepared.notes:
+        console.print(f"[bold yellow]Note:[/] {escape(note)}\n", soft_wrap=True)
     if prepared.left_to_pytorch:
         falls_back = " falls back to PyTorch" * (prepared.kernels == "torch")
         text = f"kernels={prepared.cfg.kernels}{falls_back}: {prepared.left_to_pytorch}"
