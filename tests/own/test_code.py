@@ -46,12 +46,12 @@ def test_arguments_have_the_types_of_their_annotations_or_defaults(file: code.Co
     kinds = {name: (entry.kind, entry.items, entry.optional, entry.default) for name, entry in found.items()}
     required = code.REQUIRED
     assert kinds == {
-        "side": (Any, False, True, required),
+        "side": (Any, False, False, required),
         "width": (int, False, False, 8),
         "rate": (float, False, False, 0.5),
         "norm": (bool, False, False, True),
         "kind": (str, False, False, "a"),
-        "sizes": (Any, False, True, [1, 2]),
+        "sizes": (Any, False, False, [1, 2]),
         "other": (Any, False, True, None),
         "more": (int, True, False, [3]),
         "most": (int, False, True, None),

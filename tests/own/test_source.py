@@ -126,7 +126,7 @@ def test_its_arguments_are_searched_and_the_best_is_confirmed(bantam: Bantam, mi
     chosen = ("experiment=best", f"model=study/{number}/network.py:Net")
     result = bantam("train.py", "--config-dir", "study", *chosen, "dry_run=true")
     assert result.returncode == 0, result.stderr
-    result = bantam("confirm.py", "study", "--top", "1", "--seeds", "2", "--validation-only", "report=false")
+    result = bantam("confirm.py", "study", "--top", "1", "--seeds", "2", "--validation-only")
     assert result.returncode == 0, result.stderr
 
 

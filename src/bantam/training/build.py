@@ -131,13 +131,13 @@ def build_model(cfg: DictConfig, choices: Choices, device: torch.device) -> nn.M
 
 
 def settle_layout(cfg: DictConfig, choices: Choices, model: nn.Module) -> tuple[DictConfig, str]:
-    """Take channels_last back where the network cannot be run in it, as with x.view(len(x), -1) after a convolution.
+    """Take channels_last back where the network cannot be run in it, as with x.view(len(x), -1) after a pooling.
 
     Returns the configuration as it is then, and what is to be said of that.
     """
     if not cfg.channels_last or _runs(model):
         return cfg, ""
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model.to(memory_format=torch.contiguous_format)
     if not _runs(model):
         return cfg, ""  # it fails for another reason
     cfg = cfg.copy()
