@@ -93,7 +93,7 @@ class Prepared:
         return self.costs["parameters"]
 
     @cached_property
-    def _fused(self) -> tuple[nn.Module, str]:
+    def _fused(self) -> tuple[nn.Module, str, dict[str, str]]:
         # Made where it is first asked for: what only looks need not wait for a compiler.
         return _training_model(self.cfg, self.info, self.model, self.device, self.precision)
 
@@ -106,6 +106,11 @@ class Prepared:
     def left_to_pytorch(self) -> str:
         """What PyTorch computes although kernels=auto would rather have it in C, and why; empty where nothing."""
         return self._fused[1]
+
+    @property
+    def not_in_c(self) -> dict[str, str]:
+        """The convolutions that C does not compute, by name, with all that keeps each of them from it."""
+        return self._fused[2]
 
     @property
     def kernels(self) -> str:
@@ -292,12 +297,12 @@ def _precision(cfg: DictConfig, device: torch.device) -> torch.dtype:
 
 def _training_model(
     cfg: DictConfig, info: RunInfo, model: nn.Module, device: torch.device, precision: torch.dtype
-) -> tuple[nn.Module, str]:
+) -> tuple[nn.Module, str, dict[str, str]]:
     """What computes the logits in training, blocks in C where they can be had, and what is left to PyTorch."""
     if cfg.compile:
         if cfg.kernels == "native":
             raise ValueError("kernels is native, but compile is true: choose one of the two")
-        return torch.compile(model), ""  # type: ignore[return-value]
+        return torch.compile(model), "", {}  # type: ignore[return-value]
     fits = device.type == "cpu" and cfg.channels_last
     if cfg.kernels == "native" and not fits:
         raise ValueError(
@@ -305,19 +310,19 @@ def _training_model(
             f"channels_last {cfg.channels_last}: use kernels=auto"
         )
     if cfg.kernels == "torch" or not fits:
-        return model, ""
+        return model, "", {}
     try:
-        fused, left = fuse(model, budget.IMAGE, precision)
+        fused, left, reasons = fuse(model, budget.IMAGE, precision)
     except compiler.Unavailable as error:
         if cfg.kernels == "native":
             raise ValueError(f"kernels is native, but {error}; or use kernels=auto") from error
-        return model, str(error)
+        return model, str(error), {}
     if fused is not None:
-        return fused, left
+        return fused, left, reasons
     nothing = (
         f"model={info.choices.get('model')} has no block that C computes, neither a convolution without padding "
         "before a batch norm and a ReLU nor a depthwise convolution"
     )
     if cfg.kernels == "native":
         raise ValueError(f"kernels is native, but {nothing}: use kernels=auto")
-    return model, f"{nothing}; {left}" if left else nothing
+    return model, f"{nothing}; {left}" if left else nothing, reasons

@@ -137,9 +137,18 @@ def _settings(prepared: "Prepared") -> dict[str, str]:
         "rates": rates + (" (falls with the training loss)" if prepared.schedule.follows_loss else ""),
         "machine": f"{prepared.device.type}, {threads}, {precision}, {prepared.kernels} kernels"
         + ", compiled" * cfg.compile,
+        **({"in PyTorch": _not_in_c(prepared)} if prepared.not_in_c else {}),
         "seed": str(cfg.seed),
         "folder": "none: dry_run" if cfg.dry_run else short_path(info.folder, info.typed_in),
     }
+
+
+def _not_in_c(prepared: "Prepared") -> str:
+    """Why C does not compute which convolutions, a line for each reason."""
+    layers: dict[str, list[str]] = {}
+    for name, reason in prepared.not_in_c.items():
+        layers.setdefault(reason, []).append(name)
+    return "\n".join(f"{', '.join(names)}: {reason}" for reason, names in layers.items())
 
 
 def _costs(prepared: "Prepared") -> Iterator[str]:
