@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from small_networks import NETWORKS
+from small_networks import NETWORKS, Parallel, Residual
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -55,6 +55,16 @@ def test_the_networks_of_the_tests_layer_by_layer(number: int) -> None:
     for end in sorted(set(ends)):
         part = nn.Sequential(*layers[:end])
         assert last(part) == gradients.field(part, IMAGE), layers[end - 1]
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_the_networks_with_branches(inplace: bool) -> None:
+    network = Residual(inplace)
+    network.pool = nn.Identity()
+    assert last(network) == gradients.field(network, IMAGE, 9000) == 7
+    parallel = Parallel()
+    parallel.last = nn.Conv2d(10, 10, 5)
+    assert last(parallel) == gradients.field(parallel, IMAGE, 6000) == 7
 
 
 class Net(nn.Module):

@@ -270,7 +270,7 @@ def _refuse_other_jobs(config: DictConfig, config_name: str) -> None:
             )
 
 
-IGNORED = ("data.root", "pictures", "report", "dry_run")
+IGNORED = ("data.root", "model._file_", "pictures", "report", "dry_run")
 """Keys that may differ when a multirun is typed again, since no result depends on them."""
 
 

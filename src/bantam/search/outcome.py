@@ -168,7 +168,10 @@ def experiment(trial: Path, overrides: Sequence[str] = ()) -> str:
 
 def own_network(trial: Path) -> list[str]:
     """The override for a trial's network where that is of one's own: it must be typed, no experiment names it."""
-    settings = saved.load(trial).config.model
+    try:
+        settings = saved.load(trial).config.model
+    except ValueError:  # what reads more of the folder says so
+        return []
     return [override("model", f"{trial / code.COPY}:{settings._class_}")] if "_sha256_" in settings else []
 
 
