@@ -177,6 +177,14 @@ def test_what_the_page_about_networks_adds_works(bantam: Bantam, tmp_path: Path,
     assert f"{group:<12}  {name.lower()}: " in result.stdout
 
 
+def test_the_network_of_ones_own_on_the_page_works(bantam: Bantam, tmp_path: Path) -> None:
+    (text,) = (block for language, block in pages.blocks(DOCS / "networks.md") if language == "py")
+    (tmp_path / "mine.py").write_text(text)
+    result = bantam("train.py", "model=mine.py:Net", "model.width=9", "dry_run=true", "data=mnist5k")
+    assert result.returncode == 0, result.stderr
+    assert "mine.py:Net: width 9, dropout 0.1" in result.stdout
+
+
 def test_the_dataset_that_the_page_about_data_adds_fits_the_schema(composed: Composed, tmp_path: Path) -> None:
     (file,) = (block for language, block in pages.blocks(DOCS / "data.md") if language == "yaml")
     (tmp_path / "data").mkdir()

@@ -27,8 +27,9 @@ LAYERS = (
     ("bantam.training",),
     ("bantam.kernels",),
     tuple(f"bantam.{name}" for name in ("models", "optimizers", "schedulers", "augmentation", "data")),
-    ("bantam.budget", "bantam.config"),
-    ("bantam.ranges", "bantam.overrides", "bantam.snapshot"),
+    ("bantam.budget", "bantam.config", "bantam.snapshot"),
+    ("bantam.own",),
+    ("bantam.ranges", "bantam.overrides", "bantam.activations", "bantam.receptive"),
 )
 """From the entry points down; a module imports only from below it, or from its own folder."""
 
@@ -61,6 +62,7 @@ def knows_configurations(file: Path) -> bool:
         "overrides.py",
         "resolve.py",
         "snapshot.py",
+        "own/source.py",
         *TRAINING,
     )
     return file in [SOURCE / name for name in allowed] or file.parent == SOURCE / "search"

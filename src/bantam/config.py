@@ -11,6 +11,7 @@ from typing import Any, Literal
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from bantam.own import source
 from bantam.ranges import ranged
 
 TARGETS = {
@@ -327,7 +328,8 @@ SCHEMAS: dict[str, dict[str, type[Component]]] = {
 
 
 def register() -> None:
-    """Store the schema for Hydra: `schema` for the whole, `schema/<group>/<name>` for the components."""
+    """Store the schema for Hydra, `schema/<group>/<name>` for components, and the source of one's own networks."""
+    source.register()
     store = ConfigStore.instance()
     store.store(name="schema", node=Config, replace=True)
     for group, components in SCHEMAS.items():

@@ -81,5 +81,5 @@ def refuse_others(config: DictConfig, jobs: Jobs) -> None:
             )
 
 
-IGNORED = ("data.root", "pictures", "report", "dry_run")
+IGNORED = ("data.root", "model._file_", "pictures", "report", "dry_run")
 """Keys that may differ when a multirun is typed again, since no result depends on them."""

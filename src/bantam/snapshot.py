@@ -3,6 +3,7 @@
 import builtins
 import io
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 
+from bantam.own import source
+from bantam.own.source import OwnNetworks
+
 
 class Snapshot(ConfigRepository):
     """Hydra's repository of options, with the contents of all files as they are when it is made.
@@ -24,15 +28,19 @@ class Snapshot(ConfigRepository):
     def __init__(self, search_path: ConfigSearchPath) -> None:
         """Read the folders of a search path; those of `hydra.searchpath` are read when they are first used."""
         self.folders = Folders()
+        self.networks = source.typed(sys.argv[1:])
         super().__init__(search_path)
 
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
         """Take the contents of folders that were read before, and read the others."""
         super().initialize_sources(config_search_path)
         self.sources = [
-            Kept(source, self.folders.read(source.path)) if type(source) is FileConfigSource else source
-            for source in self.sources
+            Kept(each, self.folders.read(each.path)) if type(each) is FileConfigSource else each
+            for each in self.sources
         ]
+        for each in self.sources:
+            if isinstance(each, OwnNetworks):
+                each.typed = self.networks
 
 
 class Folders(dict[str, dict[str, bytes | None]]):
@@ -52,9 +60,9 @@ class Folders(dict[str, dict[str, bytes | None]]):
 class Kept(FileConfigSource):
     """A folder of options that is in memory."""
 
-    def __init__(self, source: ConfigSource, entries: dict[str, bytes | None]) -> None:
+    def __init__(self, own: ConfigSource, entries: dict[str, bytes | None]) -> None:
         """Stand in for Hydra's own source of the same folder."""
-        super().__init__(source.provider, source.path)
+        super().__init__(own.provider, own.path)
         self.entries = entries
 
     def __deepcopy__(self, memo: Any) -> "Kept":

@@ -252,3 +252,27 @@ def test_fusing_changes_nothing_of_the_model_or_the_random_numbers() -> None:
 )
 def test_what_is_left_to_pytorch_is_said_with_its_reason(network: Callable[[], nn.Module], left: str) -> None:
     assert fuse(network(), IMAGE).left == left
+
+
+class Course(nn.Module):
+    """As in a course's notebook: padding, strides, biases, and functions between the layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.conv2 = nn.Conv2d(4, 4, 3, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.conv3 = nn.Conv2d(4, 4, 3, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv3(torch.relu(self.norm(self.conv2(self.conv1(x))))).flatten(1)
+
+
+def test_each_convolution_that_is_left_has_all_its_reasons() -> None:
+    assert fuse(Course(), IMAGE).reasons == {
+        "conv1.0": "padding 1: the C blocks compute valid convolutions; "
+        "a bias: batch norm has its own, bias=False leaves it out",
+        "conv2": "stride 2: the C blocks move by one pixel",
+        "conv3": "no batch norm and ReLU behind it in the same nn.Sequential: the C blocks have all three",
+    }
+    assert not fuse(models.V2(), IMAGE).reasons

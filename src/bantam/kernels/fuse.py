@@ -29,6 +29,8 @@ class Fused(NamedTuple):
     """With the parameters and statistics of the one it was made of; None where C computes nothing of it."""
     left: str
     """How many convolutions PyTorch computes and why; empty where it is none, or only of maps of one pixel."""
+    reasons: dict[str, str]
+    """All that keeps each of these from C, by the names of the layers."""
 
 
 def is_fused(model: nn.Module) -> bool:
@@ -46,6 +48,7 @@ def fuse(model: nn.Module, image: tuple[int, int, int], precision: torch.dtype =
     if precision == torch.bfloat16 and not compiler.bfloat16():
         raise compiler.Unavailable("this processor does not compute in bfloat16: use precision=float32")
     plain, fused = _twin(model, None), _twin(model, precision)
+    names = {layer._parameters.get("weight"): name for name, layer in model.named_modules()}
     training = model.training
     with (
         torch.no_grad(),
@@ -55,7 +58,7 @@ def fuse(model: nn.Module, image: tuple[int, int, int], precision: torch.dtype =
         images = torch.randn(2, *image, generator=torch.Generator().manual_seed(0))
         expected = plain.eval()(images)
         try:
-            logits, left = _compile(fused.eval(), images)
+            logits, left, layers = _compile(fused.eval(), images)
         except compiler.Unavailable:
             raise
         except Exception as error:  # its own code, which found other layers than it expects
@@ -63,7 +66,8 @@ def fuse(model: nn.Module, image: tuple[int, int, int], precision: torch.dtype =
         if is_fused(fused) and not _close(logits, expected, precision):
             raise compiler.Unavailable("the network computes something else with its blocks than without them")
     fused.train(training)
-    return Fused(fused if is_fused(fused) else None, left)
+    reasons = {names.get(layer._parameters.get("weight"), ""): reason for layer, reason in layers.items()}
+    return Fused(fused if is_fused(fused) else None, left, reasons)
 
 
 def _close(ours: Tensor, theirs: Tensor, precision: torch.dtype) -> bool:
@@ -73,10 +77,10 @@ def _close(ours: Tensor, theirs: Tensor, precision: torch.dtype) -> bool:
     return bool((ours - theirs).norm() <= TOLERANCE[precision] * theirs.norm() + 1e-6)
 
 
-def _compile(fused: nn.Module, images: Tensor) -> tuple[Tensor, str]:
-    """Compile the blocks of a network for the maps that they get of these images: logits, and what is left."""
-    unfit = {module: _unfit(module) for module in fused.modules() if isinstance(module, _ConvNd)}
-    in_c, left = 0, Counter[str]()
+def _compile(fused: nn.Module, images: Tensor) -> tuple[Tensor, str, dict[nn.Module, str]]:
+    """Compile the blocks of a network for the maps that they get of these images: logits, what is left and why."""
+    unfit = {module: [*_unfit(module)] for module in fused.modules() if isinstance(module, _ConvNd)}
+    in_c, left, layers = 0, Counter[str](), dict[nn.Module, str]()
 
     def before(block: Compiled, inputs: tuple[Tensor, ...]) -> None:
         nonlocal in_c
@@ -88,7 +92,9 @@ def _compile(fused: nn.Module, images: Tensor) -> tuple[Tensor, str]:
 
     def after(layer: _ConvNd, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if output[0, 0].numel() > 1:
-            left[unfit[layer] or _why(layer, inputs[0])] += 1
+            why = unfit[layer] or [_why(layer, inputs[0])]
+            left[why[0]] += 1
+            layers[layer] = "; ".join(_explained(layer, what) for what in why)
 
     blocks = [module for module in fused.modules() if isinstance(module, Compiled)]
     handles = [block.register_forward_pre_hook(before) for block in blocks]
@@ -100,7 +106,7 @@ def _compile(fused: nn.Module, images: Tensor) -> tuple[Tensor, str]:
             handle.remove()
     reasons = ", ".join(f"{count} {reason}" for reason, count in left.items())
     count = f"{left.total()} of {left.total() + in_c} convolutions"
-    return logits, f"PyTorch computes {count} ({reasons})" if reasons else ""
+    return logits, f"PyTorch computes {count} ({reasons})" if reasons else "", layers
 
 
 def _twin(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
@@ -167,15 +173,15 @@ def _hooked(layer: nn.Module) -> bool:
 
 def _fits(layer: nn.Module) -> bool:
     """Whether a layer is a convolution of a kind that there is C code for, groups aside."""
-    return type(layer) is nn.Conv2d and not _unfit(layer)
+    return type(layer) is nn.Conv2d and not any(_unfit(layer))
 
 
 def _depthwise(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels > 1
 
 
-def _unfit(layer: _ConvNd) -> str:
-    """What of a convolution C does not compute; empty where it is nothing."""
+def _unfit(layer: _ConvNd) -> Iterator[str]:
+    """What of a convolution C does not compute."""
     shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
     whats: dict[str, Callable[[], Any]] = {
         "with hooks": lambda: _hooked(layer),
@@ -190,7 +196,22 @@ def _unfit(layer: _ConvNd) -> str:
             layer.weight.shape != shape or layer.weight.dtype != torch.float32
         ),
     }
-    return next((what for what, holds in whats.items() if holds()), "")
+    return (what for what, holds in whats.items() if holds())
+
+
+def _explained(layer: _ConvNd, what: str) -> str:
+    """Why C does not compute a convolution, with what helps where something does."""
+    padding = layer.padding if isinstance(layer.padding, str) else layer.padding[0]
+    return {
+        "with padding": f"padding {padding}: the C blocks compute valid convolutions",
+        "with a bias": "a bias: batch norm has its own, bias=False leaves it out",
+        f"with stride {layer.stride[0]}": f"stride {layer.stride[0]}: the C blocks move by one pixel",
+        f"with dilation {layer.dilation[0]}": f"dilation {layer.dilation[0]}: the C blocks have none",
+        BARE: "no batch norm and ReLU behind it in the same nn.Sequential: the C blocks have all three",
+    }.get(what, f"{what}: the C blocks compute no such convolution")
+
+
+BARE = "without a batch norm and a ReLU that fit behind it"
 
 
 def _why(layer: _ConvNd, x: Tensor) -> str:
@@ -202,7 +223,7 @@ def _why(layer: _ConvNd, x: Tensor) -> str:
         return f"in {layer.groups} groups"
     if max(layer.in_channels, layer.out_channels) * height * width > MOST_NUMBERS:
         return f"of maps of {height}×{width} pixels, too many"
-    return "without a batch norm and a ReLU that fit behind it"
+    return BARE
 
 
 def _is_pool(layer: nn.Module) -> bool:

@@ -179,7 +179,11 @@ def _unfinished(folder: Path, history: list[Epoch], settings: dict[str, Any]) ->
 
 def _layers(result: dict[str, Any], config: saved.Saved | None) -> list[budget.Layer]:
     """The layer table that the folder holds; where it holds none, of the network that its settings build."""
-    rows = [budget.Layer(**{**row, "shape": tuple(row["shape"])}) for row in result.get("layers") or []]
+    found: list[dict[str, Any]] = result.get("layers") or []
+    values: list[dict[str, Any]] = [
+        {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()} for row in found
+    ]
+    rows = [budget.Layer(**row) for row in values]
     if rows:
         return rows
     with suppress(Exception):  # a folder of another version may name what there is no more

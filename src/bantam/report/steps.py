@@ -28,7 +28,8 @@ def changes(before: Run, after: Run) -> list[tuple[str, str, str]]:
 def component(r: Run, part: str, only: Sequence[str] = ()) -> str:
     """A group's class and its arguments, as in `StepLR: step_size 6, gamma 0.1`; or only some arguments."""
     own = {k: v for k, v in r.settings.items() if k.partition(".")[0] == part and (not only or k in only)}
-    name = str(own.pop(f"{part}._target_", "")).rpartition(".")[2]
+    target = str(own.pop(f"{part}._target_", "")).rpartition(".")[2]
+    name = str(own.get(f"{part}._class_", target))  # of a network of one's own
     named = {k.partition(".")[2]: v for k, v in own.items() if k not in NOT_TRAINED}
     arguments = ", ".join(f"{k} {shown(v)}" for k, v in named.items() if not k.startswith("_"))
     return ": ".join(filter(None, [name, arguments]))

@@ -150,7 +150,7 @@ def layers(r: Run) -> Table | None:
         {
             "layer": layer.name,
             "output": Cell("×".join(map(str, layer.shape)), math.prod(layer.shape)),
-            "field": layer.receptive_field,
+            "field": Cell(layer.sees, layer.receptive_field if type(layer.receptive_field) is int else None),
             "parameters": layer.parameters or None,
             "mult-adds": Cell(f"{count / 1000:,.0f} k" if count >= 1000 else shown(count or None), count),
             **({"activations, bytes": layer.activations} if r.layers[0].activations is not None else {}),
@@ -306,7 +306,7 @@ def network(g: Group) -> str:
     costs = {key: g.first.result[key] for key in COSTS if g.first.result.get(key)}
     return (
         f"{len(layers)} layers, {in_words({'parameters': g.parameters, **costs})}, "
-        f"receptive field {layers[-1].receptive_field}"
+        f"receptive field {layers[-1].sees or 'not known'}"
     )
 
 

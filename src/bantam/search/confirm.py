@@ -20,7 +20,7 @@ from bantam import budget
 from bantam.overrides import command_line, override
 from bantam.report import folders
 from bantam.search import terminal
-from bantam.search.outcome import Candidate, experiment, write_experiment, write_options
+from bantam.search.outcome import Candidate, experiment, own_network, write_experiment, write_options
 from bantam.training import folder as files
 from bantam.training import saved
 
@@ -35,6 +35,8 @@ class Confirmation:
     script: Path
     experiments: dict[str, str]
     """The text of each trial's experiment by its name."""
+    networks: dict[str, list[str]]
+    """What is typed beside an experiment whose network is of one's own."""
     seeds: list[int]
     split: str
     """The override that keeps the study's validation images."""
@@ -198,6 +200,7 @@ def _plan(
         study / "confirm",
         script,
         {_name(number): experiment(study / str(number), overrides) for number, _ in best},
+        {_name(number): own_network(study / str(number)) for number, _ in best},
         list(range(fresh, fresh + seeds)),
         f"data.split_seed={cfg.data.split_seed}",
         lock,
@@ -232,7 +235,7 @@ def _check(plan: Confirmation) -> None:
         for name in plan.experiments:
             command = [
                 *(sys.executable, str(plan.script), "--config-dir", folder, f"experiment={name}"),
-                *(f"seed={plan.seeds[0]}", plan.split),
+                *(f"seed={plan.seeds[0]}", plan.split, *plan.networks[name]),
                 *("dry_run=true", override("hydra.run.dir", folder), "hydra.output_subdir=null"),
             ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -275,7 +278,7 @@ def _judge(tested: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _train(plan: Confirmation, split: str, names: Iterable[str], overrides: list[str]) -> None:
     """Train every experiment with every seed that is missing, in one multirun a set of seeds."""
-    missing: dict[tuple[int, ...], list[str]] = {}
+    missing: dict[tuple[tuple[int, ...], tuple[str, ...]], list[str]] = {}
     for name in names:
         runs = {seed: plan.run(name, split, seed) for seed in plan.seeds}
         for run in runs.values():
@@ -284,9 +287,9 @@ def _train(plan: Confirmation, split: str, names: Iterable[str], overrides: list
                     shutil.rmtree(run)
         wanted = tuple(seed for seed, run in runs.items() if not run.exists())
         if wanted:
-            missing.setdefault(wanted, []).append(name)
-    for seeds, group in missing.items():
-        _multirun(plan, split, group, seeds, overrides)
+            missing.setdefault((wanted, tuple(plan.networks[name])), []).append(name)
+    for (seeds, network), group in missing.items():
+        _multirun(plan, split, group, seeds, [*network, *overrides])
 
 
 def _is_to_be_trained(run: Path) -> bool:

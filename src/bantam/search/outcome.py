@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 
 from bantam import budget
 from bantam.overrides import command_line, override
+from bantam.own import code
 from bantam.search import distributions, seeds, trials
 from bantam.search.space import Search
 from bantam.training import folder as files
@@ -126,13 +127,13 @@ def line(search: Search, trial: FrozenTrial) -> str:
         experiment(folder)
     except ValueError as error:
         return f"It cannot be run again: {error}"
-    return _line(search.folder, name(search, trial), seeds.of_trials(search))
+    return _line(search.folder, name(search, trial), seeds.of_trials(search), own_network(folder))
 
 
-def _line(study: Path, experiment: str, all_seeds: Sequence[int]) -> str:
+def _line(study: Path, experiment: str, all_seeds: Sequence[int], network: Sequence[str] = ()) -> str:
     """The command that runs an experiment of a study, with several seeds one after the other."""
     several = len(all_seeds) > 1
-    chosen = [override("experiment", experiment), *([f"seed={','.join(map(str, all_seeds))}"] * several)]
+    chosen = [override("experiment", experiment), *([f"seed={','.join(map(str, all_seeds))}"] * several), *network]
     return command_line(["python", sys.argv[0], *["-m"] * several, "--config-dir", study, *chosen])
 
 
@@ -193,7 +194,8 @@ def experiment(trial: Path, overrides: Sequence[str] = (), repeats: str = "") ->
     values = OmegaConf.to_container(own.config, resolve=False)
     assert isinstance(values, dict)
     values |= {key: result[key] for key in PINNED}
-    groups = [{f"override /{group}": option} for group, option in own.choices.items() if group in values]
+    named = values.keys() - {"model"} if own_network(trial) else values.keys()
+    groups = [{f"override /{group}": option} for group, option in own.choices.items() if group in named]
     plain = OmegaConf.create(values)
     for given in overrides:
         _apply(plain, given, trial)
@@ -203,15 +205,25 @@ def experiment(trial: Path, overrides: Sequence[str] = (), repeats: str = "") ->
     return "# @package _global_\n" + head + OmegaConf.to_yaml(OmegaConf.merge({"defaults": groups}, plain))
 
 
+def own_network(trial: Path) -> list[str]:
+    """The override for a trial's network where that is of one's own: it must be typed, no experiment names it."""
+    try:
+        settings = saved.load(trial).config.model
+    except ValueError:  # what reads more of the folder says so
+        return []
+    return [override("model", f"{trial / code.COPY}:{settings._class_}")] if "_sha256_" in settings else []
+
+
 def write_options(folder: Path, trial: Path, script: Path) -> None:
     """Write the options of a trial that are not in `conf/` where its experiment will be: they may be gone later.
 
-    `script` is train.py, with `conf/` beside it.
+    `script` is train.py, with `conf/` beside it. A network of one's own has no option.
     """
     own = saved.load(trial)
     for group, option in own.choices.items():
         known = script.parent / "conf" / group / f"{option}.yaml"
-        if group in own.config and option is not None and not known.exists():
+        no_option = option is None or (group == "model" and "_sha256_" in own.config.model)
+        if group in own.config and not no_option and not known.exists():
             file = folder / group / f"{option}.yaml"
             file.parent.mkdir(parents=True, exist_ok=True)
             files.write(file, OmegaConf.to_yaml(OmegaConf.create(saved.pinned(own.config)[group])).encode())

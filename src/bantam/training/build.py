@@ -7,17 +7,19 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from bantam import budget, config
+from bantam import activations, budget, config, receptive
+from bantam.own import code
 from bantam.schedulers import Schedule, TorchSchedule
 
 Choices = Mapping[str, Any]
@@ -27,12 +29,18 @@ Choices = Mapping[str, Any]
 def build(cfg: DictConfig, key: str, choices: Choices) -> Any:
     """Instantiate a group; what its constructor refuses becomes a ValueError that names the group."""
     try:
-        built = instantiate(cfg[key], _execution_whitelist_=config.TARGETS[key])
+        if key == "model" and cfg.model.get("_target_") == code.TARGET:
+            settings: Any = OmegaConf.to_container(cfg.model, resolve=True)
+            built = code.network(**{name: value for name, value in settings.items() if name != "_target_"})
+        else:
+            built = instantiate(cfg[key], _execution_whitelist_=config.TARGETS[key])
     except Exception as error:  # a constructor that refuses its arguments may raise anything
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if key == "data" and cause is not None and _is_deliberate(cause):
             raise NoImages(str(cause)) from cause
-        raise cannot_be_built(key, choices, cause or error) from error
+        raise cannot_be_built(
+            key, choices, cause or error, own_arguments(cfg) if key == "model" else {}
+        ) from error
     if key == "model" and not isinstance(built, nn.Module):
         raise cannot_be_built(key, choices, ValueError(f"it is no network but {type(built).__name__}"))
     return built
@@ -46,9 +54,20 @@ class CannotBeBuilt(ValueError):
     """An option of a group refuses its keys."""
 
 
-def cannot_be_built(key: str, choices: Choices, cause: BaseException) -> CannotBeBuilt:
-    """The sentence for a group whose option refuses its keys."""
-    return CannotBeBuilt(f"{key}={choices.get(key)} cannot be built: {told(cause)}")
+def cannot_be_built(
+    key: str, choices: Choices, cause: BaseException, own: Mapping[str, Any] = MappingProxyType({})
+) -> CannotBeBuilt:
+    """The sentence for a group whose option refuses its keys; `own` are those of a class of one's own."""
+    given = f" with {', '.join(f'{name}={value}' for name, value in own.items())}" * bool(own)
+    remedy = f": change {' or '.join([*(f'{key}.{name}' for name in own), 'that line'])}" * bool(own)
+    return CannotBeBuilt(f"{key}={choices.get(key)} cannot be built{given}: {told(cause)}{remedy}")
+
+
+def own_arguments(cfg: DictConfig) -> dict[str, Any]:
+    """The keys of a network of one's own; empty for one of Bantam's."""
+    if cfg.model.get("_target_") != code.TARGET:
+        return {}
+    return {str(name): value for name, value in cfg.model.items() if not str(name).startswith("_")}
 
 
 def told(error: BaseException) -> str:
@@ -56,9 +75,9 @@ def told(error: BaseException) -> str:
     text = " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
     paths = [(frame, Path(frame.filename)) for frame in frames if os.path.isabs(frame.filename)]
-    ours = {Path(__file__).parent, Path(budget.__file__)}  # the budget runs a network's operations
+    ours = {Path(__file__).parent, *map(Path, RUN_BY)}
     own = [f for f, path in paths if not ours & {path, path.parent} and not {*path.parts} & {*NOT_OWN}]
-    if not own or _is_deliberate(error):
+    if not own or (_is_deliberate(error) and own[-1] is frames[-1]):
         return text or type(error).__name__
     where = f"{own[-1].filename}, line {own[-1].lineno}"
     return f"{type(error).__name__} in {where}" + f": {text}" * bool(text)
@@ -69,6 +88,9 @@ def _is_deliberate(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     return not frames or (isinstance(error, ValueError) and (frames[-1].line or "").startswith("raise "))
 
+
+RUN_BY = (budget.__file__, activations.__file__, receptive.__file__, code.__file__)
+"""Files that run a network, or build one."""
 
 NOT_OWN = ("site-packages", "dist-packages", "kernels", f"python{sys.version_info.major}.{sys.version_info.minor}")
 """Folders of code that nobody edits who adds a network, a rate or an augmentation."""
@@ -113,31 +135,89 @@ def build_model(cfg: DictConfig, choices: Choices, device: torch.device) -> nn.M
     return model.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
-def check_logits(choices: Choices, model: nn.Module, classes: int) -> None:
-    """Refuse a network that does not give each image of a batch a logit for each class, in training or scoring."""
-    name = f"model={choices.get('model')}"
-    images = torch.zeros(2, *budget.IMAGE, device=next(model.parameters()).device)
+def settle_layout(cfg: DictConfig, choices: Choices, model: nn.Module) -> tuple[DictConfig, str]:
+    """Take channels_last back where the network cannot be run in it, as with x.view(len(x), -1) after a pooling.
+
+    Returns the configuration as it is then, and what is to be said of that.
+    """
+    if not cfg.channels_last or _runs(model):
+        return cfg, ""
+    model.to(memory_format=torch.contiguous_format)
+    if not _runs(model):
+        return cfg, ""  # it fails for another reason
+    cfg = cfg.copy()
+    cfg.channels_last = False
+    what = f"model={choices.get('model')} reshapes with view, which needs channels_last=false and has it now"
+    return cfg, f"{what}: with reshape or torch.flatten convolutions may be faster"
+
+
+def _runs(model: nn.Module) -> bool:
+    """Whether a network computes two images, as they lie in memory."""
+    try:
+        _logits(model)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _logits(model: nn.Module, training: bool = False) -> Any:
+    device = next((parameter.device for parameter in model.parameters()), None)
+    images = torch.randn(2, *budget.IMAGE, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.set_grad_enabled(training), torch.random.fork_rng(devices=[]):
+        return copy.deepcopy(model).train(training)(images)
+
+
+def check_logits(choices: Choices, model: nn.Module, classes: int) -> str:
+    """Refuse a network that does not give each image of a batch a logit for each class, in training or scoring.
+
+    Returns what else is to be said of its output, a sentence or nothing.
+    """
+    name, note = f"model={choices.get('model')}", ""
     for training in (False, True):
         when = " in training" * training
         try:
-            with torch.set_grad_enabled(training), torch.random.fork_rng(devices=[]):
-                logits = copy.deepcopy(model).train(training)(images)
+            logits = _logits(model, training)
         except Exception as error:  # a network of one's own may raise anything
             raise ValueError(f"{name} cannot compute a batch of two images{when}: {told(error)}") from error
         found = "×".join(map(str, logits.shape)) if isinstance(logits, torch.Tensor) else type(logits).__name__
         if found != f"2×{classes}":
-            what = f"{found} for two images{when}, not 2×{classes}: a logit for each class"
-            raise ValueError(f"{name} returns {what}{_forward(model)}")
+            what = f"{found} for two images{when}, not 2×{classes}: a logit for each class{_forward(model)}"
+            raise ValueError(f"{name} returns {what}{_remedy(logits, classes)}")
         if not logits.is_floating_point() or (training and not logits.requires_grad):
             raise ValueError(f"{name} returns logits that have no gradient{_forward(model)}")
+        note = note or _note(name, logits.detach().float())
+    return note
 
 
 def _forward(model: nn.Module) -> str:
     """Where the code stands that computes a network of one's own; empty where that is a library's."""
-    code = getattr(type(model).forward, "__code__", None)
-    if code is None or {*Path(code.co_filename).parts} & {*NOT_OWN}:
+    compiled = getattr(type(model).forward, "__code__", None)
+    if compiled is None or {*Path(compiled.co_filename).parts} & {*NOT_OWN}:
         return ""
-    return f" ({code.co_filename}, line {code.co_firstlineno})"
+    return f" ({compiled.co_filename}, line {compiled.co_firstlineno})"
+
+
+def _remedy(logits: Any, classes: int) -> str:
+    """What helps where a network returns something else than logits."""
+    if not isinstance(logits, torch.Tensor) or len(logits) != 2:
+        return ""
+    if logits.dim() > 2 and logits[0].numel() == classes:
+        return "; add nn.Flatten() at its end"
+    if logits.dim() == 4 and logits.shape[1] == classes:
+        return "; add nn.AdaptiveAvgPool2d(1) and nn.Flatten() at its end"
+    if logits.dim() == 2:
+        return f"; its last layer must have {classes} outputs"
+    return f"; end it with nn.Flatten() and a linear layer of {classes} outputs"
+
+
+def _note(name: str, logits: torch.Tensor) -> str:
+    """What is to be said where logits are probabilities or their logarithms already."""
+    ones = torch.ones(len(logits), device=logits.device)
+    if torch.allclose(logits.exp().sum(1), ones, atol=1e-3) and (logits <= 0).all():
+        return f"{name} ends with log_softmax, which the loss has too: cross-entropy of the result is the same"
+    if torch.allclose(logits.sum(1), ones, atol=1e-3) and (logits >= 0).all():
+        return f"{name} ends with softmax, but the loss expects logits: leave softmax out, it trains worse with it"
+    return ""
 
 
 def build_optimizer(cfg: DictConfig, choices: Choices, model: nn.Module) -> Optimizer:

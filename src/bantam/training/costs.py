@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from bantam import budget
-from bantam.training.build import Choices, build, told
+from bantam.training.build import Choices, build, own_arguments, told
 
 
 def check_budget(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer], dict[str, int]]:
@@ -45,6 +45,7 @@ def _count(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer], dict[
         cause = error.__cause__ or error
         raise ValueError(
             f"model={choices.get('model')}: a 1×28×28 image does not fit through this network: {told(cause)}"
+            + ": change model.* or that line" * bool(own_arguments(cfg))
         ) from error
     return layers, budget.costs(model, layers)
 

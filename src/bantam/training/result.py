@@ -31,13 +31,17 @@ def _each(check: Check) -> Check:
 
 def _layer(row: Any) -> bool:
     kinds: dict[str, Check] = {field.name: _count() for field in fields(Layer)}
-    kinds |= {"name": _kind(str), "shape": _each(_count())}
+    kinds |= {"name": _kind(str), "shape": _each(_count()), "receptive_field": _field}
     required = {field.name for field in fields(Layer) if field.default is MISSING}  # the others are newer
     return (
         isinstance(row, dict)
         and required <= row.keys() <= kinds.keys()
         and all(kinds[key](value) or (value is None and key not in required) for key, value in row.items())
     )
+
+
+def _field(value: Any) -> bool:
+    return value is None or _count()(value) or (_each(_count())(value) and len(value) == 2)
 
 
 def _square(rows: Any) -> bool:

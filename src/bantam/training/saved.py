@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bantam import ranges
 from bantam.config import SCHEMAS, Config, sentence
+from bantam.own import code
 
 
 @dataclass(frozen=True)
@@ -127,12 +128,17 @@ def _damaged(folder: Path, name: str, reason: str) -> ValueError:
 def save(folder: Path, cfg: DictConfig) -> None:
     """Write the configuration again where Hydra has written it, with what came from outside as it is now.
 
+    A network of one's own is kept beside it.
+
     The environment and the clock would answer otherwise later. References such as ${epochs} are kept, so that
     changing `epochs` goes on changing what follows from it.
     """
     from bantam.training.folder import write
 
     file = folder / ".hydra" / "config.yaml"
+    network = code.copy_of(cfg.model)
+    if network is not None and folder.is_dir():
+        write(folder / code.COPY, network.encode())
     if file.exists():
         write(file, OmegaConf.to_yaml(OmegaConf.create(pinned(cfg))).encode())
 

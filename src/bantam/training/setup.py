@@ -19,6 +19,7 @@ from bantam import budget, data
 from bantam.augmentation import Augmentation
 from bantam.kernels import compiler
 from bantam.kernels.fuse import fuse, is_fused
+from bantam.own import code
 from bantam.schedulers import Schedule
 from bantam.training.average import Average
 from bantam.training.build import (
@@ -29,6 +30,7 @@ from bantam.training.build import (
     build_schedule,
     check_logits,
     dry_run_schedule,
+    settle_layout,
     told,
 )
 from bantam.training.costs import check_budget
@@ -83,6 +85,8 @@ class Prepared:
     """The learning rate in the middle of every epoch, at a constant loss."""
     augmentation: Augmentation
     average: Average | None
+    notes: list[str]
+    """What is to be said of the network, a sentence each."""
 
     @property
     def parameters(self) -> int:
@@ -90,7 +94,7 @@ class Prepared:
         return self.costs["parameters"]
 
     @cached_property
-    def _fused(self) -> tuple[nn.Module, str]:
+    def _fused(self) -> tuple[nn.Module, str, dict[str, str]]:
         # Made where it is first asked for: what only looks need not wait for a compiler.
         return _training_model(self.cfg, self.info, self.model, self.device, self.precision)
 
@@ -103,6 +107,11 @@ class Prepared:
     def left_to_pytorch(self) -> str:
         """What PyTorch computes although kernels=auto would rather have it in C, and why; empty where nothing."""
         return self._fused[1]
+
+    @property
+    def not_in_c(self) -> dict[str, str]:
+        """The convolutions that C does not compute, by name, with all that keeps each of them from it."""
+        return self._fused[2]
 
     @property
     def kernels(self) -> str:
@@ -174,11 +183,12 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
     threads = cfg.threads or max(1, cpu_count() // effective_n_jobs(info.side_by_side))
     torch.set_num_threads(threads)
     model = build_model(cfg, info.choices, device)
+    cfg, layout = settle_layout(cfg, info.choices, model)
     optimizer = build_optimizer(cfg, info.choices, model)
     rates = tuple(float(group["lr"]) for group in optimizer.param_groups)
     epoch_rates = dry_run_schedule(cfg, info.choices, schedule, rates)
     images = _load_data(cfg, info)
-    check_logits(info.choices, model, len(images.classes))
+    output = check_logits(info.choices, model, len(images.classes))
     _check_last_batch(cfg, info, model, len(images.train_labels))
     prepared = Prepared(
         cfg=cfg,
@@ -196,6 +206,7 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
         epoch_rates=epoch_rates,
         augmentation=augmentation,
         average=Average(model, cfg.ema) if cfg.ema else None,
+        notes=[note for note in (layout, output) if note],
     )
     if cfg.kernels == "native":
         _ = prepared.training_model  # whoever insists on them is told at once where they cannot be had
@@ -227,6 +238,7 @@ def prepare_finished(cfg: DictConfig, info: RunInfo) -> Prepared:
 
 
 def _prepare_saved(cfg: DictConfig, info: RunInfo) -> Prepared:
+    code.restore(info.folder, cfg.model)
     try:
         return prepare(cfg, info)
     except CannotBeBuilt as error:  # it could be when the run was begun
@@ -289,12 +301,12 @@ def _precision(cfg: DictConfig, device: torch.device) -> torch.dtype:
 
 def _training_model(
     cfg: DictConfig, info: RunInfo, model: nn.Module, device: torch.device, precision: torch.dtype
-) -> tuple[nn.Module, str]:
+) -> tuple[nn.Module, str, dict[str, str]]:
     """What computes the logits in training, blocks in C where they can be had, and what is left to PyTorch."""
     if cfg.compile:
         if cfg.kernels == "native":
             raise ValueError("kernels is native, but compile is true: choose one of the two")
-        return torch.compile(model), ""  # type: ignore[return-value]
+        return torch.compile(model), "", {}  # type: ignore[return-value]
     fits = device.type == "cpu" and cfg.channels_last
     if cfg.kernels == "native" and not fits:
         raise ValueError(
@@ -302,19 +314,19 @@ def _training_model(
             f"channels_last {cfg.channels_last}: use kernels=auto"
         )
     if cfg.kernels == "torch" or not fits:
-        return model, ""
+        return model, "", {}
     try:
-        fused, left = fuse(model, budget.IMAGE, precision)
+        fused, left, reasons = fuse(model, budget.IMAGE, precision)
     except compiler.Unavailable as error:
         if cfg.kernels == "native":
             raise ValueError(f"kernels is native, but {error}; or use kernels=auto") from error
-        return model, str(error)
+        return model, str(error), {}
     if fused is not None:
-        return fused, left
+        return fused, left, reasons
     nothing = (
         f"model={info.choices.get('model')} has no block that C computes, neither a convolution without padding "
         "before a batch norm and a ReLU nor a depthwise convolution"
     )
     if cfg.kernels == "native":
         raise ValueError(f"kernels is native, but {nothing}: use kernels=auto")
-    return model, f"{nothing}; {left}" if left else nothing
+    return model, f"{nothing}; {left}" if left else nothing, reasons

@@ -68,12 +68,14 @@ def layer_table(layers: Sequence["Layer"]) -> Table:
         row = (
             layer.name,
             "×".join(map(str, layer.shape)),
-            f"{layer.receptive_field}",
+            layer.sees,
             f"{layer.parameters:,}" if layer.parameters else "",
             f"{layer.multiply_adds:,}" if layer.multiply_adds else "",
             "" if layer.activations is None else f"{layer.activations:,}",
         )
         table.add_row(*row[: None if wide else -1])
+    if any(layer.receptive_field is None for layer in layers):
+        table.caption = "empty field: it cannot be known"
     return table
 
 
@@ -89,6 +91,8 @@ def describe(prepared: "Prepared") -> None:
     for key, text in _settings(prepared).items():
         settings.add_row(key, escape(text))
     console.print("", settings, "")
+    for note in prepared.notes:
+        console.print(f"[bold yellow]Note:[/] {escape(note)}\n", soft_wrap=True)
     if prepared.left_to_pytorch:
         falls_back = " falls back to PyTorch" * (prepared.kernels == "torch")
         text = f"kernels={prepared.cfg.kernels}{falls_back}: {prepared.left_to_pytorch}"
@@ -133,9 +137,18 @@ def _settings(prepared: "Prepared") -> dict[str, str]:
         "rates": rates + (" (falls with the training loss)" if prepared.schedule.follows_loss else ""),
         "machine": f"{prepared.device.type}, {threads}, {precision}, {prepared.kernels} kernels"
         + ", compiled" * cfg.compile,
+        **({"in PyTorch": _not_in_c(prepared)} if prepared.not_in_c else {}),
         "seed": str(cfg.seed),
         "folder": "none: dry_run" if cfg.dry_run else short_path(info.folder, info.typed_in),
     }
+
+
+def _not_in_c(prepared: "Prepared") -> str:
+    """Why C does not compute which convolutions, a line for each reason."""
+    layers: dict[str, list[str]] = {}
+    for name, reason in prepared.not_in_c.items():
+        layers.setdefault(reason, []).append(name)
+    return "\n".join(f"{', '.join(names)}: {reason}" for reason, names in layers.items())
 
 
 def _costs(prepared: "Prepared") -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""Networks of one's own: a class in a file that was typed, as in model=mine.py:Net."""

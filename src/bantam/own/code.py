@@ -1,0 +1,182 @@
+"""The code of a network of one's own: its file as it was read, its class, and the arguments that this takes."""
+
+import hashlib
+import inspect
+import sys
+import typing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+TARGET = "bantam.own.code.network"
+"""The `_target_` of a network of one's own, which Hydra does not build: it knows none of its classes."""
+
+COPY = "network.py"
+"""What the copy in a run's folder is called."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """A file of Python as it was read: what is edited afterwards changes nothing."""
+
+    file: str
+    text: str
+
+    @cached_property
+    def checksum(self) -> str:
+        """What tells this version of the file from others."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+
+_allowed: dict[str, Code] = {}
+"""By checksum: only what was typed, or lies in a run's folder that was typed, is ever imported."""
+
+
+def read(file: Path) -> Code:
+    """Read a file of code. Raises ValueError where it cannot be read."""
+    try:
+        return Code(str(file), file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it does not exist" if isinstance(error, FileNotFoundError) else f"it cannot be read: {error}"
+        raise ValueError(f"{file} is no file of Python: {reason}") from error
+
+
+def allow(code: Code) -> None:
+    """Let `network` import this version of a file."""
+    _allowed.setdefault(code.checksum, code)
+
+
+def restore(folder: Path, settings: Any) -> None:
+    """Allow the copy in the folder of a run whose network is of one's own.
+
+    Raises ValueError where it is gone, or is not what the run was trained with.
+    """
+    checksum = settings.get("_sha256_")
+    if checksum is None or checksum in _allowed:
+        return
+    code = read(folder / COPY)
+    if code.checksum != checksum:
+        raise ValueError(f"{folder / COPY} is not the file that the run was trained with: restore it")
+    allow(code)
+
+
+def copy_of(settings: Any) -> str | None:
+    """The text that belongs into the folder of a run; None where its network is Bantam's."""
+    code = _allowed.get(settings.get("_sha256_", ""))
+    return code.text if code else None
+
+
+def network(_file_: str, _class_: str, _sha256_: str, **arguments: Any) -> Any:
+    """Build a network of one's own: lists are lists. Raises ValueError for code that nobody has typed."""
+    code = _allowed.get(_sha256_)
+    if code is None:
+        raise ValueError(
+            f"this version of {_file_} was not typed: type model=<folder of a run that has it>/{COPY}:{_class_}"
+        )
+    return find(code, _class_)(**{key: _plain(value) for key, value in arguments.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value
+
+
+def find(code: Code, name: str) -> Any:
+    """A class, or a function that makes a network. Raises ValueError where the file has none of that name."""
+    module = _module(code)
+    found = getattr(module, name, None)
+    own = {key: value for key, value in vars(module).items() if _makes_networks(value, module)}
+    if name not in own:
+        close = get_close_matches(name, own, 1) or list(own)[:1]
+        what = f"has no class {name}" if found is None else f"has {name}, which is no class of a network"
+        raise ValueError(f"{code.file} {what}" + f": did you mean {close[0]}?" * bool(close))
+    return found
+
+
+def _makes_networks(value: Any, module: ModuleType) -> bool:
+    from torch import nn
+
+    if isinstance(value, type):
+        return issubclass(value, nn.Module)
+    return inspect.isfunction(value) and value.__module__ == module.__name__
+
+
+def _module(code: Code) -> ModuleType:
+    """The file as a module, executed once a process. Raises whatever the file raises."""
+    name = f"bantam_own_{code.checksum}"
+    if name not in sys.modules:
+        module = ModuleType(name)
+        module.__file__ = code.file
+        sys.modules[name] = module
+        try:
+            with _neighbours(code):
+                exec(compile(code.text, code.file, "exec"), module.__dict__)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+@contextmanager
+def _neighbours(code: Code) -> Iterator[None]:
+    """Let a file import those beside it, as Python lets a script."""
+    folder = str(Path(code.file).parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+REQUIRED = object()
+"""The default of an argument that has none."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """What a class takes, as far as a configuration can hold it."""
+
+    kind: Any
+    """int, float, bool, str or Any, of each item where it is a list."""
+    items: bool
+    optional: bool
+    """Whether it may be null."""
+    default: Any
+
+
+def arguments(factory: Any) -> dict[str, Argument]:
+    """The arguments that a configuration can hold; others keep their defaults."""
+    try:
+        hints = typing.get_type_hints(inspect.getattr_static(factory, "__init__", factory))
+    except Exception:  # names that exist for a type checker only
+        hints = {}
+    found: dict[str, Argument] = {}
+    for name, parameter in inspect.signature(factory).parameters.items():
+        default = REQUIRED if parameter.default is parameter.empty else parameter.default
+        default = list(default) if isinstance(default, tuple) else default
+        plain = default is REQUIRED or default is None or isinstance(default, int | float | str | list)
+        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if plain and named and not name.startswith("_"):
+            found[name] = _argument(hints.get(name), default)
+    return found
+
+
+def _argument(hint: Any, default: Any) -> Argument:
+    """What a key takes: as annotated where a configuration knows that type, else as its default is."""
+    parts = [hint] if typing.get_origin(hint) in (list, tuple, None) else [*typing.get_args(hint)]
+    optional = default is None or type(None) in parts
+    (kind,) = kinds if len(kinds := [part for part in parts if part is not type(None)]) == 1 else (Any,)
+    items = [item for item in typing.get_args(kind) if item is not ...]
+    if typing.get_origin(kind) in (list, tuple) and len(set(items)) == 1:
+        kind = items[0]
+    elif hint is None and default is not REQUIRED and default is not None:
+        kind, items = type(default), []
+    return Argument(
+        kind if kind in (int, float, bool, str) else Any, bool(items), optional or kind is Any, default
+    )

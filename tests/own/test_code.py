@@ -1,0 +1,115 @@
+"""The code of a network of one's own: what its class takes, and that only what was typed is imported."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from bantam.own import code
+
+NET = """
+from typing import Literal, Optional
+
+from beside import WIDTH
+from torch import nn
+from torch.nn import Linear
+
+
+class Net(nn.Sequential):
+    def __init__(
+        self, side, width=WIDTH, rate=0.5, norm=True, kind="a", sizes=(1, 2), other=None, more: list[int] = [3],
+        most: int | None = None, least: Optional[float] = 1.0, whole: float = 1, act=nn.ReLU,
+        some: tuple[int, ...] = (), *args, classes: int, _hidden=1, **rest
+    ):
+        super().__init__(nn.Flatten(), nn.Linear(side * side, classes))
+
+
+def made(width: int = 3):
+    return nn.Linear(width, 10)
+
+
+def helper():
+    return nn.Linear
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> code.Code:
+    (tmp_path / "beside.py").write_text("WIDTH = 8\n")
+    (tmp_path / "mine.py").write_text(NET)
+    return code.read(tmp_path / "mine.py")
+
+
+def test_arguments_have_the_types_of_their_annotations_or_defaults(file: code.Code) -> None:
+    found = code.arguments(code.find(file, "Net"))
+    kinds = {name: (entry.kind, entry.items, entry.optional, entry.default) for name, entry in found.items()}
+    required = code.REQUIRED
+    assert kinds == {
+        "side": (Any, False, False, required),
+        "width": (int, False, False, 8),
+        "rate": (float, False, False, 0.5),
+        "norm": (bool, False, False, True),
+        "kind": (str, False, False, "a"),
+        "sizes": (Any, False, False, [1, 2]),
+        "other": (Any, False, True, None),
+        "more": (int, True, False, [3]),
+        "most": (int, False, True, None),
+        "least": (float, False, True, 1.0),
+        "whole": (float, False, False, 1),
+        "some": (int, True, False, []),
+        "classes": (int, False, False, required),
+    }
+    assert list(code.arguments(code.find(file, "made"))) == ["width"]
+
+    class Bare(nn.Module):
+        pass
+
+    assert not code.arguments(Bare)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Nett", "has no class Nett: did you mean Net"),
+        ("WIDTH", "has WIDTH, which is no class of a network"),
+        ("nn", "has nn, which is no class of a network"),
+    ],
+)
+def test_what_is_no_network_is_refused(file: code.Code, name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        code.find(file, name)
+
+
+def test_only_what_was_allowed_is_built_and_lists_are_lists(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n\nclass Net(nn.Module):\n    def __init__(self, sizes):\n"
+        "        super().__init__()\n        self.sizes = sizes\n"
+    )
+    own = code.read(tmp_path / "own.py")
+    where = {"_file_": own.file, "_class_": "Net", "_sha256_": own.checksum}
+    with pytest.raises(ValueError, match="was not typed: type model="):
+        code.network(**where, sizes=(1, 2))
+    code.allow(own)
+    (tmp_path / "own.py").write_text("raise SystemExit")  # it is read once
+    assert code.network(**where, sizes=(1, (2, 3))).sizes == [1, [2, 3]]
+
+
+def test_a_copy_that_is_not_the_run_s_is_refused(tmp_path: Path) -> None:
+    own = code.Code("mine.py", "x = 1\n")
+    with pytest.raises(ValueError, match="does not exist"):
+        code.restore(tmp_path, {"_sha256_": own.checksum})
+    (tmp_path / code.COPY).write_text("x = 2\n")
+    with pytest.raises(ValueError, match=r"is not the file that the run was trained with"):
+        code.restore(tmp_path, {"_sha256_": own.checksum})
+    assert code.copy_of({"_sha256_": own.checksum}) is None
+    (tmp_path / code.COPY).write_text(own.text)
+    code.restore(tmp_path, {"_sha256_": own.checksum})
+    assert code.copy_of({"_sha256_": own.checksum}) == own.text
+    code.restore(tmp_path / "none", {})  # a network of Bantam's
+
+
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="cannot be read"):
+        code.read(tmp_path / "mine.py")
