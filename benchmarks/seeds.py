@@ -60,8 +60,14 @@ def never(whole: list[list[float]], own: list[float], count: int) -> bool:
     return False
 
 
+def behind_on_each(whole: list[list[float]], own: list[float], count: int) -> bool:
+    """The best trial was better on each of the trial's seeds, two at least: what a search does."""
+    best = max(whole, key=statistics.fmean, default=[])
+    return len(own) > 1 and bool(best) and all(theirs > mine for theirs, mine in zip(best, own, strict=False))
+
+
 def below_all_seeds(whole: list[list[float]], own: list[float], count: int) -> bool:
-    """Every seed of another trial is above the trial's mean so far: what a search does."""
+    """Every seed of another trial is above the trial's mean so far."""
     return any(min(theirs) > statistics.fmean(own) for theirs in whole)
 
 
@@ -114,6 +120,7 @@ def wilcoxon(threshold: float) -> Rule:
 
 RULES: dict[str, Rule] = {
     "all seeds": never,
+    "behind on each of two": behind_on_each,
     "below all seeds of a trial": below_all_seeds,
     "below all seeds of the best": below_all_seeds_of_the_best,
     "below the best": below_the_best,

@@ -143,43 +143,42 @@ QUEUE = "hydra.sweeper.enqueue=[{model.width:8},{model.width:10},{model.width:12
 def test_a_trial_that_cannot_catch_up_is_not_trained_on_the_next_seed(searching: Callable[..., Search]) -> None:
     accuracies = {
         **{(8, 1): 95.0, (8, 2): 97.0, (8, 3): 96.0},
-        (10, 1): 94.9,
-        **{(12, 1): 95.3, (12, 2): 94.5},  # its mean is below the lowest seed after the second one
+        **{(10, 1): 94.9, (10, 2): 96.9, (10, 3): 99.9},  # below it on both of the first two seeds
+        **{(12, 1): 95.3, (12, 2): 94.5, (12, 3): 96.5},  # above it on one
     }
     line = ("hydra.sweeper.seeds=3", GRID, QUEUE)
     wanted = searching(*line, result=reached(accuracies), space=WIDTHS)
     listed = work(wanted)
-    assert trials.states(listed) == ["complete", "pruned", "pruned"]
-    assert wanted.launcher.launched == [0, 0, 0, 1, 2, 2]
-    assert [trial.state for trial in listed[1:]] == [TrialState.PRUNED] * 2
-    assert trials.reason(listed[1], "pruned") == (
-        "pruned after 1 of 3 seeds, at 94.90 %: below every seed of trial 0"
-    )
-    assert trials.reason(listed[2], "pruned").startswith("pruned after 2 of 3 seeds, at 94.90 %")
-    assert seeds.objectives(listed[2]) == [95.3, 94.5]
+    assert trials.states(listed) == ["complete", "pruned", "complete"]
+    assert wanted.launcher.launched == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert listed[1].state == TrialState.PRUNED
+    reason = "pruned after 2 of 3 seeds, at 95.90 %: trial 0 was better on each"
+    assert trials.reason(listed[1], "pruned") == reason
+    assert seeds.objectives(listed[1]) == [94.9, 96.9]
     outcome.write(wanted, listed, "enough")
     with (wanted.folder / "trials.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    assert [(row["objective"], row["mean"], row["seeds"]) for row in rows[1:]] == [
-        ("", "94.9", "94.9"),
-        ("", "94.9", "95.3 94.5"),
-    ]
-    everything = searching(
-        *line, "hydra/sweeper/pruner=none", result=reached(accuracies), space=WIDTHS, folder="n"
-    )
+        row = list(csv.DictReader(stream))[1]
+    assert (row["objective"], float(row["mean"]), row["seeds"]) == ("", pytest.approx(95.9), "94.9 96.9")
+    none = "hydra/sweeper/pruner=none"
+    everything = searching(*line, none, result=reached(accuracies), space=WIDTHS, folder="everything")
     assert trials.states(work(everything)) == ["complete"] * 3
     assert everything.launcher.launched == [0] * 3 + [1] * 3 + [2] * 3
 
 
 def test_beside_a_cost_only_networks_that_cost_no_more_count(searching: Callable[..., Search]) -> None:
-    accuracies = {(8, 1): 95.0, (8, 2): 96.0, (10, 1): 97.0, (10, 2): 97.5, (12, 1): 96.5}
+    accuracies = {
+        **{(10, 1): 97.0, (10, 2): 97.5, (10, 3): 97.0},
+        **{(8, 1): 95.0, (8, 2): 96.0, (8, 3): 94.0},  # worse and smaller
+        **{(12, 1): 96.5, (12, 2): 97.4},
+    }
     queue = "hydra.sweeper.enqueue=[{model.width:10},{model.width:8},{model.width:12}]"
-    wanted = searching(*TWO, "hydra.sweeper.seeds=2", GRID, queue, result=reached(accuracies), space=WIDTHS)
+    wanted = searching(*TWO, "hydra.sweeper.seeds=3", GRID, queue, result=reached(accuracies), space=WIDTHS)
     listed = work(wanted)
-    assert trials.states(listed) == ["complete", "complete", "pruned"]  # 8 is worse than 10, and smaller
-    assert wanted.launcher.launched == [0, 0, 1, 1, 2]
+    assert trials.states(listed) == ["complete", "complete", "pruned"]
+    assert wanted.launcher.launched == [0, 0, 0, 1, 1, 1, 2, 2]
     sizes = [trial.user_attrs["parameters"] for trial in listed]
-    assert [trial.values for trial in listed] == [[97.25, sizes[0]], [95.5, sizes[1]], [96.5, sizes[2]]]
+    means = [pytest.approx(97.5 - 1 / 3), pytest.approx(95.0), pytest.approx(96.95)]
+    assert [trial.values for trial in listed] == [list(pair) for pair in zip(means, sizes, strict=True)]
     assert [trial.number for trial in outcome.result(wanted, listed)] == [1, 0]
 
 
@@ -371,25 +370,29 @@ def test_two_terminals_train_every_seed_of_every_trial_once(
 
 
 def test_the_report_counts_the_seeds_of_a_trial_as_one_experiment(searching: Callable[..., Search]) -> None:
-    accuracies = {(8, 1): 95.0, (8, 2): 96.0, (10, 1): 97.0, (10, 2): 98.0, (12, 1): 90.0}
-    wanted = searching("hydra.sweeper.seeds=2", GRID, QUEUE, result=reached(accuracies), space=WIDTHS)
+    accuracies = {
+        **{(8, 1): 95.0, (8, 2): 96.0, (8, 3): 97.0},
+        **{(10, 1): 97.0, (10, 2): 98.0, (10, 3): 98.5},
+        **{(12, 1): 90.0, (12, 2): 91.0},
+    }
+    wanted = searching("hydra.sweeper.seeds=3", GRID, QUEUE, result=reached(accuracies), space=WIDTHS)
     pretend_to_save(wanted)
     outcome.write(wanted, work(wanted), "enough")
     found = folders.gather([wanted.folder])
     (study,) = found.studies
     assert (found.runs, found.broken, study.problems) == ([], [], [])
-    assert [trial.seeds for trial in study.trials] == [[95.0, 96.0], [97.0, 98.0], [90.0]]
+    assert [trial.seeds for trial in study.trials] == [[95.0, 96.0, 97.0], [97.0, 98.0, 98.5], [90.0, 91.0]]
     table = tables.trials(study)
     assert table is not None
     shown = [dict(zip(table.titles, (cell.text for cell in row), strict=True)) for row in table.rows]
     columns = ("trial", "accuracy", "seeds", "mean", "±", "each seed")
     assert [tuple(row[name] for name in columns) for row in shown] == [
-        ("1", "97.500", "2", "97.500", "0.707", "97.00 98.00"),
-        ("0", "95.500", "2", "95.500", "0.707", "95.00 96.00"),
-        ("2", "", "1", "90.000", "", "90.00"),
+        ("1", "97.833", "3", "97.833", "0.764", "97.00 98.00 98.50"),
+        ("0", "96.000", "3", "96.000", "1.000", "95.00 96.00 97.00"),
+        ("2", "", "2", "90.500", "0.707", "90.00 91.00"),
     ]
-    assert [run.folder.name for run in (study.best, *study.best_seeds) if run] == ["1", "seed-2"]
-    assert "97.500 % over 2 seeds of the validation images" in dict(tables.study(study))["best"]
+    assert [run.folder.name for run in (study.best, *study.best_seeds) if run] == ["1", "seed-2", "seed-3"]
+    assert "97.833 % over 3 seeds of the validation images" in dict(tables.study(study))["best"]
     drawn, _ = study_figures.draw(study)
     (epochs,) = (each for each in drawn if each.title == "Epoch by epoch")
     assert epochs.see.startswith("No trial was pruned; 1 trial got no further seed; a line is the first seed of")

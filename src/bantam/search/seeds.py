@@ -115,27 +115,34 @@ def _not_of_a_finished_run(folder: str, names: Iterable[str]) -> set[str]:
 def pruned(
     search: Search, listed: Sequence[FrozenTrial], costs: Mapping[str, Any], ending: Ending
 ) -> Ending | None:
-    """How a trial ends that is not trained on its next seed, since it cannot catch up; None where it is.
+    """How a trial ends that gets no further seed, since it will not catch up; None where it is trained on.
 
-    That is where every seed of another trial is above its mean so far; with two objectives, of one whose network
-    costs no more. With `hydra/sweeper/pruner=none` every trial gets all seeds.
+    That is where the best trial was better on every one of its seeds, two at least; with two objectives, where any
+    trial was whose network costs no more. With `hydra/sweeper/pruner=none` every trial gets all seeds.
     """
-    if isinstance(pruners.build(search.settings.pruner, search.cost), NopPruner):
-        return None
     values = ending.notes["objectives"]
-    mean = statistics.fmean(values)
-    for other, state in zip(listed, trials.states(listed), strict=True):
-        theirs = objectives(other)
-        if state != "complete" or len(theirs) < search.settings.seeds or min(theirs) <= mean:
-            continue
-        if search.multi_objective and other.user_attrs.get(search.cost, 0) > costs.get(search.cost, 0):
-            continue
-        done = f"pruned after {len(values)} of {search.settings.seeds} seeds"
-        notes = {"reason": f"{done}, at {mean:.2f} %: below every seed of trial {other.number}", "pruned": True}
-        if search.multi_objective:
-            return Ending(TrialState.COMPLETE, (mean, *search.second_objective(costs)), {**ending.notes, **notes})
-        return Ending(TrialState.PRUNED, None, {**ending.notes, **notes})
+    if len(values) < 2 or isinstance(pruners.build(search.settings.pruner, search.cost), NopPruner):
+        return None
+    for other in _rivals(search, listed, costs):
+        if all(theirs > own for theirs, own in zip(objectives(other), values, strict=False)):
+            done = (
+                f"pruned after {len(values)} of {search.settings.seeds} seeds, at {statistics.fmean(values):.2f} %"
+            )
+            notes = {**ending.notes, "reason": f"{done}: trial {other.number} was better on each", "pruned": True}
+            if search.multi_objective:
+                found = (statistics.fmean(values), *search.second_objective(costs))
+                return Ending(TrialState.COMPLETE, found, notes)
+            return Ending(TrialState.PRUNED, None, notes)
     return None
+
+
+def _rivals(search: Search, listed: Sequence[FrozenTrial], costs: Mapping[str, Any]) -> list[FrozenTrial]:
+    """The trials with all their seeds that a trial has to catch up with."""
+    states = zip(listed, trials.states(listed), strict=True)
+    whole = [t for t, state in states if state == "complete" and len(objectives(t)) == search.settings.seeds]
+    if search.multi_objective:
+        return [t for t in whole if t.user_attrs.get(search.cost, 0) <= costs.get(search.cost, 0)]
+    return sorted(whole, key=lambda t: t.values[0])[-1:]
 
 
 def in_words(search: Search, trial: FrozenTrial) -> str:
