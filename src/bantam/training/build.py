@@ -181,8 +181,8 @@ def check_logits(choices: Choices, model: nn.Module, classes: int) -> str:
             raise ValueError(f"{name} cannot compute a batch of two images{when}: {told(error)}") from error
         found = "×".join(map(str, logits.shape)) if isinstance(logits, torch.Tensor) else type(logits).__name__
         if found != f"2×{classes}":
-            what = f"{found} for two images{when}, not 2×{classes}: a logit for each class{_forward(model)}"
-            raise ValueError(f"{name} returns {what}{_remedy(logits, classes)}")
+            what = f"{found} for two images{when}, not 2×{classes}: a logit for each class"
+            raise ValueError(f"{name} returns {what}{_remedy(logits, classes)}{_forward(model)}")
         if not logits.is_floating_point() or (training and not logits.requires_grad):
             raise ValueError(f"{name} returns logits that have no gradient{_forward(model)}")
         note = note or _note(name, logits.detach().float())
