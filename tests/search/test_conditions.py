@@ -239,6 +239,14 @@ OF_SCHEDULES = {
 }
 
 
+def test_one_value_for_a_key_that_only_some_options_have(searching: Callable[..., Search]) -> None:
+    space = ("scheduler=step,one_cycle", "scheduler.warmup=choice(0.3)", "optimizer.lr=interval(0.01,0.1)")
+    search = searching("hydra.sweeper.n_trials=8", "hydra/sweeper/sampler=random", space=space, result=anything)
+    for trial in work(search):
+        cfg, _ = compose(search, trial.params)
+        assert cfg.scheduler.get("warmup") == (0.3 if trial.params["scheduler"] == "one_cycle" else None)
+
+
 def test_the_space_of_schedules(searching: Callable[..., Search]) -> None:
     random = ("hydra/sweeper/sampler=random", "hydra.sweeper.n_trials=40")
     search = searching("hparams_search=schedules", *random, space=(), result=anything)
