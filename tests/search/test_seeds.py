@@ -70,13 +70,26 @@ def test_the_objective_is_the_mean_of_the_seeds_which_are_the_same_for_all(
     assert summary["best"]["objectives"] == [91.5, 91.6, 91.7]
     shown = " ".join(capsys.readouterr().out.split())
     assert "Best: trial 1, 91.600 % (mean of 91.50 91.60 91.70) of the 1,000 validation images" in shown
-    line = outcome._line(wanted.folder, "best", summary["seeds"])
+    line = outcome._line(wanted, listed[1])
     assert line.endswith(f" -m --config-dir {wanted.folder} experiment=best seed=5,6,7")
     with (wanted.folder / "trials.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["seeds"] for row in rows] == ["90.5 90.6 90.7", "91.5 91.6 91.7"]
     assert [float(row["mean"]) for row in rows] == [pytest.approx(90.6), pytest.approx(91.6)]
     assert [float(row["deviation"]) for row in rows] == [pytest.approx(0.1), pytest.approx(0.1)]
+
+
+def test_the_head_of_an_experiment_names_a_network_of_ones_own(
+    searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = searching("hydra.sweeper.seeds=2", "hydra.sweeper.n_trials=1")
+    listed = work(wanted)
+    heads: list[str] = []
+    monkeypatch.setattr(outcome, "own_network", lambda trial: [f"model={trial}/network.py:Net"])
+    monkeypatch.setattr(outcome, "experiment", lambda trial, repeats: heads.append(repeats) or repeats)
+    monkeypatch.setattr(outcome, "write_options", lambda *_: None)
+    outcome.write(wanted, listed, "enough")
+    assert heads[0].rstrip().endswith(f" experiment=best seed=1,2 model={wanted.folder}/0/network.py:Net")
 
 
 def test_one_seed_leaves_no_trace_of_several(searching: Callable[..., Search]) -> None:

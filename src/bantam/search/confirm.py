@@ -94,11 +94,11 @@ def _confirm(plan: Confirmation, best: list[tuple[int, float]], test: bool, chan
     winner, name = candidates[0], _name(candidates[0].number)
     terminal.show_ranking(candidates, len(plan.seeds))
     if winner.missing:
-        runs = [plan.run(name, "validation", seed) for seed in plan.seeds]
-        lost = next(run for run in runs if files.read_result(run).get("objective") is None)
+        results = {run: files.read_result(run) for run in (plan.run(name, "validation", s) for s in plan.seeds)}
+        lost, result = next((run, found) for run, found in results.items() if found.get("objective") is None)
         raise ValueError(
             f"none of the {len(best)} trials of {plan.folder.parent} came to its end on every fresh seed; "
-            f"{lost.name} {files.read_result(lost)['verdict']}: {files.read_result(lost).get('reason')}"
+            f"{lost.name} {result['verdict']}: {result.get('reason')}"
         )
     rows = [_row(candidate) for candidate in candidates]
     summary: dict[str, Any] = {"ranking": rows, "winner": winner.number, "seeds": plan.seeds}

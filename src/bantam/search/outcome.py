@@ -127,14 +127,19 @@ def line(search: Search, trial: FrozenTrial) -> str:
         experiment(folder)
     except ValueError as error:
         return f"It cannot be run again: {error}"
-    return _line(search.folder, name(search, trial), seeds.of_trials(search), own_network(folder))
+    return _line(search, trial)
 
 
-def _line(study: Path, experiment: str, all_seeds: Sequence[int], network: Sequence[str] = ()) -> str:
-    """The command that runs an experiment of a study, with several seeds one after the other."""
+def _line(search: Search, trial: FrozenTrial) -> str:
+    """The command that runs the experiment of a trial, with several seeds one after the other."""
+    all_seeds = seeds.of_trials(search)
     several = len(all_seeds) > 1
-    chosen = [override("experiment", experiment), *([f"seed={','.join(map(str, all_seeds))}"] * several), *network]
-    return command_line(["python", sys.argv[0], *["-m"] * several, "--config-dir", study, *chosen])
+    chosen = [
+        override("experiment", name(search, trial)),
+        *([f"seed={','.join(map(str, all_seeds))}"] * several),
+        *own_network(search.folder / str(trial.number)),
+    ]
+    return command_line(["python", sys.argv[0], *["-m"] * several, "--config-dir", search.folder, *chosen])
 
 
 def _write_experiments(search: Search, found: Sequence[FrozenTrial]) -> None:
@@ -147,8 +152,7 @@ def _write_experiments(search: Search, found: Sequence[FrozenTrial]) -> None:
         file, own, repeats = experiments / f"{experiment_name}.yaml", search.folder / str(trial.number), ""
         if search.settings.seeds > 1:
             reached = f"{trial.values[0]!r} %{seeds.in_words(search, trial)}"
-            line = _line(search.folder, experiment_name, seeds.of_trials(search))
-            repeats = f"# The trial reached {reached}. This trains all its seeds:\n# {line}\n"
+            repeats = f"# The trial reached {reached}. This trains all its seeds:\n# {_line(search, trial)}\n"
         try:
             write_experiment(file, experiment(own, repeats=repeats))
             write_options(search.folder, own, Path(sys.argv[0]).absolute())

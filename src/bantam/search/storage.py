@@ -61,7 +61,7 @@ def _call_until_answered(storage: Patient, call: Callable[[], Any]) -> Any:
             if not is_away(error) or time.monotonic() > until:
                 raise
             if not said:
-                print(f"The storage does not answer ({first_line(error)}): waiting for it.", flush=True)
+                _show_waiting(error)
                 said = True
             with suppress(SQLAlchemyError):  # its connection cannot be rolled back
                 storage.remove_session()
@@ -87,6 +87,10 @@ def first_line(error: Exception) -> str:
     return str(getattr(cause, "orig", None) or error.__cause__ or error).strip().splitlines()[0]
 
 
+def _show_waiting(error: Exception) -> None:
+    print(f"The storage does not answer ({first_line(error)}): waiting for it.", flush=True)
+
+
 def open_storage(hydra: DictConfig, wait: bool = False) -> BaseStorage:
     """Open the storage of a search, and make it where there is none; with `wait` a server may be away for long.
 
@@ -107,7 +111,7 @@ def open_storage(hydra: DictConfig, wait: bool = False) -> BaseStorage:
                 races += 1
             elif is_away(error) and time.monotonic() < until:
                 if not said:
-                    print(f"The storage does not answer ({first_line(error)}): waiting for it.", flush=True)
+                    _show_waiting(error)
                     said = True
                 time.sleep(0.5)
             else:
