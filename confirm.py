@@ -3,9 +3,7 @@
 import argparse
 from pathlib import Path
 
-from bantam import config, errors
-from bantam.report import page as report
-from bantam.search import confirm, sweeper
+from bantam import errors
 
 
 def main() -> None:
@@ -17,12 +15,16 @@ def main() -> None:
         "overrides", nargs="*", metavar="key=value", help="what all of them are to have instead; before --trials"
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--top", type=int, default=confirm.TOP, help="how many of the best trials, 3 by default")
+    which.add_argument("--top", type=int, default=3, help="how many of the best trials, 3 by default")
     which.add_argument("--trials", type=int, nargs="+", default=(), metavar="number", help="instead: these trials")
     which.add_argument("--front", action="store_true", help="instead: the Pareto front within the budget")
-    parser.add_argument("--seeds", type=int, default=confirm.SEEDS, help="how many fresh seeds each, 5 by default")
+    parser.add_argument("--seeds", type=int, default=5, help="how many fresh seeds each, 5 by default")
     parser.add_argument("--validation-only", action="store_true", help="leave the test images alone")
     arguments = parser.parse_intermixed_args()
+    from bantam import config  # what was typed is answered at once, before PyTorch is imported
+    from bantam.report import page
+    from bantam.search import confirm, sweeper
+
     config.register()
     sweeper.register()
     with errors.in_one_sentence():
@@ -40,7 +42,7 @@ def main() -> None:
             test=not arguments.validation_only,
             front=arguments.front,
         )
-        report.at_end(arguments.study)
+        page.at_end(arguments.study)
 
 
 if __name__ == "__main__":

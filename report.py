@@ -4,8 +4,6 @@ import argparse
 from pathlib import Path
 
 from bantam import errors
-from bantam.report import page as report
-from bantam.report import terminal
 
 
 def main() -> None:
@@ -15,9 +13,11 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", metavar="folder", help="of a run, a multirun or a study")
     parser.add_argument("--output", type=Path, help="the page; by default report.html in the one folder, or here")
     arguments = parser.parse_args()
+    from bantam.report import page, terminal  # what was typed is answered at once, before PyTorch is imported
+
     with errors.in_one_sentence():
-        found = report.read(arguments.folders)
-        path = report.save(found, arguments.folders, arguments.output)
+        found = page.read(arguments.folders)
+        path = page.save(found, arguments.folders, arguments.output)
         terminal.show(found)
         print(f"\nLook at it: {path}")
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from bantam import errors
-from bantam.report import folders, groups, markdown
 
 
 def main() -> None:
@@ -16,6 +15,8 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", metavar="folder", help="of a run or a multirun")
     parser.add_argument("--into", type=Path, help="a file: write the table between its marks, <!-- table -->")
     arguments = parser.parse_args()
+    from bantam.report import folders, groups, markdown  # what was typed is answered at once, before PyTorch
+
     with errors.in_one_sentence():
         rows = markdown.table(groups.group(folders.gather(arguments.folders).runs))
         print(rows)

@@ -29,7 +29,7 @@ LAYERS = (
     tuple(f"bantam.{name}" for name in ("models", "optimizers", "schedulers", "augmentation", "data")),
     ("bantam.budget", "bantam.config", "bantam.snapshot"),
     ("bantam.own",),
-    ("bantam.ranges", "bantam.overrides", "bantam.activations", "bantam.receptive"),
+    ("bantam.ranges", "bantam.overrides", "bantam.suggestions", "bantam.activations", "bantam.receptive"),
 )
 """From the entry points down; a module imports only from below it, or from its own folder."""
 
@@ -62,6 +62,7 @@ def knows_configurations(file: Path) -> bool:
         "overrides.py",
         "resolve.py",
         "snapshot.py",
+        "suggestions.py",
         "own/source.py",
         *TRAINING,
     )

@@ -34,7 +34,7 @@ def only_run(tmp_path: Path) -> Path:
 def test_a_typo_is_refused_before_torch_is_imported(bantam: Bantam, tmp_path: Path) -> None:
     # An interpreter of its own, since it is about what that imports.
     for override, message in (
-        ("optimizer.lrr=1", "Key 'lrr' not in 'SGD'. Did you mean: 'lr'?"),
+        ("optimizer.lrr=1", "Error: optimizer.lrr is no key: did you mean optimizer.lr=1?"),
         ("optimizer.lr=nan", "Error: optimizer.lr is nan: it must be a finite number above 0"),
     ):
         result = bantam.interpreter("train.py", override, options=("-X", "importtime"))

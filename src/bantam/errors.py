@@ -21,6 +21,7 @@ from hydra.plugins.config_source import ConfigSource
 from omegaconf.errors import OmegaConfBaseException
 
 from bantam.overrides import resuming
+from bantam.suggestions import suggestion
 from bantam.training import terminal
 
 
@@ -90,7 +91,7 @@ def in_one_sentence(folder: Path | None = None) -> Iterator[None]:
         raise SystemExit(1) from None
     except Exception as error:
         show_traceback()
-        if about := about_option_file(error):
+        if about := in_our_words(error):
             error = about
         elif not is_meant_for_users(error):
             error = RuntimeError(_with_remedy(error, folder))
@@ -113,6 +114,11 @@ def is_meant_for_users(error: BaseException) -> bool:
     code, module = last.tb_frame.f_code, last.tb_frame.f_globals.get("__name__", "")
     by_raise = dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
     return by_raise and (module == "__main__" or module.partition(".")[0] == "bantam")
+
+
+def in_our_words(error: Exception) -> ValueError | None:
+    """One sentence for what Hydra says in many lines: a damaged option file, an unknown option or key."""
+    return about_option_file(error) or suggestion(error)
 
 
 class OptionFileError(ValueError):
@@ -159,13 +165,13 @@ _plain_run_and_report = utils.run_and_report
 
 
 def _run_and_report(func: Callable[[], Any]) -> Any:
-    """Hydra's own way of showing what goes wrong, except for option files: it says it in several lines."""
+    """Hydra's own way of showing what goes wrong, except for what it says in many lines."""
 
     def watched() -> Any:
         try:
             return func()
         except Exception as error:
-            about = about_option_file(error)
+            about = in_our_words(error)
             if about is None or wants_tracebacks():
                 raise
             terminal.show_error(about)

@@ -136,7 +136,7 @@ def test_its_arguments_are_searched_and_the_best_is_confirmed(bantam: Bantam, mi
         ("model=mine.py:Nett", "model=mine.py:Nett cannot be used: {file} has no class Nett: did you mean Net?"),
         ("model=there.py:Net", "there.py is no file of Python: it does not exist"),
         ("model.width=eight", "Value 'eight' of type 'str' could not be converted to Integer"),
-        ("model.widht=4", "Key 'widht' is not in struct. Did you mean: 'width'?"),
+        ("model.widht=4", "model.widht is no key: did you mean model.width=4?"),
         (
             "model.width=-2",
             "width=-2, classes=10, rate=0.1: RuntimeError in {file}, line 20: Trying to",

@@ -18,6 +18,7 @@ from bantam.overrides import command_line, override, written
 from bantam.search import conditions, distributions, pruners, samplers, space
 from bantam.search.distributions import key_of
 from bantam.search.space import Search, compose, known_settings, objectives
+from bantam.suggestions import keys, nearest
 from bantam.training import costs
 from bantam.training.build import NoImages, build
 
@@ -174,7 +175,8 @@ def _nowhere(search: Search, name: str) -> str:
             f"{group}={chosen} has no {rest}, which hydra.sweeper.params searches: leave {group} as "
             f"it is, or name your own space, as in {line}"
         )
-    return f"{key} is searched, but is no key of the configuration"
+    near = nearest(key, [*search.choices, *keys(search.plain)])
+    return f"{key} is searched, but is no key of the configuration" + (f": did you mean {near}?" if near else "")
 
 
 def _check_conditions(search: Search) -> None:

@@ -24,8 +24,6 @@ from bantam.search.outcome import Candidate, experiment, own_network, write_expe
 from bantam.training import folder as files
 from bantam.training import saved
 
-TOP, SEEDS = 3, 5
-
 
 @dataclass(frozen=True)
 class Confirmation:

@@ -19,6 +19,7 @@ from bantam.overrides import written
 from bantam.search import conditions, distributions, samplers
 from bantam.search.conditions import Condition, Space
 from bantam.search.distributions import key_of
+from bantam.suggestions import suggestion
 from bantam.training import setup
 
 Composition = tuple[DictConfig, dict[str, Any], list[str]]
@@ -189,7 +190,7 @@ def composed(config: DictConfig, context: HydraContext, overrides: list[str]) ->
     try:
         cfg = context.config_loader.load_sweep_config(config, overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(" ".join(f"{error} {error.__cause__ or ''}".split())) from error
+        raise suggestion(error) or ValueError(" ".join(f"{error} {error.__cause__ or ''}".split())) from error
     with read_write(cfg), open_dict(cfg):
         hydra = cfg.pop("hydra")
     return cfg, dict(hydra.runtime.choices)

@@ -1,7 +1,9 @@
 """All that a search and a confirmation print."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -11,10 +13,11 @@ from rich.status import Status
 from rich.table import Table
 
 from bantam.budget import in_words
+from bantam.overrides import command_line
 from bantam.search import distributions, outcome, seeds, study, trials
 from bantam.search.outcome import Candidate
 from bantam.search.space import Search
-from bantam.training.terminal import show_instead
+from bantam.training.terminal import every_one_of, show_instead
 
 console = Console(highlight=False)
 
@@ -143,7 +146,7 @@ def show_counts(search: Search, listed: Sequence[FrozenTrial], left: int) -> Non
 
 def show_result(search: Search, found: Sequence[FrozenTrial]) -> None:
     """Print the result of a search, each trial with the line that runs it."""
-    images = search.prepared.data
+    images, last = search.prepared.data, search.plain.target.last_epochs
     if search.multi_objective:
         console.print("The front, each network with the line that runs it:")
     for trial in found:
@@ -151,7 +154,7 @@ def show_result(search: Search, found: Sequence[FrozenTrial]) -> None:
         console.print(
             f"{'Trial' if search.multi_objective else 'Best: trial'} {trial.number}, {trial.values[0]:.3f} %"
             f"{seeds.in_words(search, trial)} of the {len(images.held_out_labels):,} validation images of "
-            f"{images.name} in the last epochs, "
+            f"{images.name} in the last {'epoch' if last == 1 else 'epochs'}, "
             f"{in_words(costs)}: "
             f"{escape(settings(trial))}",
             *(() if search.multi_objective else ("Run it with:",)),
@@ -159,6 +162,16 @@ def show_result(search: Search, found: Sequence[FrozenTrial]) -> None:
             sep="\n",
             soft_wrap=True,
         )
+
+
+def show_confirmation(search: Search) -> None:
+    """Say how the result is tried on fresh seeds, since one seed proves little."""
+    script = Path(sys.argv[0]).with_name("confirm.py")
+    line = command_line(["python", script, search.folder, *["--front"] * search.multi_objective])
+    console.print(
+        f"Settings that won on few seeds may have had luck. Fresh seeds, then the test images:\n{escape(line)}",
+        soft_wrap=True,
+    )
 
 
 @contextmanager
@@ -201,12 +214,10 @@ def show_test(number: int, test: dict[str, Any], first: dict[str, Any], target: 
         f"Trial {number}, {first['parameters']:,} parameters, trained on {first['train_images']:,} images "
         f"and scored on {first['scored_images']:,} {first['split']} images: "
         f"[bold {VERDICT_COLOURS.get(verdict, 'yellow')}]{verdict}[/]",
-        f"{test['met']} of {seeds} seeds hold {target.accuracy:g} % in every one of the last "
-        f"{target.last_epochs} epochs",
+        f"{test['met']} of {seeds} seeds hold {target.accuracy:g} % in {every_one_of(target.last_epochs)}",
     ]
     if test["mean"] is not None:
-        sentences.append(
-            f"Mean of the last epochs {test['mean']:.3f} ± {test['deviation']:.3f} %, "
-            f"lowest of them {test['lowest']:.2f} %"
-        )
+        of = "last epoch" if target.last_epochs == 1 else "last epochs"
+        spread = f"{test['mean']:.3f} ± {test['deviation']:.3f} %"
+        sentences.append(f"Mean of the {of} {spread}, lowest of them {test['lowest']:.2f} %")
     console.print(". ".join([*sentences, escape(file)]), soft_wrap=True)

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bantam import ranges
 from bantam.config import SCHEMAS, Config, sentence
 from bantam.own import code
+from bantam.suggestions import nearest, suggestion
 
 
 @dataclass(frozen=True)
@@ -175,12 +176,14 @@ def merged(own: Saved, overrides: list[str], config_name: str = "config") -> tup
             elif parsed.is_sweep_override() or parsed.is_delete() or parsed.is_add():
                 raise ValueError(f"{parsed.input_line} is no plain key=value")
             elif OmegaConf.select(cfg, key, default=MISSING_KEY) is MISSING_KEY:
-                raise ValueError(f"{key} is no key of the run in {own.folder}")
+                near = nearest(key, [*groups, *(name for name, _ in flat(pinned(own.config)))])
+                meant = f": did you mean {near}?" if near else ""
+                raise ValueError(f"{key} is no key of the run in {own.folder}{meant}")
             else:
                 value: Any = parsed.value()
                 OmegaConf.update(cfg, key, getattr(value, "text", value))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise suggestion(error) or ValueError(" ".join(str(error).split())) from error
     return cfg, differences(own.config, cfg)
 
 

@@ -5,6 +5,7 @@ torch is imported only where it is there already: an error in what was typed is 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,18 +80,37 @@ def layer_table(layers: Sequence["Layer"]) -> Table:
     return table
 
 
+@dataclass
+class _Described:
+    """What was printed of the job before, in this process."""
+
+    job: int | None = None
+    layers: Sequence["Layer"] = ()
+    rows: dict[str, str] = field(default_factory=dict)
+
+
+described = _Described()
+
+
 def describe(prepared: "Prepared") -> None:
-    """Print the layer table, the budget, the data and the settings."""
+    """Print the layer table, the budget, the data and the settings; of a further job only what differs."""
     images = prepared.data
     if images.instead or (images.not_judged and images.split == "test"):
         show_instead(images)
-    console.print(layer_table(prepared.layers))
+    rows = _settings(prepared)
+    if prepared.info.job is not None and prepared.layers == described.layers:
+        console.print(f"{prepared.info.title}: layers and settings as in job {described.job}, but for")
+        rows, described.rows = {k: text for k, text in rows.items() if described.rows.get(k) != text}, rows
+    else:
+        console.print(layer_table(prepared.layers), "")
+        described.layers, described.rows = prepared.layers, rows
+    described.job = prepared.info.job
     settings = Table.grid(padding=(0, 2))
     settings.add_column(style="bold")
-    settings.add_column()
-    for key, text in _settings(prepared).items():
+    settings.add_column(overflow="fold")
+    for key, text in rows.items():
         settings.add_row(key, escape(text))
-    console.print("", settings, "")
+    console.print(settings, "")
     for note in prepared.notes:
         console.print(f"[bold yellow]Note:[/] {escape(note)}\n", soft_wrap=True)
     if prepared.left_to_pytorch:
@@ -115,11 +135,7 @@ def _settings(prepared: "Prepared") -> dict[str, str]:
     cfg, images, info = prepared.cfg, prepared.data, prepared.info
     steps = -(-len(images.train_labels) // cfg.batch_size)
     rates = " ".join(f"{rate:.2g}" for rate in prepared.epoch_rates)
-    last = (
-        f"every one of the last {cfg.target.last_epochs} epochs"
-        if cfg.target.last_epochs > 1
-        else "the last epoch"
-    )
+    last = every_one_of(cfg.target.last_epochs)
     epochs = f"{cfg.epochs} epoch{'s' * (cfg.epochs > 1)}"
     split = "held-out" if images.not_judged and images.split == "test" else images.split
     threads = f"{prepared.threads} thread{'s' * (prepared.threads > 1)}"
@@ -235,10 +251,19 @@ def show_verdict(info: "RunInfo", verdict: "Verdict") -> None:
     console.print(
         f"[bold {colour}]{info.title}: {verdict.verdict}[/]: {escape(verdict.reason)}. "
         f"Best {verdict.best_accuracy:.2f} % in epoch {verdict.best_epoch}, "
-        f"mean of the last {len(verdict.last_accuracies)} {verdict.objective:.2f} %. "
+        f"{_mean_of(len(verdict.last_accuracies))} {verdict.objective:.2f} %. "
         f"{escape(short_path(info.folder, info.typed_in))}",
         soft_wrap=True,
     )
+
+
+def every_one_of(last: int) -> str:
+    """The epochs that a target is about, in words."""
+    return "the last epoch" if last == 1 else f"every one of the last {last} epochs"
+
+
+def _mean_of(epochs: int) -> str:
+    return "last epoch" if epochs == 1 else f"mean of the last {epochs}"
 
 
 def show_refusal(info: "RunInfo", error: Exception) -> None:

@@ -1,0 +1,112 @@
+"""What somebody meant who typed an option or a key that does not exist."""
+
+import difflib
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ValidationError
+
+ALL = "python train.py --help lists them all"
+
+LEAST = 0.6
+"""How alike two names must be, from 0 to 1, for one to be meant by the other."""
+
+
+def suggestion(error: BaseException) -> ValueError | None:
+    """One sentence with what is nearest to what was typed; None where the error is about something else."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _about_option(error)
+    if isinstance(error, ConfigCompositionException):
+        return _about_key(error)
+    if isinstance(error, HydraException) and str(error).startswith("BasicSweeper does not support"):
+        own = "hydra/sweeper=bantam hydra.sweep.dir=multirun/mine"
+        return ValueError(f"a range is searched, not listed: add hparams_search=optuna, or {own}, or give a list")
+    return None
+
+
+def _about_option(error: MissingConfigException) -> ValueError | None:
+    """The nearest option of a group, such as model=v2 for model=v3."""
+    path = PurePath(str(error.missing_cfg_file))
+    group, typed = str(path.parent), path.name
+    if not error.options:
+        return None
+    there = sorted(error.options)
+    near = difflib.get_close_matches(typed, there, n=1, cutoff=0.5)
+    meant = f"did you mean {group}={near[0]}? " if near else ""
+    own = ", or a class in a file of your own, as in model=mine.py:Net" if group == "model" else ""
+    return ValueError(f"{group}={typed} does not exist: {meant}There are {', '.join(there)}{own}")
+
+
+def _about_key(error: ConfigCompositionException) -> ValueError | None:
+    """The nearest key or group, such as optimizer.lr for lr; a key of a group that was given a value itself."""
+    found = _override(error)
+    if found is None:
+        return None
+    key, line, cfg = found
+    value = line.partition("=")[2]
+    node = OmegaConf.select(cfg, key, throw_on_missing=False, throw_on_resolution_failure=False)
+    if isinstance(node, DictConfig):
+        inner = ", ".join(_within(node, key))
+        return ValueError(f"{line} gives one value to a group of keys: choose from {inner}")
+    if isinstance(error.__cause__, ValidationError):
+        return ValueError(f"{line} is refused: {str(error.__cause__).splitlines()[0]}")
+    if node is not None or not str(error).startswith("Could not override"):
+        return None
+    near = nearest(key, [*keys(cfg, hydra=key.startswith("hydra")), *_groups()])
+    parent = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else None
+    there = _within(parent, key.rpartition(".")[0]) if isinstance(parent, DictConfig) else []
+    meant = f"did you mean {near}={value}? " if near else f"There are {', '.join(there)}. " if there else ""
+    adds = f"+{line} would add it; " if key.startswith("hydra.") else ""
+    return ValueError(f"{key} is no key: {meant}{adds}{ALL}")
+
+
+def _within(node: DictConfig, name: str) -> list[str]:
+    return [f"{name}.{key}" for key in map(str, node) if not key.startswith("_")]
+
+
+def nearest(key: str, there: Sequence[str]) -> str | None:
+    """The key that is meant: of the same name, perhaps in another group, or of the one that is spelled most alike.
+
+    None where there is none that is at all alike.
+    """
+    last = key.rpartition(".")[2]
+    names = {other: other.rpartition(".")[2] for other in there}
+    alike = difflib.get_close_matches(last, names.values(), n=1, cutoff=LEAST)
+    return max(
+        (other for other in there if names[other] in alike),
+        key=lambda other: difflib.SequenceMatcher(None, key, other).ratio(),
+        default=None,
+    )
+
+
+def keys(node: Any, hydra: bool = False, within: str = "") -> Iterator[str]:
+    """All keys of a configuration that have a value; Hydra's own only where they are wanted."""
+    for name in node:
+        if within == "" and (name == "hydra") != hydra:
+            continue
+        inner = None if OmegaConf.is_missing(node, name) else node._get_node(name)
+        if isinstance(inner, DictConfig) and not inner._is_none() and not inner._is_interpolation():
+            yield from keys(inner, hydra, f"{within}{name}.")
+        elif not str(name).startswith("_"):
+            yield f"{within}{name}"
+
+
+def _override(error: BaseException) -> tuple[str, str, DictConfig] | None:
+    """The key, the text and the configuration of the override at which Hydra was: its message lacks the last."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        override, cfg = frame.f_locals.get("override"), frame.f_locals.get("cfg")
+        if frame.f_code.co_name == "_apply_overrides_to_config" and isinstance(cfg, DictConfig) and override:
+            return str(override.key_or_group), str(override.input_line), cfg
+    return None
+
+
+def _groups() -> list[str]:
+    """The groups that can be chosen from; none when the command has ended."""
+    there = GlobalHydra.instance()
+    return there.config_loader().get_group_options("", ObjectType.GROUP) if there.is_initialized() else []

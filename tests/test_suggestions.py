@@ -1,0 +1,108 @@
+"""What is said to somebody who typed an option or a key that does not exist."""
+
+from pathlib import Path
+
+import pytest
+from commands import Bantam
+from conftest import PROJECT
+
+from bantam.suggestions import nearest
+
+KEYS = ["epochs", "optimizer.lr", "optimizer.momentum", "model.width", "data.root", "target.accuracy", "scheduler"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("lr", "optimizer.lr"),
+        ("model.lr", "optimizer.lr"),
+        ("optimiser.lr", "optimizer.lr"),
+        ("optimizer.momentun", "optimizer.momentum"),
+        ("momentum", "optimizer.momentum"),
+        ("acuracy", "target.accuracy"),
+        ("epoch", "epochs"),
+        ("schedular", "scheduler"),
+        ("zzz", None),
+    ],
+)
+def test_the_nearest_key(typed: str, meant: str | None) -> None:
+    assert nearest(typed, KEYS) == meant
+
+
+def test_of_equal_names_that_of_the_nearest_group() -> None:
+    assert nearest("schedulr.epochs", ["epochs", "scheduler.epochs"]) == "scheduler.epochs"
+    assert nearest("epochs", ["scheduler.epochs", "budget.epochs"]) in ("scheduler.epochs", "budget.epochs")
+
+
+@pytest.mark.parametrize("several", [(), ("-m",)], ids=["one run", "multirun"])
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("lr=0.1", "lr is no key: did you mean optimizer.lr=0.1? "),
+        ("modle=v1", "modle is no key: did you mean model=v1? "),
+        ("optimizer.vector_lr=1", "optimizer.vector_lr is no key: There are optimizer.lr, optimizer.momentum, "),
+        ("model=v3", "model=v3 does not exist: did you mean model=v2? There are dilated, flexible, "),
+        ("model=Net.py", "or a class in a file of your own, as in model=mine.py:Net"),
+        ("experiment=champoin", "experiment=champoin does not exist: did you mean experiment=champion? "),
+        ("hydra/sweeper=bantm", "hydra/sweeper=bantm does not exist: did you mean hydra/sweeper=bantam? "),
+        ("hydra.job.nam=x", "did you mean hydra.job.name=x? +hydra.job.nam=x would add it"),
+        ("target=99", "one value to a group of keys: choose from target.accuracy, target.last_epochs"),
+        ("optimizer.lr=fast", "optimizer.lr=fast is refused: Value 'fast' of type 'str' could not be converted"),
+        ("device=gpu", "device=gpu is refused: Invalid value 'gpu', expected one of"),
+    ],
+)
+def test_one_sentence_with_what_was_meant(
+    bantam: Bantam, tmp_path: Path, several: tuple[str, ...], typed: str, said: str
+) -> None:
+    result = bantam("train.py", *several, typed)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert said in line
+    assert "search path" not in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (
+            ["lr=interval(0.01,0.1)"],
+            "lr is searched, but is no key of the configuration: did you mean optimizer.lr?",
+        ),
+        (["model=v3"], "model=v3 does not exist: did you mean model=v2?"),
+        (["model=v1,v3"], "model=v3 does not exist: did you mean model=v2?"),
+        (["lr=0.1"], "lr is no key: did you mean optimizer.lr=0.1?"),
+    ],
+    ids=" ".join,
+)
+def test_in_a_search_too(bantam: Bantam, tmp_path: Path, typed: list[str], said: str) -> None:
+    own = (
+        "hydra/sweeper=bantam",
+        "hydra.sweep.dir=study",
+        "model.width=range(8,10)",
+        "data=mnist5k",
+        "data.validation=100",
+    )
+    result = bantam("train.py", "-m", *own, *typed)
+    assert result.returncode == 1
+    assert said in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_range_without_a_search(bantam: Bantam) -> None:
+    result = bantam("train.py", "-m", "optimizer.lr=interval(0.01,0.1)")
+    assert result.returncode == 1
+    assert "Error: a range is searched, not listed: add hparams_search=optuna" in result.stderr
+
+
+def test_evaluate_says_it_too(bantam: Bantam) -> None:
+    run = str(PROJECT / "docs" / "results" / "champion" / "0")
+    for typed, said in (
+        ("dta=mnist", "dta is no key of the run in"),
+        ("data=mnst", "data=mnst does not exist: did you mean data=mnist?"),
+        ("rot=x", "did you mean data.root?"),
+    ):
+        result = bantam("evaluate.py", run, typed)
+        assert result.returncode == 1
+        assert said in result.stderr
