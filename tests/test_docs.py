@@ -125,7 +125,6 @@ def templates() -> str:
 
 
 FOREIGN = {
-    "Key … not in …": "optimizer.lrr=3",
     "… cannot be authorized by the Hydra execution whitelist …": "optimizer._target_=os.system",
 }
 """Messages of Hydra's that the page about trouble quotes, and what brings them about."""

@@ -302,7 +302,7 @@ def test_evaluate_a_finished_run(bantam: Bantam, finished_run: Path, tmp_path: P
     for arguments, message in (
         ((str(tmp_path),), "is no run folder"),
         ((folder, "optimizer.lr=1"), "optimizer.lr belongs to the run"),
-        ((folder, "data=nope"), "Could not find 'data/nope'"),
+        ((folder, "data=nope"), "data=nope does not exist: "),
     ):
         result = bantam("evaluate.py", *arguments)
         assert result.returncode == 1

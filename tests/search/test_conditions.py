@@ -166,7 +166,7 @@ def test_a_key_without_a_value_is_a_key(searching: Callable[..., Search]) -> Non
     ("overrides", "space", "sentence"),
     [
         ((), ("model=v1,v2", "model.dropuot=interval(0,1)"), "model=v1,v2 has no dropuot, which hydra.sweeper"),
-        ((), ("model=v1,v3",), "In 'config': Could not find 'model/v3'"),
+        ((), ("model=v1,v3",), "model=v3 does not exist: did you mean model=v2?"),
         ((), ("model=v1,v2", "model.width=interval(4,8)"), "model.width takes whole numbers"),
         ((), ("scheduler=step,one_cycle", "scheduler.warmup=interval(0,2)"), "scheduler.warmup is 2"),
         (("scheduler.gamma=0.5",), ("scheduler=cosine,constant",), "scheduler.gamma=0.5 is no key of any option"),
