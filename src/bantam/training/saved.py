@@ -14,8 +14,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bantam import ranges
-from bantam.config import SCHEMAS, Config, sentence
+from bantam.config import Config, sentence
+from bantam.options import SCHEMAS
 from bantam.own import code
+from bantam.own.source import FROM_DATA
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,6 @@ def typed(cfg: DictConfig) -> DictConfig:
             own = nodes.get(group)
             if not isinstance(own, dict) or not isinstance(own.get("_target_"), str):
                 raise ValueError(f"{group} is {own!r}, which cannot be built")
-            if own["_target_"] == "bantam.data.auto":
-                own.setdefault("became", None)  # older runs have no such key
             for kind in kinds.values():
                 if {entry.name for entry in fields(kind)} == set(own):
                     nodes[group] = OmegaConf.merge(OmegaConf.structured(kind), own)
@@ -96,9 +96,26 @@ def typed(cfg: DictConfig) -> DictConfig:
         raise ValueError(sentence(error)) from error
 
 
+def _complete(cfg: DictConfig) -> DictConfig:
+    """A configuration that was saved, with the keys that older runs lack and what these had instead of them."""
+    nodes: Any = OmegaConf.to_container(cfg, resolve=False)
+    data, model = (nodes.get(group) for group in ("data", "model"))
+    if isinstance(data, dict) and str(data.get("_target_")).startswith("bantam.data."):
+        for key, value in {"channels": 1, "side": 28, "classes": 10}.items():
+            data.setdefault(key, value)
+        if data["_target_"] == "bantam.data.auto":
+            data.setdefault("became", None)
+    for kind in SCHEMAS["model"].values() if isinstance(model, dict) else ():
+        keys = {entry.name for entry in fields(kind)}
+        if keys - FROM_DATA.keys() == model.keys() - FROM_DATA.keys():
+            nodes["model"] = model | {key: FROM_DATA[key] for key in FROM_DATA if key in keys - model.keys()}
+    completed: DictConfig = OmegaConf.create(nodes)
+    return completed
+
+
 def load(folder: Path) -> Saved:
     """Read a run's configuration and overrides. Raises ValueError, with the reason, if it is no run."""
-    config = _read(folder, "config.yaml")
+    config = _complete(_read(folder, "config.yaml"))
     overrides = _read(folder, "overrides.yaml")
     return Saved(folder, config, [str(item) for item in overrides])
 
@@ -179,6 +196,9 @@ def merged(own: Saved, overrides: list[str], config_name: str = "config") -> tup
             else:
                 value: Any = parsed.value()
                 OmegaConf.update(cfg, key, getattr(value, "text", value))
+        for name in FROM_DATA:  # null stands for what the files had
+            if OmegaConf.select(cfg, f"data.{name}") is None and "data" in groups:
+                OmegaConf.update(cfg, f"data.{name}", OmegaConf.select(own.config, f"data.{name}"))
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(" ".join(str(error).split())) from error
     return cfg, differences(own.config, cfg)
