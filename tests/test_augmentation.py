@@ -18,9 +18,9 @@ def images() -> Tensor:
 
 
 def test_changes_fade_and_then_there_are_none() -> None:
-    bytes_ = torch.randint(0, 256, (32, 28, 28), dtype=torch.uint8)
+    bytes_ = torch.randint(0, 256, (32, 1, 28, 28), dtype=torch.uint8)
     fading, steady = (Augmentation(0.2, 0.2, 20, 2, fade_start=start, fade_end=0.8) for start in (0.4, 0.8))
-    plain = bytes_.unsqueeze(1) / 255
+    plain = bytes_ / 255
 
     def change(kind: Augmentation, progress: float) -> Tensor:
         torch.manual_seed(0)
@@ -130,8 +130,8 @@ def test_jitter_is_torchvisions_in_either_order(images: Tensor) -> None:
 
 
 def test_no_augmentation_changes_nothing() -> None:
-    images = torch.randint(0, 256, (4, 28, 28), dtype=torch.uint8)
-    assert torch.equal(Augmentation()(images), images.unsqueeze(1) / 255)
+    images = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)
+    assert torch.equal(Augmentation()(images), images / 255)
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, augment: Augmentation, count: int) -> dict[str, Tensor]:
@@ -185,7 +185,7 @@ def test_what_is_turned_off_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_same_seed_draws_the_same_images() -> None:
-    images = torch.randint(0, 256, (32, 28, 28), dtype=torch.uint8)
+    images = torch.randint(0, 256, (32, 1, 28, 28), dtype=torch.uint8)
     augment = Augmentation(0.1, 0.1, 7, interpolation="nearest")
     torch.manual_seed(3)
     first = augment(images)

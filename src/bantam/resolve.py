@@ -87,7 +87,7 @@ def settle_as(cfg: DictConfig, own: DictConfig, typed_in: Path) -> None:
         if target == FOLDER and now.classes == trained.classes:
             remedy = f", or have them fitted with data.side={trained.side} data.channels={trained.channels}"
         raise ValueError(
-            f"the images of {cfg.data.get('root', 'these data')} are {now}, but the run was trained on {trained}: "
+            f"{cfg.data.get('root', 'this option')} has images of {now}, but the run was trained on {trained}: "
             f"give images of that shape{remedy}"
         )
 

@@ -257,7 +257,8 @@ def read(dataset: str, root: str) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple
             warnings.simplefilter("ignore")  # CIFAR's files were written by a NumPy of long ago
             parts = [_kind(source)(_root(dataset, root), train=part, **source.arguments) for part in (True, False)]
     except (AssertionError, RuntimeError, ValueError, TypeError, LookupError) as error:
-        raise ValueError(f"the files in {raw} are not those of {dataset}: {error}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"the files in {raw} are not those of {dataset}: {reason}") from error
     for part in parts:
         if len(part.data) != len(part.targets):
             raise ValueError(

@@ -191,7 +191,7 @@ def merged(own: Saved, overrides: list[str], config_name: str = "config") -> tup
                 OmegaConf.update(cfg, key, OmegaConf.to_container(composed[key], resolve=False), merge=False)
             elif parsed.is_sweep_override() or parsed.is_delete() or parsed.is_add():
                 raise ValueError(f"{parsed.input_line} is no plain key=value")
-            elif OmegaConf.select(cfg, key, default=MISSING_KEY) is MISSING_KEY:
+            elif not _has(cfg, key):
                 raise ValueError(f"{key} is no key of the run in {own.folder}")
             else:
                 value: Any = parsed.value()
@@ -205,6 +205,15 @@ def merged(own: Saved, overrides: list[str], config_name: str = "config") -> tup
 
 
 MISSING_KEY = object()
+
+
+def _has(cfg: DictConfig, key: str) -> bool:
+    """Whether a configuration has a key, be it one that has no value yet."""
+    if OmegaConf.select(cfg, key, default=MISSING_KEY) is not MISSING_KEY:
+        return True
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    return isinstance(node, DictConfig) and OmegaConf.is_missing(node, name)
 
 
 def differences(old: DictConfig, new: DictConfig) -> list[str]:
