@@ -209,9 +209,9 @@ class Augmentation(Component):
 
 @dataclass
 class Dataset(Component):
-    channels: int | None = ranged(least=1)
+    channels: int | None = ranged(least=1, most=256)
     """Channels of an image: 1 is grey, 3 are red, green and blue; null: as the files have it."""
-    side: int | None = ranged(least=1)
+    side: int | None = ranged(least=1, most=1024)
     """Height and width of an image in pixels; null: as the files have it."""
     classes: int | None = ranged(least=2, most=10_000)
     """How many classes there are; null: as the files have it."""

@@ -2,8 +2,10 @@ import functools
 import gzip
 import hashlib
 import http.server
+import pickle
 import shutil
 import socket
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -242,3 +244,89 @@ def test_a_root_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"data\.root=.*file cannot be written"):
         data.torchvision_dataset("MNIST", str(tmp_path / "file"), 0, 1, *MEAN_STD)
+
+
+def write_idx(folder: Path, files: dict[str, bytes]) -> None:
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def test_letters_of_emnist_are_put_upright_and_count_from_0(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    images = {"train": random.integers(0, 256, (52, 28, 28)), "test": random.integers(0, 256, (26, 28, 28))}
+    files = {f"emnist-letters-{part}-images-idx3-ubyte": idx(found) for part, found in images.items()}
+    files |= {f"emnist-letters-{p}-labels-idx1-ubyte": idx(np.arange(len(i)) % 26 + 1) for p, i in images.items()}
+    write_idx(tmp_path / "EMNIST" / "raw", files)
+    found = data.torchvision_dataset("EMNISTLetters", str(tmp_path), 0, 1, None, None, classes=26)
+    assert found.classes == tuple("abcdefghijklmnopqrstuvwxyz")
+    assert found.held_out_labels.tolist() == list(range(26))
+    assert found.train_images[3, 0].tolist() == images["train"][3].T.tolist()
+    with pytest.raises(ValueError, match="data.classes is 10, but EMNISTLetters has 1×28×28 images of 26 classes"):
+        data.torchvision_dataset("EMNISTLetters", str(tmp_path), 0, 1, None, None)
+
+
+def test_qmnist_has_one_label_an_image(tmp_path: Path) -> None:
+    files = {}
+    for part in ("train", "test"):
+        labels = np.arange(160, dtype=">i4").reshape(20, 8)
+        labels[:, 0] = np.arange(20) % 10
+        header = bytes([0, 0, 0x0C, 2]) + b"".join(size.to_bytes(4, "big") for size in labels.shape)
+        files[f"qmnist-{part}-labels-idx2-int"] = header + labels.tobytes()
+        files[f"qmnist-{part}-images-idx3-ubyte"] = idx(np.full((20, 28, 28), 7))
+    write_idx(tmp_path / "QMNIST" / "raw", files)
+    found = data.torchvision_dataset("QMNIST", str(tmp_path), 0, 1, 0.5, 0.5)
+    assert found.train_labels.tolist() == [*range(10)] * 2
+    assert found.classes == tuple("0123456789")
+
+
+@pytest.fixture
+def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """The archive of a little CIFAR-10 in a folder; its first batch of images, N×C×H×W."""
+    kind, random = torchvision.datasets.CIFAR10, np.random.default_rng(0)
+    folder = tmp_path / kind.base_folder
+    folder.mkdir()
+    batches = {}
+    for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"):
+        batches[name] = random.integers(0, 256, (20, 3072)).astype(np.uint8)
+        content = pickle.dumps({"data": batches[name], "labels": [i % 10 for i in range(20)]})
+        (folder / name).write_bytes(content)
+    names = [f"thing {i}" for i in range(10)]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+
+    def listed(*files: str) -> list[list[str]]:
+        return [[name, hashlib.md5((folder / name).read_bytes()).hexdigest()] for name in files]
+
+    monkeypatch.setattr(kind, "train_list", listed(*sorted(batches)[:5]))
+    monkeypatch.setattr(kind, "test_list", listed("test_batch"))
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": listed("batches.meta")[0][1]})
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as packed:
+        packed.add(folder, kind.base_folder)
+    shutil.rmtree(folder)
+    return batches["data_batch_1"].reshape(-1, 3, 32, 32)
+
+
+def test_cifar10_is_unpacked_and_read_in_colour(tmp_path: Path, cifar: np.ndarray) -> None:
+    found = data.torchvision_dataset("CIFAR10", str(tmp_path), 0, 1, None, None, channels=3, side=32)
+    assert found.train_images.shape == (100, 3, 32, 32)
+    assert found.train_images[:20].tolist() == cifar.tolist()
+    assert found.held_out_images.is_contiguous()
+    assert found.classes[2] == "thing 2"
+    assert len(found.mean) == len(found.std) == 3
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_damaged_files_of_cifar10_are_never_unpickled(tmp_path: Path, cifar: np.ndarray) -> None:
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    content = archive.read_bytes()
+    archive.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="cifar-10-python.tar.gz cannot be unpacked .*: download it again"):
+        data.torchvision_dataset("CIFAR10", str(tmp_path), 0, 1, None, None, channels=3, side=32)
+    assert not list(tmp_path.glob("cifar-10-batches-py"))
+    archive.write_bytes(content)
+    downloads.unpack("CIFAR10", str(tmp_path))
+    (tmp_path / "cifar-10-batches-py" / "data_batch_2").write_bytes(b"cos\nsystem\n(S'exit'\ntR.")
+    with pytest.raises(
+        ValueError, match="the files in .* are not those of CIFAR10: Dataset not found or corrupted"
+    ):
+        data.torchvision_dataset("CIFAR10", str(tmp_path), 0, 1, None, None, channels=3, side=32)

@@ -1,6 +1,7 @@
 """What a configuration's network costs, and the refusal of one that is over the budget."""
 
 import bisect
+import math
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -37,13 +38,13 @@ def _count(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer], dict[
         with torch.device(device):
             return build(cfg, "model", choices)  # type: ignore[no-any-return]
 
-    model = network("meta")
-    if budget.count(model) <= budget.SMALL:
+    model, shape = network("meta"), image_shape(cfg)
+    if budget.count(model) <= budget.SMALL and math.prod(shape) <= budget.SMALL:
         model = network("cpu")
     try:
-        layers = budget.layers(model, image_shape(cfg))
+        layers = budget.layers(model, shape)
     except Exception as error:  # a network of one's own may raise anything
-        cause, size = error.__cause__ or error, "×".join(map(str, image_shape(cfg)))
+        cause, size = error.__cause__ or error, "×".join(map(str, shape))
         raise ValueError(
             f"model={choices.get('model')}: a {size} image does not fit through this network: {told(cause)}"
             + ": change model.* or that line" * bool(own_arguments(cfg))
