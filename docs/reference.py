@@ -116,7 +116,9 @@ def value(given: Any) -> str:
 def row(prefix: str, schema: type, entry: Field[Any], default: str) -> str:
     """The line of a key: its name, type, range, default and meaning."""
     known = entry.metadata.get("limits", {}).items()
-    limits = ", ".join(f"{SIGNS[word]} {limit if isinstance(limit, str) else f'{limit:,}'}" for word, limit in known)
+    limits = ", ".join(
+        f"{SIGNS[word]} {limit if isinstance(limit, str) else f'{limit:,}'}" for word, limit in known
+    )
     kind = f"{type_name(entry.type)} {limits}".strip()
     cells = (f"`{prefix}{entry.name}`", kind, default, meaning(schema, entry.name))
     return f"| {' | '.join(cells)} |"

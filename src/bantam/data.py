@@ -300,11 +300,15 @@ def _hold_out(data: Data, validation: int, split_seed: int) -> Data:
     if validation == 0:
         return data
     most, least = len(data.train_labels) - len(data.classes), len(data.classes)
+    if least > most:
+        raise ValueError(
+            f"data.validation is {validation:,}, but {data.name} has only {len(data.train_labels):,} training "
+            f"images of {len(data.classes)} classes: add images, or set data.validation=0"
+        )
     if not least <= validation <= most:
-        possible = f"0 or from {least:,} to {most:,}" if least <= most else "0"
         raise CannotHoldOut(
             f"data.validation is {validation:,}: {data.name} has {len(data.train_labels):,} training images "
-            f"of {len(data.classes)} classes, so it must be {possible}",
+            f"of {len(data.classes)} classes, so it must be 0 or from {least:,} to {most:,}",
             data,
         )
     single = [name for name, count in zip(data.classes, _count(data), strict=True) if count == 1]
