@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hydra import initialize_config_dir
 
-from bantam import config, errors, ranges
+from bantam import config, errors, ranges, resolve
 from bantam.search import sweeper
 from bantam.training import saved
 
@@ -32,6 +32,7 @@ def main() -> None:
                 key, *_ = saved.in_words(own, cfg, saved.chosen(own, arguments.overrides), refused[0])
                 raise ValueError(f"{key} belongs to the run: only {', '.join(MAY_CHANGE)} can be changed here")
             cfg = saved.typed(cfg)
+            resolve.settle_as(cfg, own.checked, Path.cwd())
             ranges.validate(cfg)
         from bantam.training.evaluate import evaluate
         from bantam.training.setup import RunInfo, prepare_finished

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from bantam import config
+from bantam import config, options
 from bantam.search import sweeper
 
 PAGE = Path(__file__).with_name("reference.md")
@@ -36,8 +36,8 @@ Every key can be set on the command line, as in `python train.py optimizer.lr=0.
 option that is chosen: `model.dropout` exists with `model=v2`, but not with `model=skeleton`. Types and ranges are
 checked before anything is trained.
 
-This page is made by `python docs/reference.py` from `src/bantam/config.py`, `src/bantam/search/sweeper.py` and the
-files in `conf/`.
+This page is made by `python docs/reference.py` from `src/bantam/config.py`, `src/bantam/options.py`,
+`src/bantam/search/sweeper.py` and the files in `conf/`.
 
 ## The run
 """
@@ -81,7 +81,7 @@ def docstrings(module: ModuleType) -> dict[tuple[str, str], str]:
     return found
 
 
-DOCSTRINGS = docstrings(config) | docstrings(sweeper)
+DOCSTRINGS = docstrings(config) | docstrings(options) | docstrings(sweeper)
 
 
 def meaning(schema: type, key: str) -> str:
@@ -115,7 +115,10 @@ def value(given: Any) -> str:
 
 def row(prefix: str, schema: type, entry: Field[Any], default: str) -> str:
     """The line of a key: its name, type, range, default and meaning."""
-    limits = ", ".join(f"{SIGNS[word]} {limit:,}" for word, limit in entry.metadata.get("limits", {}).items())
+    known = entry.metadata.get("limits", {}).items()
+    limits = ", ".join(
+        f"{SIGNS[word]} {limit if isinstance(limit, str) else f'{limit:,}'}" for word, limit in known
+    )
     kind = f"{type_name(entry.type)} {limits}".strip()
     cells = (f"`{prefix}{entry.name}`", kind, default, meaning(schema, entry.name))
     return f"| {' | '.join(cells)} |"

@@ -22,6 +22,6 @@ def few_images(root: Path) -> Path:
         ("train", images.train_images[:300], images.train_labels[:300]),
         ("t10k", images.held_out_images[:100], images.held_out_labels[:100]),
     ):
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(pixels.numpy()))
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(pixels[:, 0].numpy()))
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels.numpy()))
     return root

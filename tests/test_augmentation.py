@@ -18,9 +18,9 @@ def images() -> Tensor:
 
 
 def test_changes_fade_and_then_there_are_none() -> None:
-    bytes_ = torch.randint(0, 256, (32, 28, 28), dtype=torch.uint8)
+    bytes_ = torch.randint(0, 256, (32, 1, 28, 28), dtype=torch.uint8)
     fading, steady = (Augmentation(0.2, 0.2, 20, 2, fade_start=start, fade_end=0.8) for start in (0.4, 0.8))
-    plain = bytes_.unsqueeze(1) / 255
+    plain = bytes_ / 255
 
     def change(kind: Augmentation, progress: float) -> Tensor:
         torch.manual_seed(0)
@@ -129,9 +129,33 @@ def test_jitter_is_torchvisions_in_either_order(images: Tensor) -> None:
         torch.testing.assert_close(result[i], expected, atol=1e-5, rtol=0)
 
 
+def test_jitter_of_colour_is_torchvisions_too() -> None:
+    torch.manual_seed(0)
+    images = tv.gaussian_blur(torch.rand(16, 3, 32, 32), [5, 5]).clamp(0, 1)
+    brightness, contrast = 1 + numbers(16, 0.5), 1 + numbers(16, 0.5)
+    result = jitter(images.clone(), light(brightness, contrast, torch.arange(16) % 2 == 0))
+    for i in range(16):
+        first, second = tv.adjust_brightness, tv.adjust_contrast
+        if i % 2 == 0:
+            expected = first(second(images[i], float(contrast[i])), float(brightness[i]))
+        else:
+            expected = second(first(images[i], float(brightness[i])), float(contrast[i]))
+        torch.testing.assert_close(result[i], expected, atol=1e-5, rtol=0)
+
+
+def test_all_channels_of_an_image_are_moved_alike() -> None:
+    torch.manual_seed(0)
+    grey = torch.randint(0, 256, (8, 1, 32, 32), dtype=torch.uint8)
+    augment = Augmentation(degrees=20, pixels=3, scale=0.2, shear_degrees=5, elastic_pixels=2)
+    changes = augment.draw(torch.ones(8))
+    moved = augment.apply(grey.expand(-1, 3, -1, -1), changes)
+    assert moved.shape == (8, 3, 32, 32)
+    torch.testing.assert_close(moved, augment.apply(grey, changes).expand(-1, 3, -1, -1), atol=1e-6, rtol=0)
+
+
 def test_no_augmentation_changes_nothing() -> None:
-    images = torch.randint(0, 256, (4, 28, 28), dtype=torch.uint8)
-    assert torch.equal(Augmentation()(images), images.unsqueeze(1) / 255)
+    images = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)
+    assert torch.equal(Augmentation()(images), images / 255)
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, augment: Augmentation, count: int) -> dict[str, Tensor]:
@@ -185,7 +209,7 @@ def test_what_is_turned_off_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_same_seed_draws_the_same_images() -> None:
-    images = torch.randint(0, 256, (32, 28, 28), dtype=torch.uint8)
+    images = torch.randint(0, 256, (32, 1, 28, 28), dtype=torch.uint8)
     augment = Augmentation(0.1, 0.1, 7, interpolation="nearest")
     torch.manual_seed(3)
     first = augment(images)

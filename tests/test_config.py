@@ -9,8 +9,9 @@ import pytest
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.utils import get_class, get_method
 from omegaconf import DictConfig
+from small_images import write_folder, write_npz
 
-from bantam import ranges
+from bantam import ranges, resolve
 
 CONF = Path(__file__).parent.parent / "conf"
 GROUPS = ("model", "optimizer", "scheduler", "augmentation", "data", "experiment")
@@ -18,9 +19,65 @@ OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / gro
 Compose = Callable[..., DictConfig]
 
 
+@pytest.fixture
+def own(tmp_path: Path) -> dict[str, str]:
+    """What the options need that take images of one's own."""
+    return {"npz": write_npz(tmp_path / "my.npz"), "folder": write_folder(tmp_path / "pictures")}
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_file_composes_and_is_valid(composed: Compose, group: str, option: str) -> None:
-    ranges.validate(composed(f"{group}={option}"))
+def test_every_file_composes_and_is_valid(composed: Compose, own: dict[str, str], group: str, option: str) -> None:
+    root = [f"data.root={own[option]}"] if option in own else []
+    cfg = composed(f"{group}={option}", *root)
+    resolve.settle(cfg, Path.cwd())
+    ranges.validate(cfg)
+    assert (cfg.model.channels, cfg.model.classes) == (cfg.data.channels, cfg.data.classes)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data=npz"], "data.root has no value: set it, for example data.root=my.npz"),
+        (
+            ["data=npz", "data.root={npz}", "data.side=28"],
+            "data.side is 28, but {npz} has images of 3×20×20 in 3 cl",
+        ),
+        (["data=npz", "data.root={npz}", "data.classes=2"], "data.classes is 2, but {npz} has images of 3×20×20"),
+        (
+            ["data=folder", "data.root={folder}", "data.classes=9"],
+            "data.classes is 9, but {folder}/train has 2 classes",
+        ),
+        (
+            ["data=folder", "data.root={folder}", "data.side=null"],
+            "data.side is null: pictures are fitted to a number",
+        ),
+        (
+            ["data=mnist5k", "data.classes=null"],
+            "data.classes is null, which only data=npz and data=folder can be",
+        ),
+        (["data=npz", "data.root={folder}"], "data.root={folder} is a folder: give the .npz file with the images"),
+    ],
+)
+def test_what_images_are_like_is_settled_before_a_network_is_counted(
+    composed: Compose, own: dict[str, str], overrides: list[str], message: str
+) -> None:
+    cfg = composed(*(override.format(**own) for override in overrides))
+    with pytest.raises(ValueError, match=re.escape(message.format(**own))):
+        resolve.settle(cfg, Path.cwd())
+
+
+def test_classes_without_an_image_may_be_said(composed: Compose, own: dict[str, str]) -> None:
+    cfg = composed("data=npz", f"data.root={own['npz']}", "data.classes=7", "model=flexible")
+    resolve.settle(cfg, Path.cwd())
+    assert (cfg.model.channels, cfg.model.classes, cfg.data.side) == (3, 7, 20)
+
+
+def test_a_shift_goes_no_further_than_the_image(composed: Compose) -> None:
+    ranges.validate(composed("augmentation.pixels=32", "data=cifar10"))
+    with pytest.raises(
+        ValueError, match="augmentation.pixels is 29.0: it must be at least 0 and at most 28, which is "
+    ):
+        ranges.validate(composed("augmentation.pixels=29"))
 
 
 @pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair[0] != "experiment"])

@@ -187,8 +187,24 @@ def test_the_network_of_ones_own_on_the_page_works(bantam: Bantam, tmp_path: Pat
 def test_the_dataset_that_the_page_about_data_adds_fits_the_schema(composed: Composed, tmp_path: Path) -> None:
     (file,) = (block for language, block in pages.blocks(DOCS / "data.md") if language == "yaml")
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "kmnist.yaml").write_text(file)
-    assert composed(f"hydra.searchpath=[file://{tmp_path}]", "data=kmnist").data.dataset == "KMNIST"
+    (tmp_path / "data" / "pets.yaml").write_text(file)
+    assert composed(f"hydra.searchpath=[file://{tmp_path}]", "data=pets").data.root == "/home/me/pets"
+
+
+def test_the_images_that_the_page_about_data_makes_can_be_trained_on(
+    bantam: Bantam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, Any] = {}
+    for language, text in pages.blocks(DOCS / "data.md"):
+        if language == "py":
+            exec(text, made)
+    commands = [line for line in pages.commands(DOCS / "data.md") if "data.root=" in line]
+    assert len(commands) == 4
+    for command in commands:
+        done = bantam(*shlex.split(command)[1:], "dry_run=true")
+        assert done.returncode == 0, done.stderr
+        assert "1,500 images to train on, 297 test images" in " ".join(done.stdout.split())
 
 
 def test_every_file_is_in_the_table_of_files() -> None:

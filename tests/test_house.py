@@ -27,8 +27,8 @@ LAYERS = (
     ("bantam.training",),
     ("bantam.kernels",),
     tuple(f"bantam.{name}" for name in ("models", "optimizers", "schedulers", "augmentation", "data")),
-    ("bantam.budget", "bantam.config", "bantam.snapshot"),
-    ("bantam.own",),
+    ("bantam.images", "bantam.budget", "bantam.config", "bantam.snapshot"),
+    ("bantam.own", "bantam.options"),
     ("bantam.ranges", "bantam.overrides", "bantam.suggestions", "bantam.activations", "bantam.receptive"),
 )
 """From the entry points down; a module imports only from below it, or from its own folder."""
@@ -56,6 +56,7 @@ def knows_configurations(file: Path) -> bool:
     allowed = (
         "ranges.py",
         "config.py",
+        "options.py",
         "launch.py",
         "jobs.py",
         "errors.py",

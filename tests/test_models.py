@@ -32,6 +32,24 @@ def test_networks_have_exactly_the_parameters_of_the_study(model: nn.Module, par
     assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 
+@pytest.mark.parametrize(
+    ("network", "least"), [(models.Skeleton, 4), (models.V1, 18), (models.V2, 18), (models.Flexible, None)]
+)
+def test_networks_take_images_of_any_channels_side_and_classes(
+    network: type[nn.Module], least: int | None
+) -> None:
+    sides = {"side": 32} if least else {}
+    model = network(channels=3, classes=26, **sides)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 26)
+    first = next(iter(model.parameters()))
+    assert first.shape[1] == 3
+    for side in range(least, 48) if least else ():
+        assert network(side=side)(torch.zeros(2, 1, side, side)).shape == (2, 10)
+    if least:
+        with pytest.raises(ValueError, match=f"side is {least - 1}, but this network .* at least {least}×{least}"):
+            network(side=least - 1)
+
+
 @pytest.mark.parametrize("network", [models.Skeleton, models.V1, models.V2])
 def test_width_changes_every_network(network: type[nn.Module]) -> None:
     assert count(network(width=4)) < count(network(width=8)) < count(network())

@@ -1,7 +1,7 @@
 """Augmentation of whole batches, with numbers drawn for every image by itself.
 
-It runs on the device that holds the images. B is the number of images in a batch, H and W their
-height and width in pixels.
+It runs on the device that holds the images. B is the number of images in a batch, C of their channels, H and W
+their height and width in pixels.
 """
 
 import functools
@@ -12,6 +12,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+GREY = (0.2989, 0.587, 0.114)
+"""Shares of red, green and blue in what is grey."""
 
 BENDS = (5, 5)
 """Points of an image, rows and columns, that an elastic change shifts."""
@@ -81,7 +84,7 @@ class Augmentation:
         return (self.fade_end - progress) / (self.fade_end - self.fade_start)
 
     def __call__(self, images: Tensor, progress: float = 0.0) -> Tensor:
-        """Augment B×H×W bytes into B×1×H×W floats from 0 to 1, as strongly as at this moment of the training."""
+        """Augment B×C×H×W bytes into floats from 0 to 1, as strongly as at this moment of the training."""
         strength = self.strength(progress)
         return self.apply(images, self.draw(torch.full((len(images),), strength, device=images.device)))
 
@@ -113,8 +116,8 @@ class Augmentation:
         return changes
 
     def apply(self, images: Tensor, changes: Changes) -> Tensor:
-        """Change B×H×W bytes into B×1×H×W floats from 0 to 1."""
-        x = images.unsqueeze(1).float().div_(255)
+        """Change B×C×H×W bytes into floats from 0 to 1."""
+        x = images.float().div_(255)
         if changes.light is not None:
             x = jitter(x, changes.light)
         if changes.mapping is not None:
@@ -136,7 +139,7 @@ def light(brightness: Tensor, contrast: Tensor, contrast_first: Tensor) -> Tenso
 
 
 def jitter(x: Tensor, light: Tensor) -> Tensor:
-    """Multiply the brightness and stretch the contrast about the mean of B×1×H×W images, in their place.
+    """Multiply the brightness and stretch the contrast about the mean grey of B×C×H×W images, in their place.
 
     Between the two and after, values are clipped to 0 … 1.
     """
@@ -148,7 +151,11 @@ def jitter(x: Tensor, light: Tensor) -> Tensor:
 
 
 def _mean(x: Tensor) -> Tensor:
-    return x.mean(dim=(1, 2, 3), keepdim=True)
+    """The mean of each image, of three channels as grey as torchvision makes them; B×1×1×1."""
+    if x.shape[1] != len(GREY):
+        return x.mean(dim=(1, 2, 3), keepdim=True)
+    shares = torch.tensor(GREY, device=x.device).view(1, -1, 1, 1)
+    return x.mean(dim=(2, 3), keepdim=True).mul_(shares).sum(1, keepdim=True)
 
 
 def mapping(angle: Tensor, right: Tensor, down: Tensor, scale: Tensor, shear: Tensor) -> Tensor:
@@ -167,7 +174,7 @@ def mapping(angle: Tensor, right: Tensor, down: Tensor, scale: Tensor, shear: Te
 
 
 def warp(x: Tensor, mapping: Tensor, interpolation: str, bend: Tensor | None = None) -> Tensor:
-    """Change the geometry of B×1×H×W images, each by its own mapping; outside is black.
+    """Change the geometry of B×C×H×W images, each by its own mapping; outside is black.
 
     `bend`, B×2×rows×columns: for points of the result, from corner to corner, by how many pixels of `x` what is
     seen there has come right and down before all that; for the others bicubic curves.

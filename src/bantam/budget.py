@@ -25,8 +25,8 @@ IMAGE = (1, 28, 28)
 """Channels, height and width of one input image."""
 
 SMALL = 10_000_000
-"""Parameters up to which a network is run on the CPU to list its layers, a matter of milliseconds. The meta device
-needs no memory, but loads two seconds' worth of modules first."""
+"""Parameters, and numbers of an image, up to which a network is run on the CPU to list its layers, a matter of
+milliseconds. The meta device needs no memory, but loads two seconds' worth of modules first."""
 
 
 @dataclass

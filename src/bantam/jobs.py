@@ -45,7 +45,7 @@ def show(config: DictConfig, jobs: Jobs) -> int:
         folder = Path(config.hydra.sweep.dir) / hydra.sweep.subdir
         info = RunInfo(folder, dict(hydra.runtime.choices), side_by_side, number, typed_in)
         try:
-            resolve.pin(cfg, typed_in)
+            resolve.settle(cfg, typed_in)
             if cfg.resume is not None:
                 raise ValueError("resume continues one run: leave -m out")
             ranges.validate(cfg)
@@ -67,7 +67,7 @@ def refuse_others(config: DictConfig, jobs: Jobs) -> None:
             continue
         own = saved.load(folder)
         before = own.config
-        resolve.pin(job_config, Path(config.hydra.runtime.cwd))
+        resolve.settle(job_config, Path(config.hydra.runtime.cwd))
         resolve.decide_data(job_config)
         if "became" in job_config.data and OmegaConf.select(before, "data.became") is None:
             job_config.data.became = None  # the run is older than that key

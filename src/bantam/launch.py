@@ -86,7 +86,7 @@ def _multirun_job(cfg: DictConfig, hydra: Any, reporter: Reporter) -> float:
     )
     seed = cfg.get("seed")
     try:
-        resolve.pin(cfg, Path(hydra.runtime.cwd))
+        resolve.settle(cfg, Path(hydra.runtime.cwd))
         if cfg.resume is not None:
             raise ValueError("resume continues one run: leave -m out")
         ranges.validate(cfg)
@@ -131,6 +131,7 @@ class Preflight(Callback):
             searches = hydra.runtime.choices.get("hparams_search")
             if searches not in (None, "null"):
                 raise ValueError(f"hparams_search={searches} searches only with -m: python train.py -m …")
+            resolve.settle(cfg, Path(hydra.runtime.cwd))
             ranges.validate(cfg)
             if cfg.dry_run:
                 resolve.keep_no_downloads()
@@ -203,7 +204,7 @@ def _again(config: DictConfig) -> str:
 
 def _prepare_single(cfg: DictConfig, folder: Path, hydra: Any) -> "Prepared":
     """Check that the folder can be had, and prepare a single run for it."""
-    resolve.pin(cfg, Path(hydra.runtime.cwd))
+    resolve.settle(cfg, Path(hydra.runtime.cwd))
     _refuse_unwritable(folder, "hydra.run.dir")
     from bantam.training.folder import refuse_used
     from bantam.training.setup import RunInfo, prepare

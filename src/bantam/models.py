@@ -1,7 +1,8 @@
 """The networks: the three of the study, and one that tapers, with a number for everything, to search with.
 
-Shape suffixes used in comments: B images, C channels, H height, W width. Every network takes
-B×1×28×28 and returns B×10 logits. A new network is one class here and one file in `conf/model/`.
+Shape suffixes used in comments: B images, C channels, H height, W width. Every network takes B images of
+`channels`×`side`×`side` and returns B×`classes` logits; its file in `conf/model/` takes these numbers from the
+data. A new network is one class here and one file there.
 """
 
 import math
@@ -10,8 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-CLASSES = 10
 
 
 class _ZeroSome(torch.autograd.Function):
@@ -71,24 +70,33 @@ class Dropout(nn.Dropout):
 class Skeleton(nn.Sequential):
     """Step 1 of the study: padded convolutions and ReLU only, 8,892 parameters at width 16.
 
-    The last ReLU stands before the pooling, so no logit is ever negative.
+    The last ReLU stands before the pooling, so no logit is ever negative. Raises ValueError for a `side` below 4.
     """
 
-    def __init__(self, width: int = 16) -> None:
-        channels = [1, width, width, width, CLASSES, CLASSES, CLASSES, CLASSES]
+    def __init__(self, width: int = 16, channels: int = 1, side: int = 28, classes: int = 10) -> None:
+        _check_side(side, 4)
         layers: list[nn.Module] = []
-        for i, (inputs, outputs) in enumerate(pairwise(channels)):
+        for i, (inputs, outputs) in enumerate(pairwise([channels, *[width] * 3, *[classes] * 4])):
             layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.ReLU(inplace=True)]
             if i in (2, 4):
                 layers.append(nn.MaxPool2d(2))
-        super().__init__(*layers, nn.AvgPool2d(7), nn.Flatten())
+        super().__init__(*layers, nn.AvgPool2d(side // 4), nn.Flatten())
 
 
-def _study_blocks(width: int, dropout: float) -> list[nn.Module]:
-    """The part that steps 2 and 3 share: five blocks and two poolings, B×1×28×28 to B×width×1×1."""
+def _check_side(side: int, least: int) -> None:
+    if side < least:
+        raise ValueError(
+            f"side is {side}, but this network makes images smaller and needs at least {least}×{least} pixels: "
+            "enlarge the images, or use model=flexible with fewer blocks"
+        )
+
+
+def _study_blocks(width: int, dropout: float, channels: int, side: int) -> list[nn.Module]:
+    """The part that steps 2 and 3 share: five blocks and two poolings, B×C×H×W to B×width×1×1."""
+    _check_side(side, 18)
     layers: list[nn.Module] = []
     for i in range(5):
-        inputs = 1 if i == 0 else width
+        inputs = channels if i == 0 else width
         layers += [
             nn.Conv2d(inputs, width, 3, bias=False),
             nn.ReLU(inplace=True),
@@ -97,26 +105,40 @@ def _study_blocks(width: int, dropout: float) -> list[nn.Module]:
         ]
         if i == 1:
             layers.append(nn.MaxPool2d(2))
-    return [*layers, nn.AvgPool2d(6)]
+    return [*layers, nn.AvgPool2d((side - 4) // 2 - 6)]
 
 
 class V1(nn.Sequential):
-    """Step 2 of the study: batch norm, dropout and two 1×1 convolutions, 9,780 parameters at width 16."""
+    """Step 2 of the study: batch norm, dropout and two 1×1 convolutions, 9,780 parameters at width 16.
 
-    def __init__(self, width: int = 16, dropout: float = 0.05) -> None:
+    Raises ValueError for a `side` below 18.
+    """
+
+    def __init__(
+        self, width: int = 16, dropout: float = 0.05, channels: int = 1, side: int = 28, classes: int = 10
+    ) -> None:
         super().__init__(
-            *_study_blocks(width, dropout),
-            nn.Conv2d(width, CLASSES, 1, bias=False),
-            nn.Conv2d(CLASSES, CLASSES, 1, bias=False),
+            *_study_blocks(width, dropout, channels, side),
+            nn.Conv2d(width, classes, 1, bias=False),
+            nn.Conv2d(classes, classes, 1, bias=False),
             nn.Flatten(),
         )
 
 
 class V2(nn.Sequential):
-    """Step 3 of the study: V1 without its second 1×1 convolution, 9,680 parameters at width 16."""
+    """Step 3 of the study: V1 without its second 1×1 convolution, 9,680 parameters at width 16.
 
-    def __init__(self, width: int = 16, dropout: float = 0.05) -> None:
-        super().__init__(*_study_blocks(width, dropout), nn.Conv2d(width, CLASSES, 1, bias=False), nn.Flatten())
+    Raises ValueError for a `side` below 18.
+    """
+
+    def __init__(
+        self, width: int = 16, dropout: float = 0.05, channels: int = 1, side: int = 28, classes: int = 10
+    ) -> None:
+        super().__init__(
+            *_study_blocks(width, dropout, channels, side),
+            nn.Conv2d(width, classes, 1, bias=False),
+            nn.Flatten(),
+        )
 
 
 def _convolutions(inputs: int, outputs: int, dilation: int, separable: bool) -> list[nn.Conv2d]:
@@ -136,9 +158,9 @@ class Flexible(nn.Sequential):
     channels, late 3×3 blocks, a global average, a 1×1 block of `head` channels, a linear layer without bias. Late
     convolutions have a `dilation` and are padded by one less, so that maps shrink by two pixels whatever it is.
     Separable convolutions are two: 3×3 of every channel by itself, then 1×1; `early_separable` leaves the first
-    block, which has one channel to begin with, as it is. Where weights are `shared`, late convolutions of the
-    same shape are one, each time with batch norm of its own. Without `linear` the last block must have 10
-    channels: they are the logits. Raises ValueError where it has another number, or where there is no block.
+    block, which sees the image, as it is. Where weights are `shared`, late convolutions of the same shape are one,
+    each time with batch norm of its own. Without `linear` the last block must have one channel a class: they are
+    the logits. Raises ValueError where it has another number, or where there is no block.
     """
 
     def __init__(
@@ -158,9 +180,11 @@ class Flexible(nn.Sequential):
         early_separable: bool = False,
         late_separable: bool = False,
         dropout: float = 0.0,
+        channels: int = 1,
+        classes: int = 10,
     ) -> None:
         layers: list[nn.Module] = []
-        inputs = 1
+        inputs = channels
         known: dict[tuple[int, int], list[nn.Conv2d]] = {}
 
         def block(outputs: int, *convolutions: nn.Conv2d) -> None:
@@ -170,31 +194,31 @@ class Flexible(nn.Sequential):
                 layers.append(Dropout(dropout))
             inputs = outputs
 
-        for channels in filter(None, (early1, early2, early3)):
-            block(channels, *_convolutions(inputs, channels, 1, early_separable and inputs > 1))
+        for outputs in filter(None, (early1, early2, early3)):
+            block(outputs, *_convolutions(inputs, outputs, 1, early_separable and len(layers) > 0 and inputs > 1))
         layers.append(nn.MaxPool2d(2))
         if transition:
             block(transition, nn.Conv2d(inputs, transition, 1, bias=False))
-        for channels in filter(None, (late1, late2, late3, late4)):
-            convolutions = known.get((inputs, channels)) if shared else None
-            convolutions = convolutions or _convolutions(inputs, channels, dilation, late_separable)
-            known[inputs, channels] = convolutions
-            block(channels, *convolutions)
+        for outputs in filter(None, (late1, late2, late3, late4)):
+            convolutions = known.get((inputs, outputs)) if shared else None
+            convolutions = convolutions or _convolutions(inputs, outputs, dilation, late_separable)
+            known[inputs, outputs] = convolutions
+            block(outputs, *convolutions)
         layers.append(nn.AdaptiveAvgPool2d(1))
         if head:
             block(head, nn.Conv2d(inputs, head, 1, bias=False))
         if len(layers) == 2:
             raise ValueError("early1 to head are all 0: a network needs a block")
-        super().__init__(*layers, nn.Flatten(), *_classifier(inputs, linear))
+        super().__init__(*layers, nn.Flatten(), *_classifier(inputs, linear, classes))
 
 
-def _classifier(inputs: int, linear: bool) -> list[nn.Module]:
+def _classifier(inputs: int, linear: bool, classes: int) -> list[nn.Module]:
     """From `inputs` channels to the logits: a linear layer, or nothing where there is one channel a class."""
     if linear:
-        return [nn.Linear(inputs, CLASSES, bias=False)]
-    if inputs != CLASSES:
+        return [nn.Linear(inputs, classes, bias=False)]
+    if inputs != classes:
         raise ValueError(
-            f"linear is false and the last block has {inputs} channels: give it {CLASSES}, one a class, "
+            f"linear is false and the last block has {inputs} channels: give it {classes}, one a class, "
             "or use linear=true"
         )
     return []

@@ -16,9 +16,12 @@ def ranged(
     above: float | None = None,
     least: float | None = None,
     below: float | None = None,
-    most: float | None = None,
+    most: float | str | None = None,
 ) -> Any:
-    """A key, required unless it has a default, whose number or numbers lie in a range."""
+    """A key, required unless it has a default, whose number or numbers lie in a range.
+
+    `most` may be another key, as in "data.side".
+    """
     limits = {"above": above, "at least": least, "below": below, "at most": most}
     return field(default=default, metadata={"limits": {k: v for k, v in limits.items() if v is not None}})
 
@@ -41,8 +44,12 @@ def validate(cfg: DictConfig) -> None:
 
 def validate_ranges(node: DictConfig, at: str = "") -> None:
     """Raise ValueError for a number out of its range below a node that stands at the key `at`."""
-    for key, value, limits in _numbers(node, at):
-        words = " and ".join(f"{word} {limit:,}" for word, limit in limits.items())
+    for key, value, known in _numbers(node, at):
+        keys = {word: limit for word, limit in known.items() if isinstance(limit, str)}
+        limits = known | {word: OmegaConf.select(node, limit) for word, limit in keys.items()}
+        limits = {word: limit for word, limit in limits.items() if limit is not None}
+        of = {word: f", which is {limit}" for word, limit in keys.items()}
+        words = " and ".join(f"{word} {limit:,}{of.get(word, '')}" for word, limit in limits.items())
         if not math.isfinite(value):
             raise ValueError(f"{key} is {value}: it must be a finite number{' ' + words if words else ''}")
         if not all(INSIDE[word](value, limit) for word, limit in limits.items()):
@@ -53,8 +60,8 @@ INSIDE = {"above": operator.gt, "at least": operator.ge, "below": operator.lt, "
 
 
 def _numbers(
-    node: Any, key: str = "", limits: dict[str, float] | None = None
-) -> Iterator[tuple[str, float, dict[str, float]]]:
+    node: Any, key: str = "", limits: dict[str, Any] | None = None
+) -> Iterator[tuple[str, float, dict[str, Any]]]:
     """All numbers below a node, each with its full key and the limits that the schema sets."""
     if isinstance(node, DictConfig):
         kind = OmegaConf.get_type(node)

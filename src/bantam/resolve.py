@@ -1,4 +1,4 @@
-"""What depends on where and when a command is typed: paths and data=auto, resolved once, for all its jobs."""
+"""What depends on where and when a command is typed, resolved once, for all its jobs: paths, data=auto, images."""
 
 import json
 import os
@@ -12,17 +12,91 @@ AUTO = "BANTAM_AUTO"
 """The variable that says to the jobs of a multirun what data=auto became, by data.root."""
 
 
+SHAPE = ("channels", "side", "classes")
+"""Keys of `data` that networks take from it."""
+
+NPZ, FOLDER = "bantam.data.npz", "bantam.data.folder"
+"""The `_target_`s of images of one's own."""
+
+
 def pin(cfg: DictConfig, typed_in: Path) -> None:
     """Make paths absolute, from the folder in which the command was typed: a job may run in another one."""
     if "root" in cfg.data:
         cfg.data.root = str(typed_in / Path(cfg.data.root).expanduser())
 
 
+def settle(cfg: DictConfig, typed_in: Path) -> None:
+    """Make paths absolute, and have the data say what its images are, before a network is counted.
+
+    Keys of `SHAPE` that are null get what the files have. Raises ValueError where those cannot be read, have
+    something else than is typed, or where there is nothing to read it from.
+    """
+    if not isinstance(cfg.data, DictConfig):
+        raise ValueError(f"data is {cfg.data}, which cannot be built: choose one of its options")
+    if OmegaConf.is_missing(cfg.data, "root"):
+        raise ValueError("data.root has no value: set it, for example data.root=my.npz")
+    pin(cfg, typed_in)
+    if cfg.data.get("_target_") in (NPZ, FOLDER):
+        _read_shape(cfg.data)
+    for key in SHAPE:
+        if key in cfg.data and cfg.data[key] is None:
+            raise ValueError(f"data.{key} is null, which only data=npz and data=folder can be: leave it out")
+
+
+def _read_shape(data: DictConfig) -> None:
+    """Fill in what images of one's own are like, or check what is typed."""
+    if data._target_ == FOLDER:
+        from bantam.images import pictures
+
+        found: dict[str, int] = {"classes": len(pictures.classes(data.root))}
+        for key, example in (("channels", 1), ("side", 28)):
+            if data[key] is None:
+                raise ValueError(f"data.{key} is null: pictures are fitted to a number, as data.{key}={example}")
+        what = f"{data.root}/train has {found['classes']} classes"
+    else:
+        from bantam.images import arrays
+
+        shape = arrays.shape(data.root)
+        found, what = shape._asdict(), f"{data.root} has images of {shape}"
+        if data.classes is not None and data.classes > shape.classes and not arrays.has_names(data.root):
+            found["classes"] = data.classes  # some are not among the images
+    for key, number in found.items():
+        if data[key] is None:
+            data[key] = number
+        elif data[key] != number:
+            raise ValueError(f"data.{key} is {data[key]}, but {what}: leave data.{key} out, or correct the files")
+
+
+def settle_as(cfg: DictConfig, own: DictConfig, typed_in: Path) -> None:
+    """As `settle`, for other images that a network is scored on, which has been trained with `own`.
+
+    Raises ValueError where they are of another shape.
+    """
+    from bantam.images.arrays import Shape, has_names
+
+    target = cfg.data.get("_target_")
+    for key in {NPZ: SHAPE, FOLDER: ("classes",)}.get(target, ()):
+        cfg.data[key] = None  # what the run's own images had
+    settle(cfg, typed_in)
+    now, trained = (Shape(*(data[key] for key in SHAPE)) for data in (cfg.data, own.data))
+    if target == NPZ and now.classes < trained.classes and not has_names(cfg.data.root):
+        cfg.data.classes = trained.classes  # the last ones are not among the images
+        now = now._replace(classes=trained.classes)
+    if now != trained:
+        remedy = ""
+        if target == FOLDER and now.classes == trained.classes:
+            remedy = f", or have them fitted with data.side={trained.side} data.channels={trained.channels}"
+        raise ValueError(
+            f"{cfg.data.get('root', 'this option')} has images of {now}, but the run was trained on {trained}: "
+            f"give images of that shape{remedy}"
+        )
+
+
 def keep_no_downloads() -> None:
     """Have a dry run create nothing: what it downloads is gone when it ends."""
-    from bantam import data  # loads PyTorch
+    from bantam.images import downloads  # loads PyTorch
 
-    data.keep_downloads = False
+    downloads.keep_downloads = False
 
 
 def decide_data(cfg: DictConfig) -> bool:

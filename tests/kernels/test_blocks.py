@@ -59,15 +59,15 @@ def test_processors_with_narrower_vectors_compute_the_same(
         compiler.library.cache_clear()
 
 
-def compare(network: Any) -> None:
+def compare(network: Any, image: tuple[int, int, int] = IMAGE) -> None:
     """Assert that logits, gradients and running statistics are those of double precision."""
     torch.manual_seed(1)
     model = network().to(memory_format=torch.channels_last).train()
     exact = copy.deepcopy(model).double()
-    fused = fuse(model, IMAGE).model
+    fused = fuse(model, image).model
     assert fused is not None
     for count in (7, 32, 5):  # the memory of a larger batch serves a smaller one, and the other way round
-        x, labels = torch.randn(count, *IMAGE), torch.randint(10, (count,))
+        x, labels = torch.randn(count, *image), torch.randint(10, (count,))
         logits, ours = gradients(fused, model, x, labels)
         wanted, theirs = gradients(exact, exact, x.double(), labels)
         torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-4)
@@ -76,6 +76,12 @@ def compare(network: Any) -> None:
             assert (our - their).abs().max() <= 1e-4 * their.abs().max()
     for (name, ours_), theirs_ in zip(model.named_buffers(), exact.buffers(), strict=True):
         torch.testing.assert_close(ours_.double(), theirs_.double(), rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_images_in_colour() -> None:
+    for separable in (False, True):
+        network = functools.partial(models.Flexible, early_separable=separable, late_separable=separable)
+        compare(functools.partial(network, channels=3, classes=26), (3, 32, 32))
 
 
 @pytest.mark.parametrize("pool", [1, 2])

@@ -22,14 +22,14 @@ SECRET = "the password of this machine"
         {"_target_": "subprocess.check_output", "args": "touch {}", "shell": True},
         {"_target_": "bantam.models.torch.save", "obj": 1, "f": "{}"},
         {"_target_": "bantam.data.os.mkdir", "path": "{}"},
-        {"_target_": "bantam.data._download", "dataset": "MNIST", "root": "{}"},
+        {"_target_": "bantam.data.downloads.download", "dataset": "MNIST", "root": "{}"},
         {
             **{"_target_": "bantam.data.torchvision_dataset", "dataset": "MNIST", "root": "{}", "validation": 0},
             **{"split_seed": 1, "mean": 0.1, "std": 1.0},
         },
         {
             "_target_": "bantam.models.V2",
-            "width": {"_target_": "bantam.data._download", "dataset": "MNIST", "root": "{}"},
+            "width": {"_target_": "bantam.data.downloads.download", "dataset": "MNIST", "root": "{}"},
         },
         {"_target_": "bantam.kernels.compiler.compiler"},
         {"_target_": "bantam.models.V2", "width": {"_target_": "os.mkdir", "path": "{}"}},

@@ -80,3 +80,18 @@ def test_a_damaged_configuration_is_one_sentence(
         return
     with pytest.raises(ValueError, match=f"is no run folder: .* in its .hydra/{name}"):
         _ = saved.load(tmp_path).choices
+
+
+def test_a_run_that_is_older_than_the_shape_of_images_has_the_one_of_then(
+    composed: Compose, tmp_path: Path
+) -> None:
+    for model in ("v2", "skeleton", "flexible"):
+        cfg = composed(f"model={model}", "data=mnist5k")
+        older = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))
+        for group in (older.model, older.data):
+            for key in ("channels", "side", "classes"):
+                group.pop(key, None)
+        own = write_hydra(tmp_path / model, older)
+        assert saved.differences(own.config, cfg) == []
+        assert own.checked.model.classes == 10
+        assert own.settings["model.channels"] == 1

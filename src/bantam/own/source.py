@@ -21,8 +21,8 @@ from bantam.own import code
 
 GROUP = "model"
 
-FROM_DATA = {"channels": 1, "side": 28, "classes": 10}
-"""Arguments that say what the images are."""
+FROM_DATA = {key: f"${{data.{key}}}" for key in ("channels", "side", "classes")}
+"""Arguments that say what the images are, and where their values come from."""
 
 
 class Typed(dict[str, code.Code | str]):

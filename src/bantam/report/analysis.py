@@ -157,9 +157,10 @@ def _rate(g: Group) -> Iterator[Finding]:
 
 def _errors(g: Group) -> Iterator[Finding]:
     matrix, names = g.confusion, g.first.classes
-    if not matrix or len(names) != len(matrix) or not all(sum(row) for row in matrix):
+    shares = [(100 * row[i] / sum(row), i) for i, row in enumerate(matrix) if sum(row)]
+    if not shares or len(names) != len(matrix):
         return
-    share, worst = min((100 * row[i] / sum(row), i) for i, row in enumerate(matrix))
+    share, worst = min(shares)
     count, truth, guess = g.worst_mistake
     if count:
         mistake = f"{names[truth]} taken for {names[guess]}, {plural(count, 'time')}"

@@ -219,21 +219,27 @@ def differences(found: Sequence[Difference]) -> Figure | None:
     return Figure(f"Difference to the best, {reference}", f"{see}.", plot)
 
 
+NUMBERED = 30
+"""Classes up to which cells have their numbers: those of more would be too small to read."""
+
+
 def classes(groups: Sequence[Group]) -> Figure | None:
     """Accuracy by class, a row a group; without groups that never left chance, whose classes say nothing."""
-    drawn = [g for g in groups if g.confusion and all(map(sum, g.confusion)) and not g.at_chance]
+    drawn = [g for g in groups if any(map(sum, g.confusion)) and not g.at_chance]
     drawn = [g for g in drawn if g.first.classes == drawn[0].first.classes]
     if not drawn:
         return None
     names = [text(name) for name in drawn[0].first.classes]
-    shares = [[100 * row[i] / sum(row) for i, row in enumerate(g.confusion)] for g in drawn]
-    ordered = sorted(share for row in shares for share in row)
+    # A class of which no image was scored has no share.
+    shares = [[100 * row[i] / sum(row) if sum(row) else None for i, row in enumerate(g.confusion)] for g in drawn]
+    ordered = sorted(share for row in shares for share in row if share is not None)
     plot = _rows([g.label for g in drawn], least=40, room=110)
     heat = {"colorscale": HEAT[::-1], "zmin": min(99.0, ordered[len(ordered) // 10]), "zmax": 100}
-    hover = {"texttemplate": "%{z:.1f}", "hovertemplate": "class %{x}: %{z:.2f} %<extra></extra>"}
+    hover = {"hovertemplate": "class %{x}: %{z:.2f} %<extra></extra>"}
+    hover |= {"texttemplate": "%{z:.1f}"} if len(names) <= NUMBERED else {}
     plot.add_heatmap(z=shares[::-1], x=names, showscale=False, xgap=2, ygap=2, **heat, **hover)
     plot.update_xaxes(title_text="class", type="category", showgrid=False)
-    hardest = [names[row.index(min(row))] for row in shares]
+    hardest = [names[row.index(min(share for share in row if share is not None))] for row in shares]
     common = statistics.mode(hardest)
     see = f"{common} is the hardest class"
     see += f" in {hardest.count(common)} of {len(drawn)} rows" if len(drawn) > 1 else f", {ordered[0]:.2f} % right"
@@ -249,14 +255,18 @@ def confusion(g: Group) -> Figure | None:
         return None
     wrong = [[n if i != j else None for j, n in enumerate(row)] for i, row in enumerate(matrix)]
     worst, truth, guess = g.worst_mistake
-    plot = go.Figure(layout={"height": 430, "hovermode": "closest"})
+    numbered = len(names) <= NUMBERED
+    plot = go.Figure(layout={"height": min(900, max(430, 150 + 20 * len(names))), "hovermode": "closest"})
     heat = {"colorscale": HEAT, "zmin": 0, "zmax": max(1, worst), "showscale": False, "xgap": 1, "ygap": 1}
-    heat |= {"hovertemplate": "%{y} taken for %{x}: %{z:,} times<extra></extra>", "texttemplate": "%{text}"}
+    heat |= {
+        "hovertemplate": "%{y} taken for %{x}: %{z:,} times<extra></extra>",
+        "texttemplate": "%{text}" * numbered,
+    }
     plot.add_heatmap(z=wrong, x=names, y=names, text=[[shown(n or None) for n in row] for row in wrong], **heat)
-    for i, row in enumerate(matrix):
+    for i, row in enumerate(matrix if numbered else ()):
         font = {"color": "var(--muted)", "size": 11}
         plot.add_annotation(x=i, y=i, text=f"{row[i]:,}", showarrow=False, font=font)
-    axis = {"type": "category", "showgrid": False, "dtick": 1}
+    axis = {"type": "category", "showgrid": False, **({"dtick": 1} if numbered else {})}
     plot.update_xaxes(axis, title_text="guess").update_yaxes(axis, title_text="truth", autorange="reversed")
     seeds = f" of {plural(len(g.ended), 'seed')}" if len(g.ended) > 1 else ""
     total = sum(n or 0 for row in wrong for n in row)

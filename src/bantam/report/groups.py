@@ -16,6 +16,7 @@ from bantam.report.runs import Run
 NOT_TRAINED = (
     *("seed", "data.split_seed", "data.root", "device", "threads", "compile", "channels_last"),
     *("pictures", "report", "dry_run", "resume"),
+    *("model.channels", "model.side", "model.classes"),  # as the data have them
 )
 """Keys that do not say what is trained: runs that differ in these only are seeds of one group."""
 

@@ -203,10 +203,11 @@ def _is_key_somewhere(search: Search, key: str) -> bool:
 
 
 def _resolve(search: Search) -> None:
-    """Decide where the data are and what data=auto stands for, and tell it to every trial."""
-    resolve.pin(search.plain, Path(search.hydra.runtime.cwd))
+    """Decide where the data are, what they are like and what data=auto stands for, and tell it to every trial."""
+    read = [key for key in resolve.SHAPE if search.plain.data.get(key) is None]
+    resolve.settle(search.plain, Path(search.hydra.runtime.cwd))
     resolve.decide_data(search.plain)
-    for key in ("root", "became"):
+    for key in ("root", "became", *read):
         if search.plain.data.get(key):
             search.fixed.append(override(f"data.{key}", search.plain.data[key]))
 

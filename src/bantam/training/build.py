@@ -46,6 +46,11 @@ def build(cfg: DictConfig, key: str, choices: Choices) -> Any:
     return built
 
 
+def image_shape(cfg: DictConfig) -> tuple[int, int, int]:
+    """Channels, height and width of an image, as the data have said before they are read."""
+    return cfg.data.channels, cfg.data.side, cfg.data.side
+
+
 class NoImages(ValueError):
     """The images cannot be had: files are missing or damaged, or too few of them."""
 
@@ -140,10 +145,11 @@ def settle_layout(cfg: DictConfig, choices: Choices, model: nn.Module) -> tuple[
 
     Returns the configuration as it is then, and what is to be said of that.
     """
-    if not cfg.channels_last or _runs(model):
+    shape = image_shape(cfg)
+    if not cfg.channels_last or _runs(model, shape):
         return cfg, ""
     model.to(memory_format=torch.contiguous_format)
-    if not _runs(model):
+    if not _runs(model, shape):
         return cfg, ""  # it fails for another reason
     cfg = cfg.copy()
     cfg.channels_last = False
@@ -151,32 +157,32 @@ def settle_layout(cfg: DictConfig, choices: Choices, model: nn.Module) -> tuple[
     return cfg, f"{what}: with reshape or torch.flatten convolutions may be faster"
 
 
-def _runs(model: nn.Module) -> bool:
+def _runs(model: nn.Module, shape: tuple[int, int, int]) -> bool:
     """Whether a network computes two images, as they lie in memory."""
     try:
-        _logits(model)
+        _logits(model, shape)
     except RuntimeError:
         return False
     return True
 
 
-def _logits(model: nn.Module, training: bool = False) -> Any:
+def _logits(model: nn.Module, shape: tuple[int, int, int], training: bool = False) -> Any:
     device = next((parameter.device for parameter in model.parameters()), None)
-    images = torch.randn(2, *budget.IMAGE, generator=torch.Generator().manual_seed(0)).to(device)
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.set_grad_enabled(training), torch.random.fork_rng(devices=[]):
         return copy.deepcopy(model).train(training)(images)
 
 
-def check_logits(choices: Choices, model: nn.Module, classes: int) -> str:
+def check_logits(choices: Choices, model: nn.Module, shape: tuple[int, int, int], classes: int) -> str:
     """Refuse a network that does not give each image of a batch a logit for each class, in training or scoring.
 
-    Returns what else is to be said of its output, a sentence or nothing.
+    `shape` is that of an image, C×H×W. Returns what else is to be said of its output, a sentence or nothing.
     """
     name, note = f"model={choices.get('model')}", ""
     for training in (False, True):
         when = " in training" * training
         try:
-            logits = _logits(model, training)
+            logits = _logits(model, shape, training)
         except Exception as error:  # a network of one's own may raise anything
             raise ValueError(f"{name} cannot compute a batch of two images{when}: {told(error)}") from error
         found = "×".join(map(str, logits.shape)) if isinstance(logits, torch.Tensor) else type(logits).__name__

@@ -1,13 +1,15 @@
 """What a configuration's network costs, and the refusal of one that is over the budget."""
 
 import bisect
+import math
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from bantam import budget
-from bantam.training.build import Choices, build, own_arguments, told
+from bantam.own.source import FROM_DATA
+from bantam.training.build import Choices, build, image_shape, own_arguments, told
 
 
 def check_budget(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer], dict[str, int]]:
@@ -36,15 +38,15 @@ def _count(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer], dict[
         with torch.device(device):
             return build(cfg, "model", choices)  # type: ignore[no-any-return]
 
-    model = network("meta")
-    if budget.count(model) <= budget.SMALL:
+    model, shape = network("meta"), image_shape(cfg)
+    if budget.count(model) <= budget.SMALL and math.prod(shape) <= budget.SMALL:
         model = network("cpu")
     try:
-        layers = budget.layers(model)
+        layers = budget.layers(model, shape)
     except Exception as error:  # a network of one's own may raise anything
-        cause = error.__cause__ or error
+        cause, size = error.__cause__ or error, "×".join(map(str, shape))
         raise ValueError(
-            f"model={choices.get('model')}: a 1×28×28 image does not fit through this network: {told(cause)}"
+            f"model={choices.get('model')}: a {size} image does not fit through this network: {told(cause)}"
             + ": change model.* or that line" * bool(own_arguments(cfg))
         ) from error
     return layers, budget.costs(model, layers)
@@ -62,6 +64,7 @@ def _smaller(cfg: DictConfig, choices: Choices) -> str:
         width = bisect.bisect_left(range(1, cfg.model.width), True, key=too_wide)
         if width:
             return f"lower model.width to {width}"
-    numbers = {key: value for key, value in cfg.model.items() if isinstance(value, int) and value > 1}
+    own = {key: value for key, value in cfg.model.items() if key not in FROM_DATA}
+    numbers = {key: value for key, value in own.items() if isinstance(value, int) and value > 1}
     keys = [f"model.{key!s}" for key in sorted(numbers, key=lambda key: -numbers[key])[:3]]
     return f"lower {' or '.join(keys)}" if keys else "choose a smaller network"

@@ -9,13 +9,20 @@ from bantam.training.setup import Prepared
 def evaluate(prepared: Prepared) -> bool:
     """Score a finished run again; returns whether it repeats the recorded accuracy or has other data.
 
-    Raises ValueError where its weights or its history are damaged or those of another network.
+    Raises ValueError where its weights or its history are damaged or those of another network, and where the
+    images number the classes in another way.
     """
     folder, images = prepared.info.folder, prepared.data
     result = read_finished(folder)
     history = read_history(folder)
     if found := contradiction(history, result):
         raise ValueError(f"{folder}: {found}: {REMEDY}")
+    trained = result.get("classes") or []
+    if list(images.classes) != trained and sorted(images.classes) == sorted(trained):
+        raise ValueError(
+            f"{images.name} numbers its classes {', '.join(images.classes[:4])} …, but the run was trained on "
+            f"{', '.join(trained[:4])} …: give the labels in that order"
+        )
     read_weights(folder, prepared.result_model)
     logits = score(prepared.scoring_model, images.held_out_images, images, prepared.precision)
     _, accuracy = measure(logits, images.held_out_labels)

@@ -158,7 +158,7 @@ def _train_epoch(
         # index_select: plain indexing copies bytes one by one on a CPU.
         images = data.train_images.index_select(0, batch)
         x = augmentation.apply(images, changes.of(rows) if strengths[step] else Changes())
-        x = x.sub_(data.mean).div_(data.std)
+        x = data.normalise(x)
         with torch.autocast(device.type, training.precision, enabled=training.precision != torch.float32):
             logits = forward(x)
             loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
@@ -202,11 +202,11 @@ def _refuse_infinite(losses: Tensor, epoch: int, before: int, lr: float) -> floa
 
 @torch.no_grad()
 def score(model: nn.Module, images: Tensor, data: Data, precision: torch.dtype) -> Tensor:
-    """Logits of the network for N×H×W images: N×10 floats, in evaluation mode, not augmented."""
+    """Logits of the network for N×C×H×W bytes: N×classes floats, in evaluation mode, not augmented."""
     model.eval()
     logits = []
     for batch in torch.split(images, SCORING_BATCH):
-        x = (batch.unsqueeze(1).float() / 255 - data.mean) / data.std
+        x = data.normalise(batch.float() / 255)
         with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
             logits.append(model(x).float())
     return torch.cat(logits)

@@ -21,6 +21,12 @@ from bantam.training.loop import Epoch
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # from Okabe and Ito's colour-blind safe set
 MISTAKES = 40
 
+NUMBERED = 40
+"""Classes up to which the cells of a confusion matrix have their numbers."""
+
+LONGEST = 16
+"""Characters of a class's name."""
+
 
 def draw(folder: Path, title: str, history: list[Epoch], logits: Tensor, data: Data, target: float) -> None:
     """Write curves.png, confusion.png and mistakes.png; `logits` are N×classes, of the scored images."""
@@ -72,30 +78,48 @@ def curves(title: str, history: list[Epoch], split: str, target: float) -> Figur
 
 
 def confusion(title: str, guesses: Tensor, labels: Tensor, data: Data) -> Figure:
-    """Truth against guess; the colour shows the mistakes only, which the diagonal would drown."""
-    figure, axes = plt.subplots(figsize=(7.5, 7), layout="constrained")
+    """Truth against guess; the colour shows the mistakes only, which the diagonal would drown.
+
+    Of more classes than `NUMBERED` only the colours are shown: numbers would be too small to read.
+    """
     count = len(data.classes)
+    side = max(7.0, 0.45 * min(count, NUMBERED))
+    figure, axes = plt.subplots(figsize=(side + 0.5, side), layout="constrained")
     matrix = np.zeros((count, count), dtype=int)
     np.add.at(matrix, (labels.numpy(), guesses.numpy()), 1)
-    display = ConfusionMatrixDisplay(matrix, display_labels=data.classes)
+    names = [_short(name) for name in data.classes]
+    display = ConfusionMatrixDisplay(matrix, display_labels=names)
     display.plot(
         ax=axes,
+        include_values=count <= NUMBERED,
         colorbar=False,
         values_format="d",
-        xticks_rotation=45 if count > 9 and len(data.classes[0]) > 2 else 0,
+        xticks_rotation=45 if count * max(map(len, names)) > 50 else 0,
     )
     wrong = matrix - np.diag(np.diag(matrix))
     display.im_.set_data(wrong)
     display.im_.set_cmap("Blues")
     display.im_.set_clim(0, max(1, wrong.max() * 1.6))
-    assert display.text_ is not None
-    for (row, column), text in np.ndenumerate(display.text_):
+    if count > 2 * NUMBERED:
+        axes.tick_params(labelsize=4)
+    for (row, column), text in np.ndenumerate(display.text_ if count <= NUMBERED else np.empty((0, 0))):
         text.set_color("black" if row == column or wrong[row, column] else "#bbbbbb")
         text.set_fontweight("bold" if row == column else "normal")
     axes.set_xlabel("guess")
     axes.set_ylabel("truth")
     axes.set_title(f"{title}: {wrong.sum()} of {len(labels):,} {data.split} images are wrong")
     return figure
+
+
+def _short(name: str) -> str:
+    """The name of a class as it fits beside a picture."""
+    name = name.replace("$", r"\$")  # no formula
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
+def _seen(image: np.ndarray) -> np.ndarray:
+    """C×H×W bytes as they are shown: three channels in colour, any other number as their mean in grey."""
+    return image.transpose(1, 2, 0) if len(image) == 3 else image.mean(0)
 
 
 def mistakes(title: str, logits: Tensor, labels: Tensor, data: Data) -> Figure:
@@ -111,8 +135,8 @@ def mistakes(title: str, logits: Tensor, labels: Tensor, data: Data) -> Figure:
     for cell in axes.flat:
         cell.axis("off")
     for cell, i in zip(axes.flat, worst.tolist(), strict=False):
-        cell.imshow(data.held_out_images[i].cpu().numpy(), cmap="gray_r")
-        truth, guess = data.classes[int(labels[i])], data.classes[int(guesses[i])]
+        cell.imshow(_seen(data.held_out_images[i].cpu().numpy()), cmap="gray", vmin=0, vmax=255)
+        truth, guess = (_short(data.classes[int(which[i])]) for which in (labels, guesses))
         cell.set_title(f"is {truth}, says {guess}\n{100 * confidence[i]:.0f} % sure", fontsize=8)
     shown = (
         f"the {len(worst)} most confident of" if len(worst) < len(wrong) else "all" if len(wrong) else "there are"

@@ -65,6 +65,7 @@ KEYS: dict[str, Check] = {
     "threads": _count(1, 2**16),
     "precision": _one_of(("float32", "bfloat16")),
     "kernels": _one_of(("native", "torch")),
+    **dict.fromkeys(("mean", "std"), _each(_number(-1e300))),
     "confusion": _square,
     "classes": _each(TEXT),
 }

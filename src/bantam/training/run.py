@@ -176,6 +176,8 @@ def _result(prepared: Prepared, verdict: Verdict, history: list[Epoch], started:
         "epochs": len(history),
         "data": images.name,
         "data_checksum": images.checksum,
+        "mean": list(images.mean),
+        "std": list(images.std),
         "train_images": len(images.train_labels),
         "split": images.split,
         "scored_images": len(images.held_out_labels),

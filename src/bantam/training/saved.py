@@ -14,8 +14,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bantam import ranges
-from bantam.config import SCHEMAS, Config, sentence
+from bantam.config import Config, sentence
+from bantam.options import SCHEMAS
 from bantam.own import code
+from bantam.own.source import FROM_DATA
 from bantam.suggestions import nearest, suggestion
 
 
@@ -87,8 +89,6 @@ def typed(cfg: DictConfig) -> DictConfig:
             own = nodes.get(group)
             if not isinstance(own, dict) or not isinstance(own.get("_target_"), str):
                 raise ValueError(f"{group} is {own!r}, which cannot be built")
-            if own["_target_"] == "bantam.data.auto":
-                own.setdefault("became", None)  # older runs have no such key
             for kind in kinds.values():
                 if {entry.name for entry in fields(kind)} == set(own):
                     nodes[group] = OmegaConf.merge(OmegaConf.structured(kind), own)
@@ -97,9 +97,26 @@ def typed(cfg: DictConfig) -> DictConfig:
         raise ValueError(sentence(error)) from error
 
 
+def _complete(cfg: DictConfig) -> DictConfig:
+    """A configuration that was saved, with the keys that older runs lack and what these had instead of them."""
+    nodes: Any = OmegaConf.to_container(cfg, resolve=False)
+    data, model = (nodes.get(group) for group in ("data", "model"))
+    if isinstance(data, dict) and str(data.get("_target_")).startswith("bantam.data."):
+        for key, value in {"channels": 1, "side": 28, "classes": 10}.items():
+            data.setdefault(key, value)
+        if data["_target_"] == "bantam.data.auto":
+            data.setdefault("became", None)
+    for kind in SCHEMAS["model"].values() if isinstance(model, dict) else ():
+        keys = {entry.name for entry in fields(kind)}
+        if keys - FROM_DATA.keys() == model.keys() - FROM_DATA.keys():
+            nodes["model"] = model | {key: FROM_DATA[key] for key in FROM_DATA if key in keys - model.keys()}
+    completed: DictConfig = OmegaConf.create(nodes)
+    return completed
+
+
 def load(folder: Path) -> Saved:
     """Read a run's configuration and overrides. Raises ValueError, with the reason, if it is no run."""
-    config = _read(folder, "config.yaml")
+    config = _complete(_read(folder, "config.yaml"))
     overrides = _read(folder, "overrides.yaml")
     return Saved(folder, config, [str(item) for item in overrides])
 
@@ -175,19 +192,31 @@ def merged(own: Saved, overrides: list[str], config_name: str = "config") -> tup
                 OmegaConf.update(cfg, key, OmegaConf.to_container(composed[key], resolve=False), merge=False)
             elif parsed.is_sweep_override() or parsed.is_delete() or parsed.is_add():
                 raise ValueError(f"{parsed.input_line} is no plain key=value")
-            elif OmegaConf.select(cfg, key, default=MISSING_KEY) is MISSING_KEY:
+            elif not _has(cfg, key):
                 near = nearest(key, [*groups, *(name for name, _ in flat(pinned(own.config)))])
                 meant = f": did you mean {near}?" if near else ""
                 raise ValueError(f"{key} is no key of the run in {own.folder}{meant}")
             else:
                 value: Any = parsed.value()
                 OmegaConf.update(cfg, key, getattr(value, "text", value))
+        for name in FROM_DATA:  # null stands for what the files had
+            if OmegaConf.select(cfg, f"data.{name}") is None and "data" in groups:
+                OmegaConf.update(cfg, f"data.{name}", OmegaConf.select(own.config, f"data.{name}"))
     except (HydraException, OmegaConfBaseException) as error:
         raise suggestion(error) or ValueError(" ".join(str(error).split())) from error
     return cfg, differences(own.config, cfg)
 
 
 MISSING_KEY = object()
+
+
+def _has(cfg: DictConfig, key: str) -> bool:
+    """Whether a configuration has a key, be it one that has no value yet."""
+    if OmegaConf.select(cfg, key, default=MISSING_KEY) is not MISSING_KEY:
+        return True
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    return isinstance(node, DictConfig) and OmegaConf.is_missing(node, name)
 
 
 def differences(old: DictConfig, new: DictConfig) -> list[str]:

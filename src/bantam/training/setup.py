@@ -21,6 +21,7 @@ from bantam.kernels import compiler
 from bantam.kernels.fuse import fuse, is_fused
 from bantam.own import code
 from bantam.schedulers import Schedule
+from bantam.training import saved
 from bantam.training.average import Average
 from bantam.training.build import (
     CannotBeBuilt,
@@ -30,6 +31,7 @@ from bantam.training.build import (
     build_schedule,
     check_logits,
     dry_run_schedule,
+    image_shape,
     settle_layout,
     told,
 )
@@ -86,7 +88,7 @@ class Prepared:
     augmentation: Augmentation
     average: Average | None
     notes: list[str]
-    """What is to be said of the network, a sentence each."""
+    """What is to be said of the images and the network, a sentence each."""
 
     @property
     def parameters(self) -> int:
@@ -129,7 +131,7 @@ class Prepared:
         if self.kernels == "torch":
             return self.result_model
         if self.average:
-            return fuse(self.average.model, budget.IMAGE, self.precision).model or self.result_model
+            return fuse(self.average.model, self.data.shape, self.precision).model or self.result_model
         return self.training_model
 
     @property
@@ -188,8 +190,8 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
     rates = tuple(float(group["lr"]) for group in optimizer.param_groups)
     epoch_rates = dry_run_schedule(cfg, info.choices, schedule, rates)
     images = _load_data(cfg, info)
-    output = check_logits(info.choices, model, len(images.classes))
-    _check_last_batch(cfg, info, model, len(images.train_labels))
+    output = check_logits(info.choices, model, images.shape, len(images.classes))
+    _check_last_batch(cfg, info, model, images)
     prepared = Prepared(
         cfg=cfg,
         info=info,
@@ -206,7 +208,7 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
         epoch_rates=epoch_rates,
         augmentation=augmentation,
         average=Average(model, cfg.ema) if cfg.ema else None,
-        notes=[note for note in (layout, output) if note],
+        notes=[note for note in (images.note, layout, output) if note],
     )
     if cfg.kernels == "native":
         _ = prepared.training_model  # whoever insists on them is told at once where they cannot be had
@@ -234,6 +236,10 @@ def prepare_finished(cfg: DictConfig, info: RunInfo) -> Prepared:
         cfg.precision = result["precision"]
     if cfg.kernels == "auto" and result["kernels"] == "torch":
         cfg.kernels = "torch"  # of others it is left to this machine whether it has a compiler
+    own = saved.load(info.folder).config.data
+    for key in ("mean", "std"):
+        if cfg.data[key] is None:  # a network goes on seeing images as it has seen them in training
+            cfg.data[key] = result.get(key) or own.get(key)
     return _prepare_saved(cfg, info)
 
 
@@ -256,14 +262,15 @@ def _load_data(cfg: DictConfig, info: RunInfo) -> data.Data:
     return images
 
 
-def _check_last_batch(cfg: DictConfig, info: RunInfo, model: nn.Module, count: int) -> None:
+def _check_last_batch(cfg: DictConfig, info: RunInfo, model: nn.Module, images: data.Data) -> None:
     """Refuse batches of one image where the network cannot be trained on one.
 
     Batch norm divides by the deviation of a channel's values: behind a 1×1 map one image has a single value.
     """
+    count = len(images.train_labels)
     if (count % cfg.batch_size or cfg.batch_size) > 1:
         return
-    image = torch.zeros(1, *budget.IMAGE, device=next(model.parameters()).device)
+    image = torch.zeros(1, *images.shape, device=next(model.parameters()).device)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             copy.deepcopy(model).train()(image)
@@ -316,7 +323,7 @@ def _training_model(
     if cfg.kernels == "torch" or not fits:
         return model, "", {}
     try:
-        fused, left, reasons = fuse(model, budget.IMAGE, precision)
+        fused, left, reasons = fuse(model, image_shape(cfg), precision)
     except compiler.Unavailable as error:
         if cfg.kernels == "native":
             raise ValueError(f"kernels is native, but {error}; or use kernels=auto") from error

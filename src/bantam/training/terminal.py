@@ -3,7 +3,7 @@
 torch is imported only where it is there already: an error in what was typed is shown at once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,7 +145,8 @@ def _settings(prepared: "Prepared") -> dict[str, str]:
         "budget": "; ".join([first, f"{epochs} of at most {cfg.budget.epochs}", *others]),
         "target": f"{cfg.target.accuracy:g} % in {last}",
         "data": f"{images.name}: {len(images.train_labels):,} images to train on, "
-        f"{len(images.held_out_labels):,} {split} images scored after every epoch",
+        f"{len(images.held_out_labels):,} {split} images scored after every epoch; "
+        f"{'×'.join(map(str, images.shape))} pixels, {len(images.classes)} classes" + _computed(prepared),
         "steps": f"{steps:,} an epoch, {steps * cfg.epochs:,} in all, {cfg.batch_size} images each",
         **{key: _arguments(prepared, key) for key in ("model", "optimizer", "scheduler", "augmentation")},
         **({"smoothing": f"{cfg.label_smoothing:g} of each label"} if cfg.label_smoothing else {}),
@@ -157,6 +158,16 @@ def _settings(prepared: "Prepared") -> dict[str, str]:
         "seed": str(cfg.seed),
         "folder": "none: dry_run" if cfg.dry_run else short_path(info.folder, info.typed_in),
     }
+
+
+def _computed(prepared: "Prepared") -> str:
+    """What normalisation takes from the training images; empty where it is given."""
+    images, data = prepared.data, prepared.cfg.data
+    computed = {"mean": images.mean, "deviation": images.std}
+    known = zip(computed.items(), (data.mean, data.std), strict=True)
+    return "".join(
+        f", {word} {' '.join(f'{n:.4f}' for n in found)}" for (word, found), key in known if key is None
+    )
 
 
 def _not_in_c(prepared: "Prepared") -> str:
@@ -177,7 +188,9 @@ def _costs(prepared: "Prepared") -> Iterator[str]:
 
 
 def _arguments(prepared: "Prepared", group: str) -> str:
-    values = ((str(name), value) for name, value in prepared.cfg[group].items())
+    values: Iterable[tuple[str, Any]] = ((str(name), value) for name, value in prepared.cfg[group].items())
+    if group == "model":  # what the data say stands there
+        values = ((name, value) for name, value in values if value != prepared.cfg.data.get(name, name))
     given = ", ".join(f"{name} {value}" for name, value in values if not name.startswith("_"))
     return f"{prepared.info.choices.get(group)}: {given}"
 
