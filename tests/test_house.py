@@ -27,7 +27,7 @@ LAYERS = (
     ("bantam.training",),
     ("bantam.kernels",),
     tuple(f"bantam.{name}" for name in ("models", "optimizers", "schedulers", "augmentation", "data")),
-    ("bantam.budget", "bantam.config", "bantam.snapshot"),
+    ("bantam.budget", "bantam.cluster", "bantam.config", "bantam.snapshot"),
     ("bantam.own",),
     ("bantam.ranges", "bantam.overrides", "bantam.activations", "bantam.receptive"),
 )
@@ -57,6 +57,7 @@ def knows_configurations(file: Path) -> bool:
         "ranges.py",
         "config.py",
         "launch.py",
+        "cluster.py",
         "jobs.py",
         "errors.py",
         "overrides.py",
