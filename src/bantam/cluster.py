@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -31,9 +31,9 @@ QUIET = {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0", "RAY_USAGE_STATS_ENABLE
 
 @dataclass
 class Ray:
-    init: dict[str, Any] = field(default_factory=lambda: {"address": None})
+    init: dict[str, Any] = field(default_factory=lambda: {"address": None, "num_cpus": None})
     """Arguments of `ray.init`; without an address a cluster that runs here, else one that is started."""
-    remote: dict[str, Any] = field(default_factory=dict)
+    remote: dict[str, Any] = field(default_factory=lambda: {"num_cpus": None})
     """Arguments of `ray.remote` for every job, such as num_cpus."""
 
 
@@ -76,8 +76,8 @@ class RayLauncher(Launcher):
     def __init__(self, ray: DictConfig) -> None:
         """`ray` has the arguments of `ray.init` and `ray.remote`."""
         self.ray = ray
-        self.address: str | None = None
-        """That of the cluster which a search has found or started for all of its workers."""
+        self.found: dict[str, str] = {}
+        """Variables with which Ray finds the cluster that a search has found or started for all its workers."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what jobs need; Ray starts them in a folder of its own, so theirs are made absolute."""
@@ -96,7 +96,9 @@ class RayLauncher(Launcher):
         import ray
 
         check_size(self.ray, threads)
-        self.address = ray.get_runtime_context().gcs_address
+        self.found = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+        if "RAY_AUTH_MODE" in os.environ:  # Ray sets it where it starts a cluster
+            self.found["RAY_AUTH_MODE"] = os.environ["RAY_AUTH_MODE"]
         machines = {str(node["NodeManagerHostname"]) for node in ray.nodes() if node["Alive"]}
         if not ray._private.worker._global_node.is_head():
             ray.shutdown()  # it would end this process when the cluster is away
@@ -104,7 +106,7 @@ class RayLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run jobs, and wait for them. Raises NoCluster, and JobDied where Ray could not end one of them."""
-        connect(self.ray.init, self.address)
+        connect(self.ray.init, self.found)
         import ray
         from hydra_plugins.hydra_ray_launcher.ray_launcher import RayLauncher as Plain
 
@@ -130,8 +132,8 @@ class RayLauncher(Launcher):
         environment = dict(typed.pop("runtime_env", {}))
         environment["env_vars"] = variables | dict(environment.get("env_vars", {}))
         # A trial whose process died is queued again by the search, which counts how often.
-        retries = {"max_retries": 0} if self.address else {}
-        return {"num_cpus": cpus, **retries, **typed, "runtime_env": environment}
+        retries = {"max_retries": 0} if self.found else {}
+        return {**retries, **typed, "num_cpus": cpus, "runtime_env": environment}
 
 
 def cores(ray: DictConfig, threads: int | None) -> float:
@@ -144,21 +146,20 @@ SHARED = ("namespace", "runtime_env", "logging_level", "log_to_driver")
 """Arguments of `ray.init` that are about what connects; others start a cluster."""
 
 
-def connect(init: DictConfig, address: str | None = None) -> None:
-    """Connect this process to the cluster at an address, or to that of `init`. Raises NoCluster.
+def connect(init: DictConfig, found: Mapping[str, str] | None = None) -> None:
+    """Connect this process to the cluster that was found, or to that of `init`. Raises NoCluster.
 
     Without an address it is the one in RAY_ADDRESS, else one that `ray start` has started on this machine, else a
     new one, which ends with this process.
     """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    os.environ.update({**QUIET, **os.environ, **(found or {})})
     import ray
 
     if ray.is_initialized():
         return
     typed: dict[str, Any] = OmegaConf.to_container(init, resolve=True)  # type: ignore[assignment]
-    if address:
-        typed = {"address": address, **{key: typed[key] for key in SHARED if key in typed}}
+    if found:
+        typed = {key: value for key, value in typed.items() if key in SHARED}
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**{"logging_level": "error", "include_dashboard": False, **typed})

@@ -43,8 +43,8 @@ class Task:
     snapshot: Snapshot
     until: float
     """The time on `time.monotonic` after which no trial is begun; the processes of a machine share that clock."""
-    address: str | None
-    """That of the cluster of Ray on which the jobs run, if they do."""
+    cluster: dict[str, str]
+    """Variables with which Ray finds the cluster that the jobs run on; empty where they do not."""
 
 
 class Interrupt:
@@ -64,7 +64,7 @@ class Interrupt:
 def work(task: Task, context: HydraContext, launcher: Launcher) -> None:
     """Be a worker of the process that has handed on the task; exits with `EXIT_CODE` where this machine cannot."""
     if isinstance(launcher, RayLauncher):
-        launcher.address = task.address
+        launcher.found = task.cluster
     try:
         run_trials(
             Search(task.config, context, launcher, task.space, task.fixed, task.plain, task.choices), task.until
