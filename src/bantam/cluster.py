@@ -166,8 +166,8 @@ def connect(init: DictConfig, found: Mapping[str, str] | None = None) -> None:
     except (ConnectionError, ValueError, RuntimeError, TypeError, ray.exceptions.RayError) as error:
         address = typed.get("address") or "null"
         raise NoCluster(
-            f"{KEY}.init.address={address} gives no cluster ({_first_line(error)}): start one with ray start --head, "
-            "or correct what is typed"
+            f"{KEY}.init.address={address} gives no cluster ({_first_line(error)}): start one with "
+            "ray start --head, or correct what is typed"
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
