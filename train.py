@@ -3,11 +3,12 @@
 import hydra
 from omegaconf import DictConfig
 
-from bantam import config, errors, launch
+from bantam import cluster, config, errors, launch
 from bantam.search import sweeper
 
 config.register()
 sweeper.register()
+cluster.register()
 
 
 @hydra.main(config_path="conf", config_name="config", execution_whitelist=config.WHITELIST)

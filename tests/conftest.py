@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from small_data import few_images
 
-from bantam import config
+from bantam import cluster, config
 from bantam.search import sweeper
 from bantam.training.setup import RunInfo
 
@@ -28,6 +28,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a shell that runs th
 
 config.register()
 sweeper.register()
+cluster.register()
 
 
 @pytest.fixture

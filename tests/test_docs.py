@@ -67,8 +67,9 @@ def test_command_exists(command: str, composed: Composed, options: Callable[[str
 
 def compose(arguments: list[str], composed: Composed) -> None:
     """Compose what a command of train.py trains: every option that it varies, and one value of a range."""
-    if "submitit" in " ".join(arguments):
-        pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    for launcher in ("submitit", "ray"):
+        if f"hydra/launcher={launcher}" in " ".join(arguments):
+            pytest.importorskip(f"hydra_plugins.hydra_{launcher}_launcher")
     if "--config-dir" in arguments:  # of a study, which has an experiment of its own
         at = arguments.index("--config-dir")
         arguments = [word for word in arguments[:at] + arguments[at + 2 :] if not word.startswith("experiment=")]

@@ -27,7 +27,7 @@ LAYERS = (
     ("bantam.training",),
     ("bantam.kernels",),
     tuple(f"bantam.{name}" for name in ("models", "optimizers", "schedulers", "augmentation", "data")),
-    ("bantam.images", "bantam.budget", "bantam.config", "bantam.snapshot"),
+    ("bantam.images", "bantam.budget", "bantam.cluster", "bantam.config", "bantam.snapshot"),
     ("bantam.own", "bantam.options"),
     ("bantam.ranges", "bantam.overrides", "bantam.suggestions", "bantam.activations", "bantam.receptive"),
 )
@@ -58,6 +58,7 @@ def knows_configurations(file: Path) -> bool:
         "config.py",
         "options.py",
         "launch.py",
+        "cluster.py",
         "jobs.py",
         "errors.py",
         "overrides.py",

@@ -21,7 +21,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
-from bantam import errors, jobs, ranges, resolve, snapshot
+from bantam import cluster, errors, jobs, ranges, resolve, snapshot
 from bantam.overrides import command_line, override, resuming
 from bantam.training import saved, terminal
 
@@ -75,8 +75,11 @@ def _multirun_job(cfg: DictConfig, hydra: Any, reporter: Reporter) -> float:
     from bantam.training.setup import RunInfo, prepare
 
     searching = hydra.sweeper._target_ == SWEEPER
-    # What runs jobs side by side, launchers or a search, says how many: -1 stands for one a core.
+    # What runs jobs side by side, launchers or a search, says how many: -1 stands for one a core. Ray's jobs have
+    # cores of their own.
     side_by_side = (hydra.sweeper.n_jobs or -1) if searching else int(hydra.launcher.get("n_jobs", 1))
+    if cluster.is_used(hydra):
+        side_by_side = 1
     info = RunInfo(
         folder=Path(hydra.runtime.output_dir),
         choices=dict(hydra.runtime.choices),
@@ -184,6 +187,11 @@ class Preflight(Callback):
             terminal.summarize(folder)
             with errors.in_one_sentence(folder):
                 raise ending
+        if isinstance(ending, cluster.NoCluster | cluster.JobDied):
+            terminal.summarize(folder)
+            terminal.show_error(ending)
+            terminal.show_stopped(_again(config))
+            raise SystemExit(1)
         with errors.in_one_sentence(folder):
             wanted = len(jobs.split(config)) if config.hydra.sweeper._target_ == BASIC else 0
             good = terminal.summarize(folder, wanted)

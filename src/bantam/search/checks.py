@@ -11,11 +11,11 @@ from optuna.distributions import FloatDistribution
 from optuna.pruners import NopPruner
 from optuna.samplers import CmaEsSampler
 
-from bantam import budget, ranges, resolve
+from bantam import budget, cluster, ranges, resolve
 from bantam.budget import COSTS
 from bantam.data import CannotHoldOut
 from bantam.overrides import command_line, override, written
-from bantam.search import conditions, distributions, pruners, samplers, space
+from bantam.search import conditions, distributions, pruners, samplers, space, storage
 from bantam.search.distributions import key_of
 from bantam.search.space import Search, compose, known_settings, objectives
 from bantam.suggestions import keys, nearest
@@ -41,6 +41,7 @@ def check(search: Search) -> None:
     _check_compositions(search)
     _ = search.prepared
     _check_sampler_and_pruner(search)
+    _check_cluster(search)
     for entry in search.settings.enqueue:
         for key in entry:
             if key not in search.space.keys_searched() and not conditions.has(search.plain, str(key)):
@@ -264,4 +265,17 @@ def _check_sampler_and_pruner(search: Search) -> None:
         raise ValueError(
             f"hydra.sweeper.confirm.top is {top}, but with two objectives no trial is the best: "
             "leave it at 0, and choose from the front with confirm.py --trials"
+        )
+
+
+def _check_cluster(search: Search) -> None:
+    """Find the cluster that trials run on; refuse SQLite where it has several machines."""
+    if not isinstance(search.launcher, cluster.RayLauncher):
+        return
+    machines = search.launcher.begin(search.plain.threads)
+    if len(machines) > 1 and storage.address(search.hydra).startswith("sqlite"):
+        journal = override("hydra.sweeper.storage", f"journal://{search.folder.absolute()}/study.log")
+        raise ValueError(
+            f"{cluster.KEY} has a cluster of {len(machines)} machines, and hydra.sweeper.storage is SQLite, which "
+            f"is not safe on several: give a database, or {journal}"
         )

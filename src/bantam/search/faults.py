@@ -6,6 +6,7 @@ import re
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
+from bantam.cluster import NoCluster
 from bantam.search.storage import first_line
 from bantam.training.build import NoImages
 
@@ -15,8 +16,8 @@ EXIT_CODE = 75
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 """What the disk says: full, over the quota, read-only, broken; too many files; a network folder that is gone."""
 
-KILLED = ("TerminatedWorkerError", "BrokenProcessPool", "UncompletedJobError")
-"""What the launchers of joblib, of Python and of submitit raise where the process of a job was killed."""
+KILLED = ("TerminatedWorkerError", "BrokenProcessPool", "UncompletedJobError", "JobDied")
+"""What the launchers of joblib, of Python, of submitit and of Ray raise where the process of a job was killed."""
 
 
 class MachineFault(Exception):
@@ -27,7 +28,7 @@ def raise_machine_fault(error: Exception) -> None:
     """Raise MachineFault where an error says that the machine cannot train."""
     if isinstance(error, SQLAlchemyError | StorageInternalError):
         raise MachineFault(f"the storage failed ({first_line(error)})") from error
-    if isinstance(error, NoImages):
+    if isinstance(error, NoImages | NoCluster):
         raise MachineFault(str(error)) from error
     if isinstance(error, OSError) and error.errno in ERRORS:
         raise MachineFault(f"{type(error).__name__}: {error}") from error

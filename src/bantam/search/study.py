@@ -15,7 +15,7 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from bantam import budget
+from bantam import budget, cluster
 from bantam.overrides import override, written
 from bantam.search import damage, distributions, pruners, samplers, seeds, storage, trials
 from bantam.search.space import Search, compose, composed, end, known_settings, objectives
@@ -176,7 +176,8 @@ def _ending(search: Search, study: Study, number: int, folder: Path, costs: Mapp
     found = trials.ending(folder, *search.second_objective(costs))
     result, definition = files.read_result(folder), study.user_attrs.get("definition", {})
     had = {f"{key}{RESOLVED}": result.get(key) for key in ("device", "precision") if key not in search.space}
-    if str(search.hydra.launcher.get("_target_", "")).endswith("SlurmLauncher"):  # its machines may be others
+    launcher = str(search.hydra.launcher.get("_target_", ""))
+    if launcher.endswith("SlurmLauncher") or launcher == cluster.TARGET:  # its machines may be others
         had = {}
     if result.get("data_checksum") and result.get("split") == "validation":
         had[IMAGES] = _named(result["data"], result["data_checksum"])

@@ -163,7 +163,8 @@ def _looks(search: Search, study: Study, workers: dict[int, BaseProcess], starte
     """Keep the workers at work and yield the trials at every look, until the search is done."""
     until = started + (search.settings.timeout or math.inf)
     options = snapshot.take(search.context.config_loader)
-    task = Task(search.config, search.space, search.fixed, search.plain, search.choices, options, until)
+    found = getattr(search.launcher, "found", {})
+    task = Task(search.config, search.space, search.fixed, search.plain, search.choices, options, until, found)
     silence = Silence(search.settings.heartbeat)
     listed = trials.read(study)
     before = trials.ended(listed)

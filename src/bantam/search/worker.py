@@ -17,6 +17,7 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
 from bantam import budget
+from bantam.cluster import RayLauncher
 from bantam.search import distributions, outcome, processes, samplers, seeds, space, trials
 from bantam.search.conditions import Space
 from bantam.search.faults import EXIT_CODE, MachineFault, killed, raise_machine_fault
@@ -42,6 +43,8 @@ class Task:
     snapshot: Snapshot
     until: float
     """The time on `time.monotonic` after which no trial is begun; the processes of a machine share that clock."""
+    cluster: dict[str, str]
+    """Variables with which Ray finds the cluster that the jobs run on; empty where they do not."""
 
 
 class Interrupt:
@@ -60,6 +63,8 @@ class Interrupt:
 
 def work(task: Task, context: HydraContext, launcher: Launcher) -> None:
     """Be a worker of the process that has handed on the task; exits with `EXIT_CODE` where this machine cannot."""
+    if isinstance(launcher, RayLauncher):
+        launcher.found = task.cluster
     try:
         run_trials(
             Search(task.config, context, launcher, task.space, task.fixed, task.plain, task.choices), task.until
