@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from bantam.overrides import resuming
+from bantam.training import status
 
 if TYPE_CHECKING:
     from bantam.budget import Layer
@@ -88,15 +89,26 @@ def describe(prepared: "Prepared") -> None:
     settings = Table.grid(padding=(0, 2))
     settings.add_column(style="bold")
     settings.add_column()
-    for key, text in _settings(prepared).items():
+    with status.Line(_write, "compiling the blocks of the network"):
+        rows = _settings(prepared)
+    for key, text in rows.items():
         settings.add_row(key, escape(text))
     console.print("", settings, "")
     for note in prepared.notes:
-        console.print(f"[bold yellow]Note:[/] {escape(note)}\n", soft_wrap=True)
+        show_note(f"{note}\n")
     if prepared.left_to_pytorch:
         falls_back = " falls back to PyTorch" * (prepared.kernels == "torch")
         text = f"kernels={prepared.cfg.kernels}{falls_back}: {prepared.left_to_pytorch}"
         console.print(f"[bold yellow]Warning:[/] {escape(text)}\n", soft_wrap=True)
+
+
+def show_note(sentence: str) -> None:
+    """Say what a user may want to know; nothing is wrong."""
+    console.print(f"[bold yellow]Note:[/] {escape(sentence)}", soft_wrap=True)
+
+
+def _write(line: str) -> None:
+    console.print(escape(line), soft_wrap=True)
 
 
 def show_instead(images: "Data") -> None:
@@ -122,7 +134,9 @@ def _settings(prepared: "Prepared") -> dict[str, str]:
     )
     epochs = f"{cfg.epochs} epoch{'s' * (cfg.epochs > 1)}"
     split = "held-out" if images.not_judged and images.split == "test" else images.split
-    threads = f"{prepared.threads} thread{'s' * (prepared.threads > 1)}"
+    threads = f"{prepared.threads} thread{'s' * (prepared.threads > 1)}" + f" ({prepared.busy})" * bool(
+        prepared.busy
+    )
     precision = str(prepared.precision).removeprefix("torch.")
     first, *others = _costs(prepared)
     return {
@@ -168,8 +182,16 @@ def _arguments(prepared: "Prepared", group: str) -> str:
 
 @contextmanager
 def progress(prepared: "Prepared", done: int) -> Iterator[Callable[[int, int, float], None]]:
-    """Show a bar, which begins after `done` epochs; yields what moves it: epoch, images so far in it, loss."""
+    """Show a bar, or lines where nobody sees one, which begin after `done` epochs.
+
+    Yields what moves it: epoch, images so far in it, loss.
+    """
     info, epochs, count = prepared.info, prepared.cfg.epochs, len(prepared.data.train_labels)
+    # Bars of jobs side by side would overwrite each other.
+    if not console.is_terminal or info.side_by_side != 1:
+        with _lines(info, epochs, count, done) as show:
+            yield show
+        return
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -177,17 +199,32 @@ def progress(prepared: "Prepared", done: int) -> Iterator[Callable[[int, int, fl
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        # Bars of jobs side by side would overwrite each other: there every epoch's line has to do.
-        disable=not console.is_terminal or info.side_by_side != 1,
     )
 
-    def show(epoch: int, images: int, loss: float) -> None:
+    def show_bar(epoch: int, images: int, loss: float) -> None:
         bar.update(task, completed=(epoch - 1) * count + images)
         now = f"{bar.tasks[task].speed or 0:,.0f} images/s   loss {loss:.4f}   left"
         bar.update(task, now=now, description=f"{info.title} epoch {epoch:>2}/{epochs}")
 
     with bar:
         task = bar.add_task(info.title, total=epochs * count, completed=done * count, now="starting")
+        yield show_bar
+
+
+@contextmanager
+def _lines(info: "RunInfo", epochs: int, count: int, done: int) -> Iterator[Callable[[int, int, float], None]]:
+    """As `progress`, where there is no bar."""
+    last = done  # the epoch that has a line
+    in_place = status.in_notebook() if console.is_jupyter and info.side_by_side == 1 else None
+
+    def show(epoch: int, images: int, loss: float) -> None:
+        nonlocal last
+        if epoch > last + 1:
+            last = epoch - 1
+            line.was_written()
+        line.update(f"{info.title} epoch {epoch:>2}/{epochs}   {images:,} of {count:,} images   loss {loss:.4f}")
+
+    with status.Line(_write, f"{info.title} epoch {done + 1:>2}/{epochs}   starting", in_place) as line:
         yield show
 
 
