@@ -1,6 +1,7 @@
 """What every command does alike: mistakes in one sentence, exit codes, signals, output that any terminal takes."""
 
 import dis
+import functools
 import os
 import re
 import secrets
@@ -8,12 +9,13 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from hydra._internal import utils
 from hydra.errors import HydraException, MissingConfigException
@@ -22,6 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bantam.overrides import resuming
 from bantam.training import terminal
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
 class Terminated(KeyboardInterrupt):
@@ -35,9 +40,28 @@ def begin() -> None:
     fit_output()
     utils.run_and_report = _run_and_report
     _refuse_undecodable()
+    _end_with_parent()
     main = threading.current_thread() is threading.main_thread()
     if main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
+
+
+PARENT = "BANTAM_PARENT"
+"""The variable with the number of the process that has started this command and shows what it prints."""
+
+
+def _end_with_parent() -> None:
+    """Be terminated when the process is gone that has started this command, such as the kernel of a notebook."""
+    parent = os.environ.pop(PARENT, None)
+    if parent is None or os.name != "posix":
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _refuse_undecodable() -> None:
@@ -113,6 +137,39 @@ def is_meant_for_users(error: BaseException) -> bool:
     code, module = last.tb_frame.f_code, last.tb_frame.f_globals.get("__name__", "")
     by_raise = dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
     return by_raise and (module == "__main__" or module.partition(".")[0] == "bantam")
+
+
+def told_shortly(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """For code: what goes wrong is a ValueError with one sentence where that says it all, and else as it is.
+
+    A run or a search that was stopped raises KeyboardInterrupt.
+    """
+
+    @functools.wraps(function)
+    def told(*positional: Given.args, **named: Given.kwargs) -> Result:
+        try:
+            return function(*positional, **named)
+        except SystemExit as end:
+            if stopped_by(end) is None:
+                raise
+            stopped: BaseException = KeyboardInterrupt()
+        except Exception as error:
+            if not (about := about_option_file(error)) and not is_meant_for_users(error):
+                raise
+            terminal.show_layers(error)
+            stopped = ValueError(_in_one_line(about or error))
+        raise stopped  # here, so that the traceback has no more than this line
+
+    return told
+
+
+def _in_one_line(error: Exception) -> str:
+    """What an error says, without Hydra's list of folders, and for an unknown key with the one that is near."""
+    text = " ".join(str(error).split()).partition(" Config search path: ")[0]
+    cause = error.__cause__
+    if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
+        text = f"{text.partition('. To append')[0]}: {str(cause).splitlines()[0]}"
+    return text
 
 
 class OptionFileError(ValueError):

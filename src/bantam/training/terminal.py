@@ -35,9 +35,14 @@ def show_error(error: Exception) -> None:
     """Print what is wrong in one sentence, above the layer table where the error carries one."""
     errors = Console(stderr=True, highlight=False)
     errors.print(f"[bold red]Error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True)
+    show_layers(error, errors)
+
+
+def show_layers(error: Exception, where: Console = console) -> None:
+    """Print the layer table that an error carries, if it does."""
     layers = getattr(error, "layers", None)
     if layers:
-        errors.print("", layer_table(layers))
+        where.print("", layer_table(layers))
 
 
 def short_path(path: Path, typed_in: Path | None = None) -> str:
@@ -284,9 +289,7 @@ def show_refusal(info: "RunInfo", error: Exception) -> None:
         f"[bold red]job {info.job}, {info.name}: refused[/]: {escape(' '.join(str(error).split()))}",
         soft_wrap=True,
     )
-    layers = getattr(error, "layers", None)
-    if layers:
-        console.print(layer_table(layers))
+    show_layers(error)
 
 
 def show_skipped(info: "RunInfo", result: dict[str, Any]) -> None:
