@@ -54,7 +54,6 @@ def search(*words: str, config_dir: str | os.PathLike[str] | None = None, **sett
     try:
         config.register()
         sweeper.register()
-        words = (*words, *(overrides.override(f"hydra.sweeper.{key}", value) for key, value in settings.items()))
         place = Path(config_dir).absolute() if config_dir is not None else None
         composed = launch.compose(_readable(words), place, RunMode.MULTIRUN)
         if composed.hydra.sweeper._target_ != launch.SWEEPER:
@@ -62,6 +61,8 @@ def search(*words: str, config_dir: str | os.PathLike[str] | None = None, **sett
                 "bantam.search needs to know what it searches: give it hparams_search=optuna, or "
                 "hydra/sweeper=bantam with ranges, as in optimizer.lr=interval(0.01,0.1)"
             )
+        words = (*words, *(overrides.override(f"hydra.sweeper.{key}", value) for key, value in settings.items()))
+        composed = launch.compose(words, place, RunMode.MULTIRUN)
         here = [overrides.override(key, value) for key, value in _of_now(composed).items()]
         own = ["--config-dir", str(place)] if place else []
         _run([str(resolve.project() / "train.py"), "-m", *own, *words, *here])
