@@ -179,7 +179,7 @@ def test_a_fault_of_ours_keeps_its_traceback(few: Few, monkeypatch: pytest.Monke
         (("hparams_search=optuna",), r"hparams_search=optuna searches with bantam.search\(…\)"),
         (("model=mine.py:Net",), "mine.py is no file of Python: it does not exist"),
         (("-m",), "."),
-        ((16,), "16 is no text: overrides are given as in"),
+        ((16,), "16 is no text: give overrides as in"),
         (("resume=nowhere",), "nowhere is no run folder: it does not exist"),
         (("data=mnist", "data.root=nowhere/MNIST"), "."),
     ],

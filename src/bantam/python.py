@@ -93,9 +93,7 @@ def _refuse_other_than_overrides(words: Sequence[object]) -> None:
     """Raise ValueError for what is no override of a single run."""
     for word in words:
         if not isinstance(word, str):
-            raise ValueError(
-                f'{word!r} is no text: overrides are given as in bantam.train("model=v2", "epochs=1")'
-            )
+            raise ValueError(f'{word!r} is no text: give overrides as in bantam.train("model=v2", "epochs=1")')
     for parsed in OverridesParser.create().parse_overrides(list(words)):  # type: ignore[arg-type]
         if parsed.is_sweep_override():
             raise ValueError(f"{parsed.input_line} stands for several runs: call bantam.train once for each")

@@ -75,9 +75,7 @@ def search(*words: str, config_dir: str | os.PathLike[str] | None = None, **sett
 def _readable(words: Sequence[object]) -> list[str]:
     for word in words:
         if not isinstance(word, str):
-            raise ValueError(
-                f'{word!r} is no text: overrides are given as in bantam.search("hparams_search=optuna")'
-            )
+            raise ValueError(f'{word!r} is no text: give overrides as in bantam.search("hparams_search=optuna")')
     return [str(word) for word in words]
 
 
@@ -101,7 +99,7 @@ def _run(command: Sequence[str]) -> None:
     # In a terminal the command shows its own live table.
     piped = None if terminal.console.is_terminal else subprocess.PIPE
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, *command],
             stdin=subprocess.DEVNULL,
             stdout=piped,
@@ -110,13 +108,12 @@ def _run(command: Sequence[str]) -> None:
             encoding="utf-8",
             errors="replace",
             start_new_session=True,  # an interrupt reaches it once, from here
-        )
-        try:
-            code = _follow(process)
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+        ) as process:
+            try:
+                code = _follow(process)
+            finally:
+                if process.poll() is None:
+                    process.kill()
         stderr.seek(0)
         _judge(code, stderr)
 
