@@ -97,6 +97,16 @@ def test_a_run_has_history_verdict_and_network(few: Few, capsys: pytest.CaptureF
     assert network.classes == images.classes
 
 
+def test_drawing_leaves_matplotlib_as_it_is(few: Few) -> None:
+    import matplotlib
+
+    before = matplotlib.rcParams._get_backend_or_none()  # type: ignore[attr-defined]
+    words = [word for word in few if not word.startswith("pictures=")]
+    run = package.train(*words)
+    assert (run.folder / "mistakes.png").exists()
+    assert matplotlib.rcParams._get_backend_or_none() == before  # type: ignore[attr-defined]
+
+
 def test_a_second_configuration_follows_in_the_same_process(few: Few) -> None:
     first = package.train(*few)
     second = package.train(*few, "model=v1", "optimizer.lr=0.01")

@@ -126,7 +126,10 @@ def test_what_a_search_says_went_wrong_is_raised(code: str, error: type[BaseExce
         errors.told_shortly(python._run)(["-c", code])
 
 
-def test_what_is_printed_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_printed_is_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    python._run(["-c", "from rich.console import Console; print(Console().is_terminal)"])
+    assert capsys.readouterr() == ("False\n", "")
     python._run(["-c", "import sys; print('trial 0: 99 ×'); print('a warning', file=sys.stderr)"])
     assert capsys.readouterr() == ("trial 0: 99 ×\n", "a warning\n")
 

@@ -46,7 +46,7 @@ def test_a_line_in_place_changes_twice_a_second_and_is_empty_at_the_end() -> Non
         for tenths in range(11):
             clock.now = tenths / 10
             line.update(f"{tenths}")
-    assert shown == ["5", "10", ""]
+    assert shown == ["starting", "5", "10", ""]
 
 
 def test_nobody_who_reads_on_is_no_error() -> None:

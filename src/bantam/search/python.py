@@ -17,7 +17,6 @@ from optuna.storages import BaseStorage
 
 from bantam import config, errors, launch, overrides, resolve
 from bantam.search import outcome, storage, sweeper, trials
-from bantam.training import terminal
 from bantam.training.finished import Run
 
 
@@ -96,8 +95,11 @@ def _run(command: Sequence[str]) -> None:
     folder = str(resolve.project() / "src")
     path = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, errors.PARENT: str(os.getpid())}
-    # In a terminal the command shows its own live table.
-    piped = None if terminal.console.is_terminal else subprocess.PIPE
+    piped = None  # in a terminal the command shows its own live table
+    if not sys.stdout.isatty():
+        piped = subprocess.PIPE
+        environment["TTY_COMPATIBLE"] = "0"  # a notebook says to its processes that it has colours
+        environment.pop("FORCE_COLOR", None)
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
         with subprocess.Popen(
             [sys.executable, *command],

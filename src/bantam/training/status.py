@@ -58,6 +58,8 @@ class Line:
 
     def __enter__(self) -> "Line":
         """Begin to look at the clock."""
+        if self._in_place:
+            self._in_place(self.text)
         self._thread.start()
         return self
 
