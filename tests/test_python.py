@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
+import pages
 import pytest
 import torch
 from commands import PROJECT, Bantam
 from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from PIL import Image
 
 import bantam as package
-from bantam import data, overrides, python, resolve
+from bantam import data, launch, overrides, python, resolve
 from bantam.training import predict, terminal
 from bantam.training.folder import write_result
 
@@ -186,7 +189,7 @@ def test_a_fault_of_ours_keeps_its_traceback(few: Few, monkeypatch: pytest.Monke
         (("model.width=17",), "model=v2 has 10,897 parameters, 898 over the 9,999"),
         (("epochs=16",), "epochs is 16, 1 over budget.epochs=15"),
         (("model.width=4,5",), "model.width=4,5 stands for several runs: call bantam.train once for each"),
-        (("hparams_search=optuna",), r"hparams_search=optuna searches with bantam.search\(…\)"),
+        (("hparams_search=optuna",), r"hparams_search=optuna searches only with bantam.search\(…\)"),
         (("model=mine.py:Net",), "mine.py is no file of Python: it does not exist"),
         (("-m",), "."),
         ((16,), "16 is no text: give overrides as in"),
@@ -240,6 +243,37 @@ def test_what_was_installed_without_its_options_says_so(monkeypatch: pytest.Monk
     monkeypatch.setattr(resolve, "__file__", str(tmp_path / "site-packages" / "bantam" / "resolve.py"))
     with pytest.raises(ValueError, match="conf/, are not in .*: install Bantam from its folder"):
         package.train()
+
+
+def test_the_page_about_python_works(
+    finished_run: Path, finished_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lines run as they are, but for what takes long: that is composed, and something finished is returned."""
+    from bantam.search import sweeper
+    from bantam.search.python import Study
+    from bantam.training.finished import Run
+
+    monkeypatch.chdir(shutil.copytree(finished_study.parents[1], tmp_path / "searched"))
+    shutil.copytree(finished_run, "outputs/2026-11-24/23-07-57")
+    database = optuna.storages.RDBStorage("sqlite:///multirun/optuna/study.db")
+    sweeper.register()
+
+    def train(*words: str) -> Run:
+        launch.compose(words, None, RunMode.RUN)
+        return Run(finished_run)
+
+    def search(*words: str, **settings: Any) -> Study:
+        launch.compose([*words, *(f"hydra.sweeper.{k}={v}" for k, v in settings.items())], None, RunMode.MULTIRUN)
+        return Study("optuna", database, Path("multirun/optuna").absolute())
+
+    monkeypatch.setattr(package, "train", train)
+    monkeypatch.setattr(package, "search", search)
+    names: dict[str, Any] = {"images": np.zeros((3, 28, 28), np.uint8)}
+    lines = [block for language, block in pages.blocks(PROJECT / "docs" / "python.md") if language == "python"]
+    exec("\n".join(lines), names)
+    assert names["study"].best_value == names["study"].best.objective
+    assert len(names["found"].classes) == 3
+    database.engine.dispose()
 
 
 def test_an_older_run_is_loaded() -> None:

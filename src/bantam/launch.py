@@ -131,8 +131,9 @@ def prepare_typed(config: DictConfig, folder: Path) -> "Prepared":
         hydra = cfg.pop("hydra")
     searches = hydra.runtime.choices.get("hparams_search")
     if searches not in (None, "null"):
-        how = "only with -m: python train.py -m …" if from_python.get() is None else "with bantam.search(…)"
-        raise ValueError(f"hparams_search={searches} searches {how}")
+        if from_python.get() is not None:
+            raise ValueError(f"hparams_search={searches} searches only with bantam.search(…)")
+        raise ValueError(f"hparams_search={searches} searches only with -m: python train.py -m …")
     ranges.validate(cfg)
     if cfg.dry_run:
         resolve.keep_no_downloads()
