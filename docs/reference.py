@@ -163,17 +163,17 @@ def group(name: str) -> list[str]:
         values = OmegaConf.to_container(node, resolve=False)
         by_schema.setdefault(OmegaConf.get_type(node), {})[path.stem] = values
         lines.append(f"- `{name}={path.stem}` builds `{node._target_}`. {comment(path)}".rstrip())
-    for schema, options in by_schema.items():
+    for schema, names in by_schema.items():
         if len(by_schema) > 1:
-            lines += ["", f"Keys of {', '.join(f'`{option}`' for option in options)}:"]
-        lines += table(row(f"{name}.", schema, key, default(options, key.name)) for key in keys(schema))
+            lines += ["", f"Keys of {', '.join(f'`{option}`' for option in names)}:"]
+        lines += table(row(f"{name}.", schema, key, default(names, key.name)) for key in keys(schema))
     return lines
 
 
-def default(options: dict[str, Any], key: str) -> str:
+def default(values_of: dict[str, Any], key: str) -> str:
     """The default of a key, and of which options it is where they differ."""
     found: dict[str, list[str]] = {}
-    for option, values in options.items():
+    for option, values in values_of.items():
         found.setdefault(value(values[key]), []).append(option)
     return "; ".join(text if len(found) == 1 else f"{text} ({', '.join(names)})" for text, names in found.items())
 

@@ -18,7 +18,8 @@ FILES = [*sorted(SOURCE.rglob("*.py")), *SCRIPTS]
 OPTIONS = sorted(path for path in (PROJECT / "conf").rglob("*.yaml") if path.parent != PROJECT / "conf")
 
 LAYERS = (
-    ("train", "evaluate", "confirm", "report", "table", "bantam"),  # entry points; `bantam` is for notebooks
+    ("train", "evaluate", "predict", "confirm", "report", "table", "bantam"),  # entry points
+    ("bantam.python",),  # the entry point for code
     ("bantam.search",),
     ("bantam.launch",),
     ("bantam.jobs",),
@@ -48,7 +49,13 @@ EXCEPTIONS: dict[str, set[str]] = {}
 """What does not keep a rule yet, by rule: it must become empty, and whoever mends one takes its line out."""
 
 
-TRAINING = ("training/build.py", "training/costs.py", "training/setup.py", "training/saved.py")
+TRAINING = (
+    "training/finished.py",
+    "training/build.py",
+    "training/costs.py",
+    "training/setup.py",
+    "training/saved.py",
+)
 """Files of the training that read configurations."""
 
 
@@ -61,6 +68,7 @@ def knows_configurations(file: Path) -> bool:
         "cluster.py",
         "jobs.py",
         "errors.py",
+        "python.py",
         "overrides.py",
         "resolve.py",
         "snapshot.py",

@@ -76,7 +76,7 @@ class Config:
     precision: Literal["auto", "float32", "bfloat16"] = MISSING
     """auto: bfloat16 where the device computes it natively, else float32."""
     threads: int | None = ranged(least=1)
-    """null: all cores, divided among the jobs that run side by side."""
+    """null: the cores that are free when the run begins; jobs side by side divide all of them."""
     channels_last: bool = MISSING
     """Memory layout B×H×W×C, the faster one for convolutions; false for B×C×H×W."""
     kernels: Literal["auto", "native", "torch"] = MISSING

@@ -1,6 +1,7 @@
 """What every command does alike: mistakes in one sentence, exit codes, signals, output that any terminal takes."""
 
 import dis
+import functools
 import os
 import re
 import secrets
@@ -8,12 +9,13 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from hydra._internal import utils
 from hydra.errors import HydraException, MissingConfigException
@@ -23,6 +25,9 @@ from omegaconf.errors import OmegaConfBaseException
 from bantam.overrides import resuming
 from bantam.suggestions import suggestion
 from bantam.training import terminal
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
 class Terminated(KeyboardInterrupt):
@@ -36,9 +41,28 @@ def begin() -> None:
     fit_output()
     utils.run_and_report = _run_and_report
     _refuse_undecodable()
+    _end_with_parent()
     main = threading.current_thread() is threading.main_thread()
     if main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
+
+
+PARENT = "BANTAM_PARENT"
+"""The variable with the number of the process that has started this command and shows what it prints."""
+
+
+def _end_with_parent() -> None:
+    """Be terminated when the process is gone that has started this command, such as the kernel of a notebook."""
+    parent = os.environ.pop(PARENT, None)
+    if parent is None or os.name != "posix":
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _refuse_undecodable() -> None:
@@ -119,6 +143,30 @@ def is_meant_for_users(error: BaseException) -> bool:
 def in_our_words(error: Exception) -> ValueError | None:
     """One sentence for what Hydra says in many lines: a damaged option file, an unknown option or key."""
     return about_option_file(error) or suggestion(error)
+
+
+def told_shortly(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """For code: what goes wrong is a ValueError with one sentence where that says it all, and else as it is.
+
+    A run or a search that was stopped raises KeyboardInterrupt.
+    """
+
+    @functools.wraps(function)
+    def told(*positional: Given.args, **named: Given.kwargs) -> Result:
+        try:
+            return function(*positional, **named)
+        except SystemExit as end:
+            if stopped_by(end) is None:
+                raise
+            stopped: BaseException = KeyboardInterrupt()
+        except Exception as error:
+            if not (about := in_our_words(error)) and not is_meant_for_users(error):
+                raise
+            terminal.show_layers(error)
+            stopped = ValueError(" ".join(str(about or error).split()))
+        raise stopped  # here, so that the traceback has no more than this line
+
+    return told
 
 
 class OptionFileError(ValueError):

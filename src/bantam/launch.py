@@ -10,11 +10,12 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra import initialize_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
@@ -22,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
 from bantam import cluster, errors, jobs, ranges, resolve, snapshot
-from bantam.overrides import command_line, override, resuming
+from bantam.overrides import command_line, from_python, override, resuming
 from bantam.training import saved, terminal
 
 if TYPE_CHECKING:
@@ -117,6 +118,32 @@ def _multirun_job(cfg: DictConfig, hydra: Any, reporter: Reporter) -> float:
     return FAILED
 
 
+def folder_of(config: DictConfig) -> Path:
+    """Where a single run is to be, or is to go on."""
+    return Path(config.get("resume") or config.hydra.run.dir)
+
+
+def prepare_typed(config: DictConfig, folder: Path) -> "Prepared":
+    """Check and build the single run that a composed configuration asks for; nothing is written.
+
+    The configuration has Hydra's part too. With `resume` it is the interrupted run in the folder. Raises
+    ValueError as `training.setup.prepare` does.
+    """
+    cfg = deepcopy(config)
+    with read_write(cfg), open_dict(cfg):
+        hydra = cfg.pop("hydra")
+    searches = hydra.runtime.choices.get("hparams_search")
+    if searches not in (None, "null"):
+        if from_python.get() is not None:
+            raise ValueError(f"hparams_search={searches} searches only with bantam.search(…)")
+        raise ValueError(f"hparams_search={searches} searches only with -m: python train.py -m …")
+    resolve.settle(cfg, Path(hydra.runtime.cwd))
+    ranges.validate(cfg)
+    if cfg.dry_run:
+        resolve.keep_no_downloads()
+    return _prepare_resumed(cfg, hydra) if cfg.resume is not None else _prepare_single(cfg, folder, hydra)
+
+
 class Preflight(Callback):
     """Checks and builds a single run before Hydra makes its folder, and sums a multirun up."""
 
@@ -125,26 +152,19 @@ class Preflight(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse with one sentence and exit code 1, show a dry run, or continue an interrupted run."""
-        cfg = deepcopy(config)
-        with read_write(cfg), open_dict(cfg):
-            hydra = cfg.pop("hydra")
         with errors.in_one_sentence():
-            folder = Path(cfg.get("resume") or config.hydra.run.dir)
+            folder = folder_of(config)
         with errors.in_one_sentence(folder):
-            searches = hydra.runtime.choices.get("hparams_search")
-            if searches not in (None, "null"):
-                raise ValueError(f"hparams_search={searches} searches only with -m: python train.py -m …")
-            resolve.settle(cfg, Path(hydra.runtime.cwd))
-            ranges.validate(cfg)
-            if cfg.dry_run:
-                resolve.keep_no_downloads()
-            if cfg.resume is not None:
-                raise SystemExit(_resume(cfg, hydra))
-            prepared = _prepare_single(cfg, folder, hydra)
-            if cfg.dry_run:
+            prepared = prepare_typed(config, folder)
+            if config.dry_run:
                 terminal.describe(prepared)
                 raise SystemExit(0)
-            _make(folder, "hydra.run.dir")
+            if config.resume is not None:
+                from bantam.training.run import run
+
+                objective = run(prepared)
+                raise SystemExit(0 if objective == objective else 1)
+            make(folder, "hydra.run.dir")
         Preflight.prepared = prepared
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -166,7 +186,7 @@ class Preflight(Callback):
                 raise SystemExit(jobs.show(config, composed))
             if basic:
                 jobs.refuse_others(config, composed)
-                _make(folder, "hydra.sweep.dir")
+                make(folder, "hydra.sweep.dir")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Show every job's verdict and write the report; exit code 1 where one was refused, diverged or failed."""
@@ -232,7 +252,7 @@ def _refuse_unwritable(folder: Path, key: str) -> None:
         )
 
 
-def _make(folder: Path, key: str) -> None:
+def make(folder: Path, key: str) -> None:
     """Make the folder, with room for what Hydra writes there before anything of ours can say what is wrong."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -246,8 +266,8 @@ ROOM = 2**16
 """Bytes: more than the configuration of a run."""
 
 
-def _resume(cfg: DictConfig, hydra: DictConfig) -> int:
-    """Continue the run in `cfg.resume` with its own settings; returns the exit code."""
+def _prepare_resumed(cfg: DictConfig, hydra: DictConfig) -> "Prepared":
+    """Prepare the run in `cfg.resume` to go on with its own settings."""
     folder = Path(cfg.resume)
     own = saved.load(folder)
     checked = own.checked
@@ -260,15 +280,25 @@ def _resume(cfg: DictConfig, hydra: DictConfig) -> int:
             f"{key} is {now} here, but the run in {folder} has {old}: "
             f"a run is resumed with its own settings; leave {command_line(given)} out"
         )
-    from bantam.training.run import run
     from bantam.training.setup import RunInfo, prepare_resumed
 
-    prepared = prepare_resumed(checked, RunInfo(folder, dict(own.choices), 1, None))
-    if cfg.dry_run:
-        terminal.describe(prepared)
-        return 0
-    objective = run(prepared)
-    return 0 if objective == objective else 1
+    return prepare_resumed(checked, RunInfo(folder, dict(own.choices), 1, None))
+
+
+def compose(overrides: Sequence[str], config_dir: Path | None, mode: RunMode) -> DictConfig:
+    """The configuration that a command line of train.py composes, Hydra's included, from code and in any process.
+
+    `config_dir` is as --config-dir. Raises ValueError and what Hydra raises.
+    """
+    folders = [resolve.project() / "conf", *([config_dir.absolute()] if config_dir else [])]
+    if not folders[-1].is_dir():
+        raise ValueError(
+            f"config_dir={config_dir} is no folder: give one with options, such as {config_dir}/model/mine.yaml"
+        )
+    with initialize_config_search_path([f"file://{folder}" for folder in folders], job_name="train"):
+        hydra: Any = GlobalHydra.instance().hydra
+        composed: DictConfig = hydra.compose_config("config", list(overrides), mode, from_shell=False)
+        return composed
 
 
 LAUNCHER = "BANTAM_LAUNCHER"

@@ -2,13 +2,25 @@
 
 import re
 import shlex
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
 PLAIN = re.compile(r"[\w./:@%+-]+", re.ASCII)
 """Text that Hydra's grammar takes as it is, in any place."""
+
+
+from_python: ContextVar[Sequence[str] | None] = ContextVar("from_python", default=None)
+"""The overrides that code has given, in a notebook for example; None where they are of a command line."""
+
+
+def typed() -> Sequence[str]:
+    """The overrides that were typed, as a command line or in code."""
+    given = from_python.get()
+    return sys.argv[1:] if given is None else given
 
 
 def override(key: str, value: Any) -> str:
@@ -51,5 +63,7 @@ def command_line(words: Iterable[object]) -> str:
 
 
 def resuming(folder: object) -> str:
-    """The command that continues a run."""
+    """What continues a run: a command or, where code has begun it, a call."""
+    if from_python.get() is not None:
+        return f"bantam.train({override('resume', folder)!r})"
     return command_line(["python", "train.py", override("resume", folder)])

@@ -92,11 +92,28 @@ def settle_as(cfg: DictConfig, own: DictConfig, typed_in: Path) -> None:
         )
 
 
+def project() -> Path:
+    """The folder with `conf/` and `train.py`. Raises ValueError where the code was installed without them."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / "conf" / "config.yaml").is_file():
+        raise ValueError(
+            f"Bantam's options, conf/, are not in {folder}: install Bantam from its folder with pip install -e ."
+        )
+    return folder
+
+
 def keep_no_downloads() -> None:
     """Have a dry run create nothing: what it downloads is gone when it ends."""
     from bantam.images import downloads  # loads PyTorch
 
     downloads.keep_downloads = False
+
+
+def forget() -> None:
+    """Have files of images read anew, and a server asked anew, as another command would."""
+    from bantam.images import downloads  # loads PyTorch
+
+    downloads.forget()
 
 
 def decide_data(cfg: DictConfig) -> bool:

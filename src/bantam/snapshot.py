@@ -3,7 +3,6 @@
 import builtins
 import io
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 
+from bantam import overrides
 from bantam.own import source
 from bantam.own.source import OwnNetworks
 
@@ -28,7 +28,7 @@ class Snapshot(ConfigRepository):
     def __init__(self, search_path: ConfigSearchPath) -> None:
         """Read the folders of a search path; those of `hydra.searchpath` are read when they are first used."""
         self.folders = Folders()
-        self.networks = source.typed(sys.argv[1:])
+        self.networks = source.typed(overrides.typed())
         super().__init__(search_path)
 
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:

@@ -310,7 +310,7 @@ def test_the_live_table_says_which_seed_is_trained(searching: Callable[..., Sear
     trial.suggest_float("optimizer.lr", 0.01, 0.1)
 
     def shown() -> list[str]:
-        table = terminal.progress(wanted, study.trials, 1.0, 1).renderables[0]
+        table = terminal.progress(wanted, study.trials, "").renderables[0]
         return [list(column.cells)[-1] for column in table.columns[2:]]  # type: ignore[union-attr]
 
     trial.report(91.0, 1)

@@ -88,6 +88,16 @@ failures: dict[tuple[str, str], str] = {}
 """Why this process could not download a dataset to a root."""
 
 
+def forget() -> None:
+    """Have files read anew, and a server asked anew, as another command would."""
+    global keep_downloads
+    keep_downloads = True
+    for known in (_temporary, failures):
+        known.clear()
+    for cached in (download, read):
+        cached.cache_clear()
+
+
 def absent(dataset: str, root: str, reason: str) -> str:
     """The sentence for files that are not there and could not be fetched."""
     source = SOURCES[dataset]

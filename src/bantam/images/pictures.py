@@ -51,6 +51,28 @@ def read(root: str, channels: int, side: int) -> Arrays:
     return _read(root, channels, side, names, tuple(_listed(Path(root), names)))
 
 
+def load(path: str, channels: int) -> Image.Image:
+    """A picture of 1 or 3 channels, transparent parts on white; raises ValueError where it cannot be read."""
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            picture = ImageOps.exif_transpose(opened)
+            if picture.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+                values = np.asarray(picture).astype(np.float64)
+                if values.min() < 0 or values.max() >= 2**16:
+                    raise ValueError("its values do not go from 0 to 65,535")
+                picture = Image.fromarray((values / 257).round().astype(np.uint8))
+            elif picture.mode == "F":
+                raise ValueError("its values are fractions, not bytes")
+            elif picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            return picture.convert(MODES[channels])
+    except Exception as error:  # whatever a damaged file leads to
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} cannot be read as a picture ({reason}): replace or delete it") from error
+
+
 def _entries(folder: Path) -> list[Path]:
     """What lies in a folder, by name, hidden files aside."""
     return sorted(entry for entry in folder.iterdir() if entry.name[0] != "." and entry.name not in IGNORED)
@@ -89,7 +111,7 @@ def _read(root: str, channels: int, side: int, names: tuple[str, ...], listed: L
         pictures = [(name, path) for one, name, path, *_ in listed if one == which]
         images = np.empty((len(pictures), channels, side, side), np.uint8)
         for i, (_, path) in enumerate(pictures):
-            picture = _picture(path, channels)
+            picture = load(path, channels)
             if picture.size != (side, side):
                 changes["resized"] += 1
                 changes["stretched"] += picture.width != picture.height
@@ -105,25 +127,3 @@ def _read(root: str, channels: int, side: int, names: tuple[str, ...], listed: L
         )
         note += f", {changes['stretched']:,} of them stretched: they are not square" * bool(changes["stretched"])
     return Arrays(*every, names, checksum(every), note)
-
-
-def _picture(path: str, channels: int) -> Image.Image:
-    """A picture of 1 or 3 channels."""
-    try:
-        with Image.open(path) as opened:
-            opened.load()
-            picture = ImageOps.exif_transpose(opened)
-            if picture.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-                values = np.asarray(picture).astype(np.float64)
-                if values.min() < 0 or values.max() >= 2**16:
-                    raise ValueError("its values do not go from 0 to 65,535")
-                picture = Image.fromarray((values / 257).round().astype(np.uint8))
-            elif picture.mode == "F":
-                raise ValueError("its values are fractions, not bytes")
-            elif picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-            return picture.convert(MODES[channels])
-    except Exception as error:  # whatever a damaged file leads to
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} cannot be read as a picture ({reason}): replace or delete it") from error

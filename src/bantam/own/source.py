@@ -2,7 +2,6 @@
 
 import builtins
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, BooleanNode, DictConfig, FloatNode, IntegerNode, ListConfig, StringNode
 
+from bantam import overrides
 from bantam.own import code
 
 GROUP = "model"
@@ -67,9 +67,9 @@ class OwnNetworks(ConfigSource):
     """Answers for the options that were typed, and for no others: a file of options cannot name code."""
 
     def __init__(self, provider: str, path: str) -> None:
-        """Read what the command line of this process names."""
+        """Read what this process was told on its command line, or in code."""
         super().__init__(provider, path)
-        self.typed = typed(sys.argv[1:])
+        self.typed = typed(overrides.typed())
 
     @staticmethod
     def scheme() -> str:

@@ -314,16 +314,14 @@ def _multirun(
     ]
     results = [plan.run(name, split, seed) / files.RESULT for name in names for seed in seeds]
     log = plan.folder / "confirm.log"
-    with log.open("ab") as stream, terminal.waiting() as status:
+    with log.open("ab") as stream, terminal.waiting() as say:
         process = subprocess.Popen(
             command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, pass_fds=plan.lock
         )
         try:
             while process.poll() is None:
                 left = sum(not result.exists() for result in results)
-                status.update(
-                    f"{split} images: {left} of {len(results)} trainings left, {side_by_side} side by side"
-                )
+                say(f"{split} images: {left} of {len(results)} trainings left, {side_by_side} side by side")
                 try:
                     process.wait(0.5)
                 except subprocess.TimeoutExpired:

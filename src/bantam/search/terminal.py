@@ -1,7 +1,7 @@
 """All that a search and a confirmation print."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console, Group
 from rich.markup import escape
-from rich.status import Status
 from rich.table import Table
 
 from bantam.budget import in_words
@@ -17,6 +16,7 @@ from bantam.overrides import command_line
 from bantam.search import distributions, outcome, seeds, study, trials
 from bantam.search.outcome import Candidate
 from bantam.search.space import Search
+from bantam.training.status import Line
 from bantam.training.terminal import every_one_of, show_instead
 
 console = Console(highlight=False)
@@ -52,10 +52,8 @@ def settings(trial: FrozenTrial) -> str:
     )
 
 
-def progress(search: Search, listed: Sequence[FrozenTrial], elapsed: float, side_by_side: int) -> Group:
-    """What is going on: the running trials, the best one, the counts, and the seconds left."""
-    states = trials.states(listed)
-    counts = trials.count(listed)
+def progress(search: Search, listed: Sequence[FrozenTrial], summary: str) -> Group:
+    """What is going on: the running trials above the summary."""
     running = Table(box=None, pad_edge=False, header_style="bold")
     several = search.settings.seeds > 1
     for column in ("running", "settings", *["seed"] * several, "epoch", "accuracy"):
@@ -64,6 +62,13 @@ def progress(search: Search, listed: Sequence[FrozenTrial], elapsed: float, side
         if trial.state == TrialState.RUNNING:
             seed = [f"{len(seeds.objectives(trial)) + 1} of {search.settings.seeds}"] * several
             running.add_row(f"trial {trial.number}", escape(settings(trial)), *seed, *_reached(trial))
+    return Group(running, summary)
+
+
+def summary(search: Search, listed: Sequence[FrozenTrial], elapsed: float, side_by_side: int) -> str:
+    """How far a search is: the best trial, the counts, and the seconds left."""
+    states = trials.states(listed)
+    counts = trials.count(listed)
     done = sum(counts[state] for state in trials.FINISHED)
     goal = study.wanted(search, counts)
     took = [trials.seconds(t) or 0.0 for t, state in zip(listed, states, strict=True) if state in trials.FINISHED]
@@ -74,7 +79,7 @@ def progress(search: Search, listed: Sequence[FrozenTrial], elapsed: float, side
         best(search, listed),
         f"{elapsed:,.0f} s" + ("" if left is None else f", about {left:,.0f} s left"),
     ]
-    return Group(running, "  ".join(line))
+    return "  ".join(line)
 
 
 def _reached(trial: FrozenTrial) -> tuple[str, str]:
@@ -175,10 +180,19 @@ def show_confirmation(search: Search) -> None:
 
 
 @contextmanager
-def waiting() -> Iterator[Status]:
-    """A line that can be updated while a confirmation trains."""
-    with console.status("") as status:
-        yield status
+def waiting() -> Iterator[Callable[[str], object]]:
+    """What can be told what a confirmation does now: one line in a terminal, else one now and then."""
+    if console.is_terminal:
+        with console.status("") as shown:
+            yield shown.update
+    else:
+        with Line(show_sentence, "starting") as line:
+            yield line.update
+
+
+def lines(search: Search) -> Line:
+    """What says from time to time how far a search is, where nobody sees the table."""
+    return Line((lambda text: None) if console.is_terminal else show_sentence, f"{search.name}: starting")
 
 
 def show_confirmation_interrupted() -> None:

@@ -113,17 +113,21 @@ def _show(search: Search, study: Study, workers: dict[int, BaseProcess], listed:
     page = Thread()
     logged = _log_sizes(search)
     try:
-        with Live(console=terminal.console, transient=True, refresh_per_second=2) as live:
+        table = Live(console=terminal.console, transient=True, refresh_per_second=2)
+        with table, terminal.lines(search) as line:
             for listed in _looks(search, study, workers, started):
                 ended = terminal.show_ended(listed, shown)
                 _show_tracebacks(search, logged)
                 if ended:
                     shown |= ended
+                    line.was_written()
                     trials.write(search.folder, listed)  # for whoever looks before the end
                     if search.config.report and not page.is_alive():
                         page = Thread(target=_write_page, args=(search.folder,), daemon=True)
                         page.start()
-                live.update(terminal.progress(search, listed, time.monotonic() - started, side_by_side))
+                summary = terminal.summary(search, listed, time.monotonic() - started, side_by_side)
+                table.update(terminal.progress(search, listed, summary))
+                line.update(f"{search.name}: {summary}")
     finally:
         _show_tracebacks(search, logged)
     if page.is_alive():

@@ -4,12 +4,7 @@ import io
 import math
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("agg")  # no window, whatever machine this is
-
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 from torch import Tensor
@@ -40,13 +35,13 @@ def draw(folder: Path, title: str, history: list[Epoch], logits: Tensor, data: D
     for name, figure in pictures.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=120, format="png")
-        plt.close(figure)
         write(folder / f"{name}.png", buffer.getvalue())
 
 
 def curves(title: str, history: list[Epoch], split: str, target: float) -> Figure:
     """Accuracy (its upper end enlarged, with the target line) and loss against the epoch."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")  # not pyplot's: no window, and none in a notebook
+    left, right = figure.subplots(1, 2)
     epochs = [e.epoch for e in history]
     scored = [e.accuracy for e in history]
     left.axhline(target, color=GREY, linestyle="--", linewidth=1, label=f"target {target:g} %")
@@ -84,7 +79,8 @@ def confusion(title: str, guesses: Tensor, labels: Tensor, data: Data) -> Figure
     """
     count = len(data.classes)
     side = max(7.0, 0.45 * min(count, NUMBERED))
-    figure, axes = plt.subplots(figsize=(side + 0.5, side), layout="constrained")
+    figure = Figure(figsize=(side + 0.5, side), layout="constrained")
+    axes = figure.subplots()
     matrix = np.zeros((count, count), dtype=int)
     np.add.at(matrix, (labels.numpy(), guesses.numpy()), 1)
     names = [_short(name) for name in data.classes]
@@ -129,9 +125,8 @@ def mistakes(title: str, logits: Tensor, labels: Tensor, data: Data) -> Figure:
     worst = wrong[confidence[wrong].argsort(descending=True)][:MISTAKES]
     columns = 8
     rows = max(1, math.ceil(len(worst) / columns))
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(11, 1.75 * rows + 0.6), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(11, 1.75 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for cell in axes.flat:
         cell.axis("off")
     for cell, i in zip(axes.flat, worst.tolist(), strict=False):

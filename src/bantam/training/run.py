@@ -16,8 +16,9 @@ from bantam.data import Data
 from bantam.training import folder as files
 from bantam.training import terminal
 from bantam.training.build import PartFailed, blame
-from bantam.training.loop import BadRate, Diverged, Epoch, score, train
+from bantam.training.loop import SCORING_BATCH, BadRate, Diverged, Epoch, score, train
 from bantam.training.setup import Prepared, RunInfo
+from bantam.training.threads import LOOKS, Load, advice
 from bantam.training.verdict import Verdict, judge
 
 
@@ -38,6 +39,7 @@ def _run(prepared: Prepared, should_prune: Callable[[int, float], bool]) -> floa
     files.remove_leftovers(info.folder)
     history = _restore(prepared)
     terminal.describe(prepared)
+    load = Load()
     try:
         with terminal.progress(prepared, len(history)) as show:
             for epoch in train(prepared.training, history, show):
@@ -45,6 +47,7 @@ def _run(prepared: Prepared, should_prune: Callable[[int, float], bool]) -> floa
                 files.write_checkpoint(info.folder, _state(prepared, history))
                 files.write_history(info.folder, history)
                 terminal.show_epoch(info, epoch, cfg.epochs)
+                load = _look_at_threads(prepared, epoch.epoch, load)
                 if should_prune(epoch.epoch, epoch.accuracy) and epoch.epoch < cfg.epochs:
                     reason = f"pruned after epoch {epoch.epoch} of {cfg.epochs}, at {epoch.accuracy:.2f} %"
                     return _end_early(prepared, "pruned", reason, history, started)
@@ -61,6 +64,25 @@ def _run(prepared: Prepared, should_prune: Callable[[int, float], bool]) -> floa
             raise
         raise blamed from error
     return _end(prepared, history, started)
+
+
+def _look_at_threads(prepared: Prepared, epoch: int, load: Load) -> Load:
+    """Say after one of the first epochs where fewer threads would be faster; returns what measures the next one.
+
+    They stay as they are: results repeat bit for bit with one number of threads only.
+    """
+    own_choice = prepared.cfg.threads is None and prepared.info.side_by_side == 1
+    if not own_choice or prepared.threads == 1 or prepared.device.type != "cpu" or epoch > LOOKS:
+        return load
+    images = prepared.data.held_out_images[:SCORING_BATCH]
+    sentence = advice(
+        prepared.threads,
+        load,
+        lambda: score(prepared.scoring_model, images, prepared.data, prepared.precision),
+    )
+    if sentence:
+        terminal.show_note(sentence)
+    return Load()
 
 
 def _end(prepared: Prepared, history: list[Epoch], started: float) -> float:
@@ -152,7 +174,7 @@ def _restore(prepared: Prepared) -> list[Epoch]:
         if prepared.average:
             prepared.average.load_state_dict(state["average"])
         history = [Epoch(**epoch) for epoch in state["history"]]
-        prepared.threads = int(state["threads"])
+        prepared.threads, prepared.busy = int(state["threads"]), ""
         torch.set_num_threads(prepared.threads)
     except Exception as error:  # torch raises whatever it is led to by the state of another network
         reason = " ".join(str(error).split())

@@ -10,7 +10,7 @@ from typing import Any
 from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from bantam import ranges
@@ -141,6 +141,24 @@ def _damaged(folder: Path, name: str, reason: str) -> ValueError:
     """The sentence for a file of `.hydra` that cannot be used."""
     remedy = "restore it, or train the run again"
     return ValueError(f"{folder} is no run folder: {reason} in its .hydra/{name}; {remedy}")
+
+
+def begin(folder: Path, config: DictConfig) -> None:
+    """Write what Hydra writes into the folder of a run: a composed configuration, its own part, what was typed."""
+    from bantam.training.folder import write
+
+    own = folder / ".hydra"
+    own.mkdir(parents=True, exist_ok=True)
+    config = config.copy()
+    with read_write(config), open_dict(config):
+        config.hydra.runtime.output_dir = str(folder.absolute())
+        hydra = config.pop("hydra")
+    for name, node in {
+        "config.yaml": config,
+        "hydra.yaml": OmegaConf.create({"hydra": hydra}),
+        "overrides.yaml": hydra.overrides.task,
+    }.items():
+        write(own / name, OmegaConf.to_yaml(node).encode())
 
 
 def save(folder: Path, cfg: DictConfig) -> None:

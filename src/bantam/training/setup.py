@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from joblib import cpu_count, effective_n_jobs
 from omegaconf import DictConfig
 from torch import nn
 from torch.optim import Optimizer
@@ -38,6 +37,7 @@ from bantam.training.build import (
 from bantam.training.costs import check_budget
 from bantam.training.folder import read_checkpoint, read_finished
 from bantam.training.loop import Training
+from bantam.training.threads import Load, choose
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ class Prepared:
     device: torch.device
     precision: torch.dtype
     threads: int
+    busy: str
+    """Why these are fewer threads than there are cores; empty where that needs no reason."""
     model: nn.Module
     optimizer: Optimizer
     rates: tuple[float, ...]
@@ -176,13 +178,14 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
             f"epochs is {cfg.epochs}, {cfg.epochs - cfg.budget.epochs} over budget.epochs={cfg.budget.epochs}: "
             "lower epochs or raise budget.epochs"
         )
+    load = Load()
     layers, costs = check_budget(cfg, info.choices)
     schedule = build_schedule(cfg, info.choices)
     augmentation = build(cfg, "augmentation", info.choices)
     device = _device(cfg.device)
     if cfg.compile and device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise ValueError("compile is true, but this machine has no C++ compiler (g++): leave compile=true out")
-    threads = cfg.threads or max(1, cpu_count() // effective_n_jobs(info.side_by_side))
+    threads, busy = choose(cfg.threads, info.side_by_side, load)
     torch.set_num_threads(threads)
     model = build_model(cfg, info.choices, device)
     cfg, layout = settle_layout(cfg, info.choices, model)
@@ -201,6 +204,7 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
         device=device,
         precision=_precision(cfg, device),
         threads=threads,
+        busy=busy,
         model=model,
         optimizer=optimizer,
         rates=rates,

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from bantam.overrides import resuming
+from bantam.training import status
 
 if TYPE_CHECKING:
     from bantam.budget import Layer
@@ -35,9 +36,14 @@ def show_error(error: Exception) -> None:
     """Print what is wrong in one sentence, above the layer table where the error carries one."""
     errors = Console(stderr=True, highlight=False)
     errors.print(f"[bold red]Error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True)
+    show_layers(error, errors)
+
+
+def show_layers(error: Exception, where: Console = console) -> None:
+    """Print the layer table that an error carries, if it does."""
     layers = getattr(error, "layers", None)
     if layers:
-        errors.print("", layer_table(layers))
+        where.print("", layer_table(layers))
 
 
 def short_path(path: Path, typed_in: Path | None = None) -> str:
@@ -97,7 +103,8 @@ def describe(prepared: "Prepared") -> None:
     images = prepared.data
     if images.instead or (images.not_judged and images.split == "test"):
         show_instead(images)
-    rows = _settings(prepared)
+    with status.Line(_write, "compiling the blocks of the network"):
+        rows = _settings(prepared)
     if prepared.info.job is not None and prepared.layers == described.layers:
         console.print(f"{prepared.info.title}: layers and settings as in job {described.job}, but for")
         rows, described.rows = {k: text for k, text in rows.items() if described.rows.get(k) != text}, rows
@@ -112,11 +119,20 @@ def describe(prepared: "Prepared") -> None:
         settings.add_row(key, escape(text))
     console.print(settings, "")
     for note in prepared.notes:
-        console.print(f"[bold yellow]Note:[/] {escape(note)}\n", soft_wrap=True)
+        show_note(f"{note}\n")
     if prepared.left_to_pytorch:
         falls_back = " falls back to PyTorch" * (prepared.kernels == "torch")
         text = f"kernels={prepared.cfg.kernels}{falls_back}: {prepared.left_to_pytorch}"
         console.print(f"[bold yellow]Warning:[/] {escape(text)}\n", soft_wrap=True)
+
+
+def show_note(sentence: str) -> None:
+    """Say what a user may want to know; nothing is wrong."""
+    console.print(f"[bold yellow]Note:[/] {escape(sentence)}", soft_wrap=True)
+
+
+def _write(line: str) -> None:
+    console.print(escape(line), soft_wrap=True)
 
 
 def show_instead(images: "Data") -> None:
@@ -138,7 +154,9 @@ def _settings(prepared: "Prepared") -> dict[str, str]:
     last = every_one_of(cfg.target.last_epochs)
     epochs = f"{cfg.epochs} epoch{'s' * (cfg.epochs > 1)}"
     split = "held-out" if images.not_judged and images.split == "test" else images.split
-    threads = f"{prepared.threads} thread{'s' * (prepared.threads > 1)}"
+    threads = f"{prepared.threads} thread{'s' * (prepared.threads > 1)}" + f" ({prepared.busy})" * bool(
+        prepared.busy
+    )
     precision = str(prepared.precision).removeprefix("torch.")
     first, *others = _costs(prepared)
     return {
@@ -197,8 +215,16 @@ def _arguments(prepared: "Prepared", group: str) -> str:
 
 @contextmanager
 def progress(prepared: "Prepared", done: int) -> Iterator[Callable[[int, int, float], None]]:
-    """Show a bar, which begins after `done` epochs; yields what moves it: epoch, images so far in it, loss."""
+    """Show a bar, or lines where nobody sees one, which begin after `done` epochs.
+
+    Yields what moves it: epoch, images so far in it, loss.
+    """
     info, epochs, count = prepared.info, prepared.cfg.epochs, len(prepared.data.train_labels)
+    # Bars of jobs side by side would overwrite each other.
+    if not console.is_terminal or info.side_by_side != 1:
+        with _lines(info, epochs, count, done) as show:
+            yield show
+        return
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -206,17 +232,32 @@ def progress(prepared: "Prepared", done: int) -> Iterator[Callable[[int, int, fl
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        # Bars of jobs side by side would overwrite each other: there every epoch's line has to do.
-        disable=not console.is_terminal or info.side_by_side != 1,
     )
 
-    def show(epoch: int, images: int, loss: float) -> None:
+    def show_bar(epoch: int, images: int, loss: float) -> None:
         bar.update(task, completed=(epoch - 1) * count + images)
         now = f"{bar.tasks[task].speed or 0:,.0f} images/s   loss {loss:.4f}   left"
         bar.update(task, now=now, description=f"{info.title} epoch {epoch:>2}/{epochs}")
 
     with bar:
         task = bar.add_task(info.title, total=epochs * count, completed=done * count, now="starting")
+        yield show_bar
+
+
+@contextmanager
+def _lines(info: "RunInfo", epochs: int, count: int, done: int) -> Iterator[Callable[[int, int, float], None]]:
+    """As `progress`, where there is no bar."""
+    last = done  # the epoch that has a line
+    in_place = status.in_notebook() if console.is_jupyter and info.side_by_side == 1 else None
+
+    def show(epoch: int, images: int, loss: float) -> None:
+        nonlocal last
+        if epoch > last + 1:
+            last = epoch - 1
+            line.was_written()
+        line.update(f"{info.title} epoch {epoch:>2}/{epochs}   {images:,} of {count:,} images   loss {loss:.4f}")
+
+    with status.Line(_write, f"{info.title} epoch {done + 1:>2}/{epochs}   starting", in_place) as line:
         yield show
 
 
@@ -285,9 +326,7 @@ def show_refusal(info: "RunInfo", error: Exception) -> None:
         f"[bold red]job {info.job}, {info.name}: refused[/]: {escape(' '.join(str(error).split()))}",
         soft_wrap=True,
     )
-    layers = getattr(error, "layers", None)
-    if layers:
-        console.print(layer_table(layers))
+    show_layers(error)
 
 
 def show_skipped(info: "RunInfo", result: dict[str, Any]) -> None:
