@@ -56,7 +56,8 @@ def import_everything() -> None:
 
     for package in (bantam, hydra_plugins):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            importlib.import_module(module.name)
+            if "ray_launcher._" not in module.name:  # these import Ray, which starts a thread
+                importlib.import_module(module.name)
     for name in ("torch._dynamo", "torchvision.datasets", "sklearn.model_selection", "plotly.subplots"):
         importlib.import_module(name)
     gc.freeze()  # a fork that collects garbage would copy every page
