@@ -18,6 +18,8 @@ import pytest
 
 PROJECT = Path(__file__).parent.parent
 
+NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+
 
 class Forked:
     """A command that a fork runs, with those methods of `subprocess.Popen` that tests use; it writes to files."""
@@ -86,8 +88,8 @@ class Forks:
             with theirs:
                 self._process = subprocess.Popen(
                     [sys.executable, fork_server.__file__, str(theirs.fileno())],
-                    # OpenBLAS starts threads when it is loaded, and threads do not survive a fork.
-                    env={**os.environ, "OPENBLAS_NUM_THREADS": "1", **self.environment},
+                    # OpenBLAS and Arrow start threads when they are loaded, and threads do not survive a fork.
+                    env={**os.environ, **NO_THREADS, **self.environment},
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                 )
