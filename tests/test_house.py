@@ -18,12 +18,20 @@ FILES = [*sorted(SOURCE.rglob("*.py")), *SCRIPTS]
 OPTIONS = sorted(path for path in (PROJECT / "conf").rglob("*.yaml") if path.parent != PROJECT / "conf")
 
 LAYERS = (
-    ("train", "evaluate", "confirm", "report", "table", "bantam"),  # entry points; `bantam` is for notebooks
+    (
+        "train",
+        "evaluate",
+        "confirm",
+        "report",
+        "table",
+        "export",
+        "bantam",
+    ),  # entry points; `bantam` is for notebooks
     ("bantam.search",),
     ("bantam.launch",),
     ("bantam.jobs",),
     ("bantam.errors", "bantam.resolve"),
-    ("bantam.report",),
+    ("bantam.report", "bantam.export"),
     ("bantam.training",),
     ("bantam.kernels",),
     tuple(f"bantam.{name}" for name in ("models", "optimizers", "schedulers", "augmentation", "data")),

@@ -1,13 +1,13 @@
 """The configuration of a run as its folder has it, and with overrides: the only reader and writer of `.hydra`."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -185,6 +185,24 @@ def merged(own: Saved, overrides: list[str], config_name: str = "config") -> tup
 
 
 MISSING_KEY = object()
+
+
+def changed(own: Saved, overrides: list[str], may_change: Sequence[str], conf: Path) -> DictConfig:
+    """A run's checked configuration with overrides of the keys and groups in `may_change`; options are in `conf`.
+
+    Raises ValueError for other keys, and for values that cannot be.
+    """
+    if not overrides:
+        return own.checked.copy()
+    with initialize_config_dir(str(conf)):
+        cfg, keys = merged(own, overrides)
+    refused = [key for key in keys if not {key, key.split(".")[0]} & {*may_change}]
+    if refused:
+        key, *_ = in_words(own, cfg, chosen(own, overrides), refused[0])
+        raise ValueError(f"{key} belongs to the run: only {', '.join(may_change)} can be changed here")
+    cfg = typed(cfg)
+    ranges.validate(cfg)
+    return cfg
 
 
 def differences(old: DictConfig, new: DictConfig) -> list[str]:
