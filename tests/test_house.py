@@ -25,18 +25,20 @@ LAYERS = (
         "report",
         "table",
         "export",
+        "track",
         "bantam",
     ),  # entry points; `bantam` is for notebooks
     ("bantam.search",),
     ("bantam.launch",),
     ("bantam.jobs",),
     ("bantam.errors", "bantam.resolve"),
+    ("bantam.tracking",),
     ("bantam.report", "bantam.export"),
     ("bantam.training",),
     ("bantam.kernels",),
-    tuple(f"bantam.{name}" for name in ("models", "optimizers", "schedulers", "augmentation", "data")),
+    tuple(f"bantam.{name}" for name in ("models", "optimizers", "schedulers", "augmentation", "data", "trackers")),
     ("bantam.budget", "bantam.config", "bantam.snapshot"),
-    ("bantam.own",),
+    ("bantam.own", "bantam.tracker_keys"),
     ("bantam.ranges", "bantam.overrides", "bantam.activations", "bantam.receptive"),
 )
 """From the entry points down; a module imports only from below it, or from its own folder."""
@@ -70,6 +72,7 @@ def knows_configurations(file: Path) -> bool:
         "overrides.py",
         "resolve.py",
         "snapshot.py",
+        "tracker_keys.py",
         "own/source.py",
         *TRAINING,
     )

@@ -72,7 +72,7 @@ def refuse_others(config: DictConfig, jobs: Jobs) -> None:
         if "became" in job_config.data and OmegaConf.select(before, "data.became") is None:
             job_config.data.became = None  # the run is older than that key
         now = OmegaConf.create(saved.pinned(job_config))
-        keys = [key for key in saved.differences(before, now) if key not in IGNORED]
+        keys = [key for key in saved.differences(before, now) if not key.startswith(IGNORED)]
         if keys:
             key, old, new = saved.in_words(own, now, hydra.runtime.choices, keys[0])
             raise ValueError(
@@ -81,5 +81,5 @@ def refuse_others(config: DictConfig, jobs: Jobs) -> None:
             )
 
 
-IGNORED = ("data.root", "model._file_", "pictures", "report", "dry_run")
-"""Keys that may differ when a multirun is typed again, since no result depends on them."""
+IGNORED = ("data.root", "model._file_", "pictures", "report", "tracker.", "dry_run")
+"""How keys begin that may differ when a multirun is typed again, since no result depends on them."""

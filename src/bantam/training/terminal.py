@@ -218,6 +218,11 @@ def show_stopped(again: str = "") -> None:
     )
 
 
+def show_warning(sentence: str) -> None:
+    """Say what does not stop anything."""
+    console.print(f"[bold yellow]Warning:[/] {escape(sentence)}", soft_wrap=True)
+
+
 def show_lost(info: "RunInfo", name: str) -> None:
     """Say that a run starts anew, since what it would go on from is gone."""
     text = f"{short_path(info.folder, info.typed_in)} has a history but no {name}: it starts anew with epoch 1"
