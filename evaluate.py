@@ -3,9 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hydra import initialize_config_dir
-
-from bantam import config, errors, ranges, resolve
+from bantam import config, errors, resolve
 from bantam.search import sweeper
 from bantam.training import saved
 
@@ -23,17 +21,7 @@ def main() -> None:
     sweeper.register()
     with errors.in_one_sentence():
         own = saved.load(arguments.folder)
-        cfg = own.checked
-        if arguments.overrides:
-            with initialize_config_dir(str(Path(__file__).parent.absolute() / "conf")):
-                cfg, keys = saved.merged(own, arguments.overrides)
-            refused = [key for key in keys if key.split(".")[0] not in MAY_CHANGE]
-            if refused:
-                key, *_ = saved.in_words(own, cfg, saved.chosen(own, arguments.overrides), refused[0])
-                raise ValueError(f"{key} belongs to the run: only {', '.join(MAY_CHANGE)} can be changed here")
-            cfg = saved.typed(cfg)
-            resolve.settle_as(cfg, own.checked, Path.cwd())
-            ranges.validate(cfg)
+        cfg = resolve.changed(own, arguments.overrides, MAY_CHANGE)
         from bantam.training.evaluate import evaluate
         from bantam.training.setup import RunInfo, prepare_finished
 

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from bantam import config, options
+from bantam import config, options, tracker_keys
 from bantam.search import sweeper
 
 PAGE = Path(__file__).with_name("reference.md")
@@ -81,7 +81,7 @@ def docstrings(module: ModuleType) -> dict[tuple[str, str], str]:
     return found
 
 
-DOCSTRINGS = docstrings(config) | docstrings(options) | docstrings(sweeper)
+DOCSTRINGS = docstrings(config) | docstrings(options) | docstrings(sweeper) | docstrings(tracker_keys)
 
 
 def meaning(schema: type, key: str) -> str:
@@ -170,6 +170,17 @@ def group(name: str) -> list[str]:
     return lines
 
 
+def trackers() -> list[str]:
+    """The options of `tracker`, and their keys."""
+    lines = ["", "## `tracker`", "", "Several at once are a list: `tracker=[tensorboard,mlflow]`.", ""]
+    lines += [f"- `tracker={path.stem}`: {comment(path)}" for path in sorted((CONF / "tracker").glob("*.yaml"))]
+    for option, schema in tracker_keys.TRACKERS.items():
+        values = OmegaConf.to_container(compose("config", [f"tracker={option}"]).tracker[option], resolve=False)
+        if keys(schema):
+            lines += table(rows(schema, values, f"tracker.{option}."))
+    return lines
+
+
 def default(values_of: dict[str, Any], key: str) -> str:
     """The default of a key, and of which options it is where they differ."""
     found: dict[str, list[str]] = {}
@@ -209,6 +220,7 @@ def page() -> str:
         lines = [*HEAD.splitlines()[1:], *table(rows(config.Config, own))]
         for name in ("model", "optimizer", "scheduler", "augmentation", "data"):
             lines += group(name)
+        lines += trackers()
     lines += EXPERIMENTS.splitlines()
     for name in ("experiment", "hparams_search"):
         paths = sorted((CONF / name).glob("*.yaml"))

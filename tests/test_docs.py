@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 
 DOCS = PROJECT / "docs"
 EXTRAS = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-PROGRAMS = ("pytest", "ruff", "mypy", "mkdocs", "optuna-dashboard")
+PROGRAMS = ("pytest", "ruff", "mypy", "mkdocs", "optuna-dashboard", "tensorboard", "mlflow")
 """What the extras install and the pages name beside `python` and `pip`."""
 COMMANDS = list(dict.fromkeys(command for page in pages.ALL for command in pages.commands(page, "sh")))
 
@@ -231,7 +231,7 @@ def test_the_functions_on_the_way_of_a_run_and_of_a_trial_exist() -> None:
 
 def test_every_option_is_in_the_table_of_groups() -> None:
     guide = (DOCS / "guide.md").read_text()
-    for group in ("model", "optimizer", "scheduler", "augmentation", "data", "experiment", "hparams_search"):
+    for group in sorted(path.name for path in (PROJECT / "conf").iterdir() if path.is_dir()):
         (row,) = (line for line in guide.splitlines() if line.startswith(f"| `{group}` |"))
         for file in (PROJECT / "conf" / group).glob("*.yaml"):
             assert f"`{file.stem}`" in row

@@ -18,18 +18,19 @@ FILES = [*sorted(SOURCE.rglob("*.py")), *SCRIPTS]
 OPTIONS = sorted(path for path in (PROJECT / "conf").rglob("*.yaml") if path.parent != PROJECT / "conf")
 
 LAYERS = (
-    ("train", "evaluate", "predict", "confirm", "report", "table", "bantam"),  # entry points
+    ("train", "evaluate", "predict", "confirm", "report", "table", "export", "track", "bantam"),  # entry points
     ("bantam.python",),  # the entry point for code
     ("bantam.search",),
     ("bantam.launch",),
     ("bantam.jobs",),
     ("bantam.errors", "bantam.resolve"),
-    ("bantam.report",),
+    ("bantam.tracking",),
+    ("bantam.report", "bantam.export"),
     ("bantam.training",),
     ("bantam.kernels",),
-    tuple(f"bantam.{name}" for name in ("models", "optimizers", "schedulers", "augmentation", "data")),
+    tuple(f"bantam.{name}" for name in ("models", "optimizers", "schedulers", "augmentation", "data", "trackers")),
     ("bantam.images", "bantam.budget", "bantam.cluster", "bantam.config", "bantam.snapshot"),
-    ("bantam.own", "bantam.options"),
+    ("bantam.own", "bantam.options", "bantam.tracker_keys"),
     ("bantam.ranges", "bantam.overrides", "bantam.suggestions", "bantam.activations", "bantam.receptive"),
 )
 """From the entry points down; a module imports only from below it, or from its own folder."""
@@ -73,6 +74,7 @@ def knows_configurations(file: Path) -> bool:
         "resolve.py",
         "snapshot.py",
         "suggestions.py",
+        "tracker_keys.py",
         "own/source.py",
         *TRAINING,
     )

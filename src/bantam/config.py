@@ -14,6 +14,7 @@ from omegaconf import MISSING
 from bantam.options import SCHEMAS
 from bantam.own import source
 from bantam.ranges import ranged
+from bantam.tracker_keys import TRACKERS
 
 TARGETS = {
     "model": ("bantam.models.*",),
@@ -21,6 +22,7 @@ TARGETS = {
     "scheduler": ("bantam.schedulers.*", "torch.optim.*"),
     "augmentation": ("bantam.augmentation.*",),
     "data": ("bantam.data.*",),
+    "tracker": ("bantam.trackers.*",),
 }
 """The only `_target_`s that a group may name: a security boundary, so keep it short."""
 
@@ -88,6 +90,7 @@ class Config:
     """Draw curves.png, confusion.png and mistakes.png into the run's folder."""
     report: bool = MISSING
     """Write report.html into the folder of a multirun or a search when it ends."""
+    tracker: dict[str, Any] = field(default_factory=dict)
     dry_run: bool = MISSING
     """Show what would be trained, and stop."""
     resume: str | None = MISSING
@@ -99,7 +102,7 @@ def register() -> None:
     source.register()
     store = ConfigStore.instance()
     store.store(name="schema", node=Config, replace=True)
-    for group, components in SCHEMAS.items():
+    for group, components in {**SCHEMAS, "tracker": TRACKERS}.items():
         for name, node in components.items():
             store.store(group=f"hydra/schema/{group}", name=name, node=node, replace=True)
 

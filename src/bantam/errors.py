@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bantam.overrides import resuming
 from bantam.suggestions import suggestion
-from bantam.training import terminal
+from bantam.training import settings, terminal
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -194,7 +194,7 @@ def about_option_file(error: Exception) -> OptionFileError | None:
         if Path(file).exists():
             reason = (text[found.end() :] if found else _unreadable(error)).partition(" full_key:")[0]
             return OptionFileError(
-                f"{terminal.short_path(Path(file))} cannot be used ({reason}): correct it, or restore it"
+                f"{settings.short_path(Path(file))} cannot be used ({reason}): correct it, or restore it"
             )
     return None
 
@@ -248,7 +248,7 @@ def _with_remedy(error: Exception, folder: Path | None) -> str:
     trace = write_traceback(folder) or "no file, but HYDRA_FULL_ERROR=1 shows it"
     if folder is None:
         return f"this command has failed ({what}; the traceback is in {trace}): mend that, and type it again"
-    shown = terminal.short_path(folder)
+    shown = settings.short_path(folder)
     if any((folder / name).exists() for name in (CHECKPOINT, CHECKPOINT_BEFORE)):
         how = f"when that is mended, {resuming(shown)} continues it"
         return f"{shown} stopped ({what}; the traceback is in {trace}): {how}"

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from bantam import errors, ranges, resolve
-from bantam.training import saved, terminal
+from bantam.training import saved, settings, terminal
 
 Jobs = Sequence[tuple[DictConfig, DictConfig]]
 """The configuration of every job of a multirun, and Hydra's for it."""
@@ -72,14 +72,14 @@ def refuse_others(config: DictConfig, jobs: Jobs) -> None:
         if "became" in job_config.data and OmegaConf.select(before, "data.became") is None:
             job_config.data.became = None  # the run is older than that key
         now = OmegaConf.create(saved.pinned(job_config))
-        keys = [key for key in saved.differences(before, now) if key not in IGNORED]
+        keys = [key for key in saved.differences(before, now) if not key.startswith(IGNORED)]
         if keys:
             key, old, new = saved.in_words(own, now, hydra.runtime.choices, keys[0])
             raise ValueError(
-                f"{terminal.short_path(folder)} holds a run with {key}={old}, not {new}: choose another "
+                f"{settings.short_path(folder)} holds a run with {key}={old}, not {new}: choose another "
                 "hydra.sweep.dir, or type what it was begun with"
             )
 
 
-IGNORED = ("data.root", "model._file_", "pictures", "report", "dry_run")
-"""Keys that may differ when a multirun is typed again, since no result depends on them."""
+IGNORED = ("data.root", "model._file_", "pictures", "report", "tracker.", "dry_run")
+"""How keys begin that may differ when a multirun is typed again, since no result depends on them."""

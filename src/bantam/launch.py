@@ -215,6 +215,11 @@ class Preflight(Callback):
         with errors.in_one_sentence(folder):
             wanted = len(jobs.split(config)) if config.hydra.sweeper._target_ == BASIC else 0
             good = terminal.summarize(folder, wanted)
+            if config.tracker:  # of the jobs that were refused they do not know yet
+                from bantam import tracking
+                from bantam.training.build import build_trackers
+
+                tracking.send([folder], build_trackers(config))
             if config.report:
                 from bantam.report import page
 
@@ -273,13 +278,16 @@ def _prepare_resumed(cfg: DictConfig, hydra: DictConfig) -> "Prepared":
     checked = own.checked
     given = [item for item in hydra.overrides.task if not item.startswith("resume=")]
     new, keys = saved.merged(own, given)
-    contradictions = [key for key in keys if key != "dry_run"]
+    contradictions = [key for key in keys if key.partition(".")[0] not in ("dry_run", "tracker")]
     if contradictions:
         key, old, now = saved.in_words(own, new, saved.chosen(own, given), contradictions[0])
         raise ValueError(
             f"{key} is {now} here, but the run in {folder} has {old}: "
             f"a run is resumed with its own settings; leave {command_line(given)} out"
         )
+    if any(item.startswith("tracker") for item in given):
+        checked.tracker = saved.typed(new).tracker
+        saved.save(folder, checked)
     from bantam.training.setup import RunInfo, prepare_resumed
 
     return prepare_resumed(checked, RunInfo(folder, dict(own.choices), 1, None))

@@ -2,11 +2,15 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
 
+from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+
+from bantam import ranges
+from bantam.training import saved
 
 AUTO = "BANTAM_AUTO"
 """The variable that says to the jobs of a multirun what data=auto became, by data.root."""
@@ -90,6 +94,25 @@ def settle_as(cfg: DictConfig, own: DictConfig, typed_in: Path) -> None:
             f"{cfg.data.get('root', 'this option')} has images of {now}, but the run was trained on {trained}: "
             f"give images of that shape{remedy}"
         )
+
+
+def changed(own: saved.Saved, overrides: list[str], may_change: Sequence[str]) -> DictConfig:
+    """A run's checked configuration with overrides of the keys and groups in `may_change`.
+
+    Raises ValueError for other keys, for values that cannot be, and for images of another shape.
+    """
+    if not overrides:
+        return own.checked.copy()
+    with initialize_config_dir(str(project() / "conf")):
+        cfg, keys = saved.merged(own, overrides)
+    refused = [key for key in keys if not {key, key.split(".")[0]} & {*may_change}]
+    if refused:
+        key, *_ = saved.in_words(own, cfg, saved.chosen(own, overrides), refused[0])
+        raise ValueError(f"{key} belongs to the run: only {', '.join(may_change)} can be changed here")
+    cfg = saved.typed(cfg)
+    settle_as(cfg, own.checked, Path.cwd())
+    ranges.validate(cfg)
+    return cfg
 
 
 def project() -> Path:

@@ -4,6 +4,7 @@ import pytest
 from made_folders import write_run
 
 from bantam.report import folders, groups, markdown
+from bantam.training.exported import write_export
 
 MARKED = "# Before\n\n<!-- table -->\nold\n<!-- /table -->\n\nafter\n"
 
@@ -30,6 +31,31 @@ def test_a_row_is_a_group_of_seeds(tmp_path: Path) -> None:
         "| `v2` | 394 | 4 | 4.0 | 3 | 99.10 ± 0.20 | met by 2 of 3 seeds |",
         "| `flexible` | 394 | 4 |  | 3 | 99.20 | yes, one seed |",
     ]
+
+
+def exported(run: Path, weight_bytes: int, accuracy: float) -> None:
+    part = {"weight_bytes": weight_bytes, "accuracy": accuracy}
+    write_export(run, {"float32": part, "int8": part})
+
+
+def test_bytes_and_accuracy_in_int8_are_two_more_columns(tmp_path: Path) -> None:
+    folder = story(tmp_path / "runs")
+    for seed, accuracy in enumerate((98.8, 99.0, 99.2), 1):
+        exported(folder / f"{seed}", 5581 - seed, accuracy)
+    found = groups.group(folders.gather([folder]).runs)
+    with pytest.raises(
+        ValueError, match=r"9 has no export.json: python export.py .*9 writes it; or leave --bytes"
+    ):
+        markdown.table(found, exported=True)
+    exported(folder / "9", 10_511, 99.5)
+    plain, rows = markdown.table(found).splitlines(), markdown.table(found, exported=True).splitlines()
+    columns = (
+        " bytes in int8 | accuracy in int8, % |",
+        " --- | --- |",
+        " 5,580 | 99.00 ± 0.20 |",
+        " 10,511 | 99.50 |",
+    )
+    assert rows == [f"{row}{cells}" for row, cells in zip(plain, columns, strict=True)]
 
 
 def test_a_run_that_has_not_ended_is_refused(tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ def gather(folders: Iterable[Path]) -> Contents:
 
 LINKS = (
     *(".", ".hydra", ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"),
-    *(record.RESULT, record.HISTORY, record.CHECKPOINT, "mistakes.png", "confusion.png"),
+    *(record.RESULT, record.HISTORY, record.CHECKPOINT, "export.json", "mistakes.png", "confusion.png"),
     *("trials.csv", "summary.json", "confirm", "confirm/confirm.json"),
 )
 """What is read in a folder, which may be somebody else's: no link of theirs shows a file of this machine."""

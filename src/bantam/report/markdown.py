@@ -4,16 +4,20 @@ import re
 import statistics
 from pathlib import Path
 
-from bantam.overrides import resuming
+from bantam.overrides import command_line, resuming
 from bantam.report.groups import Group
 from bantam.training import folder as record
+from bantam.training.exported import EXPORT, read_export
 
 MARKS = re.compile(r"(?s)<!-- table\b.*?-->\n.*?<!-- /table -->")
 """The part of a file that is rewritten; its first line holds the command that wrote it."""
 
 
-def table(groups: list[Group]) -> str:
-    """A row for every group of seeds, in Markdown. Raises ValueError where they cannot stand in one table."""
+def table(groups: list[Group], exported: bool = False) -> str:
+    """A row for every group of seeds, in Markdown; `exported` adds what their networks are in int8.
+
+    Raises ValueError where they cannot stand in one table, or where a run has not been exported.
+    """
     if not groups:
         raise ValueError("there is no run in these folders: give those of multiruns that have ended")
     for g in groups:
@@ -29,9 +33,13 @@ def table(groups: list[Group]) -> str:
     targets = {g.first.target for g in groups}
     if len(targets) > 1:
         raise ValueError("the runs have several targets: give folders with the same target.accuracy")
-    titles = ("`experiment=`", "parameters", "epochs", "CPU-minutes", "last epochs", "their mean, %")
-    rows = [(*titles, f"{targets.pop():g} % in every one of them"), ("---",) * (len(titles) + 1)]
-    rows += [_row(g) for g in groups]
+    titles = ["`experiment=`", "parameters", "epochs", "CPU-minutes", "last epochs", "their mean, %"]
+    titles += [
+        f"{targets.pop():g} % in every one of them",
+        *(("bytes in int8", "accuracy in int8, %") if exported else ()),
+    ]
+    rows = [tuple(titles), ("---",) * len(titles)]
+    rows += [(*_row(g), *(_in_int8(g) if exported else ())) for g in groups]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -52,6 +60,22 @@ def _row(g: Group) -> tuple[str, ...]:
         f"{mean}{spread}",
         ", ".join(filter(None, [word, g.repeats or "one seed" * (seeds == 1)])),
     )
+
+
+def _in_int8(g: Group) -> tuple[str, str]:
+    """Bytes of a group's networks in int8, of the largest where they differ, and their mean accuracy."""
+    found = []
+    for r in g.ended:
+        answer = read_export(r.folder)
+        if answer is None:
+            command = command_line(["python", "export.py", r.folder])
+            raise ValueError(f"{r.folder} has no {EXPORT}: {command} writes it; or leave --bytes out")
+        found.append(answer["int8"])
+    if not found:
+        return "", ""
+    accuracies = [part["accuracy"] for part in found]
+    spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+    return f"{max(part['weight_bytes'] for part in found):,}", f"{statistics.fmean(accuracies):.2f}{spread}"
 
 
 def write_into(path: Path, rows: str, command: str) -> None:

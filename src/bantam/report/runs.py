@@ -100,6 +100,7 @@ def read_run(folder: Path) -> Run:
     elif wrong := config.wrong:
         problems.append(wrong)
     settings = config.settings if config else {}
+    settings = {key: value for key, value in settings.items() if not key.startswith("tracker.")}
     overrides = config.overrides if config else []
     result, damaged = (_attempt(record.load_result, folder, problems) if ended else None) or ({}, [])
     problems += [f"{record.RESULT} is damaged: {what}" for what in damaged]

@@ -34,7 +34,7 @@ class Confirmation:
     experiments: dict[str, str]
     """The text of each trial's experiment by its name."""
     networks: dict[str, list[str]]
-    """What is typed beside an experiment whose network is of one's own."""
+    """What is typed beside an experiment: a network of one's own, trackers."""
     seeds: list[int]
     split: str
     """The override that keeps the study's validation images."""
@@ -77,9 +77,11 @@ def confirm(
     overrides that `script` refuses, that are the confirmation's own affair, or that are not those of trials which
     are confirmed already; and InUse where another process confirms trials of the study.
     """
-    best = _choose(study, top, _front(study, overrides) if front else numbers)
+    trackers = [given for given in overrides if given.startswith("tracker")]
+    changes = [given for given in overrides if given not in trackers]
+    best = _choose(study, top, _front(study, changes) if front else numbers)
     with files.locked(study) as lock:
-        _confirm(_plan(study, best, seeds, script, overrides, lock), best, test, bool(overrides))
+        _confirm(_plan(study, best, seeds, script, changes, trackers, lock), best, test, bool(overrides))
 
 
 def _confirm(plan: Confirmation, best: list[tuple[int, float]], test: bool, changed: bool) -> None:
@@ -188,6 +190,7 @@ def _plan(
     seeds: int,
     script: Path,
     overrides: Sequence[str],
+    trackers: Sequence[str],
     lock: list[int],
 ) -> Confirmation:
     """What is to be trained. Raises ValueError where a trial was confirmed with other overrides."""
@@ -198,7 +201,10 @@ def _plan(
         study / "confirm",
         script,
         {_name(number): experiment(study / str(number), overrides) for number, _ in best},
-        {_name(number): own_network(study / str(number)) for number, _ in best},
+        {
+            _name(number): [*own_network(study / str(number)), *(trackers or saved.tracker_overrides(cfg))]
+            for number, _ in best
+        },
         list(range(fresh, fresh + seeds)),
         f"data.split_seed={cfg.data.split_seed}",
         lock,

@@ -197,6 +197,7 @@ def experiment(trial: Path, overrides: Sequence[str] = (), repeats: str = "") ->
             raise ValueError(f"{trial / files.RESULT} is damaged ({key} is None): {files.REMEDY}")
     values = OmegaConf.to_container(own.config, resolve=False)
     assert isinstance(values, dict)
+    values.pop("tracker", None)  # where others train it, theirs is another
     values |= {key: result[key] for key in PINNED}
     named = values.keys() - {"model"} if own_network(trial) else values.keys()
     groups = [{f"override /{group}": option} for group, option in own.choices.items() if group in named]

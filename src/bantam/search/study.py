@@ -27,7 +27,7 @@ from bantam.training.saved import flat
 MAX_OVER_BUDGET = 50
 """Networks over the budget in a row after which the space counts as one that holds no others."""
 
-IGNORED_ON_RESUME = ("data.root", "data.became", "pictures", "report", "dry_run", "resume")
+IGNORED_ON_RESUME = ("data.root", "data.became", "pictures", "report", "tracker", "dry_run", "resume")
 """Keys that may differ between the continuations of a study, since no result depends on them."""
 
 IMAGES, HELD_OUT = "what data became", "the number of validation images held out"

@@ -16,8 +16,9 @@ from bantam.overrides import command_line
 from bantam.search import distributions, outcome, seeds, study, trials
 from bantam.search.outcome import Candidate
 from bantam.search.space import Search
+from bantam.training.settings import every_one_of
 from bantam.training.status import Line
-from bantam.training.terminal import every_one_of, show_instead
+from bantam.training.terminal import show_instead
 
 console = Console(highlight=False)
 

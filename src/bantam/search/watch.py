@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.live import Live
 from sqlalchemy.exc import SQLAlchemyError
 
-from bantam import errors, snapshot
+from bantam import errors, snapshot, tracking
 from bantam.search import confirm, outcome, processes, storage, terminal, trials
 from bantam.search.checks import check
 from bantam.search.faults import EXIT_CODE
@@ -249,6 +249,8 @@ def finish(search: Search, study: Study) -> None:
     if not found:
         raise ValueError(f"no trial of the study {search.name} was trained to its end: see trials.csv")
     terminal.show_result(search, found)
+    if search.prepared.trackers:  # of networks over the budget they do not know yet
+        tracking.send([search.folder], search.prepared.trackers)
     top, seeds = search.settings.confirm.top, search.settings.confirm.seeds
     if top:
         confirm.confirm(search.folder, top, seeds, Path(sys.argv[0]))

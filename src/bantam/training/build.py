@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from bantam import activations, budget, config, receptive
 from bantam.own import code
 from bantam.schedulers import Schedule, TorchSchedule
+from bantam.trackers import Tracker
 
 Choices = Mapping[str, Any]
 """The option chosen of each group, as in model=v2."""
@@ -233,6 +234,17 @@ def build_optimizer(cfg: DictConfig, choices: Choices, model: nn.Module) -> Opti
         return optimizer(model.parameters())  # type: ignore[no-any-return]
     except Exception as error:  # a constructor that refuses its arguments may raise anything
         raise cannot_be_built("optimizer", choices, error) from error
+
+
+def build_trackers(cfg: DictConfig) -> dict[str, Tracker]:
+    """The trackers by option. Raises ValueError where a package is missing."""
+    found = {}
+    for option, node in cfg.tracker.items():
+        try:
+            found[str(option)] = instantiate(node, _execution_whitelist_=config.TARGETS["tracker"])
+        except InstantiationException as error:
+            raise ValueError(" ".join(str(error.__cause__ or error).split())) from error
+    return found
 
 
 def build_schedule(cfg: DictConfig, choices: Choices) -> Schedule:

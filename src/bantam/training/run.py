@@ -19,6 +19,7 @@ from bantam.training.build import PartFailed, blame
 from bantam.training.loop import SCORING_BATCH, BadRate, Diverged, Epoch, score, train
 from bantam.training.setup import Prepared, RunInfo
 from bantam.training.threads import LOOKS, Load, advice
+from bantam.training.tracked import Tracked, follow
 from bantam.training.verdict import Verdict, judge
 
 
@@ -40,6 +41,8 @@ def _run(prepared: Prepared, should_prune: Callable[[int, float], bool]) -> floa
     history = _restore(prepared)
     terminal.describe(prepared)
     load = Load()
+    tracked = follow(prepared)
+    tracked.begin(history)
     try:
         with terminal.progress(prepared, len(history)) as show:
             for epoch in train(prepared.training, history, show):
@@ -47,15 +50,16 @@ def _run(prepared: Prepared, should_prune: Callable[[int, float], bool]) -> floa
                 files.write_checkpoint(info.folder, _state(prepared, history))
                 files.write_history(info.folder, history)
                 terminal.show_epoch(info, epoch, cfg.epochs)
+                tracked.epoch(epoch)
                 load = _look_at_threads(prepared, epoch.epoch, load)
                 if should_prune(epoch.epoch, epoch.accuracy) and epoch.epoch < cfg.epochs:
                     reason = f"pruned after epoch {epoch.epoch} of {cfg.epochs}, at {epoch.accuracy:.2f} %"
-                    return _end_early(prepared, "pruned", reason, history, started)
+                    return _end_early(prepared, tracked, "pruned", reason, history, started)
     except KeyboardInterrupt as stop:
         terminal.show_interruption(info, len(history) + 1, cfg.epochs)
         raise SystemExit(128 + getattr(stop, "signal", signal.SIGINT)) from None
     except Diverged as error:
-        return _end_early(prepared, "diverged", str(error), history, started)
+        return _end_early(prepared, tracked, "diverged", str(error), history, started)
     except BadRate as error:
         raise PartFailed(f"scheduler={info.choices.get('scheduler')} {error}") from error
     except Exception as error:
@@ -63,7 +67,7 @@ def _run(prepared: Prepared, should_prune: Callable[[int, float], bool]) -> floa
         if blamed is error:
             raise
         raise blamed from error
-    return _end(prepared, history, started)
+    return _end(prepared, tracked, history, started)
 
 
 def _look_at_threads(prepared: Prepared, epoch: int, load: Load) -> Load:
@@ -85,7 +89,7 @@ def _look_at_threads(prepared: Prepared, epoch: int, load: Load) -> Load:
     return Load()
 
 
-def _end(prepared: Prepared, history: list[Epoch], started: float) -> float:
+def _end(prepared: Prepared, tracked: Tracked, history: list[Epoch], started: float) -> float:
     """Judge a training that came to its end and write its folder; returns the objective."""
     cfg, images, info = prepared.cfg, prepared.data, prepared.info
     logits = score(prepared.scoring_model, images.held_out_images, images, prepared.precision)
@@ -105,22 +109,28 @@ def _end(prepared: Prepared, history: list[Epoch], started: float) -> float:
         heading = f"{info.name}, {prepared.parameters:,} parameters, seed {cfg.seed}"
         pictures.draw(info.folder, heading, history, logits, images, cfg.target.accuracy)
     scored = {"confusion": _confusion(logits, images), "classes": list(images.classes)}
-    files.write_result(info.folder, _result(prepared, verdict, history, started) | scored)
+    result = _result(prepared, verdict, history, started)
+    files.write_result(info.folder, result | scored)
     files.remove_checkpoints(info.folder)
     terminal.show_verdict(info, verdict)
+    tracked.end(result)
     assert verdict.objective is not None
     return verdict.objective
 
 
-def _end_early(prepared: Prepared, word: str, reason: str, history: list[Epoch], started: float) -> float:
+def _end_early(
+    prepared: Prepared, tracked: Tracked, word: str, reason: str, history: list[Epoch], started: float
+) -> float:
     """Write the folder of a training that was pruned or diverged and has no objective; returns nan."""
     best = max(history, key=lambda epoch: epoch.accuracy, default=None)
     accuracy, number = (best.accuracy, best.epoch) if best else (None, None)
     verdict = Verdict(word, reason, None, accuracy, number, [], False)
     folder = prepared.info.folder
-    files.write_result(folder, _result(prepared, verdict, history, started))
+    result = _result(prepared, verdict, history, started)
+    files.write_result(folder, result)
     files.remove_checkpoints(folder)
     terminal.show_verdict(prepared.info, verdict)
+    tracked.end(result)
     return float("nan")
 
 

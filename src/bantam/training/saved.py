@@ -16,9 +16,11 @@ from omegaconf.errors import OmegaConfBaseException
 from bantam import ranges
 from bantam.config import Config, sentence
 from bantam.options import SCHEMAS
+from bantam.overrides import override
 from bantam.own import code
 from bantam.own.source import FROM_DATA
 from bantam.suggestions import nearest, suggestion
+from bantam.tracker_keys import TRACKERS
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,10 @@ def typed(cfg: DictConfig) -> DictConfig:
             for kind in kinds.values():
                 if {entry.name for entry in fields(kind)} == set(own):
                     nodes[group] = OmegaConf.merge(OmegaConf.structured(kind), own)
+        for option, own in (nodes.get("tracker") or {}).items():  # older runs have none
+            keys = TRACKERS.get(option)
+            if keys and isinstance(own, dict) and {entry.name for entry in fields(keys)} == set(own):
+                nodes["tracker"][option] = OmegaConf.merge(OmegaConf.structured(keys), own)
         return OmegaConf.merge(OmegaConf.structured(Config), nodes)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise ValueError(sentence(error)) from error
@@ -199,7 +205,7 @@ def merged(own: Saved, overrides: list[str], config_name: str = "config") -> tup
     it. Raises ValueError where an override cannot be read or names no key of the run.
     """
     cfg = OmegaConf.create(pinned(own.config))
-    groups = {group.lstrip("/"): option for group, option in own.choices.items() if not group.startswith("hydra/")}
+    groups = {"tracker", *(group.lstrip("/") for group in own.choices if not group.startswith("hydra/"))}
     try:
         for parsed in OverridesParser.create().parse_overrides(overrides):
             key = parsed.key_or_group
@@ -235,6 +241,24 @@ def _has(cfg: DictConfig, key: str) -> bool:
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
     return isinstance(node, DictConfig) and OmegaConf.is_missing(node, name)
+
+
+def shown(cfg: DictConfig) -> dict[str, Any]:
+    """The keys of a run and their values as trackers show them."""
+    found = dict(flat(OmegaConf.to_container(cfg, resolve=True)))
+    return {key: value for key, value in found.items() if key.partition(".")[0] not in NOT_SHOWN}
+
+
+def tracker_overrides(cfg: DictConfig) -> list[str]:
+    """What is typed to have the trackers of a run."""
+    own: Any = OmegaConf.to_container(cfg, resolve=True).get("tracker") or {}  # type: ignore[union-attr]
+    keys = [(f"tracker.{option}.{key}", value) for option, node in own.items() for key, value in node.items()]
+    plain = [override(key, value) for key, value in keys if not key.endswith("_target_")]
+    return [override("tracker", [*own]), *plain] if own else []
+
+
+NOT_SHOWN = ("tracker", "resume", "dry_run", "report")
+"""Keys that say nothing of what is trained."""
 
 
 def differences(old: DictConfig, new: DictConfig) -> list[str]:

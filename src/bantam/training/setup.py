@@ -20,6 +20,7 @@ from bantam.kernels import compiler
 from bantam.kernels.fuse import fuse, is_fused
 from bantam.own import code
 from bantam.schedulers import Schedule
+from bantam.trackers import Tracker
 from bantam.training import saved
 from bantam.training.average import Average
 from bantam.training.build import (
@@ -28,6 +29,7 @@ from bantam.training.build import (
     build_model,
     build_optimizer,
     build_schedule,
+    build_trackers,
     check_logits,
     dry_run_schedule,
     image_shape,
@@ -91,6 +93,8 @@ class Prepared:
     average: Average | None
     notes: list[str]
     """What is to be said of the images and the network, a sentence each."""
+    trackers: dict[str, Tracker]
+    """What shows the run elsewhere, by option."""
 
     @property
     def parameters(self) -> int:
@@ -180,6 +184,7 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
         )
     load = Load()
     layers, costs = check_budget(cfg, info.choices)
+    trackers = build_trackers(cfg)
     schedule = build_schedule(cfg, info.choices)
     augmentation = build(cfg, "augmentation", info.choices)
     device = _device(cfg.device)
@@ -213,6 +218,7 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
         augmentation=augmentation,
         average=Average(model, cfg.ema) if cfg.ema else None,
         notes=[note for note in (images.note, layout, output) if note],
+        trackers=trackers,
     )
     if cfg.kernels == "native":
         _ = prepared.training_model  # whoever insists on them is told at once where they cannot be had
@@ -235,7 +241,7 @@ def prepare_finished(cfg: DictConfig, info: RunInfo) -> Prepared:
     """
     result = read_finished(info.folder)
     cfg = cfg.copy()
-    cfg.threads = cfg.threads or result["threads"]
+    cfg.threads, cfg.tracker = cfg.threads or result["threads"], {}
     if cfg.precision == "auto":
         cfg.precision = result["precision"]
     if cfg.kernels == "auto" and result["kernels"] == "torch":

@@ -3,7 +3,7 @@
 torch is imported only where it is there already: an error in what was typed is shown at once.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from bantam.overrides import resuming
-from bantam.training import status
+from bantam.training import settings, status
+from bantam.training.settings import short_path
 
 if TYPE_CHECKING:
     from bantam.budget import Layer
@@ -44,13 +45,6 @@ def show_layers(error: Exception, where: Console = console) -> None:
     layers = getattr(error, "layers", None)
     if layers:
         where.print("", layer_table(layers))
-
-
-def short_path(path: Path, typed_in: Path | None = None) -> str:
-    """A path as a person would type it, from the working folder or the one in which the command was typed."""
-    typed_in = typed_in or Path.cwd()
-    path = typed_in / path
-    return str(path.relative_to(typed_in) if path.is_relative_to(typed_in) else path)
 
 
 WIDE = 100
@@ -104,7 +98,7 @@ def describe(prepared: "Prepared") -> None:
     if images.instead or (images.not_judged and images.split == "test"):
         show_instead(images)
     with status.Line(_write, "compiling the blocks of the network"):
-        rows = _settings(prepared)
+        rows = settings.in_words(prepared)
     if prepared.info.job is not None and prepared.layers == described.layers:
         console.print(f"{prepared.info.title}: layers and settings as in job {described.job}, but for")
         rows, described.rows = {k: text for k, text in rows.items() if described.rows.get(k) != text}, rows
@@ -112,12 +106,12 @@ def describe(prepared: "Prepared") -> None:
         console.print(layer_table(prepared.layers), "")
         described.layers, described.rows = prepared.layers, rows
     described.job = prepared.info.job
-    settings = Table.grid(padding=(0, 2))
-    settings.add_column(style="bold")
-    settings.add_column(overflow="fold")
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    grid.add_column(overflow="fold")
     for key, text in rows.items():
-        settings.add_row(key, escape(text))
-    console.print(settings, "")
+        grid.add_row(key, escape(text))
+    console.print(grid, "")
     for note in prepared.notes:
         show_note(f"{note}\n")
     if prepared.left_to_pytorch:
@@ -144,73 +138,6 @@ def show_instead(images: "Data") -> None:
             border_style="bold yellow",
         )
     )
-
-
-def _settings(prepared: "Prepared") -> dict[str, str]:
-    """What a run is about, a line each."""
-    cfg, images, info = prepared.cfg, prepared.data, prepared.info
-    steps = -(-len(images.train_labels) // cfg.batch_size)
-    rates = " ".join(f"{rate:.2g}" for rate in prepared.epoch_rates)
-    last = every_one_of(cfg.target.last_epochs)
-    epochs = f"{cfg.epochs} epoch{'s' * (cfg.epochs > 1)}"
-    split = "held-out" if images.not_judged and images.split == "test" else images.split
-    threads = f"{prepared.threads} thread{'s' * (prepared.threads > 1)}" + f" ({prepared.busy})" * bool(
-        prepared.busy
-    )
-    precision = str(prepared.precision).removeprefix("torch.")
-    first, *others = _costs(prepared)
-    return {
-        "budget": "; ".join([first, f"{epochs} of at most {cfg.budget.epochs}", *others]),
-        "target": f"{cfg.target.accuracy:g} % in {last}",
-        "data": f"{images.name}: {len(images.train_labels):,} images to train on, "
-        f"{len(images.held_out_labels):,} {split} images scored after every epoch; "
-        f"{'×'.join(map(str, images.shape))} pixels, {len(images.classes)} classes" + _computed(prepared),
-        "steps": f"{steps:,} an epoch, {steps * cfg.epochs:,} in all, {cfg.batch_size} images each",
-        **{key: _arguments(prepared, key) for key in ("model", "optimizer", "scheduler", "augmentation")},
-        **({"smoothing": f"{cfg.label_smoothing:g} of each label"} if cfg.label_smoothing else {}),
-        **({"average": f"of the weights, keeping {cfg.ema:g} a step: it is scored and saved"} if cfg.ema else {}),
-        "rates": rates + (" (falls with the training loss)" if prepared.schedule.follows_loss else ""),
-        "machine": f"{prepared.device.type}, {threads}, {precision}, {prepared.kernels} kernels"
-        + ", compiled" * cfg.compile,
-        **({"in PyTorch": _not_in_c(prepared)} if prepared.not_in_c else {}),
-        "seed": str(cfg.seed),
-        "folder": "none: dry_run" if cfg.dry_run else short_path(info.folder, info.typed_in),
-    }
-
-
-def _computed(prepared: "Prepared") -> str:
-    """What normalisation takes from the training images; empty where it is given."""
-    images, data = prepared.data, prepared.cfg.data
-    computed = {"mean": images.mean, "deviation": images.std}
-    known = zip(computed.items(), (data.mean, data.std), strict=True)
-    return "".join(
-        f", {word} {' '.join(f'{n:.4f}' for n in found)}" for (word, found), key in known if key is None
-    )
-
-
-def _not_in_c(prepared: "Prepared") -> str:
-    """Why C does not compute which convolutions, a line for each reason."""
-    layers: dict[str, list[str]] = {}
-    for name, reason in prepared.not_in_c.items():
-        layers.setdefault(reason, []).append(name)
-    return "\n".join(f"{', '.join(names)}: {reason}" for reason, names in layers.items())
-
-
-def _costs(prepared: "Prepared") -> Iterator[str]:
-    """What the network costs, each amount with the limit that it has."""
-    from bantam.budget import in_words
-
-    for key, amount in prepared.costs.items():
-        limit = prepared.cfg.budget.get(key)
-        yield in_words({key: amount}) + ("" if limit is None else f" of fewer than {limit:,}")
-
-
-def _arguments(prepared: "Prepared", group: str) -> str:
-    values: Iterable[tuple[str, Any]] = ((str(name), value) for name, value in prepared.cfg[group].items())
-    if group == "model":  # what the data say stands there
-        values = ((name, value) for name, value in values if value != prepared.cfg.data.get(name, name))
-    given = ", ".join(f"{name} {value}" for name, value in values if not name.startswith("_"))
-    return f"{prepared.info.choices.get(group)}: {given}"
 
 
 @contextmanager
@@ -288,6 +215,11 @@ def show_stopped(again: str = "") -> None:
     )
 
 
+def show_warning(sentence: str) -> None:
+    """Say what does not stop anything."""
+    console.print(f"[bold yellow]Warning:[/] {escape(sentence)}", soft_wrap=True)
+
+
 def show_lost(info: "RunInfo", name: str) -> None:
     """Say that a run starts anew, since what it would go on from is gone."""
     text = f"{short_path(info.folder, info.typed_in)} has a history but no {name}: it starts anew with epoch 1"
@@ -309,11 +241,6 @@ def show_verdict(info: "RunInfo", verdict: "Verdict") -> None:
         f"{escape(short_path(info.folder, info.typed_in))}",
         soft_wrap=True,
     )
-
-
-def every_one_of(last: int) -> str:
-    """The epochs that a target is about, in words."""
-    return "the last epoch" if last == 1 else f"every one of the last {last} epochs"
 
 
 def _mean_of(epochs: int) -> str:

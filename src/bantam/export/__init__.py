@@ -1,0 +1,1 @@
+"""A finished network as files that other programs run."""

@@ -1,0 +1,107 @@
+"""From a finished run to its network in ONNX: exported, quantised, verified, and only then written."""
+
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bantam.data import Data
+from bantam.export.graph import Session, as_pictures, graph, operations, weight_bytes
+from bantam.export.int8 import quantised
+from bantam.training import folder as files
+from bantam.training.exported import EXPORT, KINDS, write_export
+from bantam.training.loop import measure, score
+from bantam.training.setup import Prepared
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FLOAT, INT8 = "network.onnx", "network-int8.onnx"
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+"""What the extra brings."""
+
+
+def check_extra() -> None:
+    """Raise ValueError where a package is missing that an export needs."""
+    missing = [package for package in PACKAGES if find_spec(package) is None]
+    if missing:
+        raise ValueError(f"an export needs {' and '.join(missing)}: pip install -e '.[export]'")
+
+
+def export(prepared: Prepared, scales: str = "auto") -> dict[str, Any]:
+    """Write a finished run's network as ONNX in float32 and int8, and what was measured; returns the latter.
+
+    `scales` is one of `int8.SCALES`. Raises ValueError, with nothing written, where the weights are damaged, the
+    images are not those on which the run was scored, or the network in ONNX predicts otherwise than in PyTorch.
+    """
+    folder, images, name = prepared.info.folder, prepared.data, f"model={prepared.info.choices.get('model')}"
+    result, history = files.read_finished(folder), files.read_history(folder)
+    if found := files.contradiction(history, result):
+        raise ValueError(f"{folder}: {found}: {files.REMEDY}")
+    if images.checksum != result["data_checksum"] or images.split != result["split"]:
+        raise ValueError(
+            f"{folder} was scored on {result['scored_images']:,} {result['split']} images of {result['data']}, "
+            f"which are not those of {images.name} as it is here: give data.root=<their folder>"
+        )
+    files.read_weights(folder, prepared.result_model)
+    scored = as_pictures(images.held_out_images).cpu().numpy()
+    expected = score(prepared.result_model, images.held_out_images, images, torch.float32).cpu()
+    model = graph(prepared.result_model, images, name)
+    in_float = model.SerializeToString()
+    measured = _measured(model, in_float, Session(in_float, name)(scored), expected, images)
+    if changed := round((100 - measured["agreement"]) / 100 * len(scored)):
+        raise ValueError(
+            f"{name} predicts otherwise in ONNX for {changed:,} of {len(scored):,} {images.split} images (logits "
+            f"differ by up to {measured['largest_difference']:.2g}), so nothing is written: does it draw random "
+            "numbers when it is scored?"
+        )
+    small, how = quantised(model, as_pictures(images.train_images).cpu().numpy(), scales, name)
+    in_int8 = small.SerializeToString()
+    answer = {
+        "opset": next(entry.version for entry in model.opset_import if not entry.domain),
+        "data": images.name,
+        "split": images.split,
+        "scored_images": len(scored),
+        "recorded_accuracy": history[-1].accuracy,
+        "bytes": prepared.costs["bytes"],
+        "float32": {"file": FLOAT, **measured},
+        "int8": {
+            "file": INT8,
+            **how,
+            **_measured(small, in_int8, Session(in_int8, name)(scored), expected, images),
+        },
+        "versions": {package: version(package) for package in ("torch", *PACKAGES)},
+    }
+    (folder / EXPORT).unlink(missing_ok=True)  # that of other files
+    files.write(folder / FLOAT, in_float)
+    files.write(folder / INT8, in_int8)
+    write_export(folder, answer)
+    return answer
+
+
+def _measured(
+    model: Any, content: bytes, logits: "NDArray[Any]", expected: torch.Tensor, images: Data
+) -> dict[str, Any]:
+    """What is known of a model: its size, and how its logits compare with those of PyTorch."""
+    found = torch.from_numpy(logits)
+    _, accuracy = measure(found, images.held_out_labels.cpu())
+    return {
+        "weight_bytes": weight_bytes(model),
+        "file_bytes": len(content),
+        "operations": operations(model),
+        "largest_difference": (found - expected).abs().max().item(),
+        "agreement": 100 * (found.argmax(1) == expected.argmax(1)).sum().item() / len(found),
+        "accuracy": accuracy,
+    }
+
+
+def in_words(answer: dict[str, Any], folder: object) -> str:
+    """What was written, two lines."""
+    images = f"{answer['scored_images']:,} {answer['split']} images of {answer['data']}"
+    return "\n".join(
+        f"{folder}/{part['file']}: {part['weight_bytes']:,} bytes of weights ({part['file_bytes']:,} in all), "
+        f"{part['accuracy']:.2f} % of {images}, {part['agreement']:.2f} % of the predictions as in PyTorch"
+        for part in (answer[kind] for kind in KINDS)
+    )

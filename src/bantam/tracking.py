@@ -1,0 +1,108 @@
+"""Shows finished folders in trackers: what they do not know yet of runs, multiruns and studies."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bantam.report import folders
+from bantam.report.folders import Contents, Study
+from bantam.report.runs import Run, read_run
+from bantam.trackers import Entry, Tracker, key_of, noted, notes_in
+from bantam.training import saved, terminal
+from bantam.training.folder import seed_folders
+from bantam.training.tracked import Tracked, entry_name, group_name, has_ended, parent_of
+
+NOT_SHOWN = ("unfinished", "damaged")
+"""States of runs that trackers are not told of."""
+
+
+def send(paths: Iterable[Path], trackers: Mapping[str, Tracker]) -> tuple[int, int]:
+    """Tell trackers of what is in folders and has ended; returns how many were sent, and how many were not.
+
+    What a tracker knows already is not sent again. Raises ValueError for a folder that does not exist.
+    """
+    found = folders.gather(paths)
+    sent = failed = 0
+    for run in runs(found):
+        options = {
+            option: tracker
+            for option, tracker in trackers.items()
+            if not has_ended(run.folder, option, tracker, run.state)
+        }
+        if not options:
+            continue
+        if _send_run(run, options):
+            sent += 1
+        else:
+            failed += 1
+    for study in found.studies:
+        for option, tracker in trackers.items():
+            done, left = _send_over_budget(study, option, tracker)
+            sent, failed = sent + done, failed + left
+    return sent, failed
+
+
+def runs(found: Contents) -> Iterator[Run]:
+    """The runs in folders that have ended, those of trials and of confirmations too."""
+    every = list(found.runs)
+    for study in found.studies:
+        for trial in study.trials:
+            folder = study.folder / str(trial.number)
+            every += [read_run(path) for path in (folder, *seed_folders(folder)) if (path / ".hydra").is_dir()]
+        confirm = study.folder / "confirm"
+        every += [read_run(r.folder) for r in study.confirmations if r.folder.parent == confirm]
+    yield from (run for run in every if run.state not in NOT_SHOWN)
+
+
+def _send_run(run: Run, trackers: Mapping[str, Tracker]) -> bool:
+    """Tell trackers of a run from its beginning to its end; returns whether all were told."""
+    tracked = Tracked(trackers, entry_of(run), terminal.show_warning)
+    tracked.begin(run.history)
+    return tracked.end({**run.result, "verdict": run.state})
+
+
+def entry_of(run: Run) -> Entry:
+    """A run in a folder as trackers show it."""
+    folder = run.folder.absolute()
+    own = saved.load(run.folder)
+    parent = parent_of(folder) if str(own.hydra.mode).endswith("MULTIRUN") else None
+    return Entry(
+        name=entry_name(folder, parent, run.name, run.seed),
+        group=group_name(folder, run.name),
+        settings=saved.shown(own.config),
+        layers=[asdict(row) for row in run.layers],
+        folder=folder,
+        parent=parent,
+    )
+
+
+def _send_over_budget(study: Study, option: str, tracker: Tracker) -> tuple[int, int]:
+    """Tell a tracker of the trials whose networks were too big to be trained: they have no folder."""
+    sent = 0
+    folder = study.folder.absolute()
+    trials = [trial for trial in study.trials if trial.state == "over budget"]
+    for number, trial in enumerate(trials):
+        entry = Entry(
+            name=f"{trial.number}: over budget",
+            group="over budget",
+            settings=trial.settings,
+            layers=[],
+            folder=folder / str(trial.number),
+            parent=folder,
+        )
+        result: dict[str, Any] = {"verdict": "over budget", "reason": trial.reason, **trial.costs}
+
+        key = f"{key_of(option, tracker)}, trial {trial.number}"
+        if key in notes_in(folder):
+            continue
+        try:
+            name = tracker.begin(entry, None, 0)
+            tracker.end(result, [])
+        except Exception as error:  # a tracker's library raises whatever its server leads it to
+            left = len(trials) - number
+            terminal.show_warning(f"tracker={option} cannot be told of {left} trials over the budget ({error})")
+            return sent, left
+        noted(folder, key, lambda name=name: name)  # type: ignore[misc]
+        sent += 1
+    return sent, 0

@@ -1,0 +1,18 @@
+"""A few images, and a finished run to export."""
+
+from dataclasses import replace
+
+import pytest
+
+from bantam.data import Data, mnist5k
+
+pytest.importorskip("onnx", reason="pip install -e '.[export]'")
+pytest.importorskip("onnxscript", reason="pip install -e '.[export]'")
+pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
+
+
+@pytest.fixture(scope="session")
+def images() -> Data:
+    """The packaged images, fewer of them."""
+    data = mnist5k(0, 1, 0.1307, 0.3081)
+    return replace(data, train_images=data.train_images[:400])

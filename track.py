@@ -1,0 +1,38 @@
+"""Show finished runs in a tracker afterwards: `python track.py multirun/<study> tracker=mlflow`."""
+
+import argparse
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+
+from bantam import config, errors, ranges
+from bantam.search import sweeper
+
+
+def main() -> None:
+    """Exit with 0 where the trackers know all that has ended in the folders, with 1 where they do not."""
+    errors.begin()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", nargs="+", metavar="folder", help="of a run, a multirun or a study")
+    parser.add_argument("overrides", nargs="*", metavar="tracker=option", help="which tracker, and its keys")
+    words = parser.parse_args().folders
+    paths = [Path(word) for word in words if not word.startswith("tracker")]
+    overrides = [word for word in words if word.startswith("tracker")]
+    config.register()
+    sweeper.register()
+    with errors.in_one_sentence():
+        with initialize_config_dir(str(Path(__file__).parent.absolute() / "conf")):
+            cfg = compose("config", overrides)
+        ranges.validate(cfg)
+        if not cfg.tracker:
+            raise ValueError("no tracker is given: add tracker=tensorboard, tracker=mlflow or tracker=wandb")
+        from bantam import tracking
+        from bantam.training.build import build_trackers
+
+        sent, failed = tracking.send(paths, build_trackers(cfg))
+        print(f"{sent} sent, {failed} not sent" if failed else f"{sent} sent")
+    raise SystemExit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
