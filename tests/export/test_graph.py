@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bantam import models
 from bantam.data import Data
-from bantam.export.graph import FromBytes, Session, graph, operations, weight_bytes
+from bantam.export.graph import FromBytes, Session, as_pictures, graph, operations, weight_bytes
 
 onnx = pytest.importorskip("onnx", reason="pip install -e '.[export]'")
 pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
@@ -48,7 +48,7 @@ def test_a_network_in_onnx_computes_the_same(make: Callable[[], nn.Module], imag
     onnx.checker.check_model(model)
     session = Session(model.SerializeToString(), "model=mine")
     for count in (1, 3, 200):
-        some = images.held_out_images[:count]
+        some = as_pictures(images.held_out_images[:count])
         with torch.no_grad():
             expected = FromBytes(network, images)(some)
         torch.testing.assert_close(torch.from_numpy(session(some.numpy())), expected, atol=1e-4, rtol=1e-4)
@@ -56,16 +56,19 @@ def test_a_network_in_onnx_computes_the_same(make: Callable[[], nn.Module], imag
 
 def test_three_channels_and_the_normalisation_are_inside(images: Data) -> None:
     colour = replace(
-        images, train_images=torch.randint(0, 256, (4, 32, 30, 3), dtype=torch.uint8), mean=0.5, std=0.2
+        images,
+        train_images=torch.randint(0, 256, (4, 3, 32, 30), dtype=torch.uint8),
+        mean=(0.5,),
+        std=(0.1, 0.2, 0.3),
     )
     network = nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     model = graph(network, colour, "model=mine")
     (given,) = model.graph.input
     assert [size.dim_param or size.dim_value for size in given.type.tensor_type.shape.dim] == ["N", 32, 30, 3]
     assert given.type.tensor_type.elem_type == onnx.TensorProto.UINT8
-    some = colour.train_images
+    some = as_pictures(colour.train_images)
     with torch.no_grad():
-        expected = network((some.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.2)
+        expected = network((colour.train_images.float() / 255 - 0.5) / torch.tensor(colour.std).view(-1, 1, 1))
     found = Session(model.SerializeToString(), "model=mine")(some.numpy())
     torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=1e-5)
 

@@ -11,7 +11,7 @@ from torch import nn
 from bantam import models
 from bantam.data import Data
 from bantam.export import int8
-from bantam.export.graph import Session, graph, operations, weight_bytes
+from bantam.export.graph import Session, as_pictures, graph, operations, weight_bytes
 
 onnx = pytest.importorskip("onnx", reason="pip install -e '.[export]'")
 pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
@@ -28,7 +28,7 @@ def model(images: Data) -> Any:
 @pytest.mark.parametrize("scales", ["tensor", "channel"])
 def test_eight_bits_take_a_quarter_and_predict_nearly_the_same(model: Any, images: Data, scales: str) -> None:
     before = model.SerializeToString()
-    small, how = int8.quantised(model, images.train_images.numpy(), scales, "model=flexible")
+    small, how = int8.quantised(model, as_pictures(images.train_images).numpy(), scales, "model=flexible")
     assert model.SerializeToString() == before
     assert how == {"scales": scales, "calibration": "minmax", "calibration_images": 200}
     onnx.checker.check_model(small)
@@ -37,7 +37,7 @@ def test_eight_bits_take_a_quarter_and_predict_nearly_the_same(model: Any, image
     per_channel = [t for t in small.graph.initializer if t.name.endswith("weight_scale") and len(t.dims)]
     assert bool(per_channel) == (scales == "channel")
     assert scales == "channel" or weight_bytes(small) < weight_bytes(model) / 2.5
-    some = images.held_out_images[:200].numpy()
+    some = as_pictures(images.held_out_images)[:200].numpy()
     exact, rounded = (Session(m.SerializeToString(), "model=flexible")(some) for m in (model, small))
     assert np.abs(exact - rounded).max() < 0.1 * np.abs(exact).max()
     assert rounded.shape == exact.shape
@@ -56,10 +56,10 @@ def test_logits_are_not_rounded(last: tuple[nn.Module, ...], images: Data) -> No
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), *last).eval()
     small, _ = int8.quantised(
-        graph(network, images, "model=mine"), images.train_images.numpy(), "tensor", "model=mine"
+        graph(network, images, "model=mine"), as_pictures(images.train_images).numpy(), "tensor", "model=mine"
     )
     onnx.checker.check_model(small)
-    logits = Session(small.SerializeToString(), "model=mine")(images.held_out_images.numpy())
+    logits = Session(small.SerializeToString(), "model=mine")(as_pictures(images.held_out_images).numpy())
     assert len(np.unique(logits)) > 256 * 2
     read = {name for node in small.graph.node for name in node.input}
     assert all(tensor.name in read for tensor in small.graph.initializer)
@@ -69,7 +69,7 @@ def test_logits_are_not_rounded(last: tuple[nn.Module, ...], images: Data) -> No
 def test_a_scale_a_channel_is_taken_where_one_a_tensor_predicts_worse(
     model: Any, images: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    numbers = images.train_images.numpy()
+    numbers = as_pictures(images.train_images).numpy()
     assert int8.quantised(model, numbers, "auto", "model=flexible")[1]["scales"] == "tensor"
     uneven = copy.deepcopy(model)
     for tensor in uneven.graph.initializer:  # channels of very different sizes, as in a depthwise convolution
