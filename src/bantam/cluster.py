@@ -29,6 +29,10 @@ QUIET = {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0", "RAY_USAGE_STATS_ENABLE
 """Variables for Ray, where nobody has set them: every line of a job is shown as it is, and nothing is reported."""
 
 
+PASSED = ("BANTAM_", "HYDRA_FULL_ERROR")
+"""How variables begin that jobs have from the command that launches them."""
+
+
 @dataclass
 class Ray:
     init: dict[str, Any] = field(default_factory=lambda: {"address": None, "num_cpus": None})
@@ -111,7 +115,8 @@ class RayLauncher(Launcher):
         from hydra_plugins.hydra_ray_launcher.ray_launcher import RayLauncher as Plain
 
         first = self.context.config_loader.load_sweep_config(self.config, list(job_overrides[0]))
-        check_size(self.ray, first.get("threads"))
+        if not self.found:  # a search has done so when it began, and waits for nodes that come back
+            check_size(self.ray, first.get("threads"))
         remote = OmegaConf.create({"init": {}, "remote": self._remote(first)})
         plain = Plain(remote)
         plain.setup(hydra_context=self.context, task_function=self.task_function, config=self.config)
@@ -121,13 +126,14 @@ class RayLauncher(Launcher):
             raise JobDied(
                 f"the process of a job or its machine died ({type(error).__name__}: {_first_line(error)})"
             ) from error
+        check_folders([Path(job.hydra_cfg.hydra.runtime.output_dir) for job in jobs if job.hydra_cfg])
         return jobs
 
     def _remote(self, first: DictConfig) -> dict[str, Any]:
         """The arguments of `ray.remote` for jobs like the first of them."""
         typed: dict[str, Any] = OmegaConf.to_container(self.ray.remote, resolve=True)  # type: ignore[assignment]
         cpus = cores(self.ray, first.get("threads"))
-        variables = {name: value for name, value in os.environ.items() if name.startswith("BANTAM_")}
+        variables = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
         variables |= {"LOKY_MAX_CPU_COUNT": str(max(1, int(cpus)))}  # what joblib takes for the number of cores
         environment = dict(typed.pop("runtime_env", {}))
         environment["env_vars"] = variables | dict(environment.get("env_vars", {}))
@@ -185,6 +191,16 @@ def check_size(ray_conf: DictConfig, threads: int | None) -> None:
         raise NoCluster(
             f"{key}={wanted:g} asks for more cores than a machine of the cluster has ({largest:g}): lower it"
         )
+
+
+def check_folders(folders: Sequence[Path]) -> None:
+    """Raise NoCluster where the folders of jobs that have ended are not to be seen from here."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise NoCluster(
+                f"hydra.sweep.dir={folder.parent} is another folder on this machine than on the one that ran job "
+                f"{folder.name}: choose one that all machines of the cluster share"
+            )
 
 
 def _first_line(error: Exception) -> str:

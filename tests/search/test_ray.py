@@ -213,3 +213,9 @@ def test_a_job_has_as_many_cores_as_threads() -> None:
         ({"num_cpus": 0.5}, None, 0.5),
     ):
         assert cluster.cores(SimpleNamespace(remote=remote), threads) == cores  # type: ignore[arg-type]
+
+
+def test_a_folder_that_only_the_node_sees_is_said(tmp_path: Path) -> None:
+    cluster.check_folders([tmp_path])
+    with pytest.raises(cluster.NoCluster, match=f"hydra.sweep.dir={tmp_path} is another folder on this machine"):
+        cluster.check_folders([tmp_path, tmp_path / "3"])
