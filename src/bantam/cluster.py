@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -168,9 +169,10 @@ def connect(init: DictConfig, found: Mapping[str, str] | None = None) -> None:
         typed = {key: value for key, value in typed.items() if key in SHARED}
     handler = signal.getsignal(signal.SIGTERM)
     try:
+        _call(os.environ["RAY_ADDRESS"] if found else str(typed.get("address")))
         ray.init(**{"logging_level": "error", "include_dashboard": False, **typed})
-    except (ConnectionError, ValueError, RuntimeError, TypeError, ray.exceptions.RayError) as error:
-        address = typed.get("address") or "null"
+    except (OSError, ValueError, RuntimeError, TypeError, ray.exceptions.RayError) as error:
+        address = (found or {}).get("RAY_ADDRESS") or typed.get("address") or "null"
         raise NoCluster(
             f"{KEY}.init.address={address} gives no cluster ({_first_line(error)}): start one with "
             "ray start --head, or correct what is typed"
@@ -178,6 +180,13 @@ def connect(init: DictConfig, found: Mapping[str, str] | None = None) -> None:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray has one of its own, which ends the process
+
+
+def _call(address: str) -> None:
+    """Raise OSError where nobody answers at an address: Ray would wait for minutes, and may end the process."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def check_size(ray_conf: DictConfig, threads: int | None) -> None:
