@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -27,6 +28,10 @@ KEY = "hydra.launcher.ray"
 
 QUIET = {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 """Variables for Ray, where nobody has set them: every line of a job is shown as it is, and nothing is reported."""
+
+
+PASSED = ("BANTAM_", "HYDRA_FULL_ERROR")
+"""How variables begin that jobs have from the command that launches them."""
 
 
 @dataclass
@@ -111,7 +116,8 @@ class RayLauncher(Launcher):
         from hydra_plugins.hydra_ray_launcher.ray_launcher import RayLauncher as Plain
 
         first = self.context.config_loader.load_sweep_config(self.config, list(job_overrides[0]))
-        check_size(self.ray, first.get("threads"))
+        if not self.found:  # a search has done so when it began, and waits for nodes that come back
+            check_size(self.ray, first.get("threads"))
         remote = OmegaConf.create({"init": {}, "remote": self._remote(first)})
         plain = Plain(remote)
         plain.setup(hydra_context=self.context, task_function=self.task_function, config=self.config)
@@ -121,13 +127,14 @@ class RayLauncher(Launcher):
             raise JobDied(
                 f"the process of a job or its machine died ({type(error).__name__}: {_first_line(error)})"
             ) from error
+        check_folders([Path(job.hydra_cfg.hydra.runtime.output_dir) for job in jobs if job.hydra_cfg])
         return jobs
 
     def _remote(self, first: DictConfig) -> dict[str, Any]:
         """The arguments of `ray.remote` for jobs like the first of them."""
         typed: dict[str, Any] = OmegaConf.to_container(self.ray.remote, resolve=True)  # type: ignore[assignment]
         cpus = cores(self.ray, first.get("threads"))
-        variables = {name: value for name, value in os.environ.items() if name.startswith("BANTAM_")}
+        variables = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
         variables |= {"LOKY_MAX_CPU_COUNT": str(max(1, int(cpus)))}  # what joblib takes for the number of cores
         environment = dict(typed.pop("runtime_env", {}))
         environment["env_vars"] = variables | dict(environment.get("env_vars", {}))
@@ -162,9 +169,10 @@ def connect(init: DictConfig, found: Mapping[str, str] | None = None) -> None:
         typed = {key: value for key, value in typed.items() if key in SHARED}
     handler = signal.getsignal(signal.SIGTERM)
     try:
+        _call(os.environ["RAY_ADDRESS"] if found else str(typed.get("address")))
         ray.init(**{"logging_level": "error", "include_dashboard": False, **typed})
-    except (ConnectionError, ValueError, RuntimeError, TypeError, ray.exceptions.RayError) as error:
-        address = typed.get("address") or "null"
+    except (OSError, ValueError, RuntimeError, TypeError, ray.exceptions.RayError) as error:
+        address = (found or {}).get("RAY_ADDRESS") or typed.get("address") or "null"
         raise NoCluster(
             f"{KEY}.init.address={address} gives no cluster ({_first_line(error)}): start one with "
             "ray start --head, or correct what is typed"
@@ -172,6 +180,13 @@ def connect(init: DictConfig, found: Mapping[str, str] | None = None) -> None:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray has one of its own, which ends the process
+
+
+def _call(address: str) -> None:
+    """Raise OSError where nobody answers at an address: Ray would wait for minutes, and may end the process."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def check_size(ray_conf: DictConfig, threads: int | None) -> None:
@@ -185,6 +200,16 @@ def check_size(ray_conf: DictConfig, threads: int | None) -> None:
         raise NoCluster(
             f"{key}={wanted:g} asks for more cores than a machine of the cluster has ({largest:g}): lower it"
         )
+
+
+def check_folders(folders: Sequence[Path]) -> None:
+    """Raise NoCluster where the folders of jobs that have ended are not to be seen from here."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise NoCluster(
+                f"hydra.sweep.dir={folder.parent} is another folder on this machine than on the one that ran job "
+                f"{folder.name}: choose one that all machines of the cluster share"
+            )
 
 
 def _first_line(error: Exception) -> str:

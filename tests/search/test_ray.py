@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from commands import PROJECT, Bantam, Forked
+from omegaconf import OmegaConf
 from optuna.trial import TrialState
 from searches import LINE, hydra, stored, wait_for
 
@@ -184,6 +186,15 @@ def test_what_no_cluster_can_do_is_one_sentence(nodes: Any, bantam: Bantam, few:
     assert "Traceback" not in refused.stderr + refused.stdout
 
 
+def test_an_address_at_which_nobody_answers_is_one_sentence(nodes: Any) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    for found in ({}, {"RAY_ADDRESS": address}):  # as typed, and in a worker whose cluster is gone
+        with pytest.raises(cluster.NoCluster, match=f"address={address} gives no cluster .*refused"):
+            cluster.connect(OmegaConf.create({"address": address}), found)
+
+
 def test_sqlite_is_refused_on_several_machines(
     searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -213,3 +224,9 @@ def test_a_job_has_as_many_cores_as_threads() -> None:
         ({"num_cpus": 0.5}, None, 0.5),
     ):
         assert cluster.cores(SimpleNamespace(remote=remote), threads) == cores  # type: ignore[arg-type]
+
+
+def test_a_folder_that_only_the_node_sees_is_said(tmp_path: Path) -> None:
+    cluster.check_folders([tmp_path])
+    with pytest.raises(cluster.NoCluster, match=f"hydra.sweep.dir={tmp_path} is another folder on this machine"):
+        cluster.check_folders([tmp_path, tmp_path / "3"])
