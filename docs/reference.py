@@ -163,10 +163,10 @@ def group(name: str) -> list[str]:
         values = OmegaConf.to_container(node, resolve=False)
         by_schema.setdefault(OmegaConf.get_type(node), {})[path.stem] = values
         lines.append(f"- `{name}={path.stem}` builds `{node._target_}`. {comment(path)}".rstrip())
-    for schema, options in by_schema.items():
+    for schema, found in by_schema.items():
         if len(by_schema) > 1:
-            lines += ["", f"Keys of {', '.join(f'`{option}`' for option in options)}:"]
-        lines += table(row(f"{name}.", schema, key, default(options, key.name)) for key in keys(schema))
+            lines += ["", f"Keys of {', '.join(f'`{option}`' for option in found)}:"]
+        lines += table(row(f"{name}.", schema, key, default(found, key.name)) for key in keys(schema))
     return lines
 
 
