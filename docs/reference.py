@@ -163,10 +163,10 @@ def group(name: str) -> list[str]:
         values = OmegaConf.to_container(node, resolve=False)
         by_schema.setdefault(OmegaConf.get_type(node), {})[path.stem] = values
         lines.append(f"- `{name}={path.stem}` builds `{node._target_}`. {comment(path)}".rstrip())
-    for schema, names in by_schema.items():
+    for schema, found in by_schema.items():
         if len(by_schema) > 1:
-            lines += ["", f"Keys of {', '.join(f'`{option}`' for option in names)}:"]
-        lines += table(row(f"{name}.", schema, key, default(names, key.name)) for key in keys(schema))
+            lines += ["", f"Keys of {', '.join(f'`{option}`' for option in found)}:"]
+        lines += table(row(f"{name}.", schema, key, default(found, key.name)) for key in keys(schema))
     return lines
 
 
@@ -181,10 +181,10 @@ def trackers() -> list[str]:
     return lines
 
 
-def default(values_of: dict[str, Any], key: str) -> str:
+def default(options: dict[str, Any], key: str) -> str:
     """The default of a key, and of which options it is where they differ."""
     found: dict[str, list[str]] = {}
-    for option, values in values_of.items():
+    for option, values in options.items():
         found.setdefault(value(values[key]), []).append(option)
     return "; ".join(text if len(found) == 1 else f"{text} ({', '.join(names)})" for text, names in found.items())
 

@@ -10,7 +10,8 @@ import pytest
 from omegaconf import DictConfig
 from single_runs import train
 
-from bantam import data, models
+from bantam import models
+from bantam.images import downloads
 from bantam.training import build
 from bantam.training.build import PartFailed
 from bantam.training.run import run
@@ -127,7 +128,7 @@ def test_an_optimizer_that_fails_is_named(
 def test_a_fault_in_reading_images_is_not_about_the_files(
     composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "_read_mnist5k", lambda: int("x"))
+    monkeypatch.setattr(downloads, "read_mnist5k", lambda: int("x"))
     with pytest.raises(
         build.CannotBeBuilt, match=r"data=mnist5k cannot be built: ValueError in .*, line \d+: invalid"
     ):

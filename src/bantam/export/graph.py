@@ -41,7 +41,8 @@ class FromBytes(nn.Module):
         super().__init__()
         self.model = model
         for name, numbers in (("mean", data.mean), ("std", data.std)):
-            self.register_buffer(name, torch.tensor(numbers).view(-1, 1, 1))
+            given = torch.tensor(numbers[0]) if len(numbers) == 1 else torch.tensor(numbers).view(-1, 1, 1)
+            self.register_buffer(name, given)
 
     def forward(self, images: Tensor) -> Tensor:
         """From N×H×W or N×H×W×C bytes to N×classes logits."""

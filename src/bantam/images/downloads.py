@@ -151,9 +151,10 @@ def download(dataset: str, root: str) -> str:
         ) from error
     try:
         socket.setdefaulttimeout(DOWNLOAD_SECONDS)
-        for train in (True, False):  # the second time most find everything there
-            _kind(source)(aside, train=train, download=True, **source.arguments)
         files = [aside / source.folder / name for name in source.files]
+        for train in (True, False):
+            if not all(file.exists() for file in files):  # most fetch everything at once
+                _kind(source)(aside, train=train, download=True, **source.arguments)
         sums = aside / "SHA256SUMS"
         sums.write_text("".join(f"{_sha256(file)}  {file.name}\n" for file in files), encoding="utf-8")
         target.mkdir(exist_ok=True)

@@ -107,10 +107,10 @@ def _complete(cfg: DictConfig) -> DictConfig:
     """A configuration that was saved, with the keys that older runs lack and what these had instead of them."""
     nodes: Any = OmegaConf.to_container(cfg, resolve=False)
     data, model = (nodes.get(group) for group in ("data", "model"))
-    if isinstance(data, dict) and str(data.get("_target_")).startswith("bantam.data."):
+    if isinstance(data, dict):
         for key, value in {"channels": 1, "side": 28, "classes": 10}.items():
             data.setdefault(key, value)
-        if data["_target_"] == "bantam.data.auto":
+        if data.get("_target_") == "bantam.data.auto":
             data.setdefault("became", None)
     for kind in SCHEMAS["model"].values() if isinstance(model, dict) else ():
         keys = {entry.name for entry in fields(kind)}

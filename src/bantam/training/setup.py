@@ -246,10 +246,9 @@ def prepare_finished(cfg: DictConfig, info: RunInfo) -> Prepared:
         cfg.precision = result["precision"]
     if cfg.kernels == "auto" and result["kernels"] == "torch":
         cfg.kernels = "torch"  # of others it is left to this machine whether it has a compiler
-    own = saved.load(info.folder).config.data
     for key in ("mean", "std"):
-        if cfg.data[key] is None:  # a network goes on seeing images as it has seen them in training
-            cfg.data[key] = result.get(key) or own.get(key)
+        if cfg.data.get(key, key) is None:  # a network goes on seeing images as it has seen them in training
+            cfg.data[key] = result.get(key) or saved.load(info.folder).config.data.get(key)
     return _prepare_saved(cfg, info)
 
 
