@@ -152,7 +152,7 @@ def test_help_names_groups_options_and_the_commands(bantam: Bantam) -> None:
     result = bantam("train.py", "--help")
     assert result.returncode == 0
     commands = [line for line in result.stdout.splitlines() if line.strip().startswith("python ")]
-    assert len(commands) == 13
+    assert len(commands) == 14
     for text in (
         "model: dilated, flexible, shared, skeleton, v1, v2",
         "scheduler: constant, cosine",

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -380,6 +381,18 @@ def test_a_search_that_goes_on_says_how_far_it_is_and_one_that_is_refused_writes
     assert done.returncode == 0, done.stderr
     assert "optuna: continuing, 3 of 4 done." in done.stdout
     assert (tmp_path / "multirun" / "optuna" / "report.html").exists()
+
+
+def test_where_there_is_no_table_a_line_says_how_far_a_search_is(
+    tmp_path: Path, forks: Forks, few: tuple[str, ...]
+) -> None:
+    often = "import bantam.training.status as status; status.SECONDS = status.LOOK_SECONDS = 0.1"
+    commands = Bantam(tmp_path, forks, often)
+    one = ("data.validation=100", "hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1", "report=false")
+    done = commands("train.py", "-m", "hparams_search=optuna", *few, *one)
+    commands.close()
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^optuna: 0 of 1 trials .* no best yet", done.stdout, flags=re.MULTILINE)
 
 
 def test_a_search_says_once_on_what_images_it_trains_instead(bantam: Bantam, tmp_path: Path) -> None:

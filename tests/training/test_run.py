@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from bantam.training import folder as files
 from bantam.training.evaluate import evaluate
 from bantam.training.run import _state, run
 from bantam.training.setup import prepare, prepare_finished
+from bantam.training.status import Line
 
 Compose = Callable[..., DictConfig]
 Few = tuple[str, ...]
@@ -173,3 +175,46 @@ def test_a_run_is_resumed_with_the_kernels_that_it_was_begun_with(composed: Comp
     files.write_checkpoint(tmp_path, {**_state(interrupted, []), "kernels": "native"})
     with pytest.raises(ValueError, match="was begun with native kernels, which kernels=torch does not choose"):
         run(interrupted)
+
+
+def test_that_fewer_threads_would_be_faster_is_noted_in_the_first_epochs_and_changes_no_bit(
+    composed: Compose,
+    few: Few,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("bantam.training.setup.choose", lambda asked, side_by_side, load: (asked or 2, ""))
+    train(composed(*few, "epochs=3", "threads=2"), at(tmp_path / "asked"))
+    assert "threads=1 would be" not in capsys.readouterr().out
+
+    def advice(number: int, load: object, once: Callable[[], object]) -> str:
+        once()
+        return f"threads=1 would be 3.0 times as fast as the {number} threads"
+
+    monkeypatch.setattr("bantam.training.run.advice", advice)
+    train(composed(*few, "epochs=3", "threads=null"), at(tmp_path / "chosen"))
+    said = capsys.readouterr().out
+    assert said.count("Note: threads=1 would be 3.0 times as fast as the 2 threads\n") == 2
+    assert said.index("epoch  2/3") < said.rindex("Note: ") < said.index("epoch  3/3")
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("asked", "chosen")]
+    assert weights[0] == weights[1]
+
+
+def test_where_there_is_no_bar_a_line_says_how_far_an_epoch_is(
+    composed: Compose,
+    few: Few,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    update = Line.update
+
+    def look_at_once(line: Line, text: str) -> None:
+        update(line, text)
+        line.look()
+
+    monkeypatch.setattr("bantam.training.status.SECONDS", 0.0)
+    monkeypatch.setattr(Line, "update", look_at_once)
+    train(composed(*few, "epochs=2"), at(tmp_path))
+    assert re.search(r"v2 epoch  1/2   300 of 300 images   loss \d\.\d{4}\n", capsys.readouterr().out)
