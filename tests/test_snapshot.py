@@ -1,14 +1,19 @@
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from commands import PROJECT, Bantam
+from hydra import compose, initialize_config_dir
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from omegaconf import OmegaConf
 
+from bantam import config, snapshot
+from bantam.own import code
 from bantam.snapshot import Snapshot
 
 SHORT = ("data=mnist5k", "data.validation=2000", "threads=1", "report=false", "pictures=false", "epochs=2")
@@ -90,3 +95,21 @@ def test_what_is_kept_is_what_hydra_reads(tmp_path: Path) -> None:
             assert (one.config, one.header, one.path) == (other.config, other.header, other.path)
             assert one.defaults_list == other.defaults_list
     assert not kept.config_exists("run/.hydra/config")
+
+
+def test_a_network_of_ones_own_is_as_it_was_when_it_was_composed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.register()
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from torch import nn\n\n\nclass Net(nn.Linear):\n    def __init__(self, width: int = 3):\n        ...\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["train.py", f"model={mine}:Net"])
+    with initialize_config_dir(str(PROJECT / "conf")):
+        cfg = compose("config", [f"model={mine}:Net"])
+        mine.write_text("edited while PyTorch was being imported")
+        kept = snapshot.take(GlobalHydra.instance().config_loader())
+    (own,) = kept.networks.values()
+    assert isinstance(own, code.Code)
+    assert own.checksum == cfg.model._sha256_

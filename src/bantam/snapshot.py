@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from bantam import overrides
 from bantam.own import source
-from bantam.own.source import OwnNetworks
+from bantam.own.source import OwnNetworks, Typed
 
 
 class Snapshot(ConfigRepository):
@@ -25,10 +25,13 @@ class Snapshot(ConfigRepository):
     It can be pickled, so that jobs in other processes compose from the same contents.
     """
 
-    def __init__(self, search_path: ConfigSearchPath) -> None:
-        """Read the folders of a search path; those of `hydra.searchpath` are read when they are first used."""
+    def __init__(self, search_path: ConfigSearchPath, networks: Typed | None = None) -> None:
+        """Read the folders of a search path; those of `hydra.searchpath` are read when they are first used.
+
+        `networks` are those of one's own, as far as they were read before.
+        """
         self.folders = Folders()
-        self.networks = source.typed(overrides.typed())
+        self.networks = source.typed(overrides.typed()) if networks is None else networks
         super().__init__(search_path)
 
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
@@ -125,7 +128,8 @@ def take(loader: ConfigLoader) -> Snapshot:
     """Have Hydra compose from the option files as they are now; returns what it composes from."""
     impl: Any = loader  # of `hydra._internal`: Hydra has no public way to it
     if not isinstance(impl.repository, Snapshot):
-        impl.repository = Snapshot(impl.config_search_path)
+        own = (each for each in impl.repository.get_sources() if isinstance(each, OwnNetworks))
+        impl.repository = Snapshot(impl.config_search_path, next((each.typed for each in own), None))
     kept: Snapshot = impl.repository
     return kept
 
