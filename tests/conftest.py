@@ -13,6 +13,7 @@ import pytest
 from commands import PROJECT, Bantam, Forks
 from finished import once
 from hydra import compose, initialize_config_dir
+from joblib import cpu_count
 from omegaconf import DictConfig
 from small_data import few_images
 
@@ -29,6 +30,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a shell that runs th
 config.register()
 sweeper.register()
 cluster.register()
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """For -n auto: two processes a core, since much of what tests do is to wait for what they have started."""
+    return 2 * cpu_count()
 
 
 @pytest.fixture
