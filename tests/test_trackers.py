@@ -300,5 +300,19 @@ def test_a_server_that_is_not_there_costs_a_warning(bantam: Bantam, few: tuple[s
         done = bantam("train.py", *few, "tracker=mlflow", address, "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     assert " ".join(done.stdout.split()).count("Warning: tracker=mlflow cannot be told of v2, seed 1") == 2
-    assert "track.py" in done.stdout
+    command = f"python track.py {tmp_path}/run tracker=mlflow {address} tracker.mlflow.experiment=bantam"
+    assert command in " ".join(done.stdout.split())
     assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_refused_job_of_a_multirun_is_sent_when_it_ends(
+    bantam: Bantam, few: tuple[str, ...], tmp_path: Path
+) -> None:
+    installed("tensorboard")
+    line = ("-m", *few, "tracker=tensorboard", "model.width=3,17", "hydra.sweep.dir=runs", "report=false")
+    done = bantam("train.py", *line)
+    assert done.returncode == 1, done.stderr
+    for name in "01":
+        result = json.loads((tmp_path / "runs" / name / "result.json").read_text())
+        assert trackers.notes_in(tmp_path / "runs" / name)["tensorboard"]["ended"] == result["verdict"]
+    assert result["verdict"] == "refused"
