@@ -27,9 +27,10 @@ def main() -> None:
         if not cfg.tracker:
             raise ValueError("no tracker is given: add tracker=tensorboard, tracker=mlflow or tracker=wandb")
         from bantam import tracking
+        from bantam.training import saved
         from bantam.training.build import build_trackers
 
-        sent, failed = tracking.send(paths, build_trackers(cfg))
+        sent, failed = tracking.send(paths, build_trackers(cfg), saved.tracker_overrides(cfg))
         print(f"{sent} sent, {failed} not sent" if failed else f"{sent} sent")
     raise SystemExit(1 if failed else 0)
 

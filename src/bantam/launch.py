@@ -219,7 +219,7 @@ class Preflight(Callback):
                 from bantam import tracking
                 from bantam.training.build import build_trackers
 
-                tracking.send([folder], build_trackers(config))
+                tracking.send([folder], build_trackers(config), saved.tracker_overrides(config))
             if config.report:
                 from bantam.report import page
 

@@ -246,7 +246,8 @@ class WandB:
         """Start the run, or resume it; those of a multirun or a study are a group, else those of an experiment."""
         import wandb
 
-        if self.mode == "online" and not wandb.api.api_key:
+        wandb.setup(wandb.Settings(silent=True))
+        if self.mode == "online" and not wandb.login(prompt=False):
             raise ConnectionError("there is no key for it: type wandb login, or set tracker.wandb.mode=offline")
         settings = wandb.Settings(
             init_timeout=self.timeout,

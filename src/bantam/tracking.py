@@ -1,6 +1,6 @@
 """Shows finished folders in trackers: what they do not know yet of runs, multiruns and studies."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,29 +17,26 @@ NOT_SHOWN = ("unfinished", "damaged")
 """States of runs that trackers are not told of."""
 
 
-def send(paths: Iterable[Path], trackers: Mapping[str, Tracker]) -> tuple[int, int]:
+def send(paths: Iterable[Path], trackers: Mapping[str, Tracker], typed: Sequence[str] = ()) -> tuple[int, int]:
     """Tell trackers of what is in folders and has ended; returns how many were sent, and how many were not.
 
-    What a tracker knows already is not sent again. Raises ValueError for a folder that does not exist.
+    What a tracker knows already is not sent again, and one that fails is asked no more. `typed` are the overrides
+    that say which trackers these are. Raises ValueError for a folder that does not exist.
     """
     found = folders.gather(paths)
+    ended = list(runs(found))
     sent = failed = 0
-    for run in runs(found):
-        options = {
-            option: tracker
-            for option, tracker in trackers.items()
-            if not has_ended(run.folder, option, tracker, run.state)
-        }
-        if not options:
-            continue
-        if _send_run(run, options):
+    for option, tracker in trackers.items():
+        wanted = [run for run in ended if not has_ended(run.folder, option, tracker, run.state)]
+        for number, run in enumerate(wanted):
+            if not _send_run(run, {option: tracker}, typed):
+                failed += len(wanted) - number
+                break
             sent += 1
         else:
-            failed += 1
-    for study in found.studies:
-        for option, tracker in trackers.items():
-            done, left = _send_over_budget(study, option, tracker)
-            sent, failed = sent + done, failed + left
+            for study in found.studies:
+                done, left = _send_over_budget(study, option, tracker)
+                sent, failed = sent + done, failed + left
     return sent, failed
 
 
@@ -55,9 +52,9 @@ def runs(found: Contents) -> Iterator[Run]:
     yield from (run for run in every if run.state not in NOT_SHOWN)
 
 
-def _send_run(run: Run, trackers: Mapping[str, Tracker]) -> bool:
+def _send_run(run: Run, trackers: Mapping[str, Tracker], typed: Sequence[str]) -> bool:
     """Tell trackers of a run from its beginning to its end; returns whether all were told."""
-    tracked = Tracked(trackers, entry_of(run), terminal.show_warning)
+    tracked = Tracked(trackers, entry_of(run), terminal.show_warning, typed)
     tracked.begin(run.history)
     return tracked.end({**run.result, "verdict": run.state})
 

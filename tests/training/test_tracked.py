@@ -50,14 +50,14 @@ def train(
 ) -> Callable[..., float]:
     """Train three epochs with a tracker."""
 
-    def train_with(tracker: Fake, stop_after: int = 0) -> float:
+    def train_with(tracker: Fake, stop_after: int = 0, prune: bool = False) -> float:
         monkeypatch.setattr(setup, "build_trackers", lambda cfg: {"fake": tracker})
         prepared = prepare(composed(*few, "epochs=3"), at(tmp_path))
 
         def stop(epoch: int, accuracy: float) -> bool:
-            if epoch == stop_after:
+            if epoch == stop_after and not prune:
                 raise KeyboardInterrupt
-            return False
+            return epoch == stop_after
 
         return run(prepared, stop)
 
@@ -65,7 +65,6 @@ def train(
 
 
 EPOCHS = [("epoch 1",), ("epoch 2",), ("epoch 3",)]
-END = ("end", "not judged", [])
 
 
 def test_a_tracker_is_told_three_things(train: Callable[..., float], tmp_path: Path) -> None:
@@ -118,6 +117,12 @@ def test_a_resumed_run_continues_its_entry(train: Callable[..., float]) -> None:
     assert first.told == [("begin", None, 0), *EPOCHS[:2]]
     train(second)
     assert second.told[:-1] == [("begin", "one", 2), EPOCHS[2]]
+
+
+def test_a_pruned_run_is_marked_as_such(train: Callable[..., float]) -> None:
+    tracker = Fake()
+    train(tracker, stop_after=1, prune=True)
+    assert tracker.told[1:] == [EPOCHS[0], ("end", "pruned", [])]
 
 
 def test_damaged_notes_make_a_new_entry(train: Callable[..., float], tmp_path: Path) -> None:

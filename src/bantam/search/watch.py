@@ -31,6 +31,7 @@ from bantam.search.space import Search, known_settings, read
 from bantam.search.study import ending, hopeless, missing, open_study
 from bantam.search.trials import Ending, Silence, Trials
 from bantam.search.worker import Task
+from bantam.training import saved
 
 MAX_CRASHES = 3
 """Workers that may break, other than by being killed, before the search stops."""
@@ -250,7 +251,7 @@ def finish(search: Search, study: Study) -> None:
         raise ValueError(f"no trial of the study {search.name} was trained to its end: see trials.csv")
     terminal.show_result(search, found)
     if search.prepared.trackers:  # of networks over the budget they do not know yet
-        tracking.send([search.folder], search.prepared.trackers)
+        tracking.send([search.folder], search.prepared.trackers, saved.tracker_overrides(search.plain))
     top, seeds = search.settings.confirm.top, search.settings.confirm.seeds
     if top:
         confirm.confirm(search.folder, top, seeds, Path(sys.argv[0]))

@@ -243,7 +243,9 @@ def build_trackers(cfg: DictConfig) -> dict[str, Tracker]:
         try:
             found[str(option)] = instantiate(node, _execution_whitelist_=config.TARGETS["tracker"])
         except InstantiationException as error:
-            raise ValueError(" ".join(str(error.__cause__ or error).split())) from error
+            if not isinstance(error.__cause__, ValueError):
+                raise
+            raise ValueError(str(error.__cause__)) from error
     return found
 
 

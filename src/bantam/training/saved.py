@@ -251,7 +251,7 @@ def shown(cfg: DictConfig) -> dict[str, Any]:
 
 def tracker_overrides(cfg: DictConfig) -> list[str]:
     """What is typed to have the trackers of a run."""
-    own: Any = OmegaConf.to_container(cfg, resolve=True).get("tracker") or {}  # type: ignore[union-attr]
+    own: Any = OmegaConf.to_container(cfg.tracker, resolve=True) if cfg.get("tracker") else {}
     keys = [(f"tracker.{option}.{key}", value) for option, node in own.items() for key, value in node.items()]
     plain = [override(key, value) for key, value in keys if not key.endswith("_target_")]
     return [override("tracker", [*own]), *plain] if own else []

@@ -40,15 +40,21 @@ def follow(prepared: Prepared) -> "Tracked":
         folder=folder,
         parent=parent,
     )
-    return Tracked(prepared.trackers, entry, terminal.show_warning)
+    return Tracked(prepared.trackers, entry, terminal.show_warning, saved.tracker_overrides(prepared.cfg))
 
 
 class Tracked:
     """The trackers of one run, by option, and what each of them has of it."""
 
-    def __init__(self, trackers: Mapping[str, Tracker], entry: Entry, warn: Callable[[str], None]) -> None:
-        """`warn` shows a sentence."""
-        self._trackers, self._entry, self._warn = trackers, entry, warn
+    def __init__(
+        self,
+        trackers: Mapping[str, Tracker],
+        entry: Entry,
+        warn: Callable[[str], None],
+        typed: Sequence[str] = (),
+    ) -> None:
+        """`warn` shows a sentence; `typed` are the overrides that say which trackers these are."""
+        self._trackers, self._entry, self._warn, self._typed = trackers, entry, warn, typed
         self._epochs: list[Epoch] = []
         self._away: set[str] = set()
         self._notes = notes_in(entry.folder)
@@ -118,8 +124,9 @@ class Tracked:
             self._away.add(option)
             reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
             if last:
-                command = command_line(["python", "track.py", self._entry.folder, override("tracker", option)])
-                how = f"{command} sends what is missing"
+                keys = [item for item in self._typed if item.startswith(f"tracker.{option}.")]
+                words = ["python", "track.py", self._entry.folder, override("tracker", option), *keys]
+                how = f"{command_line(words)} sends what is missing"
             else:
                 how = "the training goes on, and what is missing is sent at its end"
             self._warn(f"tracker={option} cannot be told of {self._entry.name} ({reason}): {how}")
