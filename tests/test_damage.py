@@ -128,7 +128,7 @@ OWN: dict[str, dict[str, Damage]] = {
                 ("width: 4", "width: 4\n  colour: red"), ("torch.optim.SGD", "torch.optim.SDG"),
                 ("torch.optim.SGD", "torch.optim.Adam"), ("lr: 0.025", "lr: fast"), ("lr: 0.025", "lr: -1"),
                 ("_partial_: true", "_partial_: false"), ("bantam.data.torchvision_dataset", "bantam.data.Data"),
-                ("FashionMNIST", "CIFAR10"), ("validation: 0", "validation: -4"), ("ema: 0.0", "ema: x"),
+                ("FashionMNIST", "CIFAR100"), ("validation: 0", "validation: -4"), ("ema: 0.0", "ema: x"),
                 ("ema: 0.0\n", ""), ("target:", "tarjet:"), ("budget:", "badget:"),
             )
         },
