@@ -6,10 +6,6 @@ import pytest
 
 from bantam.data import Data, mnist5k
 
-pytest.importorskip("onnx", reason="pip install -e '.[export]'")
-pytest.importorskip("onnxscript", reason="pip install -e '.[export]'")
-pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
-
 
 @pytest.fixture(scope="session")
 def images() -> Data:

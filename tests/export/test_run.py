@@ -20,6 +20,9 @@ from bantam.export.graph import Session
 from bantam.training import folder as files
 from bantam.training.setup import prepare_finished
 
+for package in exporting.PACKAGES:
+    pytest.importorskip(package, reason="pip install -e '.[export]'")
+
 Compose = Callable[..., DictConfig]
 
 MINE = """from torch import Tensor, nn
