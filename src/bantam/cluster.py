@@ -207,8 +207,8 @@ def check_folders(folders: Sequence[Path]) -> None:
     for folder in folders:
         if not folder.is_dir():
             raise NoCluster(
-                f"hydra.sweep.dir={folder.parent} is another folder on this machine than on the one that ran job "
-                f"{folder.name}: choose one that all machines of the cluster share"
+                f"{folder.parent} is another folder on this machine than on the one that ran job {folder.name}: "
+                "choose a hydra.sweep.dir that all machines of the cluster share"
             )
 
 

@@ -228,5 +228,5 @@ def test_a_job_has_as_many_cores_as_threads() -> None:
 
 def test_a_folder_that_only_the_node_sees_is_said(tmp_path: Path) -> None:
     cluster.check_folders([tmp_path])
-    with pytest.raises(cluster.NoCluster, match=f"hydra.sweep.dir={tmp_path} is another folder on this machine"):
+    with pytest.raises(cluster.NoCluster, match=f"{tmp_path} is another folder on this machine"):
         cluster.check_folders([tmp_path, tmp_path / "3"])
