@@ -292,7 +292,7 @@ def test_evaluate_a_finished_run(bantam: Bantam, finished_run: Path, tmp_path: P
     folder = str(shutil.copytree(finished_run, tmp_path / "run"))
     result = bantam("evaluate.py", folder)
     assert result.returncode == 0, result.stderr
-    assert "of 1,000 test images of mnist5k, exactly as recorded" in result.stdout
+    assert "of 1,000 held-out images of mnist5k, exactly as recorded" in result.stdout
     result = bantam("evaluate.py", folder, "data=mnist", BANTAM_DATA=mnist_root)
     assert result.returncode == 0, result.stderr
     assert (

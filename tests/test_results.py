@@ -1,5 +1,6 @@
 """The runs in `docs/results/` are of the experiments as they are now; README, RESULTS.md and records agree."""
 
+import json
 import re
 import shlex
 import statistics
@@ -57,7 +58,7 @@ def test_the_table_of_the_readme_is_of_the_published_runs(
     command, rows = found
     words = shlex.split(command)
     assert words[-2:] == ["--into", "README.md"]
-    paths = [str(PROJECT / word) for word in words[2:-2]]
+    paths = [word if word.startswith("-") else str(PROJECT / word) for word in words[2:-2]]
     done = bantam("table.py", *paths)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == rows
@@ -82,6 +83,7 @@ def test_results_md_says_what_the_published_runs_reached(name: str) -> None:
     last = [result["last_accuracies"] for result in results]
     objectives = [result["objective"] for result in results]
     seconds = [sum(epoch.seconds for epoch in folder.read_history(run)) * first["threads"] for run in runs]
+    in_int8 = [json.loads((run / "export.json").read_text())["int8"] for run in runs]
     row = (
         f"`{name}`",
         f"{first['parameters']:,}",
@@ -92,6 +94,8 @@ def test_results_md_says_what_the_published_runs_reached(name: str) -> None:
         f"{min(map(min, last)):.2f}",
         f"{sum(result['verdict'] == 'met' for result in results)} of {len(results)} seeds",
         f"{statistics.fmean(seconds):.0f}",
+        f"{max(part['weight_bytes'] for part in in_int8):,}",
+        f"{statistics.fmean(part['accuracy'] for part in in_int8):.3f}",
     )
     assert f"| {' | '.join(row)} |" in (PROJECT / "RESULTS.md").read_text().splitlines()
     records = "".join(path.read_text() for path in RECORDS.glob("*.md"))

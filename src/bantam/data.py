@@ -50,6 +50,11 @@ class Data:
         channels, height, width = self.train_images.shape[1:]
         return channels, height, width
 
+    @property
+    def held_out(self) -> str:
+        """What the scored images are called: test, validation, or held-out where they stand in for others."""
+        return "held-out" if self.not_judged and self.split == "test" else self.split
+
     def to(self, device: torch.device) -> "Data":
         """The same data with its tensors on `device`."""
         return replace(

@@ -27,7 +27,7 @@ def evaluate(prepared: Prepared) -> bool:
     logits = score(prepared.scoring_model, images.held_out_images, images, prepared.precision)
     _, accuracy = measure(logits, images.held_out_labels)
     recorded = history[-1].accuracy
-    what = f"{accuracy:.2f} % of {len(images.held_out_labels):,} {images.split} images of {images.name}"
+    what = f"{accuracy:.2f} % of {len(images.held_out_labels):,} {images.held_out} images of {images.name}"
     if images.checksum != result["data_checksum"] or images.split != result["split"]:
         terminal.show_evaluation(
             f"{what}. The run itself was scored on {result['scored_images']:,} {result['split']} images of "

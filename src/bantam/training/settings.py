@@ -30,7 +30,6 @@ def in_words(prepared: "Prepared") -> dict[str, str]:
     rates = " ".join(f"{rate:.2g}" for rate in prepared.epoch_rates)
     last = every_one_of(cfg.target.last_epochs)
     epochs = f"{cfg.epochs} epoch{'s' * (cfg.epochs > 1)}"
-    split = "held-out" if images.not_judged and images.split == "test" else images.split
     threads = f"{prepared.threads} thread{'s' * (prepared.threads > 1)}" + f" ({prepared.busy})" * bool(
         prepared.busy
     )
@@ -40,7 +39,7 @@ def in_words(prepared: "Prepared") -> dict[str, str]:
         "budget": "; ".join([first, f"{epochs} of at most {cfg.budget.epochs}", *others]),
         "target": f"{cfg.target.accuracy:g} % in {last}",
         "data": f"{images.name}: {len(images.train_labels):,} images to train on, "
-        f"{len(images.held_out_labels):,} {split} images scored after every epoch; "
+        f"{len(images.held_out_labels):,} {images.held_out} images scored after every epoch; "
         f"{'×'.join(map(str, images.shape))} pixels, {len(images.classes)} classes" + _computed(prepared),
         "steps": f"{steps:,} an epoch, {steps * cfg.epochs:,} in all, {cfg.batch_size} images each",
         **{key: _arguments(prepared, key) for key in ("model", "optimizer", "scheduler", "augmentation")},
