@@ -25,6 +25,7 @@ from PIL import Image
 
 import bantam as package
 from bantam import data, launch, overrides, python, resolve
+from bantam.images import downloads
 from bantam.training import predict, terminal
 from bantam.training.folder import write_result
 
@@ -45,7 +46,7 @@ def state() -> tuple[Any, ...]:
         list(logging.getLogger().handlers),
         [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
         overrides.from_python.get(),
-        data.keep_downloads,
+        downloads.keep_downloads,
     )
 
 
@@ -94,7 +95,7 @@ def test_a_run_has_history_verdict_and_network(few: Few, capsys: pytest.CaptureF
     network = package.load(run)
     assert not any(module.training for module in network.modules())
     images = data.torchvision_dataset("FashionMNIST", run.config.data.root, 0, 1, 0.1307, 0.3081)
-    found = network.predict(images.held_out_images)
+    found = network.predict(images.held_out_images[:, 0])
     right = (found.classes == images.held_out_labels).float().mean().item()
     assert 100 * right == pytest.approx(run.accuracy)
     assert network.classes == images.classes
@@ -179,19 +180,18 @@ def test_a_fault_of_ours_keeps_its_traceback(few: Few, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
-            ("optimizer.lrr=1",),
-            r"Could not override 'optimizer.lrr': Key 'lrr' not in 'SGD'. Did you mean: 'lr'\?",
-        ),
+        (("optimizer.lrr=1",), r"optimizer.lrr is no key: did you mean optimizer.lr=1\?"),
         (("optimizer.lr=nan",), "optimizer.lr is nan: it must be a finite number above 0"),
         (("optimizer.lr=high",), "Value 'high' of type 'str' could not be converted to Float"),
-        (("experiment=champoin",), "Could not find 'experiment/champoin'.* v2_as_recorded$"),
+        (("experiment=champoin",), "experiment=champoin does not exist: .* v2_as_recorded$"),
         (("model.width=17",), "model=v2 has 10,897 parameters, 898 over the 9,999"),
         (("epochs=16",), "epochs is 16, 1 over budget.epochs=15"),
         (("model.width=4,5",), "model.width=4,5 stands for several runs: call bantam.train once for each"),
         (("hparams_search=optuna",), r"hparams_search=optuna searches only with bantam.search\(…\)"),
         (("model=mine.py:Net",), "mine.py is no file of Python: it does not exist"),
-        (("-m",), "."),
+        (("-m",), "'-m' is no override: give each by itself, as key=value"),
+        (("model=v2 epochs=1",), "'model=v2 epochs=1' is no override: give each by itself, as key=value"),
+        (("data.root=~/my.npz",), """only in quotes: write 'data.root="~/my.npz"'$"""),
         ((16,), "16 is no text: give overrides as in"),
         (("resume=nowhere",), "nowhere is no run folder: it does not exist"),
         (("data=mnist", "data.root=nowhere/MNIST"), "."),
@@ -200,7 +200,7 @@ def test_a_fault_of_ours_keeps_its_traceback(few: Few, monkeypatch: pytest.Monke
 def test_a_mistake_is_one_sentence(
     words: tuple[Any, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "_download", lambda dataset, root: "no server")
+    monkeypatch.setattr(downloads, "download", lambda dataset, root: "no server")
     monkeypatch.setattr(resolve, "forget", lambda: None)
     with pytest.raises(ValueError, match=message) as raised:
         package.train(*words)
@@ -280,7 +280,7 @@ def test_an_older_run_is_loaded() -> None:
     champion = PROJECT / "docs" / "results" / "champion" / "0"
     network = package.load(champion)
     images = data.mnist5k(0, 0, 0.1307, 0.3081)
-    found = network.predict(images.held_out_images.numpy())
+    found = network.predict(images.held_out_images[:, 0].numpy())
     assert network.classes == tuple("0123456789")
     assert (found.classes == images.held_out_labels.numpy()).mean() > 0.99
 
@@ -365,7 +365,7 @@ def test_a_run_without_weights_says_how_it_ended(finished_run: Path, tmp_path: P
 @pytest.fixture
 def picture(tmp_path: Path) -> Callable[..., str]:
     """Write a picture of 28×28 bytes into a file, in some mode."""
-    image = data.mnist5k(0, 0, 0.1307, 0.3081).train_images[5].numpy()
+    image = data.mnist5k(0, 0, 0.1307, 0.3081).train_images[5, 0].numpy()
 
     def write(name: str, change: Callable[[Any], Any] = lambda image: image, size: int = 28) -> str:
         made = Image.fromarray(change(image))
@@ -409,6 +409,17 @@ def test_a_white_ground_is_noted_and_inverted_where_that_is_asked_for(
     assert "leave --invert out" in dark
 
 
+def test_what_is_taken_of_a_file_with_several_pictures_is_said(
+    bantam: Bantam, picture: Callable[..., str], tmp_path: Path
+) -> None:
+    champion = str(PROJECT / "docs" / "results" / "champion" / "0")
+    with Image.open(tmp_path / picture("plain.png")) as first:
+        first.save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("L", first.size, 255)])
+    done = bantam("predict.py", champion, "a.gif")
+    assert "Note: a.gif: the first of 2 pictures in it is taken" in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1].split()[1] == "0"
+
+
 def test_what_is_no_picture_is_one_sentence(bantam: Bantam, picture: Callable[..., str], tmp_path: Path) -> None:
     champion = str(PROJECT / "docs" / "results" / "champion" / "0")
     (tmp_path / "text.png").write_text("no picture")
@@ -416,10 +427,14 @@ def test_what_is_no_picture_is_one_sentence(bantam: Bantam, picture: Callable[..
     for arguments, message in (
         (
             [champion, "plain.png", "text.png"],
-            "Error: text.png is no picture that can be read: give a",
+            "Error: text.png cannot be read as a picture (its content is no picture that is known)",
         ),
-        ([champion, "cut.png"], "Error: cut.png cannot be read ("),
-        ([champion, "nothing.png"], "Error: nothing.png cannot be read (No such file or directory)"),
+        ([champion, "cut.png"], "Error: cut.png cannot be read as a picture ("),
+        (
+            [champion, "nothing.png"],
+            "Error: nothing.png cannot be read as a picture (No such file or directory): give",
+        ),
+        ([champion, "."], "Error: . cannot be read as a picture (Is a directory): give the file of a picture"),
         (["nowhere", "plain.png"], "Error: nowhere is no run folder: it does not exist"),
     ):
         done = bantam("predict.py", *arguments)
