@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import shlex
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
@@ -18,8 +19,6 @@ from hydra.errors import (
 )
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
-
-from bantam import overrides
 
 ALL = "python train.py --help lists them all"
 
@@ -56,7 +55,7 @@ def _about_grammar(word: str) -> ValueError | None:
         return None
     quoted = QuotedString(value.strip().strip("'\""), Quote.double).with_quotes()
     return ValueError(
-        f"{word} has letters that Hydra takes only in quotes: write {overrides.command_line([f'{key}={quoted}'])}"
+        f"{word} has letters that Hydra takes only in quotes: write {shlex.join([f'{key}={quoted}'])}"
     )
 
 
