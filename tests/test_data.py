@@ -107,6 +107,8 @@ def test_a_channel_without_contrast_is_refused_unless_its_deviation_is_given(tmp
     with pytest.raises(ValueError, match="channel 1 of my.npz has the same value in every pixel .* data.std=1"):
         data.npz(root, 3, 20, 3, 0, 1, None, None)
     assert data.npz(root, 3, 20, 3, 0, 1, 0.0, 1.0).std == (1,)
+    alone = data.npz(root, 3, 20, 3, 0, 1, None, 1.0)  # as the message says
+    assert (alone.std, alone.mean) == ((1,), pytest.approx((9 / 255,) * 3))
 
 
 def test_images_stay_bytes(tmp_path: Path) -> None:

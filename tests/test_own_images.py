@@ -119,6 +119,15 @@ def test_a_folder_and_a_multirun_of_several_data(bantam: Bantam, tmp_path: Path)
     assert report.returncode == 0, report.stdout + report.stderr
 
 
+def test_a_single_class_is_refused_where_it_is_the_images_that_have_it(bantam: Bantam, tmp_path: Path) -> None:
+    write_folder(tmp_path / "pets", ("cat",))
+    write_npz(tmp_path / "my.npz", **arrays(classes=1))
+    for settings in (("data=folder", "data.root=pets"), ("data=npz", "data.root=my.npz")):
+        done = bantam("train.py", *settings, "dry_run=true")
+        root = settings[1].partition("=")[2]
+        assert f"{root} has a single class, and a network tells several apart: add images" in done.stderr
+
+
 def test_a_search_on_images_of_ones_own(bantam: Bantam, tmp_path: Path) -> None:
     write_npz(tmp_path / "my.npz")
     search = (

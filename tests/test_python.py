@@ -195,7 +195,9 @@ def test_a_fault_of_ours_keeps_its_traceback(few: Few, monkeypatch: pytest.Monke
         (("model.width=4,5",), "model.width=4,5 stands for several runs: call bantam.train once for each"),
         (("hparams_search=optuna",), r"hparams_search=optuna searches only with bantam.search\(…\)"),
         (("model=mine.py:Net",), "mine.py is no file of Python: it does not exist"),
-        (("-m",), "."),
+        (("-m",), "'-m' is no override: give each by itself, as key=value"),
+        (("model=v2 epochs=1",), "'model=v2 epochs=1' is no override: give each by itself, as key=value"),
+        (("data.root=~/my.npz",), """only in quotes: write 'data.root="~/my.npz"'$"""),
         ((16,), "16 is no text: give overrides as in"),
         (("resume=nowhere",), "nowhere is no run folder: it does not exist"),
         (("data=mnist", "data.root=nowhere/MNIST"), "."),
@@ -412,6 +414,17 @@ def test_a_white_ground_is_noted_and_inverted_where_that_is_asked_for(
     assert "leave --invert out" in dark
 
 
+def test_what_is_taken_of_a_file_with_several_pictures_is_said(
+    bantam: Bantam, picture: Callable[..., str], tmp_path: Path
+) -> None:
+    champion = str(PROJECT / "docs" / "results" / "champion" / "0")
+    with Image.open(tmp_path / picture("plain.png")) as first:
+        first.save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("L", first.size, 255)])
+    done = bantam("predict.py", champion, "a.gif")
+    assert "Note: a.gif: the first of 2 pictures in it is taken" in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1].split()[1] == "0"
+
+
 def test_what_is_no_picture_is_one_sentence(bantam: Bantam, picture: Callable[..., str], tmp_path: Path) -> None:
     champion = str(PROJECT / "docs" / "results" / "champion" / "0")
     (tmp_path / "text.png").write_text("no picture")
@@ -419,10 +432,14 @@ def test_what_is_no_picture_is_one_sentence(bantam: Bantam, picture: Callable[..
     for arguments, message in (
         (
             [champion, "plain.png", "text.png"],
-            "Error: text.png cannot be read as a picture (",
+            "Error: text.png cannot be read as a picture (its content is no picture that is known): give",
         ),
         ([champion, "cut.png"], "Error: cut.png cannot be read as a picture ("),
-        ([champion, "nothing.png"], "Error: nothing.png cannot be read as a picture ([Errno 2] No such file"),
+        (
+            [champion, "nothing.png"],
+            "Error: nothing.png cannot be read as a picture (No such file or directory): give",
+        ),
+        ([champion, "."], "Error: . cannot be read as a picture (Is a directory): give the file of a picture"),
         (["nowhere", "plain.png"], "Error: nowhere is no run folder: it does not exist"),
     ):
         done = bantam("predict.py", *arguments)

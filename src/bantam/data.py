@@ -257,6 +257,12 @@ def _finished(
                 "number, or one for each channel"
             )
     own_mean, own_std = _statistics(data) if mean is None or std is None else ((), ())
+    for number, deviation in enumerate(own_std if std is None else (), 1):
+        if deviation < 1e-6:
+            raise ValueError(
+                f"channel {number} of {data.name} has the same value in every pixel of all training images, "
+                "which leaves nothing to tell them apart: correct the images, or set data.std=1"
+            )
     return replace(data, mean=_numbers(mean, own_mean), std=_numbers(std, own_std))
 
 
@@ -269,8 +275,7 @@ def _numbers(given: Numbers, own: tuple[float, ...]) -> tuple[float, ...]:
 def _statistics(data: Data) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each channel of the training images, from 0 to 1.
 
-    Every value is counted, so that they are exactly the same on every machine. Raises ValueError where a channel
-    is the same everywhere.
+    Every value is counted, so that they are exactly the same on every machine.
     """
     values = np.arange(256) / 255
     means, deviations = [], []
@@ -280,11 +285,6 @@ def _statistics(data: Data) -> tuple[tuple[float, ...], tuple[float, ...]]:
             counts += np.bincount(part.numpy().ravel(), minlength=256)
         mean = float(counts @ values / counts.sum())
         deviation = float(np.sqrt(counts @ (values - mean) ** 2 / counts.sum()))
-        if deviation < 1e-6:
-            raise ValueError(
-                f"channel {channel + 1} of {data.name} has the same value in every pixel of all training images, "
-                "which leaves nothing to tell them apart: correct the images, or set data.std=1"
-            )
         means.append(mean)
         deviations.append(deviation)
     return tuple(means), tuple(deviations)

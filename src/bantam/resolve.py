@@ -64,6 +64,10 @@ def _read_shape(data: DictConfig) -> None:
         found, what = shape._asdict(), f"{data.root} has images of {shape}"
         if data.classes is not None and data.classes > shape.classes and not arrays.has_names(data.root):
             found["classes"] = data.classes  # some are not among the images
+    if found["classes"] < 2:
+        raise ValueError(
+            f"{data.root} has a single class, and a network tells several apart: add images of another"
+        )
     for key, number in found.items():
         if data[key] is None:
             data[key] = number

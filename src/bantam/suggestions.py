@@ -1,6 +1,8 @@
-"""What somebody meant who typed an option or a key that does not exist."""
+"""What somebody meant who typed an option or a key that does not exist, or what Hydra cannot read."""
 
 import difflib
+import re
+import shlex
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
@@ -8,7 +10,13 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
@@ -22,12 +30,33 @@ def suggestion(error: BaseException) -> ValueError | None:
     """One sentence with what is nearest to what was typed; None where the error is about something else."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _about_option(error)
+    if isinstance(error, OverrideParseException):
+        return _about_grammar(str(error.override))
     if isinstance(error, ConfigCompositionException):
         return _about_key(error)
     if isinstance(error, HydraException) and str(error).startswith("BasicSweeper does not support"):
         own = "hydra/sweeper=bantam hydra.sweep.dir=multirun/mine"
         return ValueError(f"a range is searched, not listed: add hparams_search=optuna, or {own}, or give a list")
     return None
+
+
+FUNCTION = re.compile(r"[\[{]|\w+\(")
+"""How a value begins that is more than text: a list, a dictionary, a range."""
+
+
+def _about_grammar(word: str) -> ValueError | None:
+    """How to write what Hydra cannot read, such as data.root=~/my.npz; None where more than a text was meant."""
+    key, equals, value = word.partition("=")
+    if not equals or re.search(r"\s", key) or re.search(r"\s[\w./@~+]+=", value):
+        return ValueError(
+            f"{word!r} is no override: give each by itself, as key=value without spaces around the ="
+        )
+    if FUNCTION.match(value):
+        return None
+    quoted = QuotedString(value.strip().strip("'\""), Quote.double).with_quotes()
+    return ValueError(
+        f"{word} has letters that Hydra takes only in quotes: write {shlex.join([f'{key}={quoted}'])}"
+    )
 
 
 def _about_option(error: MissingConfigException) -> ValueError | None:

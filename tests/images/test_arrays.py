@@ -74,6 +74,13 @@ WRONG = [
     (wrong(IMAGES.astype(float)), r"save train_images.round\(\).astype\(numpy.uint8\)"),
     (wrong(IMAGES.astype(int)), r"int64: images must be bytes .*: save train_images.astype\(numpy.uint8\)"),
     (wrong(IMAGES > 9), r"bool: .*: save \(255 \* train_images\).astype\(numpy.uint8\)"),
+    (
+        wrong(IMAGES.astype(np.uint16) * 256),
+        "uint16: .*: it goes from 0 to 6.*, which astype would cut off: scale",
+    ),
+    (wrong(-IMAGES.astype(np.int16)), "int16: .*: it goes from -.* to 0, which astype would cut off: scale"),
+    (wrong(IMAGES * 300.0), "float64: .*: it goes from 0 to .* scale it to 0 to 255 first"),
+    (wrong(IMAGES * np.nan), "float64: .*: it goes from nan to nan"),
     (wrong(test_images=IMAGES[:30].astype("S")), "test_images in .* save an array of numbers"),
     (wrong(IMAGES[:, :, :, 0].reshape(60, -1)), "train_images in .* is 60×400 of uint8: images must be N×H×W"),
     (wrong(IMAGES.transpose(0, 3, 1, 2)), r"60×3×20×20 of uint8: images must be square.*transpose\(0, 2, 3, 1\)"),
@@ -98,6 +105,15 @@ WRONG = [
         "train_labels in .* has 2, but with the 2 names in classes labels go from",
     ),
     (wrong(classes=np.array(["a", "b", "a"])), "classes in .* has a twice"),
+    (
+        wrong(classes=np.array([b"a", b"\xff", b"c"])),
+        "classes in .* is no text in UTF-8 .*: save the names as text",
+    ),
+    (
+        wrong(classes=np.array(["a", "\ud800", "c"])),
+        "classes in .* is no text in UTF-8 .*: save the names as text",
+    ),
+    (wrong(classes=np.array(["a", "", "c"])), "classes in .* has a name without letters: give every class a"),
     (wrong(classes=np.arange(3)), "classes in .* is 3 of int64: it must have a name for each class"),
 ]
 
@@ -154,3 +170,12 @@ def test_a_damaged_array_is_named(tmp_path: Path) -> None:
     file.write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="is no .npz file"):
         arrays.shape(str(file))
+
+
+def test_classes_without_an_image_to_train_on_are_named(tmp_path: Path) -> None:
+    root = write_npz(tmp_path / "my.npz")
+    assert not arrays.read(root, 3).note
+    root = write_npz(tmp_path / "from1.npz", train_labels=LABELS + 1)
+    note = "train_labels in from1.npz has none of 1 of the 4 classes (0): a network cannot learn them"
+    assert arrays.read(root, 4).note == note
+    assert "none of 9 of the 12 classes (0, 4, 5, 6, 7 …)" in arrays.read(root, 12).note

@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 
@@ -167,9 +168,25 @@ def empty_test(root: Path) -> str:
     return "test is empty: put pictures into test/<class>/"
 
 
+def dangling(root: Path) -> str:
+    (root / "train" / "cat" / "link.png").symlink_to("nothing.png")
+    return r"train/cat/link.png cannot be read as a picture \(No such file or directory\): replace or delete it"
+
+
+def circular(root: Path) -> str:
+    (root / "test" / "cat" / "link.png").symlink_to("link.png")
+    return r"test/cat/link.png cannot be read as a picture \(Too many levels .*\): replace or delete it"
+
+
+def no_text(root: Path) -> str:
+    os.mkdir(os.fsencode(root / "train") + b"/\xff")
+    return "the name of .*train/.* is no text in UTF-8: rename it"
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        *(dangling, circular, no_text),
         *(unreadable, truncated, fractions, empty_class, only_in_test, text, deeper, beside),
         *(no_test, no_train, no_class, empty_test),
     ],

@@ -97,7 +97,7 @@ def test_only_what_was_allowed_is_built_and_lists_are_lists(tmp_path: Path) -> N
 
 def test_a_copy_that_is_not_the_run_s_is_refused(tmp_path: Path) -> None:
     own = code.Code("mine.py", "x = 1\n")
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match="does not exist; the run was trained with it: restore it"):
         code.restore(tmp_path, {"_sha256_": own.checksum})
     (tmp_path / code.COPY).write_text("x = 2\n")
     with pytest.raises(ValueError, match=r"is not the file that the run was trained with"):

@@ -101,7 +101,19 @@ def _read(root: str, classes: int, version: Any) -> Arrays:
         one, other = ("×".join(map(str, heads[f"{part}_images"].shape[1:])) for part in PARTS)
         raise ValueError(f"train_images in {root} are {one}, but test_images {other}: make them the same")
     every = (train_images, train_labels, test_images, test_labels)
-    return Arrays(*every, names, checksum(every))
+    return Arrays(*every, names, checksum(every), _untrained(root, names, train_labels))
+
+
+def _untrained(root: str, names: tuple[str, ...], labels: np.ndarray) -> str:
+    """A sentence about the classes that no image is there to train on; empty where there is none."""
+    without = [names[i] for i in np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0)]
+    if not without:
+        return ""
+    shown = ", ".join(without[:5]) + " …" * (len(without) > 5)
+    return (
+        f"train_labels in {Path(root).name} has none of {len(without)} of the {len(names)} classes ({shown}): "
+        "a network cannot learn them"
+    )
 
 
 def _part(root: str, part: str, heads: dict[str, Header], names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -173,11 +185,7 @@ def _check_images(root: str, name: str, heads: dict[str, Header]) -> None:
     sizes, dtype = heads[name]
     is_ = f"{name} in {root} is {_described(heads[name])}"
     if dtype != np.uint8:
-        remedy = "save an array of numbers"
-        if dtype.kind in "fiub":
-            to_one = dtype.kind in "fb" and _load(root, name).max(initial=0) <= 1
-            what = f"(255 * {name})" if to_one else name
-            remedy = f"save {what}{'.round()' * (dtype.kind == 'f')}.astype(numpy.uint8)"
+        remedy = _to_bytes(name, _load(root, name)) if dtype.kind in "fiub" else "save an array of numbers"
         raise ValueError(f"{is_}: images must be bytes from 0 to 255 (uint8): {remedy}")
     if len(sizes) not in (3, 4):
         raise ValueError(f"{is_}: images must be {LAYOUT}")
@@ -187,6 +195,15 @@ def _check_images(root: str, name: str, heads: dict[str, Header]) -> None:
         last = len(sizes) == 4 and sizes[2] == sizes[3]
         remedy = f"save {name}.transpose(0, 2, 3, 1)" if last else "crop or pad them"
         raise ValueError(f"{is_}: images must be square, {LAYOUT}: {remedy}")
+
+
+def _to_bytes(name: str, values: np.ndarray) -> str:
+    """What makes bytes of other numbers without changing what they show."""
+    least, most = (values.min(), values.max()) if values.size else (0, 0)
+    if not (least >= 0 and most <= 255):  # NaN is neither
+        return f"it goes from {least:g} to {most:g}, which astype would cut off: scale it to 0 to 255 first"
+    what = f"(255 * {name})" if values.dtype.kind in "fb" and most <= 1 else name
+    return f"save {what}{'.round()' * (values.dtype.kind == 'f')}.astype(numpy.uint8)"
 
 
 def _labels(root: str, name: str, heads: dict[str, Header]) -> np.ndarray:
@@ -219,7 +236,13 @@ def _names(root: str, heads: dict[str, Header]) -> tuple[str, ...]:
             'numpy.array(["cat", "dog"])'
         )
     found = _load(root, "classes")
-    names = tuple(map(str, (np.char.decode(found, "utf-8") if dtype.kind == "S" else found).tolist()))
+    try:
+        names = tuple(map(str, (np.char.decode(found, "utf-8") if dtype.kind == "S" else found).tolist()))
+        "".join(names).encode()
+    except UnicodeError as error:
+        raise ValueError(f"classes in {root} is no text in UTF-8 ({error}): save the names as text") from error
+    if not all(names):
+        raise ValueError(f"classes in {root} has a name without letters: give every class a name of its own")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"classes in {root} has {twice} twice: give every class a name of its own")

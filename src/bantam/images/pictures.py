@@ -1,12 +1,13 @@
 """Images of one's own as pictures in folders, `train/<class>/*.png` and `test/<class>/*.png`."""
 
 import functools
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bantam.images.arrays import PARTS, Arrays, checksum
 
@@ -51,8 +52,11 @@ def read(root: str, channels: int, side: int) -> Arrays:
     return _read(root, channels, side, names, tuple(_listed(Path(root), names)))
 
 
-def load(path: str, channels: int) -> Image.Image:
-    """A picture of 1 or 3 channels, transparent parts on white; raises ValueError where it cannot be read."""
+def load(path: str, channels: int, remedy: str = "replace or delete it") -> Image.Image:
+    """A picture of 1 or 3 channels, transparent parts on white; the first of several in a file.
+
+    Raises ValueError, with the `remedy`, where it cannot be read.
+    """
     try:
         with Image.open(path) as opened:
             opened.load()
@@ -69,13 +73,25 @@ def load(path: str, channels: int) -> Image.Image:
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             return picture.convert(MODES[channels])
     except Exception as error:  # whatever a damaged file leads to
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} cannot be read as a picture ({reason}): replace or delete it") from error
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "its content is no picture that is known"
+        raise ValueError(f"{path} cannot be read as a picture ({reason}): {remedy}") from error
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in a folder, by name, hidden files aside."""
-    return sorted(entry for entry in folder.iterdir() if entry.name[0] != "." and entry.name not in IGNORED)
+    """What lies in a folder, by name, hidden files aside. Raises ValueError for what has no name in UTF-8."""
+    try:
+        found = sorted(entry for entry in folder.iterdir() if entry.name[0] != "." and entry.name not in IGNORED)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be read ({error.strerror}): correct what may be read there") from error
+    for entry in found:
+        try:
+            entry.name.encode()
+        except UnicodeEncodeError as error:
+            shown = os.fsencode(entry).decode(errors="replace")
+            raise ValueError(f"the name of {shown} is no text in UTF-8: rename it") from error
+    return found
 
 
 def _listed(root: Path, names: tuple[str, ...]) -> Iterator[tuple[str, str, str, int, int]]:
@@ -96,7 +112,12 @@ def _listed(root: Path, names: tuple[str, ...]) -> Iterator[tuple[str, str, str,
                         f"{file} is {what}: in the folder of a class there must be pictures only "
                         f"({', '.join(SUFFIXES)})"
                     )
-                status = file.stat()
+                try:
+                    status = file.stat()
+                except OSError as error:  # a link that leads nowhere
+                    raise ValueError(
+                        f"{file} cannot be read as a picture ({error.strerror}): replace or delete it"
+                    ) from error
                 yield part, folder.name, str(file), status.st_mtime_ns, status.st_size
         if not any(folder.is_dir() for folder in _entries(root / part)):
             raise ValueError(f"{root / part} is empty: put pictures into {part}/<class>/")

@@ -59,7 +59,10 @@ def restore(folder: Path, settings: Any) -> None:
     checksum = settings.get("_sha256_")
     if checksum is None or checksum in _allowed:
         return
-    code = read(folder / COPY)
+    try:
+        code = read(folder / COPY)
+    except ValueError as error:
+        raise ValueError(f"{error}; the run was trained with it: restore it") from error
     if code.checksum != checksum:
         raise ValueError(f"{folder / COPY} is not the file that the run was trained with: restore it")
     allow(code)

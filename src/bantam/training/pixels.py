@@ -50,7 +50,12 @@ def read(file: Path, shape: Sequence[int], invert: bool = False) -> Picture:
         raise ValueError(
             f"the network takes {channels} channels, which no picture has: use bantam.load(…).predict"
         )
-    picture, done = pictures.load(str(file), channels), []
+    picture, done = pictures.load(str(file), channels, "give the file of a picture"), []
+    with Image.open(file) as opened:
+        if opened.has_transparency_data:
+            done.append("what is transparent is white")
+        if (frames := getattr(opened, "n_frames", 1)) > 1:
+            done.append(f"the first of {frames} pictures in it is taken")
     if picture.size != (width, height):
         done.append(f"resized from {picture.width}×{picture.height} to {width}×{height} pixels")
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)

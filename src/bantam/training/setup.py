@@ -187,9 +187,7 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
     trackers = build_trackers(cfg)
     schedule = build_schedule(cfg, info.choices)
     augmentation = build(cfg, "augmentation", info.choices)
-    device = _device(cfg.device)
-    if cfg.compile and device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
-        raise ValueError("compile is true, but this machine has no C++ compiler (g++): leave compile=true out")
+    device = _device(cfg)
     threads, busy = choose(cfg.threads, info.side_by_side, load)
     torch.set_num_threads(threads)
     model = build_model(cfg, info.choices, device)
@@ -295,12 +293,16 @@ def _check_last_batch(cfg: DictConfig, info: RunInfo, model: nn.Module, images: 
         ) from error
 
 
-def _device(name: str) -> torch.device:
+def _device(cfg: DictConfig) -> torch.device:
+    """Where it is trained. Raises ValueError where that is not there, or lacks what compile=true needs."""
+    name = cfg.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available[name]:
         raise ValueError(f"device is {name}, which this machine does not have: use device=auto or device=cpu")
+    if cfg.compile and name == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise ValueError("compile is true, but this machine has no C++ compiler (g++): leave compile=true out")
     return torch.device(name)
 
 
