@@ -3,11 +3,11 @@
 import difflib
 import traceback
 from collections.abc import Iterator, Sequence
-from pathlib import PurePath
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
@@ -24,6 +24,8 @@ def suggestion(error: BaseException) -> ValueError | None:
         return _about_option(error)
     if isinstance(error, ConfigCompositionException):
         return _about_key(error)
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+        return _about_choice(error)
     if isinstance(error, HydraException) and str(error).startswith("BasicSweeper does not support"):
         own = "hydra/sweeper=bantam hydra.sweep.dir=multirun/mine"
         return ValueError(f"a range is searched, not listed: add hparams_search=optuna, or {own}, or give a list")
@@ -32,15 +34,24 @@ def suggestion(error: BaseException) -> ValueError | None:
 
 def _about_option(error: MissingConfigException) -> ValueError | None:
     """The nearest option of a group, such as model=v2 for model=v3."""
-    path = PurePath(str(error.missing_cfg_file))
-    group, typed = str(path.parent), path.name
-    if not error.options:
+    group, _, typed = str(error.missing_cfg_file).rpartition("/")
+    there = sorted(error.options or _options(group))
+    if not there:
         return None
-    there = sorted(error.options)
     near = difflib.get_close_matches(typed, there, n=1, cutoff=0.5)
     meant = f"did you mean {group}={near[0]}? " if near else ""
     own = ", or a class in a file of your own, as in model=mine.py:Net" if group == "model" else ""
     return ValueError(f"{group}={typed} does not exist: {meant}There are {', '.join(there)}{own}")
+
+
+def _about_choice(error: ValueError) -> ValueError | None:
+    """The options of a group for which null or a number was typed."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        override = frame.f_locals.get("override")
+        if isinstance(override, Override):
+            group = str(override.key_or_group)
+            return ValueError(f"{override.input_line} chooses nothing: there are {', '.join(_options(group))}")
+    return None
 
 
 def _about_key(error: ConfigCompositionException) -> ValueError | None:
@@ -108,5 +119,10 @@ def _override(error: BaseException) -> tuple[str, str, DictConfig] | None:
 
 def _groups() -> list[str]:
     """The groups that can be chosen from; none when the command has ended."""
+    return _options("", ObjectType.GROUP)
+
+
+def _options(group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
+    """The options of a group; none when the command has ended."""
     there = GlobalHydra.instance()
-    return there.config_loader().get_group_options("", ObjectType.GROUP) if there.is_initialized() else []
+    return there.config_loader().get_group_options(group, kind) if there.is_initialized() else []

@@ -98,10 +98,17 @@ def _measured(
 
 
 def in_words(answer: dict[str, Any], folder: object) -> str:
-    """What was written, two lines."""
+    """What was written, two lines; a third where the run recorded another accuracy."""
+    recorded = answer["recorded_accuracy"]
+    other = (
+        [f"Recorded were {recorded:.2f} %, so these are the weights of another run, or it was scored in another precision."]
+        if answer["float32"]["accuracy"] != recorded
+        else []
+    )
     images = f"{answer['scored_images']:,} {answer['split']} images of {answer['data']}"
-    return "\n".join(
+    lines = [
         f"{folder}/{part['file']}: {part['weight_bytes']:,} bytes of weights ({part['file_bytes']:,} in all), "
         f"{part['accuracy']:.2f} % of {images}, {part['agreement']:.2f} % of the predictions as in PyTorch"
         for part in (answer[kind] for kind in KINDS)
-    )
+    ]
+    return "\n".join([*lines, *other])
