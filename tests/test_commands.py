@@ -50,7 +50,9 @@ def test_a_fork_does_what_an_interpreter_does(bantam: Bantam, tmp_path: Path, li
 @pytest.mark.parametrize("script_name", ["confirm.py", "train.py -m"])
 def test_what_a_command_starts_writes_into_a_pipe(bantam: Bantam, tmp_path: Path, script_name: str) -> None:
     inner = "import sys; sys.stdout.reconfigure(errors='replace'); print('said', sys.stdout.line_buffering)"
-    lines = f"import subprocess, sys; print(subprocess.run([sys.executable, '-c', {inner!r}], capture_output=True))"
+    lines = (
+        f"import subprocess, sys; print(subprocess.run([sys.executable, '-c', {inner!r}], capture_output=True))"
+    )
     name, *arguments = script_name.split()
     path = script(tmp_path, lines, name)
     fork, real = (run(path, *arguments) for run in (bantam, bantam.interpreter))

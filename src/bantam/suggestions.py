@@ -8,14 +8,24 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
+
+from bantam.tracker_keys import TRACKERS
 
 ALL = "python train.py --help lists them all"
 
 LEAST = 0.6
 """How alike two names must be, from 0 to 1, for one to be meant by the other."""
+
+
+NO_OPTION = (
+    "Config group override must be a string or a list",
+    "argument of type 'int' is not",
+    "argument of type 'NoneType' is not",
+)
+"""How Hydra's errors begin where null or a number is the option of a group, or one of a list."""
 
 
 def suggestion(error: BaseException) -> ValueError | None:
@@ -24,7 +34,10 @@ def suggestion(error: BaseException) -> ValueError | None:
         return _about_option(error)
     if isinstance(error, ConfigCompositionException):
         return _about_key(error)
-    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+    if isinstance(error, OverrideParseException):
+        signs = "other letters and signs than those of plain words stand in quotes, as in 'data.root=\"my data\"'"
+        return ValueError(f"{error.override!r} cannot be read as key=value: {signs}")
+    if str(error).startswith(NO_OPTION):
         return _about_choice(error)
     if isinstance(error, HydraException) and str(error).startswith("BasicSweeper does not support"):
         own = "hydra/sweeper=bantam hydra.sweep.dir=multirun/mine"
@@ -44,13 +57,15 @@ def _about_option(error: MissingConfigException) -> ValueError | None:
     return ValueError(f"{group}={typed} does not exist: {meant}There are {', '.join(there)}{own}")
 
 
-def _about_choice(error: ValueError) -> ValueError | None:
-    """The options of a group for which null or a number was typed."""
+def _about_choice(error: BaseException) -> ValueError | None:
+    """The options of a group for which null or a number was typed, alone or in a list."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        override = frame.f_locals.get("override")
-        if isinstance(override, Override):
-            group = str(override.key_or_group)
-            return ValueError(f"{override.input_line} chooses nothing: there are {', '.join(_options(group))}")
+        for override in frame.f_locals.get("overrides_list") or ():
+            chosen = override.value() if isinstance(override, Override) else ""
+            if all(isinstance(one, str) for one in (chosen if isinstance(chosen, list) else [chosen])):
+                continue
+            if there := _options(str(override.key_or_group)):
+                return ValueError(f"{override.input_line} chooses nothing: there are {', '.join(there)}")
     return None
 
 
@@ -61,6 +76,8 @@ def _about_key(error: ConfigCompositionException) -> ValueError | None:
         return None
     key, line, cfg = found
     value = line.partition("=")[2]
+    if line.startswith("~") and str(error).startswith("Error merging override"):
+        return ValueError(f"{line} is refused: a key of a run cannot be taken away; give it a value")
     node = OmegaConf.select(cfg, key, throw_on_missing=False, throw_on_resolution_failure=False)
     if isinstance(node, DictConfig):
         inner = ", ".join(_within(node, key))
@@ -69,6 +86,10 @@ def _about_key(error: ConfigCompositionException) -> ValueError | None:
         return ValueError(f"{line} is refused: {str(error.__cause__).splitlines()[0]}")
     if node is not None or not str(error).startswith("Could not override"):
         return None
+    group, _, rest = key.partition(".")
+    option = rest.partition(".")[0]
+    if group == "tracker" and option in TRACKERS and option not in (cfg.get(group) or {}):
+        return ValueError(f"{key} is a key of tracker={option}, which is not chosen: add tracker={option}")
     near = nearest(key, [*keys(cfg, hydra=key.startswith("hydra")), *_groups()])
     parent = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else None
     there = _within(parent, key.rpartition(".")[0]) if isinstance(parent, DictConfig) else []
