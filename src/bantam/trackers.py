@@ -144,12 +144,22 @@ class TensorBoard:
         self._writer.close()
 
 
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+"""How the addresses of MLflow's servers and databases begin."""
+
+
 class MLflow:
     """Sends runs to an MLflow server, or into its database; those of a multirun or a study are nested."""
 
     def __init__(self, uri: str, experiment: str, timeout: float) -> None:
-        """`timeout` in seconds: how long the server may take for an answer."""
+        """`timeout` in seconds: how long the server may take. Raises ValueError for what is no address."""
         need("mlflow", "mlflow")
+        scheme = uri.partition("://")[0].partition("+")[0]
+        if scheme not in SCHEMES or "://" not in uri:
+            raise ValueError(
+                f"tracker.mlflow.uri is {uri!r}: it must be the address of a server, http://127.0.0.1:5000, or of "
+                "a database, as sqlite:///mlflow.db; MLflow keeps no more runs in plain folders"
+            )
         self.uri, self.experiment, self.timeout = uri, experiment, timeout
         self.address = f"{uri} {experiment}"
 
