@@ -348,3 +348,20 @@ def test_a_folder_without_runs_is_not_sent_in_silence(bantam: Bantam, finished_r
     assert result.returncode == 0, result.stderr
     assert "empty is left out: it holds no run" in result.stderr + result.stdout
     assert "1 sent" in result.stdout
+
+
+def test_processes_open_a_database_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed("mlflow")
+    fcntl = pytest.importorskip("fcntl", reason="not on Windows")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def opened(uri: str) -> None:
+        (lock,) = tmp_path.glob("bantam-*.lock")
+        with lock.open("a") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        raise ConnectionError("seen")
+
+    monkeypatch.setattr("mlflow.MlflowClient", opened)
+    entry = trackers.Entry("v2", "v2", {}, [], tmp_path)
+    with pytest.raises(ConnectionError, match="seen"):
+        trackers.MLflow("sqlite:///new.db", "e", 1).begin(entry, None, 0)
