@@ -9,6 +9,7 @@ import atexit
 import fcntl
 import gc
 import importlib
+import io
 import json
 import os
 import pkgutil
@@ -183,6 +184,7 @@ def become(request: dict[str, Any], descriptors: list[int]) -> None:
     for number, wanted in zip(high, request["descriptors"], strict=True):
         os.dup2(number, wanted)
         os.close(number)
+    renew_outputs()
     os.chdir(request["folder"])
     path = request["environment"].get("PYTHONPATH", "")
     if path != os.environ.get("PYTHONPATH", ""):
@@ -193,6 +195,22 @@ def become(request: dict[str, Any], descriptors: list[int]) -> None:
     torch.seed()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
+
+
+def renew_outputs() -> None:
+    """Open the outputs again, as an interpreter does: a stream keeps whether its descriptor was once a file."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        old = getattr(sys, name)
+        binary = open(number, "wb", 0 if old.write_through else -1, closefd=False)  # noqa: SIM115
+        new = io.TextIOWrapper(
+            binary,  # type: ignore[arg-type]
+            old.encoding,
+            old.errors,
+            line_buffering=name == "stderr" or binary.isatty(),
+            write_through=old.write_through,
+        )
+        setattr(sys, name, new)
+        setattr(sys, f"__{name}__", new)
 
 
 def run(arguments: list[str]) -> None:

@@ -8,9 +8,9 @@ import pytest
 from commands import Bantam
 
 
-def script(folder: Path, lines: str) -> str:
+def script(folder: Path, lines: str, name: str = "script.py") -> str:
     """A script in a folder beside the one where it runs."""
-    path = folder.with_name(f"{folder.name}-scripts") / "script.py"
+    path = folder.with_name(f"{folder.name}-scripts") / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(lines)
     return str(path)
@@ -45,6 +45,19 @@ def test_a_fork_does_what_an_interpreter_does(bantam: Bantam, tmp_path: Path, li
     assert [line for line in fork.stderr.splitlines() if not line.startswith(" ")] == [
         line for line in real.stderr.splitlines() if not line.startswith(" ")
     ]
+
+
+@pytest.mark.parametrize("script_name", ["confirm.py", "train.py -m"])
+def test_what_a_command_starts_writes_into_a_pipe(bantam: Bantam, tmp_path: Path, script_name: str) -> None:
+    inner = "import sys; sys.stdout.reconfigure(errors='replace'); print('said', sys.stdout.line_buffering)"
+    lines = (
+        f"import subprocess, sys; print(subprocess.run([sys.executable, '-c', {inner!r}], capture_output=True))"
+    )
+    name, *arguments = script_name.split()
+    path = script(tmp_path, lines, name)
+    fork, real = (run(path, *arguments) for run in (bantam, bantam.interpreter))
+    assert "said False" in fork.stdout
+    assert fork.stdout == real.stdout
 
 
 def test_everything_is_imported_and_nothing_is_shared(bantam: Bantam, tmp_path: Path) -> None:

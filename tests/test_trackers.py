@@ -316,3 +316,52 @@ def test_a_refused_job_of_a_multirun_is_sent_when_it_ends(
         result = json.loads((tmp_path / "runs" / name / "result.json").read_text())
         assert trackers.notes_in(tmp_path / "runs" / name)["tensorboard"]["ended"] == result["verdict"]
     assert result["verdict"] == "refused"
+
+
+@pytest.mark.parametrize(
+    "uri", ["mlruns", "/tmp/mlruns", "file:///tmp/mlruns", "foo://bar", "sqlite", "", "127.0.0.1:5000"]
+)
+def test_what_is_no_address_of_mlflow_is_refused_before_a_run(bantam: Bantam, tmp_path: Path, uri: str) -> None:
+    installed("mlflow")
+    result = bantam("train.py", "tracker=mlflow", f"tracker.mlflow.uri='{uri}'")
+    assert result.returncode == 1
+    assert f"Error: tracker.mlflow.uri is {uri!r}: it must be the address of a server" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:///a.db", "postgresql+psycopg://u@h/d", "https://h", "mysql+pymysql://h/d"]
+)
+def test_addresses_of_mlflow(uri: str) -> None:
+    installed("mlflow")
+    assert trackers.MLflow(uri, "e", 1).uri == uri
+
+
+def test_a_folder_without_runs_is_not_sent_in_silence(bantam: Bantam, finished_run: Path, tmp_path: Path) -> None:
+    installed("tensorboard")
+    (tmp_path / "empty").mkdir()
+    result = bantam("track.py", "empty", "tracker=tensorboard")
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: empty: it holds no run"), result.stderr
+    shutil.copytree(finished_run, tmp_path / "run")
+    result = bantam("track.py", "empty", "run", "tracker=tensorboard")
+    assert result.returncode == 0, result.stderr
+    assert "empty is left out: it holds no run" in result.stderr + result.stdout
+    assert "1 sent" in result.stdout
+
+
+def test_processes_open_a_database_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed("mlflow")
+    fcntl = pytest.importorskip("fcntl", reason="not on Windows")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def opened(uri: str) -> None:
+        (lock,) = tmp_path.glob("bantam-*.lock")
+        with lock.open("a") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        raise ConnectionError("seen")
+
+    monkeypatch.setattr("mlflow.MlflowClient", opened)
+    entry = trackers.Entry("v2", "v2", {}, [], tmp_path)
+    with pytest.raises(ConnectionError, match="seen"):
+        trackers.MLflow("sqlite:///new.db", "e", 1).begin(entry, None, 0)

@@ -5,12 +5,11 @@ import re
 import shlex
 import traceback
 from collections.abc import Iterator, Sequence
-from pathlib import PurePath
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -20,10 +19,20 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
+from bantam.tracker_keys import TRACKERS
+
 ALL = "python train.py --help lists them all"
 
 LEAST = 0.6
 """How alike two names must be, from 0 to 1, for one to be meant by the other."""
+
+
+NO_OPTION = (
+    "Config group override must be a string or a list",
+    "argument of type 'int' is not",
+    "argument of type 'NoneType' is not",
+)
+"""How Hydra's errors begin where null or a number is the option of a group, or one of a list."""
 
 
 def suggestion(error: BaseException) -> ValueError | None:
@@ -34,6 +43,8 @@ def suggestion(error: BaseException) -> ValueError | None:
         return _about_grammar(str(error.override))
     if isinstance(error, ConfigCompositionException):
         return _about_key(error)
+    if str(error).startswith(NO_OPTION):
+        return _about_choice(error)
     if isinstance(error, HydraException) and str(error).startswith("BasicSweeper does not support"):
         own = "hydra/sweeper=bantam hydra.sweep.dir=multirun/mine"
         return ValueError(f"a range is searched, not listed: add hparams_search=optuna, or {own}, or give a list")
@@ -61,15 +72,26 @@ def _about_grammar(word: str) -> ValueError | None:
 
 def _about_option(error: MissingConfigException) -> ValueError | None:
     """The nearest option of a group, such as model=v2 for model=v3."""
-    path = PurePath(str(error.missing_cfg_file))
-    group, typed = str(path.parent), path.name
-    if not error.options:
+    group, _, typed = str(error.missing_cfg_file).rpartition("/")
+    there = sorted(error.options or _options(group))
+    if not there:
         return None
-    there = sorted(error.options)
     near = difflib.get_close_matches(typed, there, n=1, cutoff=0.5)
     meant = f"did you mean {group}={near[0]}? " if near else ""
     own = ", or a class in a file of your own, as in model=mine.py:Net" if group == "model" else ""
     return ValueError(f"{group}={typed} does not exist: {meant}There are {', '.join(there)}{own}")
+
+
+def _about_choice(error: BaseException) -> ValueError | None:
+    """The options of a group for which null or a number was typed, alone or in a list."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for override in frame.f_locals.get("overrides_list") or ():
+            chosen = override.value() if isinstance(override, Override) else ""
+            if all(isinstance(one, str) for one in (chosen if isinstance(chosen, list) else [chosen])):
+                continue
+            if there := _options(str(override.key_or_group)):
+                return ValueError(f"{override.input_line} chooses nothing: there are {', '.join(there)}")
+    return None
 
 
 def _about_key(error: ConfigCompositionException) -> ValueError | None:
@@ -79,6 +101,8 @@ def _about_key(error: ConfigCompositionException) -> ValueError | None:
         return None
     key, line, cfg = found
     value = line.partition("=")[2]
+    if line.startswith("~") and str(error).startswith("Error merging override"):
+        return ValueError(f"{line} is refused: a key of a run cannot be taken away; give it a value")
     node = OmegaConf.select(cfg, key, throw_on_missing=False, throw_on_resolution_failure=False)
     if isinstance(node, DictConfig):
         inner = ", ".join(_within(node, key))
@@ -87,6 +111,10 @@ def _about_key(error: ConfigCompositionException) -> ValueError | None:
         return ValueError(f"{line} is refused: {str(error.__cause__).splitlines()[0]}")
     if node is not None or not str(error).startswith("Could not override"):
         return None
+    group, _, rest = key.partition(".")
+    option = rest.partition(".")[0]
+    if group == "tracker" and option in TRACKERS and option not in (cfg.get(group) or {}):
+        return ValueError(f"{key} is a key of tracker={option}, which is not chosen: add tracker={option}")
     near = nearest(key, [*keys(cfg, hydra=key.startswith("hydra")), *_groups()])
     parent = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else None
     there = _within(parent, key.rpartition(".")[0]) if isinstance(parent, DictConfig) else []
@@ -137,5 +165,10 @@ def _override(error: BaseException) -> tuple[str, str, DictConfig] | None:
 
 def _groups() -> list[str]:
     """The groups that can be chosen from; none when the command has ended."""
+    return _options("", ObjectType.GROUP)
+
+
+def _options(group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
+    """The options of a group; none when the command has ended."""
     there = GlobalHydra.instance()
-    return there.config_loader().get_group_options("", ObjectType.GROUP) if there.is_initialized() else []
+    return there.config_loader().get_group_options(group, kind) if there.is_initialized() else []

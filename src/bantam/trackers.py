@@ -4,9 +4,12 @@ Each is told three things: what begins, what an epoch brought, and how it ended.
 run begins, so that nobody waits for them who does not use them.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -144,12 +147,32 @@ class TensorBoard:
         self._writer.close()
 
 
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+"""How the addresses of MLflow's servers and databases begin."""
+
+
+@contextmanager
+def alone(address: str) -> Iterator[None]:
+    """Let one process of this machine in at a time: two that create a database at once leave it damaged."""
+    name = hashlib.sha256(f"{Path.home()} {address}".encode()).hexdigest()[:16]
+    with (Path(tempfile.gettempdir()) / f"bantam-{name}.lock").open("a") as lock:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 class MLflow:
     """Sends runs to an MLflow server, or into its database; those of a multirun or a study are nested."""
 
     def __init__(self, uri: str, experiment: str, timeout: float) -> None:
-        """`timeout` in seconds: how long the server may take for an answer."""
+        """`timeout` in seconds: how long the server may take. Raises ValueError for what is no address."""
         need("mlflow", "mlflow")
+        scheme = uri.partition("://")[0].partition("+")[0]
+        if scheme not in SCHEMES or "://" not in uri:
+            raise ValueError(
+                f"tracker.mlflow.uri is {uri!r}: it must be the address of a server, http://127.0.0.1:5000, or of "
+                "a database, as sqlite:///mlflow.db; MLflow keeps no more runs in plain folders"
+            )
         self.uri, self.experiment, self.timeout = uri, experiment, timeout
         self.address = f"{uri} {experiment}"
 
@@ -160,7 +183,8 @@ class MLflow:
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         from mlflow import MlflowClient
 
-        self._client = MlflowClient(self.uri)
+        with alone(self.uri):
+            self._client = MlflowClient(self.uri)
         if known:
             self._client.update_run(known, "RUNNING")
             self._run = known
@@ -223,13 +247,8 @@ class MLflow:
         )
         for picture in pictures:
             self._client.log_artifact(self._run, str(picture))
-        ends = {
-            "pruned": "KILLED",
-            "over budget": "KILLED",
-            "refused": "FAILED",
-            "failed": "FAILED",
-            "diverged": "FAILED",
-        }
+        ends = dict.fromkeys(("pruned", "over budget"), "KILLED")
+        ends |= dict.fromkeys(("refused", "failed", "diverged"), "FAILED")
         self._client.set_terminated(self._run, ends.get(str(result["verdict"]), "FINISHED"))
 
 

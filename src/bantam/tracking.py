@@ -21,9 +21,13 @@ def send(paths: Iterable[Path], trackers: Mapping[str, Tracker], typed: Sequence
     """Tell trackers of what is in folders and has ended; returns how many were sent, and how many were not.
 
     What a tracker knows already is not sent again, and one that fails is asked no more. `typed` are the overrides
-    that say which trackers these are. Raises ValueError for a folder that does not exist.
+    that say which trackers these are. Raises ValueError where a folder does not exist, or none has a run.
     """
     found = folders.gather(paths)
+    for folder, reason in found.broken:
+        if not (found.runs or found.studies):
+            raise ValueError(f"{folder}: {reason}")
+        terminal.show_warning(f"{folder} is left out: {reason}")
     ended = list(runs(found))
     sent = failed = 0
     for option, tracker in trackers.items():

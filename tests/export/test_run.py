@@ -118,6 +118,38 @@ def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
         exporting.check_extra()
 
 
+def test_a_broken_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise ImportError("no libx.so")
+
+    monkeypatch.setattr(exporting, "import_module", broken)
+    with pytest.raises(
+        ValueError, match=r"needs onnx, which cannot be imported \(.*no libx.so\): pip install --force"
+    ):
+        exporting.check_extra()
+
+
+@pytest.mark.parametrize("name", ["network.onnx", "network-int8.onnx", "export.json"])
+def test_a_folder_in_the_place_of_a_file_is_said_before_anything_is_written(
+    composed: Compose, finished_run: Path, tmp_path: Path, name: str
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / name).mkdir()
+    with pytest.raises(ValueError, match=f"{name} is a folder, and a file of that name is to be written"):
+        exporting.export(prepare_finished(composed(*SMALL, "kernels=torch"), at(run)))
+    assert [path.name for path in [*run.glob("*.onnx"), *run.glob("export.json")]] == [name]
+
+
+@pytest.mark.parametrize(("recorded", "lines"), [(96.5, 2), (96.4, 2), (90.0, 3)])
+def test_weights_of_another_run_are_noticed(recorded: float, lines: int) -> None:
+    part = {"file": "x", "weight_bytes": 1, "file_bytes": 2, "accuracy": 96.5, "agreement": 100.0}
+    known = {"scored_images": 1000, "split": "test", "data": "mnist5k", "recorded_accuracy": recorded}
+    said = exporting.in_words({**known, "float32": part, "int8": part}, "run").splitlines()
+    assert len(said) == lines
+    if lines == 3:
+        assert said[2].startswith("Recorded were 90.00 %, so the weights are those of another run")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -1,6 +1,6 @@
 import torch
 
-from bantam.models import V2
+from bantam.models import V2, Skeleton
 from bantam.training.average import Average
 
 
@@ -25,3 +25,15 @@ def test_the_average_is_that_of_the_weights_and_statistics_step_by_step() -> Non
         torch.testing.assert_close(value.double(), expected[name].double(), rtol=1e-4, atol=1e-5)
     assert kept == 0.5
     assert not average.model.training
+
+
+def test_a_network_without_batch_norm_is_averaged() -> None:
+    model = Skeleton()
+    average = Average(model, 0.5)
+    assert not average.counts
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    average.update()
+    now, averaged = next(model.parameters()), next(average.model.parameters())
+    torch.testing.assert_close(now - averaged, torch.full_like(now, 2 / 11))

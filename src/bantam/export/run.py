@@ -1,5 +1,6 @@
 """From a finished run to its network in ONNX: exported, quantised, verified, and only then written."""
 
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -7,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bantam.data import Data
-from bantam.export.graph import Session, as_pictures, graph, operations, weight_bytes
+from bantam.export.graph import Session, as_pictures, graph, operations, quiet, shortened, weight_bytes
 from bantam.export.int8 import quantised
 from bantam.training import folder as files
+from bantam.training.build import told
 from bantam.training.exported import EXPORT, KINDS, write_export
 from bantam.training.loop import measure, score
 from bantam.training.setup import Prepared
@@ -24,10 +26,19 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def check_extra() -> None:
-    """Raise ValueError where a package is missing that an export needs."""
+    """Raise ValueError where a package is missing, or is broken, that an export needs."""
     missing = [package for package in PACKAGES if find_spec(package) is None]
     if missing:
         raise ValueError(f"an export needs {' and '.join(missing)}: pip install -e '.[export]'")
+    for package in PACKAGES:
+        try:
+            with quiet():
+                import_module(package)
+        except Exception as error:  # damaged, or made for another version of Python
+            raise ValueError(
+                f"an export needs {package}, which cannot be imported ({shortened(told(error))}): "
+                "pip install --force-reinstall -e '.[export]'"
+            ) from error
 
 
 def export(prepared: Prepared, scales: str = "auto") -> dict[str, Any]:
@@ -45,6 +56,11 @@ def export(prepared: Prepared, scales: str = "auto") -> dict[str, Any]:
             f"{folder} was scored on {result['scored_images']:,} {result['split']} images of {result['data']}, "
             f"which are not those of {images.name} as it is here: give data.root=<their folder>"
         )
+    for written in (FLOAT, INT8, EXPORT):
+        if (folder / written).is_dir():
+            raise ValueError(
+                f"{folder / written} is a folder, and a file of that name is to be written: move it away"
+            )
     files.read_weights(folder, prepared.result_model)
     scored = as_pictures(images.held_out_images).cpu().numpy()
     expected = score(prepared.result_model, images.held_out_images, images, torch.float32).cpu()
@@ -74,7 +90,7 @@ def export(prepared: Prepared, scales: str = "auto") -> dict[str, Any]:
         },
         "versions": {package: version(package) for package in ("torch", *PACKAGES)},
     }
-    (folder / EXPORT).unlink(missing_ok=True)  # that of other files
+    (folder / EXPORT).unlink(missing_ok=True)  # it is of other files than those that come
     files.write(folder / FLOAT, in_float)
     files.write(folder / INT8, in_int8)
     write_export(folder, answer)
@@ -98,10 +114,17 @@ def _measured(
 
 
 def in_words(answer: dict[str, Any], folder: object) -> str:
-    """What was written, two lines."""
+    """What was written, two lines; a third where the run recorded quite another accuracy."""
+    recorded = answer["recorded_accuracy"]
+    images_apart = abs(answer["float32"]["accuracy"] - recorded) / 100 * answer["scored_images"]
+    why = "so the weights are those of another run, or it was scored in another precision"
+    # Kernels, processors and precisions round otherwise, which decides a few close images.
+    close = images_apart < 1.5 + answer["scored_images"] / 2000
+    other = [] if close else [f"Recorded were {recorded:.2f} %, {why}."]
     images = f"{answer['scored_images']:,} {answer['split']} images of {answer['data']}"
-    return "\n".join(
+    lines = [
         f"{folder}/{part['file']}: {part['weight_bytes']:,} bytes of weights ({part['file_bytes']:,} in all), "
         f"{part['accuracy']:.2f} % of {images}, {part['agreement']:.2f} % of the predictions as in PyTorch"
         for part in (answer[kind] for kind in KINDS)
-    )
+    ]
+    return "\n".join([*lines, *other])

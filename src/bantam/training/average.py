@@ -29,7 +29,8 @@ class Average:
         self.steps += 1
         kept = min(self.decay, (self.steps + 1) / (self.steps + 10))
         torch._foreach_lerp_(self.averages, self.current, 1 - kept)
-        torch._foreach_copy_(self.counts, self.current_counts)
+        if self.counts:  # a network without batch norm counts nothing
+            torch._foreach_copy_(self.counts, self.current_counts)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
