@@ -19,8 +19,6 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
-from bantam.tracker_keys import TRACKERS
-
 ALL = "python train.py --help lists them all"
 
 LEAST = 0.6
@@ -113,7 +111,7 @@ def _about_key(error: ConfigCompositionException) -> ValueError | None:
         return None
     group, _, rest = key.partition(".")
     option = rest.partition(".")[0]
-    if group == "tracker" and option in TRACKERS and option not in (cfg.get(group) or {}):
+    if group == "tracker" and option in _options(group) and option not in (cfg.get(group) or {}):
         return ValueError(f"{key} is a key of tracker={option}, which is not chosen: add tracker={option}")
     near = nearest(key, [*keys(cfg, hydra=key.startswith("hydra")), *_groups()])
     parent = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else None

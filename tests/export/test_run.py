@@ -140,6 +140,23 @@ def test_a_folder_in_the_place_of_a_file_is_said_before_anything_is_written(
     assert [path.name for path in [*run.glob("*.onnx"), *run.glob("export.json")]] == [name]
 
 
+def test_of_a_full_disk_no_half_export_remains(
+    composed: Compose, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    plain = files.write
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == "network-int8.onnx":
+            raise OSError(28, "No space left on device")
+        plain(path, content)
+
+    monkeypatch.setattr(files, "write", full)
+    with pytest.raises(ValueError, match=r"cannot be written \(No space left on device\): make room"):
+        exporting.export(prepare_finished(composed(*SMALL, "kernels=torch"), at(run)))
+    assert not [*run.glob("*.onnx"), *run.glob("export.json")]
+
+
 @pytest.mark.parametrize(("recorded", "lines"), [(96.5, 2), (96.4, 2), (90.0, 3)])
 def test_weights_of_another_run_are_noticed(recorded: float, lines: int) -> None:
     part = {"file": "x", "weight_bytes": 1, "file_bytes": 2, "accuracy": 96.5, "agreement": 100.0}

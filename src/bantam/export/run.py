@@ -1,8 +1,10 @@
 """From a finished run to its network in ONNX: exported, quantised, verified, and only then written."""
 
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,11 +58,7 @@ def export(prepared: Prepared, scales: str = "auto") -> dict[str, Any]:
             f"{folder} was scored on {result['scored_images']:,} {result['split']} images of {result['data']}, "
             f"which are not those of {images.name} as it is here: give data.root=<their folder>"
         )
-    for written in (FLOAT, INT8, EXPORT):
-        if (folder / written).is_dir():
-            raise ValueError(
-                f"{folder / written} is a folder, and a file of that name is to be written: move it away"
-            )
+    _refuse_folders(folder)
     files.read_weights(folder, prepared.result_model)
     scored = as_pictures(images.held_out_images).cpu().numpy()
     expected = score(prepared.result_model, images.held_out_images, images, torch.float32).cpu()
@@ -90,11 +88,30 @@ def export(prepared: Prepared, scales: str = "auto") -> dict[str, Any]:
         },
         "versions": {package: version(package) for package in ("torch", *PACKAGES)},
     }
-    (folder / EXPORT).unlink(missing_ok=True)  # it is of other files than those that come
-    files.write(folder / FLOAT, in_float)
-    files.write(folder / INT8, in_int8)
-    write_export(folder, answer)
+    _write(folder, in_float, in_int8, answer)
     return answer
+
+
+def _refuse_folders(folder: Path) -> None:
+    for path in (folder / name for name in (FLOAT, INT8, EXPORT)):
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder, and a file of that name is to be written: move it away")
+
+
+def _write(folder: Path, in_float: bytes, in_int8: bytes, answer: dict[str, Any]) -> None:
+    """Write all three files, or none where the disk is full or the folder cannot be written."""
+    try:
+        (folder / EXPORT).unlink(missing_ok=True)  # it is of other files than those that come
+        files.write(folder / FLOAT, in_float)
+        files.write(folder / INT8, in_int8)
+        write_export(folder, answer)
+    except OSError as error:
+        for name in (FLOAT, INT8, EXPORT):
+            with suppress(OSError):
+                (folder / name).unlink(missing_ok=True)
+        raise ValueError(
+            f"{folder} cannot be written ({error.strerror}): make room or allow it, and export again"
+        ) from error
 
 
 def _measured(
