@@ -15,7 +15,7 @@ from bantam.export.int8 import quantised
 from bantam.training import folder as files
 from bantam.training.build import told
 from bantam.training.exported import EXPORT, KINDS, write_export
-from bantam.training.loop import measure, score
+from bantam.training.loop import Epoch, measure, score
 from bantam.training.setup import Prepared
 
 if TYPE_CHECKING:
@@ -50,14 +50,7 @@ def export(prepared: Prepared, scales: str = "auto") -> dict[str, Any]:
     images are not those on which the run was scored, or the network in ONNX predicts otherwise than in PyTorch.
     """
     folder, images, name = prepared.info.folder, prepared.data, f"model={prepared.info.choices.get('model')}"
-    result, history = files.read_finished(folder), files.read_history(folder)
-    if found := files.contradiction(history, result):
-        raise ValueError(f"{folder}: {found}: {files.REMEDY}")
-    if images.checksum != result["data_checksum"] or images.split != result["split"]:
-        raise ValueError(
-            f"{folder} was scored on {result['scored_images']:,} {result['split']} images of {result['data']}, "
-            f"which are not those of {images.name} as it is here: give data.root=<their folder>"
-        )
+    history = _history(folder, images)
     _refuse_folders(folder)
     files.read_weights(folder, prepared.result_model)
     scored = as_pictures(images.held_out_images).cpu().numpy()
@@ -90,6 +83,19 @@ def export(prepared: Prepared, scales: str = "auto") -> dict[str, Any]:
     }
     _write(folder, in_float, in_int8, answer)
     return answer
+
+
+def _history(folder: Path, images: Data) -> list[Epoch]:
+    """The epochs of a finished run, which was scored on these images; raises ValueError where it was not."""
+    result, history = files.read_finished(folder), files.read_history(folder)
+    if found := files.contradiction(history, result):
+        raise ValueError(f"{folder}: {found}: {files.REMEDY}")
+    if images.checksum != result["data_checksum"] or images.split != result["split"]:
+        raise ValueError(
+            f"{folder} was scored on {result['scored_images']:,} {result['split']} images of {result['data']}, "
+            f"which are not those of {images.name} as it is here: give data.root=<their folder>"
+        )
+    return history
 
 
 def _refuse_folders(folder: Path) -> None:
