@@ -35,10 +35,14 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (
             ("hparams_search=optuna",),
             {"n_trial": 2},
-            "Key 'n_trial' not in 'SearchConf'. Did you mean: 'n_trials'",
+            "hydra.sweeper.n_trial is no key: did you mean hydra.sweeper.n_trials=2",
         ),
-        (("hparams_search=optuna", "optimizer.lrr=1"), {}, "Could not override 'optimizer.lrr'"),
-        (("hparams_search=optunna",), {}, "Could not find 'hparams_search/optunna'"),
+        (("hparams_search=optuna", "optimizer.lrr=1"), {}, "optimizer.lrr is no key: did you mean optimizer.lr=1"),
+        (
+            ("hparams_search=optunna",),
+            {},
+            "hparams_search=optunna does not exist: did you mean hparams_search=optuna",
+        ),
         ((10,), {}, "10 is no text: give overrides as in"),
         (("hparams_search=optuna",), {"config_dir": "nowhere"}, "nowhere is no folder"),
     ],
