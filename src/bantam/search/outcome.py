@@ -120,14 +120,20 @@ def name(search: Search, trial: FrozenTrial) -> str:
 
 def line(search: Search, trial: FrozenTrial) -> str:
     """The command that repeats a trial of the result, all its seeds, or why there is none."""
+    why_not = lacks(search, trial)
+    return f"It cannot be run again: {why_not}" if why_not else _line(search, trial)
+
+
+def lacks(search: Search, trial: FrozenTrial) -> str:
+    """What a trial lacks that is needed to run it again; empty where nothing."""
     folder = search.folder / str(trial.number)
     if not folder.is_dir():
-        return f"It cannot be run again: {folder} is gone; restore it"
+        return f"{folder} is gone; restore it"
     try:
         experiment(folder)
     except ValueError as error:
-        return f"It cannot be run again: {error}"
-    return _line(search, trial)
+        return str(error)
+    return ""
 
 
 def _line(search: Search, trial: FrozenTrial) -> str:
