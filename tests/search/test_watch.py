@@ -318,14 +318,16 @@ def test_what_is_printed_can_be_pasted_whatever_the_folder_is_called(bantam: Ban
         *(override("hydra.sweeper.study_name", name), "hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1"),
     )
     assert found.returncode == 0, found.stdout + found.stderr
-    line = found.stdout.splitlines()[-1]
+    *_, line, _, confirmation = found.stdout.splitlines()
     assert "experiment=best" in line
     command = line.replace("python ", f"{shlex.quote(sys.executable)} ", 1) + " hydra.run.dir=again"
     pasted = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
     assert pasted.returncode == 0, pasted.stderr
     best = json.loads((tmp_path / name / "summary.json").read_text())["best"]
     assert record.read_result(tmp_path / "again")["objective"] == best["objective"]
-    confirmed = bantam("confirm.py", name, "--top", "1", "--seeds", "2", "--validation-only")
+    script, *words = shlex.split(confirmation)[1:]
+    assert words == [name]
+    confirmed = bantam(script, *words, "--top", "1", "--seeds", "2", "--validation-only")
     assert confirmed.returncode == 0, confirmed.stdout + confirmed.stderr
     assert (tmp_path / name / "confirm" / "confirm.json").exists()
 
