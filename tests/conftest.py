@@ -37,6 +37,11 @@ def pytest_xdist_auto_num_workers() -> int:
     return 2 * cpu_count()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with those of Ray, which wait for minutes: at the end nothing could run beside them."""
+    items.sort(key=lambda item: item.path.name != "test_ray.py")
+
+
 @pytest.fixture
 def composed() -> Callable[..., DictConfig]:
     """Compose `conf/` with overrides, as the command line does."""

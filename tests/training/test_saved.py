@@ -56,7 +56,7 @@ def test_overrides_are_merged_into_the_runs_own_configuration(composed: Compose,
         ("~optimizer.lr", "is no plain key=value"),
         ("+optimizer.colour=1", "is no plain key=value"),
         ("experiment=champion", "chooses a whole recipe: give the single keys"),
-        ("optimizer.lr=(", "Error parsing override"),
+        ("optimizer.lr=(", r"write 'optimizer.lr=\"\(\"'"),
     ],
 )
 def test_what_cannot_be_merged_is_one_sentence(

@@ -217,9 +217,15 @@ def _unpack_archive(dataset: str, archive: Path) -> None:
             tempfile.TemporaryDirectory(prefix=".unpack-", dir=archive.parent) as aside,
             tarfile.open(archive) as packed,
         ):
-            members = [packed.getmember(f"{source.folder}/{name}") for name in source.files]
-            packed.extractall(aside, members, filter="data")
-            os.replace(Path(aside) / source.folder, archive.parent / source.folder)
+            unpacked = Path(aside) / source.folder
+            unpacked.mkdir()
+            for name in source.files:  # their contents alone: an archive cannot write elsewhere
+                content = packed.extractfile(f"{source.folder}/{name}")
+                if content is None:
+                    raise KeyError(f"{name} is no file in it")
+                with content, (unpacked / name).open("wb") as target:
+                    shutil.copyfileobj(content, target)
+            os.replace(unpacked, archive.parent / source.folder)
     except (OSError, EOFError, zlib.error, tarfile.TarError, KeyError) as error:
         raise ValueError(f"{archive} cannot be unpacked ({error}): download it again") from error
 
