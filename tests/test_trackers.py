@@ -178,8 +178,9 @@ def test_mlflow_nests_a_search_with_all_that_belongs_to_it(
         "epochs=2",
     )
     few_trials = ("hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1", "data.validation=100", "report=false")
+    first = "hydra.sweeper.enqueue=[{model.width:40},{model.width:3}]"
     live = (*where, "tracker.mlflow.experiment=live")
-    line = ("train.py", *few, *search, *few_trials, "hydra/sweeper/sampler=grid", *live)
+    line = ("train.py", *few, *search, *few_trials, first, *live)
     confirm = ("confirm.py", "multirun/widths", "--top", "1", "--seeds", "2", "--validation-only")
     for command in (line, confirm):
         done = bantam(*command)
