@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from bantam import config, errors, ranges
+from bantam import config, errors, ranges, resolve
 from bantam.search import sweeper
 
 
@@ -21,7 +21,7 @@ def main() -> None:
     config.register()
     sweeper.register()
     with errors.in_one_sentence():
-        with initialize_config_dir(str(Path(__file__).parent.absolute() / "conf")):
+        with initialize_config_dir(str(resolve.project() / "conf")):
             cfg = compose("config", overrides)
         ranges.validate(cfg)
         if not cfg.tracker:

@@ -54,13 +54,17 @@ PARENT = "BANTAM_PARENT"
 def _end_with_parent() -> None:
     """Be terminated when the process is gone that has started this command, such as the kernel of a notebook."""
     parent = os.environ.pop(PARENT, None)
-    if parent is None or os.name != "posix":
-        return
+    if parent is not None and os.name == "posix":
+        when_parent_is_gone(int(parent), lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def when_parent_is_gone(parent: int, then: Callable[[], object]) -> None:
+    """Call `then`, in a thread, as soon as the parent of this process is no longer the one of that number."""
 
     def watch() -> None:
-        while os.getppid() == int(parent):
+        while os.getppid() == parent:
             time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
+        then()
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -7,8 +7,6 @@ import multiprocessing
 import os
 import sys
 import tempfile
-import threading
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -318,13 +316,7 @@ def _end_with_launcher() -> None:
     launcher = os.environ.get(LAUNCHER)
     if launcher is None or not multiprocessing.current_process().name.startswith("LokyProcess"):
         return
-
-    def watch() -> None:
-        while os.getppid() == int(launcher):
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    errors.when_parent_is_gone(int(launcher), lambda: os._exit(1))
 
 
 _end_with_launcher()  # before a job begins, whose process imports PyTorch for seconds

@@ -10,13 +10,14 @@ from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from bantam import ranges
+from bantam.own.source import FROM_DATA
 from bantam.training import saved
 
 AUTO = "BANTAM_AUTO"
 """The variable that says to the jobs of a multirun what data=auto became, by data.root."""
 
 
-SHAPE = ("channels", "side", "classes")
+SHAPE = tuple(FROM_DATA)
 """Keys of `data` that networks take from it."""
 
 NPZ, FOLDER = "bantam.data.npz", "bantam.data.folder"
