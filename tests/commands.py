@@ -99,9 +99,10 @@ class Forks:
         self, args: list[str], folder: Path, environment: dict[str, str], joined: bool, before: str = ""
     ) -> Forked:
         """Run a script in a folder after the code in `before`; `joined` puts its errors where its output goes."""
+        encoding = environment.get("PYTHONIOENCODING", self.encoding)
         # They are the command's, which closes them.
-        stdout = tempfile.TemporaryFile("w+", encoding=self.encoding)  # noqa: SIM115
-        stderr = stdout if joined else tempfile.TemporaryFile("w+", encoding=self.encoding)  # noqa: SIM115
+        stdout = tempfile.TemporaryFile("w+", encoding=encoding)  # noqa: SIM115
+        stderr = stdout if joined else tempfile.TemporaryFile("w+", encoding=encoding)  # noqa: SIM115
         ours, theirs = os.pipe()
         with open(os.devnull) as nothing:
             outputs = [stream.fileno() for stream in (nothing, stdout, stderr)]
@@ -121,9 +122,9 @@ class Forks:
 class Bantam:
     """Runs commands in one folder: `bantam("train.py", "seed=2")`; what was started ends with the test."""
 
-    def __init__(self, folder: Path, forks: Forks, before: str = "") -> None:
+    def __init__(self, folder: Path, forks: Forks, before: str = "", **environment: str) -> None:
         """`before` is code that each command begins with, and each interpreter that it starts."""
-        self.folder, self._forks, self._before = folder, forks, before
+        self.folder, self._forks, self._before, self._environment = folder, forks, before, environment
         self._started: list[Forked] = []
         self._signs = Path(tempfile.mkdtemp())
 
@@ -147,7 +148,7 @@ class Bantam:
 
     def _start(self, script: str, arguments: tuple[str, ...], environment: dict[str, str], **how: Any) -> Forked:
         args = [str(PROJECT / script), *arguments]
-        variables = {**os.environ, **self._forks.environment, **environment}
+        variables = {**os.environ, **self._forks.environment, **self._environment, **environment}
         self._started.append(self._forks.start(args, self.folder, variables, **{"before": self._before, **how}))
         return self._started[-1]
 

@@ -33,13 +33,22 @@ cluster.register()
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """For -n auto: two processes a core, since much of what tests do is to wait for what they have started."""
-    return 2 * cpu_count()
+    """For -n auto: three processes a core, since much of what tests do is to wait for what they have started."""
+    return 3 * cpu_count()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with those of Ray, which wait for minutes: at the end nothing could run beside them."""
     items.sort(key=lambda item: item.path.name != "test_ray.py")
+
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """See that no test changes the environment of those after it: their commands would run in another one."""
+    before = dict(os.environ)
+    yield
+    changed = {name for name, _ in before.items() ^ os.environ.items()} - {"PYTEST_CURRENT_TEST"}
+    assert not changed, changed
 
 
 @pytest.fixture

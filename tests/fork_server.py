@@ -61,7 +61,25 @@ def import_everything() -> None:
                 importlib.import_module(module.name)
     for name in ("torch._dynamo", "torchvision.datasets", "sklearn.model_selection", "plotly.subplots"):
         importlib.import_module(name)
+    compose_once()
     gc.freeze()  # a fork that collects garbage would copy every page
+
+
+def compose_once() -> None:
+    """Have Hydra find its plugins and its grammar learn what lines look like, as each fork would do again."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from bantam import cluster, config
+    from bantam.search import sweeper
+
+    for module in (config, sweeper, cluster):
+        module.register()
+    conf = os.path.join(os.path.dirname(os.path.dirname(__file__)), "conf")
+    with initialize_config_dir(conf):
+        for line in (["model=v1", "optimizer.lr=0.02"], ["hparams_search=optuna"]):
+            compose("config", line, return_hydra_config=True)
+    OverridesParser.create().parse_overrides(["seed=range(0,10)", "optimizer.lr=interval(0.1,0.2)"])
 
 
 def serve(connection: socket.socket) -> Request:
@@ -173,7 +191,7 @@ def import_from(path: str) -> None:
     sys.path[1:1] = path.split(os.pathsep)
 
 
-def become(request: dict[str, Any], descriptors: list[int]) -> None:
+def become(request: dict[str, Any], descriptors: list[int], before: str) -> None:
     """Take on the descriptors, folder, environment, and signals of a request, and new random numbers."""
     import numpy
     import torch
@@ -184,11 +202,12 @@ def become(request: dict[str, Any], descriptors: list[int]) -> None:
     for number, wanted in zip(high, request["descriptors"], strict=True):
         os.dup2(number, wanted)
         os.close(number)
-    renew_outputs()
+    renew_outputs(request["environment"].get("PYTHONIOENCODING"))
     os.chdir(request["folder"])
     path = request["environment"].get("PYTHONPATH", "")
     if path != os.environ.get("PYTHONPATH", ""):
         import_from(path)
+        exec(before)  # what it has changed was in the modules that are gone
     os.environ.clear()
     os.environ.update(request["environment"])
     numpy.random.seed()  # `random` does so itself
@@ -197,14 +216,14 @@ def become(request: dict[str, Any], descriptors: list[int]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
 
 
-def renew_outputs() -> None:
+def renew_outputs(encoding: str | None) -> None:
     """Open the outputs again, as an interpreter does: a stream keeps whether its descriptor was once a file."""
     for name, number in (("stdout", 1), ("stderr", 2)):
         old = getattr(sys, name)
         binary = open(number, "wb", 0 if old.write_through else -1, closefd=False)  # noqa: SIM115
         new = io.TextIOWrapper(
             binary,  # type: ignore[arg-type]
-            old.encoding,
+            encoding or old.encoding,
             old.errors,
             line_buffering=name == "stderr" or binary.isatty(),
             write_through=old.write_through,
@@ -242,8 +261,9 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which then ask no more
     import_everything()
     request, descriptors = serve(socket.socket(fileno=int(sys.argv[1])))
-    exec(request["before"])
+    before = request["before"]  # of the command that a test runs, for the interpreters that it starts too
+    exec(before)
     while wanted := keep_spares(*request["arguments"]):
         request, descriptors = wanted
-    become(request, descriptors)
+    become(request, descriptors, before)
     run(request["arguments"])

@@ -32,7 +32,7 @@ class Smooth(TorchFunctionMode):
 
 def positive(network: nn.Module) -> nn.Module:
     """A copy in double precision whose weights are positive, and small enough for sums of them."""
-    network = copy.deepcopy(network).double().eval()
+    network = copy.deepcopy(network).float().eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -44,7 +44,7 @@ def positive(network: nn.Module) -> nn.Module:
 def rectangles(network: nn.Module, shape: tuple[int, int, int], most: int) -> list[tuple[int, int]]:
     """Height and width of what each output depends on, of `most` in the middle of a map where there are more."""
     network = positive(network)
-    pixels = torch.rand(1, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.double) + 0.5
+    pixels = torch.rand(1, *shape, generator=torch.Generator().manual_seed(1)) + 0.5
     with torch.no_grad(), Smooth():
         output = network(pixels)[0]
     height, width = output.shape[-2:] if output.dim() == 3 else (1, output.numel())

@@ -78,13 +78,14 @@ def environment(request: pytest.FixtureRequest) -> dict[str, str]:
 
 
 @pytest.fixture
-def there(environment: dict[str, str], tmp_path: Path) -> Iterator[Bantam]:
-    """Runs commands in forks of a Python that was started in `environment`."""
-    forks = Forks("latin-1", **environment)
-    commands = Bantam(tmp_path, forks)
+def there(environment: dict[str, str], forks: Forks, tmp_path: Path) -> Iterator[Bantam]:
+    """Runs commands in `environment`: in forks of a Python that was started in it where that reads it early."""
+    own = Forks("latin-1", **environment) if environment is PLAIN else forks
+    commands = Bantam(tmp_path, own, **environment)
     yield commands
     commands.close()
-    forks.close()
+    if own is not forks:
+        own.close()
 
 
 def test_output_that_a_terminal_cannot_show_degrades(
