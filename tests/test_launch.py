@@ -95,6 +95,23 @@ def test_bad_input_is_one_error_and_nothing_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (("model=[v1,v2]", "dry_run=true"), "model=[v1,v2] chooses several options of one group: choose one, or"),
+        (("-m", "scheduler=[step,cosine]"), "compare them, -m scheduler=step,cosine"),
+    ],
+)
+def test_several_options_of_one_group_are_refused(
+    bantam: Bantam, tmp_path: Path, line: tuple[str, ...], sentence: str
+) -> None:
+    done = bantam("train.py", *line)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_dry_run_shows_everything_and_trains_nothing(bantam: Bantam, tmp_path: Path) -> None:
     result = bantam("train.py", "data=mnist5k", "dry_run=true")
     assert result.returncode == 0

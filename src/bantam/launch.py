@@ -22,6 +22,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from bantam import cluster, errors, jobs, ranges, resolve, snapshot
 from bantam.overrides import command_line, from_python, override, resuming
+from bantam.suggestions import several
 from bantam.training import saved, terminal
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def prepare_typed(config: DictConfig, folder: Path) -> "Prepared":
         if from_python.get() is not None:
             raise ValueError(f"hparams_search={searches} searches only with bantam.search(…)")
         raise ValueError(f"hparams_search={searches} searches only with -m: python train.py -m …")
+    _refuse_several(hydra.overrides.task)
     resolve.settle(cfg, Path(hydra.runtime.cwd))
     ranges.validate(cfg)
     if cfg.dry_run:
@@ -171,6 +173,7 @@ class Preflight(Callback):
             folder = Path(config.hydra.sweep.dir)
         with errors.in_one_sentence(folder):
             _refuse_unwritable(folder, "hydra.sweep.dir")
+            _refuse_several(config.hydra.overrides.task)
             os.environ[LAUNCHER] = str(os.getpid())
             snapshot.take(GlobalHydra.instance().config_loader())
             if config.hydra.sweeper._target_ == SWEEPER:  # it decides by itself, for all of its trials
@@ -243,6 +246,13 @@ def _prepare_single(cfg: DictConfig, folder: Path, hydra: Any) -> "Prepared":
     refuse_used(folder)
     resolve.decide_data(cfg)
     return prepare(cfg, RunInfo(folder.absolute(), dict(hydra.runtime.choices), 1, None, Path(hydra.runtime.cwd)))
+
+
+def _refuse_several(typed: Sequence[str]) -> None:
+    """Raise ValueError for several options of a group that is one thing: Hydra would mix their keys."""
+    for line in typed:
+        if error := several(line):
+            raise error
 
 
 def _refuse_unwritable(folder: Path, key: str) -> None:

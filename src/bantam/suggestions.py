@@ -40,7 +40,7 @@ def suggestion(error: BaseException) -> ValueError | None:
     if isinstance(error, OverrideParseException):
         return _about_grammar(str(error.override))
     if isinstance(error, ConfigCompositionException):
-        return _about_key(error)
+        return _about_several(error) or _about_key(error)
     if str(error).startswith(NO_OPTION):
         return _about_choice(error)
     if isinstance(error, HydraException) and str(error).startswith("BasicSweeper does not support"):
@@ -78,6 +78,30 @@ def _about_option(error: MissingConfigException) -> ValueError | None:
     meant = f"did you mean {group}={near[0]}? " if near else ""
     own = ", or a class in a file of your own, as in model=mine.py:Net" if group == "model" else ""
     return ValueError(f"{group}={typed} does not exist: {meant}There are {', '.join(there)}{own}")
+
+
+def several(line: str) -> ValueError | None:
+    """The sentence for several options of a group that has one, such as model=[v1,v2]; None for others."""
+    group, _, value = line.partition("=")
+    if group not in ONE_OPTION or not value.startswith("["):
+        return None
+    options = ",".join(option.strip() for option in value.strip("[] ").split(","))
+    return ValueError(
+        f"{line} chooses several options of one group: choose one, or compare them, -m {group}={options}"
+    )
+
+
+ONE_OPTION = ("model", "optimizer", "scheduler", "augmentation", "data")
+"""Groups whose options are one thing each: Hydra would mix their keys."""
+
+
+def _about_several(error: BaseException) -> ValueError | None:
+    """As `several`, where Hydra has tried to mix them."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for override in frame.f_locals.get("parsed_overrides") or frame.f_locals.get("overrides") or ():
+            if about := several(str(getattr(override, "input_line", override))):
+                return about
+    return None
 
 
 def _about_choice(error: BaseException) -> ValueError | None:

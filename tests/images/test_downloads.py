@@ -2,6 +2,7 @@ import functools
 import gzip
 import hashlib
 import http.server
+import os
 import pickle
 import shutil
 import socket
@@ -90,6 +91,25 @@ def test_a_damaged_download_is_not_kept(server: Path, tmp_path: Path) -> None:
     with pytest.raises(downloads.DownloadFailed, match="FashionMNIST is not in data.root="):
         fashion(tmp_path / "root")
     assert not (tmp_path / "root").exists()
+
+
+def test_what_a_killed_download_has_left_is_removed_once_it_is_old(server: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    left = [
+        root / "FashionMNIST" / ".bantam-download-a" / "file",
+        root / "FashionMNIST" / "raw" / ".bantam-images.1f.part",
+    ]
+    at_work = root / "FashionMNIST" / ".bantam-download-b" / "file"
+    hour_ago = time.time() - downloads.ABANDONED_SECONDS - 60
+    for file in (*left, at_work):
+        file.parent.mkdir(parents=True)
+        file.touch()
+        for path in (file, file.parent):
+            os.utime(path, (hour_ago, hour_ago))
+    at_work.write_bytes(b"it goes on")  # its folder has not changed, but what is in it
+    fashion(root)
+    there = {path.name for path in root.rglob(".*")}
+    assert there == {".bantam-download-b"}
 
 
 def truncate(raw: Path) -> str:

@@ -450,16 +450,24 @@ def test_a_damaged_study_is_one_sentence(
     assert not (study / "confirm").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"7", b"[1, 2]", b"version: 2\n", b"\x89PNG\xff", b'a: [b, "c\n', None])
+CUT = b"a half of what was written"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"7", b"[1, 2]", b"version: 2\n", b"\x89PNG\xff", b'a: [b, "c\n', CUT, None]
+)
 def test_a_damaged_experiment_of_a_confirmation_is_one_sentence(
     study: Path, tmp_path: Path, content: bytes | None
 ) -> None:
     script = pretender(tmp_path)
     confirm.confirm(study, 1, 2, script, [1])
     file = study / "confirm" / "experiment" / "trial_1.yaml"
+    whole = file.read_bytes()
     file.unlink()
     if content is None:
         file.mkdir()
+    elif content == CUT:
+        file.write_bytes(whole[: whole.index(b"defaults") + len(whole) // 2])
     else:
         file.write_bytes(content)
     with pytest.raises(ValueError, match=r"trial_1.yaml is damaged \(\w.*\): restore it, or move .*/confirm away"):

@@ -10,6 +10,7 @@ import shutil
 import socket
 import tarfile
 import tempfile
+import time
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -32,6 +33,12 @@ MNIST_SHA256 = {
 
 DOWNLOAD_SECONDS = 5.0
 """How long a server may be silent before a download counts as failed."""
+
+ASIDE = (".bantam-download-*", ".bantam-unpack-*", ".bantam-*.part")
+"""Names under which files are downloaded and unpacked before they are moved to their place."""
+
+ABANDONED_SECONDS = 3600.0
+"""Without a change, after which such a folder or file is that of a process that was killed."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,8 @@ def download(dataset: str, root: str) -> str:
     made = [parent for parent in (target.parent, *target.parent.parents) if not parent.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".download-", dir=target.parent))
+        _remove_abandoned(target.parent)
+        aside = Path(tempfile.mkdtemp(prefix=".bantam-download-", dir=target.parent))
     except OSError as error:
         raise ValueError(
             f"data.root={root} cannot be written ({error.strerror}): choose another folder"
@@ -173,6 +181,15 @@ def download(dataset: str, root: str) -> str:
                 parent.rmdir()
 
 
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what downloads and unpackings left that were killed: nothing in it has changed for long."""
+    for aside in (path for name in ASIDE for path in folder.glob(name)):
+        with suppress(OSError):  # it was just removed, or belongs to somebody else
+            changed = max(path.lstat().st_mtime for path in (aside, *aside.rglob("*")))
+            if time.time() - changed > ABANDONED_SECONDS:
+                shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
+
+
 def _kind(source: Source) -> Any:
     import torchvision.datasets
 
@@ -192,13 +209,15 @@ def unpack(dataset: str, root: str) -> None:
     Raises ValueError for one that is damaged or cannot be unpacked there.
     """
     raw, archive = folder(dataset, root), SOURCES[dataset].archive
+    for place in {raw, _root(dataset, root)}:
+        _remove_abandoned(place)
     if archive and not present(dataset, root) and (_root(dataset, root) / archive).exists():
         _unpack_archive(dataset, _root(dataset, root) / archive)
     for name in SOURCES[dataset].files:
         packed = raw / f"{name}.gz"
         if (raw / name).exists() or not packed.exists():
             continue
-        aside = raw / f".{name}.{secrets.token_hex(8)}.part"
+        aside = raw / f".bantam-{name}.{secrets.token_hex(8)}.part"
         try:
             with gzip.open(packed) as source, aside.open("wb") as target:
                 shutil.copyfileobj(source, target)
@@ -214,7 +233,7 @@ def _unpack_archive(dataset: str, archive: Path) -> None:
     source = SOURCES[dataset]
     try:
         with (
-            tempfile.TemporaryDirectory(prefix=".unpack-", dir=archive.parent) as aside,
+            tempfile.TemporaryDirectory(prefix=".bantam-unpack-", dir=archive.parent) as aside,
             tarfile.open(archive) as packed,
         ):
             unpacked = Path(aside) / source.folder

@@ -212,7 +212,7 @@ def _plan(
     for name, text in plan.experiments.items():
         path = plan.experiment(name)
         confirmed = any(plan.folder.glob(f"{name}-*/{files.RESULT}"))
-        if confirmed and path.exists() and _experiment_before(path) != OmegaConf.create(text):
+        if confirmed and path.exists() and _experiment_before(path, text) != OmegaConf.create(text):
             raise ValueError(
                 f"{path} is of a confirmation with other overrides than {command_line(overrides) or 'none'}: "
                 f"give the same ones, or move {plan.folder} away"
@@ -220,10 +220,12 @@ def _plan(
     return plan
 
 
-def _experiment_before(path: Path) -> Any:
-    """The experiment that was confirmed. Raises ValueError where its file is damaged."""
+def _experiment_before(path: Path, wanted: str) -> Any:
+    """The experiment that was confirmed. Raises ValueError where its file is damaged, or a part of `wanted`."""
     try:
-        found = OmegaConf.load(path)
+        if wanted.startswith(before := path.read_text(encoding="utf-8")) and before != wanted:
+            raise ValueError("it was cut off")
+        found = OmegaConf.create(before)
         if "defaults" not in found:
             raise ValueError("it is no experiment")
         return found

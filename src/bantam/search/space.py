@@ -1,6 +1,7 @@
 """What is searched: from the command line to distributions and to the configuration of each trial."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -173,6 +174,8 @@ def _with_options(
     if not chosen:
         return (*composed(config, context, fixed), fixed)
     options = [f"{key}={value}" for key, value in chosen.items()]
+    with suppress(ValueError):  # most have all keys: composed once
+        return (*composed(config, context, [*fixed, *options]), fixed)
     keys = {line: distributions.parse(line, context.config_loader)[0] for line in fixed}
     of_options = [line for line in fixed if "." in keys[line] and not line.startswith(("+", "~"))]
     cfg, choices = composed(config, context, [*(line for line in fixed if line not in of_options), *options])
@@ -224,7 +227,7 @@ def known_settings(search: Search) -> tuple[list[dict[str, Any]], list[str]]:
             left_out.append(f"{reason}: these settings are left out")
         else:
             found += [settings] if settings else []
-    return found, left_out
+    return found, list(dict.fromkeys(left_out))  # several settings may have the same reason
 
 
 def _known(search: Search, key: str, value: Any) -> dict[str, Any]:
