@@ -82,6 +82,10 @@ class Forks:
         self.encoding, self.environment = encoding, environment
         self._process: subprocess.Popen[bytes] | None = None
 
+    def begin(self) -> None:
+        """Begin to import, in the environment of now."""
+        self._connection()
+
     def _connection(self) -> socket.socket:
         if self._process is None:
             self._ours, theirs = socket.socketpair()

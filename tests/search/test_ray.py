@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from commands import PROJECT, Bantam, Forked
+from commands import PROJECT, Bantam, Forked, Forks
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
 from searches import LINE, hydra, stored, wait_for
@@ -27,10 +27,11 @@ HOOK = "+hydra.launcher.ray.init.runtime_env={worker_process_setup_hook: held_on
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def nodes(forks: Forks) -> Iterator[Any]:
     """A cluster whose head has no cores; jobs run on two nodes with one core each."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="pip install -e '.[ray]'")
+    forks.begin()  # commands of later tests are not to have this environment
     before = dict(os.environ)
     os.environ |= {
         "RAY_USAGE_STATS_ENABLED": "0",
