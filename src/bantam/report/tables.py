@@ -38,6 +38,8 @@ class Table:
     titles: list[str]
     rows: list[list[Cell]]
     title: str = ""
+    see: str = ""
+    """What it shows, in a sentence without its point; it stands instead of a title that the heading has said."""
     filter: str = ""
     """Of a long table, an example of what can be asked of its rows."""
     most: int | None = None
@@ -55,6 +57,11 @@ class Table:
         return [
             any(isinstance(cell.value, int | float) for cell in column) for column in zip(*self.rows, strict=True)
         ]
+
+
+def is_hidden(cell: Cell) -> bool:
+    """Whether a cell's text does not say its value: it is rounded, or a number in other words."""
+    return cell.value is not None and str(cell.value) != cell.text.replace(",", "")
 
 
 def _table(rows: Iterable[dict[str, Any]], **more: Any) -> Table | None:
@@ -202,40 +209,45 @@ def trials(study: Study, front: bool = False) -> Table | None:
     known = {key for t in study.trials for key in t.costs}
     costs = {key: title for key, title in COSTS.items() if key == "parameters" or key in known}
     others = [title for key, title in costs.items() if key not in ("parameters", study.cost)]
-    several = any(t.seeds for t in study.trials)
     ranked = sorted(study.trials, key=lambda t: -1.0 if t.objective is None else t.objective, reverse=True)
-    rows = [
+    listed = study.front if front else ranked
+    of_seeds = _of_seeds(listed)
+    rows: list[dict[str, Any]] = [
         {
             "trial": t.number,
-            "state": verdict(t.state),
+            **({} if front else {"state": verdict(t.state)}),
             "accuracy": _number(t.objective, 3),
-            **(_of_seeds(t) if several else {}),
+            **of_seeds.get(t.number, {}),
             **{title: t.costs.get(key) for key, title in costs.items()},
             **{key: t.settings.get(key, Cell("not in this trial" if t.settings else "")) for key in study.keys},
-            "seconds": _number(t.seconds, 1),
-            "reason": t.reason,
+            **({} if front else {"seconds": _number(t.seconds, 1), "reason": t.reason}),
         }
-        for t in (study.front if front else ranked)
+        for t in listed
     ]
-    if not front:
-        return _table(
-            rows, filter="accuracy>98", most=20, spare=(*reversed(others), "seconds", *reversed(study.keys))
-        )
-    said = f"The front: no trial is as accurate with fewer {COSTS[study.cost]}"
-    return _table(
-        ({title: row[title] for title in row if title not in ("state", "seconds", "reason")} for row in rows),
-        title=said,
-        spare=(*reversed(others), "seconds", *reversed(study.keys)),
-    )
+    spare = (*reversed(others), "seconds", *reversed(study.keys))
+    if front:
+        said = f"no trial is as accurate with fewer {COSTS[study.cost]}"
+        return _table(rows, title="The front", see=said, spare=spare)
+    return _table(rows, filter="accuracy>98", most=20, spare=spare)
 
 
-def _of_seeds(t: Trial) -> dict[str, Any]:
-    """What the seeds of a trial have reached."""
+def _of_seeds(listed: Sequence[Trial]) -> dict[int, dict[str, Any]]:
+    """What the seeds of each trial have reached, by its number; empty where trials have one seed.
+
+    The mean is left out where it is the objective of every trial: it would stand there twice.
+    """
+    if not any(t.seeds for t in listed):
+        return {}
+    means = {t.number: statistics.fmean(t.seeds) if t.seeds else None for t in listed}
+    differ = any(f"{means[t.number]:.3f}" != f"{t.objective or 0:.3f}" for t in listed if t.seeds)
     return {
-        "seeds": len(t.seeds) or None,
-        "mean": _number(statistics.fmean(t.seeds) if t.seeds else None, 3),
-        "±": _number(statistics.stdev(t.seeds) if len(t.seeds) > 1 else None, 3),
-        "each seed": " ".join(f"{value:.2f}" for value in t.seeds),
+        t.number: {
+            "seeds": len(t.seeds) or None,
+            **({"mean": _number(means[t.number], 3)} if differ else {}),
+            "±": _number(statistics.stdev(t.seeds) if len(t.seeds) > 1 else None, 3),
+            "each seed": " ".join(f"{value:.2f}" for value in t.seeds),
+        }
+        for t in listed
     }
 
 
