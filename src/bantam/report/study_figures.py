@@ -186,16 +186,22 @@ def _front_in_words(study: Study, front: Sequence[Trial]) -> str:
     return see
 
 
-def _regroup(plot: go.Figure, lines: dict[int, go.Scatter], groups: Sequence[Lines], hover: str) -> None:
-    """Make one trace with gaps of the lines of each group of trials: a thousand would take long to draw."""
+def _regroup(
+    plot: go.Figure, numbers: Sequence[int], labels: Sequence[list[str]], groups: Sequence[Lines], hover: str
+) -> None:
+    """Make one trace with gaps of the lines of each group of trials: a thousand would take long to draw.
+
+    The figure has a line for each of these numbers of trials, every one with a label for each of its points.
+    """
+    lines = {n: (line.x, line.y, own) for n, line, own in zip(numbers, plot.data, labels, strict=False)}
     plot.data = []
     for name, trials, colour, width in groups:
         chosen = [lines[t.number] for t in trials if t.number in lines]
         if chosen:
             plot.add_scatter(
-                x=[x for line in chosen for x in (*line.x, None)],
-                y=[y if y is None else round(y, 4) for line in chosen for y in (*line.y, None)],
-                text=[label for line in chosen for label in (*line.text, "")],
+                x=[x for xs, *_ in chosen for x in (*xs, None)],
+                y=[y if y is None else round(y, 4) for _, ys, _ in chosen for y in (*ys, None)],
+                text=[label for *_, own in chosen for label in (*own, "")],
                 mode="lines+markers" if len(lines) <= MANY else "lines",
                 marker={"size": 4},
                 name=f"{name} ({len(chosen)})" if len(chosen) > 1 else f"{name}, trial {trials[0].number}",
@@ -211,16 +217,15 @@ def intermediate(study: Study, rebuilt: optuna.Study) -> Figure | None:
     if not drawn:
         return None
     plot = visualization.plot_intermediate_values(rebuilt)
-    lines = {int(line.name.removeprefix("Trial")): line for line in plot.data}
-    for number, line in lines.items():
-        line.text = [str(number)] * len(line.x)
+    numbers = [int(line.name.removeprefix("Trial")) for line in plot.data]
+    labels = [[str(number)] * len(line.x) for number, line in zip(numbers, plot.data, strict=True)]
     best = study.front if study.multi_objective else [study.top] if study.top else []
     groups: list[Lines] = [
         (state, [t for t in drawn if t.state == state and t not in best], *look)
         for state, look in STATES_DRAWN.items()
     ]
     groups.append(("front" if study.multi_objective else "best", best, "var(--c0)", 3.0))
-    _regroup(plot, lines, groups, "trial %{text}, epoch %{x}: %{y:.2f} %")
+    _regroup(plot, numbers, labels, groups, "trial %{text}, epoch %{x}: %{y:.2f} %")
     ends = [t.epochs[-1][1] for t in drawn]
     low, high = _scale(ends)
     note_outside(plot, ["ends of lines" for end in ends if end < low])
@@ -281,16 +286,17 @@ def parallel(study: Study, rebuilt: optuna.Study) -> Figure | None:
         return None
     plot = visualization.plot_parallel_coordinate(rebuilt, params=keys)
     names = ["accuracy", *map(text, sorted(keys))]  # in Optuna's order, which cuts long ones
-    lines = dict(zip((t.number for t in done), plot.data, strict=False))
-    for t in done:
-        values = [f"{t.objective:.3f} %", *(text(value) for _, value in lines[t.number].customdata[1:])]
-        settings = zip(names, values, strict=True)
-        lines[t.number].text = [f"trial {t.number}<br>{name} {value}" for name, value in settings]
+    labels = []
+    for t, line in zip(done, plot.data, strict=False):
+        values = [f"{t.objective:.3f} %", *(text(value) for _, value in line.customdata[1:])]
+        labels.append([f"trial {t.number}<br>{name} {value}" for name, value in zip(names, values, strict=True)])
     ranked = sorted(done, key=lambda t: t.objective or 0.0)
     best = study.front if study.multi_objective else ranked[-max(1, round(len(done) / 10)) :]
     name = "front" if study.multi_objective else "best tenth" if len(best) > 1 else "best"
-    others = [t for t in done if t not in best]
-    _regroup(plot, lines, [("others", others, "var(--others)", 1.0), (name, best, "var(--c0)", 2.0)], "%{text}")
+    chosen = {t.number for t in best}
+    others = [t for t in done if t.number not in chosen]
+    groups: list[Lines] = [("others", others, "var(--others)", 1.0), (name, best, "var(--c0)", 2.0)]
+    _regroup(plot, [t.number for t in done], labels, groups, "%{text}")
     low, high = (t.objective or 0.0 for t in (ranked[0], ranked[-1]))
     for tick in plot.layout.annotations:  # within the picture, and accuracies with all their figures
         label = text(tick.text) if tick.x else f"{low + tick.y * (high - low):.2f}"
