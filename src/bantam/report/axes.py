@@ -78,11 +78,6 @@ def accuracies(title: str, low: float, high: float) -> dict[str, Any]:
     return {"title_text": title, "range": [low, high], "tickformat": f".{decimals}f"}
 
 
-def whole(most: int) -> dict[str, Any]:
-    """An axis of whole numbers up to this one, of which none is labelled twice."""
-    return {"tickformat": ",d", **({"dtick": 1} if most <= 8 else {})}
-
-
 def epochs(most: int) -> dict[str, Any]:
     """An axis of epochs, labelled at whole ones and at the last of 15."""
     every = 1 if most <= 8 else 2 if most <= 20 else 5 * math.ceil(most / 50)

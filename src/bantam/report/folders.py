@@ -20,10 +20,10 @@ from bantam.training import saved
 AHEAD = "Trial {} is ahead on the validation images; it was not scored on the test images."
 
 OF_SEEDS = ("mean", "deviation", "seeds")
-"""Columns of `trials.csv` where trials have several seeds."""
+"""Columns of `trials.csv` where trials have several seeds: their mean, its deviation, what each has reached."""
 
 COLUMNS = ("number", "state", "reason", *budget.COSTS, "objective", *OF_SEEDS, "seconds", "folder")
-"""Columns of `trials.csv` beside the searched keys."""
+"""Columns of `trials.csv`, in which the searched keys stand behind the reason."""
 
 
 @dataclass(frozen=True)

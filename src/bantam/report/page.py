@@ -132,7 +132,6 @@ def _template() -> jinja2.Template:
     )
     environment.globals.update(css=Markup(css), js=Markup(js), plotly=Markup(plotly))
     environment.filters["kind"] = lambda block: type(block).__name__
-    environment.tests["hidden"] = tables.is_hidden
     environment.filters["breakable"] = lambda title: Markup("<wbr>").join(
         re.split(r"(?<=\.)|(?<=_)(?=.{8})", title)
     )

@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from bantam import budget
-from bantam.report.axes import Figure, accuracies, draw_line, epochs, note_outside, text, whole
+from bantam.report.axes import Figure, accuracies, draw_line, epochs, note_outside, text
 from bantam.report.folders import Study, Trial
 from bantam.report.groups import COLLAPSE
 from bantam.report.numbers import plural, shown
@@ -144,7 +144,9 @@ def history(study: Study, rebuilt: optuna.Study) -> Figure | None:
     plot.update_traces(name="best so far", hovertemplate="best so far %{y:.3f} %<extra></extra>", line=BEST)
     plot.data[0].y = [round(value, 4) for value in plot.data[0].y]
     _mark_states(plot, study, *_scale([t.objective or 0.0 for t in study.completed]))
-    plot.update_xaxes(title_text="trial", rangemode="nonnegative", **whole(study.trials[-1].number))
+    plot.update_xaxes(title_text="trial", tickformat="d", rangemode="nonnegative")
+    if len(study.trials) <= 9:  # else Plotly would label every half of a trial, rounded
+        plot.update_xaxes(dtick=1)
     best = "most accurate" if study.multi_objective else "best"
     states = ("complete", "pruned", "over budget", "failed")
     counts = ", ".join(f"{study.count(state)} {state}" for state in states)

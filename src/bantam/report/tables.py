@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from bantam.budget import COSTS, in_words
 from bantam.report import groups, steps
 from bantam.report.folders import Contents, Study, Trial
 from bantam.report.groups import Difference, Group
-from bantam.report.numbers import shown, signed
+from bantam.report.numbers import plural, shown, signed
 from bantam.report.runs import Run
 
 Pairs = list[tuple[str, str]]
@@ -29,6 +29,11 @@ class Cell:
     mark: str = ""
     link: str = ""
     """Part of the page that has the details."""
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the text does not say the value: it is rounded, or a number in other words."""
+        return self.value is not None and str(self.value) != self.text.replace(",", "")
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,6 @@ class Table:
         return [
             any(isinstance(cell.value, int | float) for cell in column) for column in zip(*self.rows, strict=True)
         ]
-
-
-def is_hidden(cell: Cell) -> bool:
-    """Whether a cell's text does not say its value: it is rounded, or a number in other words."""
-    return cell.value is not None and str(cell.value) != cell.text.replace(",", "")
 
 
 def _table(rows: Iterable[dict[str, Any]], **more: Any) -> Table | None:
@@ -232,22 +232,18 @@ def trials(study: Study, front: bool = False) -> Table | None:
 
 
 def _of_seeds(listed: Sequence[Trial]) -> dict[int, dict[str, Any]]:
-    """What the seeds of each trial have reached, by its number; empty where trials have one seed.
-
-    The mean is left out where it is the objective of every trial: it would stand there twice.
-    """
-    if not any(t.seeds for t in listed):
-        return {}
-    means = {t.number: statistics.fmean(t.seeds) if t.seeds else None for t in listed}
+    """What the seeds of each trial have reached, by its number; empty where trials have one seed."""
+    means = {t.number: statistics.fmean(t.seeds) for t in listed if t.seeds}
+    # Where the objective of every trial is the mean of its seeds, that stands under "accuracy" already.
     differ = any(f"{means[t.number]:.3f}" != f"{t.objective or 0:.3f}" for t in listed if t.seeds)
     return {
         t.number: {
             "seeds": len(t.seeds) or None,
-            **({"mean": _number(means[t.number], 3)} if differ else {}),
+            **({"mean": _number(means.get(t.number), 3)} if differ else {}),
             "±": _number(statistics.stdev(t.seeds) if len(t.seeds) > 1 else None, 3),
             "each seed": " ".join(f"{value:.2f}" for value in t.seeds),
         }
-        for t in listed
+        for t in (listed if means else ())
     }
 
 
@@ -284,13 +280,11 @@ def target(r: Run) -> str:
 def last(g: Group) -> tuple[str, list[Cell]]:
     """What it is, and the last epochs of a run, or the lowest of them of each seed, against the target."""
     if len(g.ended) > 1:
-        what = "lowest of the last epochs, by seed"
-        cells = [(f"seed {r.seed}", _accuracy(min(r.last), r)) for r in g.ended if r.last]
-    else:
-        what, r = "last epochs", g.shown
-        numbered = enumerate(r.last, len(r.history) - len(r.last) + 1)
-        cells = [(f"epoch {epoch}", _accuracy(value, r)) for epoch, value in numbered]
-    return what, [Cell(cell.text, name, cell.mark) for name, cell in cells]
+        lowest = [replace(_accuracy(min(r.last), r), value=f"seed {r.seed}") for r in g.ended if r.last]
+        return "lowest of the last epochs, by seed", lowest
+    r = g.shown
+    numbered = enumerate(r.last, len(r.history) - len(r.last) + 1)
+    return "last epochs", [replace(_accuracy(value, r), value=f"epoch {epoch}") for epoch, value in numbered]
 
 
 def results(g: Group) -> Pairs:
@@ -330,7 +324,7 @@ def settings(r: Run) -> Pairs:
     found.append(("training", ", ".join(f"{key} {shown(r.settings[key])}" for key in keys)))
     threads = r.result.get("threads")
     machine = [r.result.get(key) for key in ("device", "processor", "precision")]
-    machine.append(f"{threads} thread{'s' * (threads > 1)}" if isinstance(threads, int) else None)
+    machine.append(plural(threads, "thread") if isinstance(threads, int) else None)
     found.append(("machine", ", ".join(str(item) for item in machine if item)))
     return [(name, value) for name, value in found if value]
 
