@@ -252,16 +252,9 @@ def confusion(g: Group) -> Figure | None:
     if not matrix or g.at_chance:
         return None
     wrong = [[n if i != j else None for j, n in enumerate(row)] for i, row in enumerate(matrix)]
-    numbered = len(names) <= NUMBERED
+    numbered, (worst, *_) = len(names) <= NUMBERED, g.worst_mistake
     plot = go.Figure(layout={"height": min(900, max(430, 150 + 20 * len(names))), "hovermode": "closest"})
-    heat = {
-        "colorscale": HEAT,
-        "zmin": 0,
-        "zmax": max(1, g.worst_mistake[0]),
-        "showscale": False,
-        "xgap": 1,
-        "ygap": 1,
-    }
+    heat = {"colorscale": HEAT, "zmin": 0, "zmax": max(1, worst), "showscale": False, "xgap": 1, "ygap": 1}
     heat |= {
         "hovertemplate": "%{y} taken for %{x}: %{z:,} times<extra></extra>",
         "texttemplate": "%{text}" * numbered,
