@@ -3,6 +3,7 @@ from pathlib import Path
 from made_folders import of_seeds, one, story, write_run, write_study
 
 from bantam.report import folders, groups, runs, tables
+from bantam.report.folders import Study, Trial
 
 
 def test_runs_have_a_row_each_with_the_way_to_their_step(tmp_path: Path) -> None:
@@ -30,6 +31,21 @@ def test_trials_are_ordered_by_accuracy_and_have_their_settings(tmp_path: Path) 
     assert table.titles[4:6] == ["optimizer.lr", "model"]
     assert [cell.text for cell in table.rows[0]] == ["1", "complete", "99.000", "3,000", "0.02", "v2", "9.5", ""]
     assert dict(tables.study(study))["trials"] == "5 complete, 1 pruned, 1 over budget"
+
+
+def test_a_mean_over_seeds_that_is_the_accuracy_stands_there_once(tmp_path: Path) -> None:
+    def with_seeds(accuracy: float | None, *seeds: float) -> Trial:
+        state = "pruned" if accuracy is None else "complete"
+        return Trial(0, state, "", {}, {"parameters": 5000}, accuracy, 1.0, [], list(seeds))
+
+    for trials, titles in (
+        ([with_seeds(98.0, 97.0, 99.0)], ["seeds", "±", "each seed"]),
+        ([with_seeds(97.0, 97.0, 99.0)], ["seeds", "mean", "±", "each seed"]),  # one standard error lower
+        ([with_seeds(None, 97.0, 99.0)], ["seeds", "mean", "±", "each seed"]),
+    ):
+        table = tables.trials(Study(tmp_path, trials))
+        assert table is not None
+        assert table.titles[3 : 3 + len(titles)] == titles
 
 
 def test_the_front_is_a_table(tmp_path: Path) -> None:

@@ -161,13 +161,9 @@ def _errors(g: Group) -> Iterator[Finding]:
     if not shares or len(names) != len(matrix):
         return
     share, worst = min(shares)
-    count, truth, guess = g.worst_mistake
-    if count:
-        mistake = f"{names[truth]} taken for {names[guess]}, {plural(count, 'time')}"
-        yield (
-            "Errors",
-            f"class {names[worst]} is the hardest ({share:.2f} % right); the most frequent mistake is {mistake}",
-        )
+    if mistake := g.mistake_in_words:
+        hardest = f"class {names[worst]} is the hardest ({share:.2f} % right)"
+        yield "Errors", f"{hardest}; the most frequent mistake is {mistake}"
 
 
 def comparison(found: Sequence[Difference], groups: Sequence[Group]) -> str:
@@ -190,13 +186,11 @@ def comparison(found: Sequence[Difference], groups: Sequence[Group]) -> str:
             "anew, and leaves the seed out"
         )
     pairs = math.comb(len(found) + 1, 2)
-    if pairs > 1:
-        sentences.append(
-            f"The intervals are so wide that those of all {pairs} pairs hold together with 95 % (Bonferroni): "
-            "so it does no harm that the best was chosen by the same results"
-        )
-    else:
-        sentences.append("The interval holds with 95 %")
+    together = (
+        f"The intervals are so wide that those of all {pairs} pairs hold together with 95 % (Bonferroni): "
+        "so it does no harm that the best was chosen by the same results"
+    )
+    sentences.append(together if pairs > 1 else "The interval holds with 95 %")
     if left_out:
         sentences.append(f"{left_out} without a result {'is' if left_out == 1 else 'are'} left out")
     return ". ".join([*sentences, *filter(None, [on_others])]) + "."

@@ -211,11 +211,9 @@ def differences(found: Sequence[Difference]) -> Figure | None:
     plot.update_xaxes(title_text="difference, points", zeroline=True, range=[lowest - pad, highest + pad])
     note_outside(plot, [end[0].label for end in ends if end not in near], "left of")
     reference = found[0].reference
-    see = "Without seeds on both sides an interval is about the choice of images alone, not about other seeds"
-    if any(each.seeds for each, *_ in ends):
-        see = (
-            f"The interval of {sum(told)} of {len(ends)} differences to {reference} leaves zero out (full points)"
-        )
+    see = f"The interval of {sum(told)} of {len(ends)} differences to {reference} leaves zero out (full points)"
+    if not any(each.seeds for each, *_ in ends):
+        see = "Without seeds on both sides an interval is about the choice of images alone, not about other seeds"
     return Figure(f"Difference to the best, {reference}", f"{see}.", plot)
 
 
@@ -254,8 +252,7 @@ def confusion(g: Group) -> Figure | None:
     if not matrix or g.at_chance:
         return None
     wrong = [[n if i != j else None for j, n in enumerate(row)] for i, row in enumerate(matrix)]
-    worst, truth, guess = g.worst_mistake
-    numbered = len(names) <= NUMBERED
+    numbered, (worst, *_) = len(names) <= NUMBERED, g.worst_mistake
     plot = go.Figure(layout={"height": min(900, max(430, 150 + 20 * len(names))), "hovermode": "closest"})
     heat = {"colorscale": HEAT, "zmin": 0, "zmax": max(1, worst), "showscale": False, "xgap": 1, "ygap": 1}
     heat |= {
@@ -271,6 +268,5 @@ def confusion(g: Group) -> Figure | None:
     seeds = f" of {plural(len(g.ended), 'seed')}" if len(g.ended) > 1 else ""
     total = sum(n or 0 for row in wrong for n in row)
     see = f"{total:,} of {sum(map(sum, matrix)):,} {g.first.split} images{seeds} are wrong"
-    if worst:
-        see += f"; the most frequent mistake is {names[truth]} taken for {names[guess]}, {plural(worst, 'time')}"
+    see += f"; the most frequent mistake is {g.mistake_in_words}" * bool(g.mistake_in_words)
     return Figure("Confusion matrix", f"{see}.", plot)

@@ -20,10 +20,10 @@ from bantam.training import saved
 AHEAD = "Trial {} is ahead on the validation images; it was not scored on the test images."
 
 OF_SEEDS = ("mean", "deviation", "seeds")
-"""Columns of `trials.csv` where trials have several seeds."""
+"""Columns of `trials.csv` where trials have several seeds: their mean, its deviation, what each has reached."""
 
 COLUMNS = ("number", "state", "reason", *budget.COSTS, "objective", *OF_SEEDS, "seconds", "folder")
-"""Columns of `trials.csv` beside the searched keys."""
+"""Columns of `trials.csv`, in which the searched keys stand behind the reason."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def read_study(folder: Path) -> Study:
     lost = []
     for row in rows:
         study.trials.append(trial := _trial(row, study.keys))
-        if row.get("folder") and not leads_out(folder / row["folder"], folder):
+        if row.get("folder") and not leads_out(folder / row["folder"], folder, (".", record.HISTORY)):
             try:
                 trial.epochs.extend((e.epoch, e.accuracy) for e in record.read_history(folder / row["folder"]))
             except ValueError as error:
@@ -267,10 +267,10 @@ LINKS = (
 """What is read in a folder, which may be somebody else's: no link of theirs shows a file of this machine."""
 
 
-def leads_out(folder: Path, root: Path) -> str:
-    """The first file of a run or a study that is a link out of the folder that was given; empty where none is."""
+def leads_out(folder: Path, root: Path, names: Sequence[str] = LINKS) -> str:
+    """The first of these files in a folder that is a link out of the one that was given; empty where none is."""
     inside = os.path.realpath(root)  # unlike resolve() it takes a link to itself as it is
-    return next((name for name in LINKS if not Path(os.path.realpath(folder / name)).is_relative_to(inside)), "")
+    return next((name for name in names if not Path(os.path.realpath(folder / name)).is_relative_to(inside)), "")
 
 
 def _look(folder: Path, root: Path, found: Contents, seen: set[Path], depth: int) -> bool:

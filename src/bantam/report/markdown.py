@@ -34,10 +34,8 @@ def table(groups: list[Group], exported: bool = False) -> str:
     if len(targets) > 1:
         raise ValueError("the runs have several targets: give folders with the same target.accuracy")
     titles = ["`experiment=`", "parameters", "epochs", "CPU-minutes", "last epochs", "their mean, %"]
-    titles += [
-        f"{targets.pop():g} % in every one of them",
-        *(("bytes in int8", "accuracy in int8, %") if exported else ()),
-    ]
+    titles.append(f"{targets.pop():g} % in every one of them")
+    titles += ["bytes in int8", "accuracy in int8, %"] if exported else []
     rows = [tuple(titles), ("---",) * len(titles)]
     rows += [(*_row(g), *(_in_int8(g) if exported else ())) for g in groups]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -15,8 +15,7 @@ def shown(value: Any, digits: int | None = None) -> str:
     if isinstance(value, int) and digits is None:
         return f"{value:,}"
     if isinstance(value, int | float):
-        whole = 0 if abs(value) >= 10_000 else None
-        digits = whole if digits is None else digits
+        digits = 0 if digits is None and abs(value) >= 10_000 else digits
         return f"{value:.4g}" if digits is None else f"{value:,.{digits}f}"
     return str(value)
 

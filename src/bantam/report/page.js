@@ -2,6 +2,11 @@
 // Draws the figures when they come into sight, sorts, filters and saves tables, and loads a running search again.
 const page = document.documentElement, all = selector => [...document.querySelectorAll(selector)]
 const figures = JSON.parse(document.getElementById("figures").textContent)
+// Labels that stand in two figures are written once: "=0.1" is what trace 1 of figure 0 has.
+for (const { data } of figures) for (const trace of data) {
+  const there = /^=(\d+)\.(\d+)$/.exec(trace.text)
+  if (there) trace.text = figures[there[1]].data[there[2]].text
+}
 const colour = name => getComputedStyle(page).getPropertyValue(name).trim()
 
 // Colours by name become those of the page as it is now: light or dark.
@@ -46,13 +51,14 @@ load().catch(error => {
   for (const place of all(".plot")) place.dataset.failed = "true"
 })
 
-const value = cell => cell.dataset.value ?? cell.textContent
+// A cell says its value where its text does not: a whole number stands in its text, with its thousands set apart.
+const value = cell => cell.dataset.value ?? (cell.className === "n" ? cell.textContent.replaceAll(",", "") : cell.textContent)
 const titles = table => [...table.tHead.rows[0].cells].map(head => head.textContent.trim())
 
 all("table").forEach(table => table.tHead.addEventListener("click", event => {
   const head = event.target.closest("th")
   if (!head || !event.target.closest("button")) return
-  const column = head.cellIndex, first = head.classList.contains("number") ? "descending" : "ascending"
+  const column = head.cellIndex, first = head.classList.contains("n") ? "descending" : "ascending"
   const now = head.getAttribute("aria-sort")
   const way = now === "none" ? first : now === "ascending" ? "descending" : "ascending"
   for (const other of table.tHead.rows[0].cells) other.setAttribute("aria-sort", other === head ? way : "none")

@@ -108,7 +108,14 @@ def render(report: Report) -> str:
         return len(plots) - 1
 
     def data() -> Markup:
-        return Markup(to_json_plotly([plot.to_plotly_json() for plot in plots], engine="json"))
+        drawn, first = [plot.to_plotly_json() for plot in plots], dict[tuple[str, ...], str]()
+        traces = {f"={i}.{j}": trace for i, each in enumerate(drawn) for j, trace in enumerate(each["data"])}
+        for here, trace in traces.items():
+            # The labels of a thousand trials stand in two figures: the second one says where the first has them.
+            if trace["type"] == "scatter" and trace.get("text"):
+                there = first.setdefault(tuple(trace["text"]), here)
+                trace["text"] = trace["text"] if there == here else there
+        return Markup(to_json_plotly(drawn, engine="json").replace(r"\u003cbr\u003e", "<br>"))
 
     return _template().render(report=report, number=number, data=data, written=f"{datetime.now():%Y-%m-%d %H:%M}")
 

@@ -114,11 +114,12 @@ def read_run(folder: Path) -> Run:
     if not ended:
         problems.append(_unfinished(folder, history, settings))
     typed = dict(item.split("=", 1) for item in overrides if "=" in item)
-    names = (source.get(key) for source in (result, typed) for key in ("experiment", "model"))
-    confusion, classes = _confusion(result)
+    called = (source.get(key) for source in (result, typed) for key in ("experiment", "model"))
+    confusion, names = result.get("confusion") or [], result.get("classes") or []
+    classes = names if len(names) == len(confusion) else [str(i) for i in range(len(confusion))]
     return Run(
         folder,
-        name=str(next(filter(None, names), folder.name)),
+        name=str(next(filter(None, called), folder.name)),
         state=str(result.get("verdict") or ("damaged" if ended else "unfinished")),
         result=result,
         history=history,
@@ -155,20 +156,10 @@ def _attempt(read: Callable[[Path], T], folder: Path, problems: list[str]) -> T 
         return None
 
 
-def _confusion(result: dict[str, Any]) -> tuple[list[list[int]], list[str]]:
-    """The confusion matrix, empty where it is not known, and the names of its classes."""
-    matrix, names = result.get("confusion") or [], result.get("classes") or []
-    return matrix, names if len(names) == len(matrix) else [str(number) for number in range(len(matrix))]
-
-
 def _unfinished(folder: Path, history: list[Epoch], settings: dict[str, Any]) -> str:
-    planned, checkpoint = settings.get("epochs"), folder / record.CHECKPOINT
-    done = (
-        f"{len(history)} of {plural(planned, 'epoch')}"
-        if isinstance(planned, int)
-        else plural(len(history), "epoch")
-    )
-    sentence = f"it has no {record.RESULT}: {done} {'is' if len(history) == 1 else 'are'} done"
+    planned, checkpoint, count = settings.get("epochs"), folder / record.CHECKPOINT, len(history)
+    done = f"{count} of {plural(planned, 'epoch')}" if isinstance(planned, int) else plural(count, "epoch")
+    sentence = f"it has no {record.RESULT}: {done} {'is' if count == 1 else 'are'} done"
     if not checkpoint.exists():
         return sentence
     when = datetime.fromtimestamp(checkpoint.stat().st_mtime)
@@ -180,13 +171,11 @@ def _unfinished(folder: Path, history: list[Epoch], settings: dict[str, Any]) ->
 
 def _layers(result: dict[str, Any], config: saved.Saved | None) -> list[budget.Layer]:
     """The layer table that the folder holds; where it holds none, of the network that its settings build."""
-    found: list[dict[str, Any]] = result.get("layers") or []
-    values: list[dict[str, Any]] = [
-        {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()} for row in found
-    ]
-    rows = [budget.Layer(**row) for row in values]
+    rows: list[dict[str, Any]] = result.get("layers") or []
+    for row in rows:
+        row |= {key: tuple(value) for key, value in row.items() if isinstance(value, list)}
     if rows:
-        return rows
+        return [budget.Layer(**row) for row in rows]
     with suppress(Exception):  # a folder of another version may name what there is no more
         if config:
             try:

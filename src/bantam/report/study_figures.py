@@ -9,7 +9,7 @@ import optuna
 import plotly.graph_objects as go
 from optuna import visualization
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from bantam import budget
 from bantam.report.axes import Figure, accuracies, draw_line, epochs, note_outside, text
@@ -53,11 +53,20 @@ def draw(study: Study) -> tuple[list[Figure], list[str]]:
     return drawn, [each for each in reversed(found) if isinstance(each, str)]
 
 
+class _Unchanged(optuna.storages.InMemoryStorage):
+    """Trials that nobody changes: Optuna would copy a thousand of them a dozen times."""
+
+    def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
+        return super().get_all_trials(study_id, deepcopy=False, states=states)
+
+
 def rebuild(study: Study, both: bool = False) -> optuna.Study:
     """The trials of a folder as a study of Optuna's; its values are accuracies, or `both` objectives."""
     ranges = {key: _distribution(study, key) for key in study.keys}
     trials = {t.number: t for t in study.trials if not both or study.cost in t.costs}
-    rebuilt = optuna.create_study(directions=["minimize", "maximize"] if both else ["maximize"])
+    rebuilt = optuna.create_study(
+        storage=_Unchanged(), directions=["minimize", "maximize"] if both else ["maximize"]
+    )
     for number in range(max(trials, default=-1) + 1):
         t = trials.get(number)
         if t is None:  # not to be read: what follows keeps its number
@@ -114,7 +123,7 @@ def _mark_states(plot: go.Figure, study: Study, low: float, high: float, sizes: 
         line = {"width": 0 if symbol == "circle" else 1.2 if many else 1.8, "color": f"var(--{colour})"}
         plot.add_scatter(
             x=[t.costs[study.cost] if sizes else t.number for t in chosen],
-            y=heights,
+            y=[round(height, 4) for height in heights],
             text=labels,
             mode="markers",
             name=f"{state} ({len(chosen)})",
@@ -133,8 +142,11 @@ def history(study: Study, rebuilt: optuna.Study) -> Figure | None:
     plot = visualization.plot_optimization_history(rebuilt, target_name=TITLE)
     plot.data = [trace for trace in plot.data if trace.mode == "lines"]  # marks of ours tell the states
     plot.update_traces(name="best so far", hovertemplate="best so far %{y:.3f} %<extra></extra>", line=BEST)
+    plot.data[0].y = [round(value, 4) for value in plot.data[0].y]
     _mark_states(plot, study, *_scale([t.objective or 0.0 for t in study.completed]))
     plot.update_xaxes(title_text="trial", tickformat="d", rangemode="nonnegative")
+    if len(study.trials) <= 9:  # else Plotly would label every half of a trial, rounded
+        plot.update_xaxes(dtick=1)
     best = "most accurate" if study.multi_objective else "best"
     states = ("complete", "pruned", "over budget", "failed")
     counts = ", ".join(f"{study.count(state)} {state}" for state in states)
@@ -176,21 +188,27 @@ def _front_in_words(study: Study, front: Sequence[Trial]) -> str:
     return see
 
 
-def _regroup(plot: go.Figure, lines: dict[int, go.Scatter], groups: Sequence[Lines]) -> None:
-    """Make one trace with gaps of the lines of each group of trials: a thousand would take long to draw."""
+def _regroup(
+    plot: go.Figure, numbers: Sequence[int], labels: Sequence[list[str]], groups: Sequence[Lines], hover: str
+) -> None:
+    """Make one trace with gaps of the lines of each group of trials: a thousand would take long to draw.
+
+    The figure has a line for each of these numbers of trials, every one with a label for each of its points.
+    """
+    lines = {n: (line.x, line.y, own) for n, line, own in zip(numbers, plot.data, labels, strict=False)}
     plot.data = []
     for name, trials, colour, width in groups:
         chosen = [lines[t.number] for t in trials if t.number in lines]
         if chosen:
             plot.add_scatter(
-                x=[x for line in chosen for x in (*line.x, None)],
-                y=[y if y is None else round(y, 4) for line in chosen for y in (*line.y, None)],
-                text=[label for line in chosen for label in (*line.text, "")],
+                x=[x for xs, *_ in chosen for x in (*xs, None)],
+                y=[y if y is None else round(y, 4) for _, ys, _ in chosen for y in (*ys, None)],
+                text=[label for *_, own in chosen for label in (*own, "")],
                 mode="lines+markers" if len(lines) <= MANY else "lines",
                 marker={"size": 4},
                 name=f"{name} ({len(chosen)})" if len(chosen) > 1 else f"{name}, trial {trials[0].number}",
                 line={"color": colour, "width": width},
-                hovertemplate="%{text}<extra></extra>",
+                hovertemplate=f"{hover}<extra></extra>",
             )
     plot.update_layout(hovermode="closest", showlegend=True)
 
@@ -201,15 +219,15 @@ def intermediate(study: Study, rebuilt: optuna.Study) -> Figure | None:
     if not drawn:
         return None
     plot = visualization.plot_intermediate_values(rebuilt)
-    lines = {int(line.name.removeprefix("Trial")): line for line in plot.data}
-    for number, line in lines.items():
-        line.text = [f"trial {number}, epoch {x}: {y:.2f} %" for x, y in zip(line.x, line.y, strict=True)]
+    numbers = [int(line.name.removeprefix("Trial")) for line in plot.data]
+    labels = [[str(number)] * len(line.x) for number, line in zip(numbers, plot.data, strict=True)]
     best = study.front if study.multi_objective else [study.top] if study.top else []
     groups: list[Lines] = [
         (state, [t for t in drawn if t.state == state and t not in best], *look)
         for state, look in STATES_DRAWN.items()
     ]
-    _regroup(plot, lines, [*groups, ("front" if study.multi_objective else "best", best, "var(--c0)", 3.0)])
+    groups.append(("front" if study.multi_objective else "best", best, "var(--c0)", 3.0))
+    _regroup(plot, numbers, labels, groups, "trial %{text}, epoch %{x}: %{y:.2f} %")
     ends = [t.epochs[-1][1] for t in drawn]
     low, high = _scale(ends)
     note_outside(plot, ["ends of lines" for end in ends if end < low])
@@ -270,16 +288,17 @@ def parallel(study: Study, rebuilt: optuna.Study) -> Figure | None:
         return None
     plot = visualization.plot_parallel_coordinate(rebuilt, params=keys)
     names = ["accuracy", *map(text, sorted(keys))]  # in Optuna's order, which cuts long ones
-    lines = dict(zip((t.number for t in done), plot.data, strict=False))
-    for t in done:
-        values = [f"{t.objective:.3f} %", *(text(value) for _, value in lines[t.number].customdata[1:])]
-        settings = zip(names, values, strict=True)
-        lines[t.number].text = [f"trial {t.number}<br>{name} {value}" for name, value in settings]
+    labels = []
+    for t, line in zip(done, plot.data, strict=False):
+        values = [f"{t.objective:.3f} %", *(text(value) for _, value in line.customdata[1:])]
+        labels.append([f"trial {t.number}<br>{name} {value}" for name, value in zip(names, values, strict=True)])
     ranked = sorted(done, key=lambda t: t.objective or 0.0)
     best = study.front if study.multi_objective else ranked[-max(1, round(len(done) / 10)) :]
     name = "front" if study.multi_objective else "best tenth" if len(best) > 1 else "best"
-    others = [t for t in done if t not in best]
-    _regroup(plot, lines, [("others", others, "var(--others)", 1.0), (name, best, "var(--c0)", 2.0)])
+    chosen = {t.number for t in best}
+    others = [t for t in done if t.number not in chosen]
+    groups: list[Lines] = [("others", others, "var(--others)", 1.0), (name, best, "var(--c0)", 2.0)]
+    _regroup(plot, [t.number for t in done], labels, groups, "%{text}")
     low, high = (t.objective or 0.0 for t in (ranked[0], ranked[-1]))
     for tick in plot.layout.annotations:  # within the picture, and accuracies with all their figures
         label = text(tick.text) if tick.x else f"{low + tick.y * (high - low):.2f}"

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from bantam.budget import COSTS, in_words
 from bantam.report import groups, steps
 from bantam.report.folders import Contents, Study, Trial
 from bantam.report.groups import Difference, Group
-from bantam.report.numbers import shown, signed
+from bantam.report.numbers import plural, shown, signed
 from bantam.report.runs import Run
 
 Pairs = list[tuple[str, str]]
@@ -30,6 +30,11 @@ class Cell:
     link: str = ""
     """Part of the page that has the details."""
 
+    @property
+    def hidden(self) -> bool:
+        """Whether the text does not say the value: it is rounded, or a number in other words."""
+        return self.value is not None and str(self.value) != self.text.replace(",", "")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -38,6 +43,8 @@ class Table:
     titles: list[str]
     rows: list[list[Cell]]
     title: str = ""
+    see: str = ""
+    """What it shows, in a sentence without its point; it stands instead of a title that the heading has said."""
     filter: str = ""
     """Of a long table, an example of what can be asked of its rows."""
     most: int | None = None
@@ -202,40 +209,41 @@ def trials(study: Study, front: bool = False) -> Table | None:
     known = {key for t in study.trials for key in t.costs}
     costs = {key: title for key, title in COSTS.items() if key == "parameters" or key in known}
     others = [title for key, title in costs.items() if key not in ("parameters", study.cost)]
-    several = any(t.seeds for t in study.trials)
     ranked = sorted(study.trials, key=lambda t: -1.0 if t.objective is None else t.objective, reverse=True)
-    rows = [
+    listed = study.front if front else ranked
+    of_seeds = _of_seeds(listed)
+    rows: list[dict[str, Any]] = [
         {
             "trial": t.number,
-            "state": verdict(t.state),
+            **({} if front else {"state": verdict(t.state)}),
             "accuracy": _number(t.objective, 3),
-            **(_of_seeds(t) if several else {}),
+            **of_seeds.get(t.number, {}),
             **{title: t.costs.get(key) for key, title in costs.items()},
             **{key: t.settings.get(key, Cell("not in this trial" if t.settings else "")) for key in study.keys},
-            "seconds": _number(t.seconds, 1),
-            "reason": t.reason,
+            **({} if front else {"seconds": _number(t.seconds, 1), "reason": t.reason}),
         }
-        for t in (study.front if front else ranked)
+        for t in listed
     ]
-    if not front:
-        return _table(
-            rows, filter="accuracy>98", most=20, spare=(*reversed(others), "seconds", *reversed(study.keys))
-        )
-    said = f"The front: no trial is as accurate with fewer {COSTS[study.cost]}"
-    return _table(
-        ({title: row[title] for title in row if title not in ("state", "seconds", "reason")} for row in rows),
-        title=said,
-        spare=(*reversed(others), "seconds", *reversed(study.keys)),
-    )
+    spare = (*reversed(others), "seconds", *reversed(study.keys))
+    if front:
+        said = f"no trial is as accurate with fewer {COSTS[study.cost]}"
+        return _table(rows, title="The front", see=said, spare=spare)
+    return _table(rows, filter="accuracy>98", most=20, spare=spare)
 
 
-def _of_seeds(t: Trial) -> dict[str, Any]:
-    """What the seeds of a trial have reached."""
+def _of_seeds(listed: Sequence[Trial]) -> dict[int, dict[str, Any]]:
+    """What the seeds of each trial have reached, by its number; empty where trials have one seed."""
+    means = {t.number: statistics.fmean(t.seeds) for t in listed if t.seeds}
+    # Where the objective of every trial is the mean of its seeds, that stands under "accuracy" already.
+    differ = any(f"{means[t.number]:.3f}" != f"{t.objective or 0:.3f}" for t in listed if t.seeds)
     return {
-        "seeds": len(t.seeds) or None,
-        "mean": _number(statistics.fmean(t.seeds) if t.seeds else None, 3),
-        "±": _number(statistics.stdev(t.seeds) if len(t.seeds) > 1 else None, 3),
-        "each seed": " ".join(f"{value:.2f}" for value in t.seeds),
+        t.number: {
+            "seeds": len(t.seeds) or None,
+            **({"mean": _number(means.get(t.number), 3)} if differ else {}),
+            "±": _number(statistics.stdev(t.seeds) if len(t.seeds) > 1 else None, 3),
+            "each seed": " ".join(f"{value:.2f}" for value in t.seeds),
+        }
+        for t in (listed if means else ())
     }
 
 
@@ -272,13 +280,11 @@ def target(r: Run) -> str:
 def last(g: Group) -> tuple[str, list[Cell]]:
     """What it is, and the last epochs of a run, or the lowest of them of each seed, against the target."""
     if len(g.ended) > 1:
-        what = "lowest of the last epochs, by seed"
-        cells = [(f"seed {r.seed}", _accuracy(min(r.last), r)) for r in g.ended if r.last]
-    else:
-        what, r = "last epochs", g.shown
-        numbered = enumerate(r.last, len(r.history) - len(r.last) + 1)
-        cells = [(f"epoch {epoch}", _accuracy(value, r)) for epoch, value in numbered]
-    return what, [Cell(cell.text, name, cell.mark) for name, cell in cells]
+        lowest = [replace(_accuracy(min(r.last), r), value=f"seed {r.seed}") for r in g.ended if r.last]
+        return "lowest of the last epochs, by seed", lowest
+    r = g.shown
+    numbered = enumerate(r.last, len(r.history) - len(r.last) + 1)
+    return "last epochs", [replace(_accuracy(value, r), value=f"epoch {epoch}") for epoch, value in numbered]
 
 
 def results(g: Group) -> Pairs:
@@ -318,7 +324,7 @@ def settings(r: Run) -> Pairs:
     found.append(("training", ", ".join(f"{key} {shown(r.settings[key])}" for key in keys)))
     threads = r.result.get("threads")
     machine = [r.result.get(key) for key in ("device", "processor", "precision")]
-    machine.append(f"{threads} thread{'s' * (threads > 1)}" if isinstance(threads, int) else None)
+    machine.append(plural(threads, "thread") if isinstance(threads, int) else None)
     found.append(("machine", ", ".join(str(item) for item in machine if item)))
     return [(name, value) for name, value in found if value]
 

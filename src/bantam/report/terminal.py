@@ -77,7 +77,9 @@ def _table(console: Console, table: Table) -> None:
         result.add_column(escape(table.titles[i]), no_wrap=whole, overflow="fold", justify=justify)
     for row in rows:
         result.add_row(*(_coloured(row[i]) for i in kept))
-    if table.title:
+    if table.see:
+        _line(console, f"{table.see[0].upper()}{table.see[1:]}:")
+    elif table.title:
         _line(console, f"\n{table.title}")
     console.print(result)
     missing = [title for i, title in enumerate(table.titles) if i not in kept]

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from bantam.budget import COSTS
+from bantam.report.folders import COLUMNS, OF_SEEDS
 from bantam.search import distributions, faults, pruners, storage
 from bantam.training import folder as files
 
@@ -286,10 +287,6 @@ def seconds(trial: FrozenTrial) -> float | None:
     return trial.duration.total_seconds() if trial.duration else None
 
 
-SEED_COLUMNS = ("mean", "deviation", "seeds")
-"""Columns of `trials.csv` where trials have several seeds: what each has reached, and what that amounts to."""
-
-
 def _of_seeds(values: Sequence[float]) -> tuple[Any, ...]:
     mean = statistics.fmean(values) if values else ""
     return mean, statistics.stdev(values) if len(values) > 1 else "", " ".join(map(repr, values))
@@ -302,8 +299,8 @@ def write(folder: Path, listed: Sequence[FrozenTrial]) -> None:
     several = any("objectives" in trial.user_attrs for trial in listed)
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
-    of_seeds = SEED_COLUMNS * several
-    rows.writerow(("number", "state", "reason", *keys, *COSTS, "objective", *of_seeds, "seconds", "folder"))
+    first, last = COLUMNS[: COLUMNS.index("reason") + 1], COLUMNS[COLUMNS.index("reason") + 1 :]
+    rows.writerow((*first, *keys, *(name for name in last if several or name not in OF_SEEDS)))
     for trial, state, own_settings in zip(listed, states(listed), settings, strict=True):
         if state in ("waiting", "surplus"):
             continue

@@ -276,7 +276,8 @@ def show_evaluation(sentence: str) -> None:
 def summarize(sweep: Path, wanted: int = 0) -> bool:
     """Print a table of the jobs in a multirun's folder; returns whether all `wanted` ended with an objective.
 
-    Accuracies are percent, the last one the mean of the last epochs.
+    Accuracies are percent, the last one the mean of the last epochs. The multirun's folder stands above: in every
+    row it would leave no room for the others.
     """
     from bantam.training.folder import RESULT, read_result
 
@@ -298,7 +299,7 @@ def summarize(sweep: Path, wanted: int = 0) -> bool:
             return "" if result.get(key) is None else style(result[key])
 
         table.add_row(
-            short_path(folder),
+            escape(folder.name),
             str(result.get("experiment") or result.get("model") or ""),
             cell("seed", str),
             cell("parameters", "{:,}".format),
@@ -307,7 +308,8 @@ def summarize(sweep: Path, wanted: int = 0) -> bool:
             cell("objective", "{:.2f}".format),
             str(result["verdict"]) + (" (at chance)" if result.get("at_chance") else ""),
         )
-    console.print("", table)
+    console.print(f"\n{escape(short_path(sweep))}", soft_wrap=True)
+    console.print(table)
     if len(folders) < wanted:
         console.print(f"[bold red]{wanted - len(folders)} of {wanted} jobs left no folder[/]")
     return good and len(folders) >= wanted
