@@ -53,3 +53,16 @@ struct separable_arguments {
     float momentum, epsilon;                  /* of batch norm */
     int images, threads;
 };
+
+struct muon_tensor {
+    float *weight;
+    const float *gradient;
+    float *momentum;                          /* all three as they lie in memory */
+    int rows, columns;
+};
+
+struct muon_arguments {
+    const struct muon_tensor *tensors;
+    float lr, momentum, decay;                /* what weights are multiplied by before the step */
+    int count, nesterov, steps;               /* of Newton-Schulz; none for tensors of one dimension */
+};

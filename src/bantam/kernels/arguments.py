@@ -42,3 +42,22 @@ class SeparableArguments(ctypes.Structure):
         *((name, ctypes.c_float) for name in ("momentum", "epsilon")),
         *((name, ctypes.c_int) for name in ("images", "threads")),
     )
+
+
+class MuonTensor(ctypes.Structure):
+    """Of `muon.c`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "gradient", "momentum")),
+        *((name, ctypes.c_int) for name in ("rows", "columns")),
+    )
+
+
+class MuonArguments(ctypes.Structure):
+    """Of `muon.c`."""
+
+    _fields_ = (
+        ("tensors", ctypes.POINTER(MuonTensor)),
+        *((name, ctypes.c_float) for name in ("lr", "momentum", "decay")),
+        *((name, ctypes.c_int) for name in ("count", "nesterov", "steps")),
+    )

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from bantam import budget, data
 from bantam.augmentation import Augmentation
-from bantam.kernels import compiler
+from bantam.kernels import compiler, muon
 from bantam.kernels.fuse import fuse, is_fused
 from bantam.own import code
 from bantam.schedulers import Schedule
@@ -104,7 +104,10 @@ class Prepared:
     @cached_property
     def _fused(self) -> tuple[nn.Module, str, dict[str, str]]:
         # Made where it is first asked for: what only looks need not wait for a compiler.
-        return _training_model(self.cfg, self.info, self.model, self.device, self.precision)
+        found = _training_model(self.cfg, self.info, self.model, self.device, self.precision)
+        if is_fused(found[0]):
+            muon.use(self.optimizer)
+        return found
 
     @property
     def training_model(self) -> nn.Module:
