@@ -3,8 +3,8 @@
     git worktree add ../before main
     python benchmarks/turns.py ../before . experiment=champion
 
-Each checkout trains in a process of its own that imports its own package; the two run by turns, so that other work on the
-machine slows both. Printed are the medians and minima of a step's processor time, and their ratios.
+Each checkout trains in a process of its own that imports its own package; the two run by turns, so that other
+work on the machine slows both. Printed are the medians and minima of a step's processor time, and their ratios.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Separable convolutions that follow one another, as one PyTorch module with one autograd function.
 
-Between two of them nothing but what is in front of a batch norm goes through memory, and a step is a few calls from
-Python. The blocks of which a `Chain` is made compute whatever it does not.
+Between two of them nothing but what is in front of a batch norm goes through memory, and a step is a few calls
+from Python. The blocks of which a `Chain` is made compute whatever it does not.
 """
 
 import ctypes
@@ -38,7 +38,7 @@ class Part(NamedTuple):
         block = self.block
         kernel = self.depthwise.kernel if self.depthwise else block.kernel
         out = side - kernel + 1
-        # Vectors run over the ends of pixels: two pixels must be some whole vectors, and rows of a whole number of pairs.
+        # Vectors run over the ends of pixels: two pixels must be some whole vectors, and rows some pairs of pixels.
         pairs = channels % LANES == 0 or (channels % (LANES // 2) == 0 and side % 2 == 0 and out % 2 == 0)
         if (
             channels != (self.depthwise.channels if self.depthwise else block.inputs)
@@ -65,10 +65,10 @@ class Part(NamedTuple):
 
 
 class Chain(nn.Module):
-    """A block and separable convolutions behind it, in float32, each with batch norm and ReLU, perhaps a max-pool.
+    """A block and separable convolutions behind it, in float32, each with batch norm, ReLU, perhaps a max-pool.
 
-    Outside training, for inputs that ask for a gradient, and for a second forward pass before the backward pass of the
-    first, its blocks compute, one by one.
+    Outside training, for inputs that ask for a gradient, and for a second forward pass before the backward pass of
+    the first, its blocks compute, one by one.
     """
 
     def __init__(self, blocks: Sequence[Compiled]) -> None:
@@ -100,7 +100,7 @@ class Chain(nn.Module):
             width = side
         return found
 
-    def compile(self, shape: torch.Size, library: Callable[..., ctypes.CDLL]) -> None:  # type: ignore[override]
+    def compile(self, shape: torch.Size, library: Callable[..., ctypes.CDLL]) -> None:
         """Take what `library` compiles for inputs of C×H×W."""
         sizes = self.sizes(shape)
         if sizes and shape not in self.libraries:

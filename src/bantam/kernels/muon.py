@@ -21,11 +21,12 @@ MOST_ROWS = 128
 Step = Callable[[dict[str, Any], Sequence[Tensor], Sequence[Tensor]], bool]
 
 
-def use(optimizer: Optimizer) -> None:
-    """Let C compute the steps of an optimizer where it is a Muon and can be compiled."""
+def in_c(optimizer: Optimizer) -> Optimizer:
+    """The same optimizer; where it is a Muon and C can be compiled, C computes its steps from now on."""
     if type(optimizer) is Muon:
         with suppress(compiler.Unavailable):
             optimizer.kernel = taken(compiler.library(SOURCE, check, BFLOAT16=0))
+    return optimizer
 
 
 def taken(library: ctypes.CDLL) -> Step:
@@ -48,9 +49,9 @@ def taken(library: ctypes.CDLL) -> Step:
         for tensor, p in zip(tensors, parameters, strict=True):
             grad = p.grad
             assert grad is not None
-            if grad.stride() != p.stride() or grad.dtype != torch.float32:
-                if not _fits(p, grad):
-                    return False
+            usual = grad.stride() == p.stride() and grad.dtype == torch.float32
+            if not usual and not _fits(p, grad):
+                return False
             tensor.gradient = grad.data_ptr()
         arguments.lr, arguments.momentum, arguments.nesterov = group["lr"], group["momentum"], group["nesterov"]
         arguments.decay = 1 - group["lr"] * group["weight_decay"]

@@ -27,7 +27,11 @@ def compare(library: ctypes.CDLL, source: str, sizes: dict[str, int]) -> None:
         torch.random.fork_rng(devices=[]),
     ):
         torch.manual_seed(0)
-        results = _separable_results(library, sizes) if source == chain.SOURCE else _block_results(library, source, sizes)
+        results = (
+            _separable_results(library, sizes)
+            if source == chain.SOURCE
+            else _block_results(library, source, sizes)
+        )
         tolerance = TOLERANCE[torch.bfloat16 if sizes["BFLOAT16"] else torch.float32]
         for name, ours, theirs in results:
             ours, theirs = ours.detach().double(), theirs.detach().double()
@@ -39,7 +43,9 @@ def compare(library: ctypes.CDLL, source: str, sizes: dict[str, int]) -> None:
                 )
 
 
-def _block_results(library: ctypes.CDLL, source: str, sizes: dict[str, int]) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _block_results(
+    library: ctypes.CDLL, source: str, sizes: dict[str, int]
+) -> Iterator[tuple[str, Tensor, Tensor]]:
     block = _block(source, sizes)
     exact = copy.deepcopy(block.layers).double()
     channels, side = sizes["CI" if source == "block.c" else "CHANNELS"], sizes["SIDE"]
@@ -51,49 +57,63 @@ def _block_results(library: ctypes.CDLL, source: str, sizes: dict[str, int]) -> 
 
 
 def _separable_results(library: ctypes.CDLL, sizes: dict[str, int]) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """All that a block of a chain computes, beside what is exact: of what is in front of a batch norm before it."""
+    """All that a block of a chain computes, beside what is exact, from what is in front of a batch norm before it."""
     channels, side, kernel = sizes["CI"], sizes["SIDE"], sizes["KERNEL"]
     block = _block("block.c", {**sizes, "KERNEL": 1 if sizes["DEPTHWISE"] else kernel, "RELU_FIRST": 0})
+    assert isinstance(block, Block)
     depthwise = nn.Conv2d(channels, channels, kernel, groups=channels, bias=False)
     layers = nn.Sequential(*([depthwise] if sizes["DEPTHWISE"] else []), *block.layers)
     layers = layers.to(memory_format=torch.channels_last)
     exact = copy.deepcopy(layers).double()
     x = torch.randn(MOST_IMAGES // 2, channels, side, side).contiguous(memory_format=torch.channels_last)
     factor, offset, mean = torch.randn(3, channels)
-    part = chain.Part(depthwise if sizes["DEPTHWISE"] else None, block)  # type: ignore[arg-type]
-    (arguments,), output, kept = chain.allocated([sizes], len(x))
-    in_gradient, in_sums = torch.zeros_like(x), torch.zeros(2, channels, dtype=torch.double)
-    gradient = torch.randn_like(output)
-    weights = [*layers.parameters()]
-    ours = [torch.zeros_like(weight) for weight in weights]
-    norm = block.norm[0]
-    names = ("grad_depthwise", "grad_weight", "grad_gamma", "grad_beta")[-len(weights) :]
-    tensors = {"input": x, "in_factor": factor, "in_offset": offset, "in_statistics": mean, "grad_output": gradient}
-    tensors |= {"in_gradient": in_gradient, "in_sums": in_sums, **dict(zip(names, ours, strict=True))}
-    tensors |= {"running_mean": norm.running_mean, "running_variance": norm.running_var}
-    for name, tensor in tensors.items():
-        setattr(arguments, name, tensor.data_ptr())
-    held = chain.set_weights(part, arguments, iter(weights))
-    arguments.momentum, arguments.epsilon = norm.momentum, norm.eps
-    arguments.images, arguments.threads = len(x), torch.get_num_threads()
-    chain.prepared(library)
-    for function in (library.forward, library.finish, library.begin_backward, library.backward):
-        function(arguments)
+    part = chain.Part(Depthwise(depthwise, torch.float32) if sizes["DEPTHWISE"] else None, block)
+    found = {name: torch.zeros_like(p) for name, p in layers.named_parameters()}
+    found |= {"input": torch.zeros_like(x), "sums": torch.zeros(2, channels, dtype=torch.double)}
+    before = {"input": x, "in_factor": factor, "in_offset": offset, "in_statistics": mean}
+    output, gradient = _separable_step(library, sizes, part, before, found)
     normalized = x.double()
     if sizes["DEPTHWISE"]:
         normalized = (normalized * factor.view(-1, 1, 1) + offset.view(-1, 1, 1)).requires_grad_()
     wanted = exact.train()(normalized.relu() if sizes["DEPTHWISE"] else normalized)
     wanted.backward(gradient.double().permute(0, 3, 1, 2))
     yield "the output", output.permute(0, 3, 1, 2), wanted
-    for (name, weight), found in zip(exact.named_parameters(), ours, strict=True):
-        yield f"the gradient of {name}", found, weight.grad  # type: ignore[misc]
+    for name, p in exact.named_parameters():
+        yield f"the gradient of {name}", found[name], p.grad  # type: ignore[misc]
     if normalized.grad is not None:
         products = normalized.grad * (x - mean.view(-1, 1, 1))
-        yield "the gradient of the input", in_gradient, normalized.grad
-        yield "its sums", in_sums, torch.stack([each.sum((0, 2, 3)) for each in (normalized.grad, products)])
-    yield "the running mean", norm.running_mean, exact[-2 - (sizes["POOL"] > 1)].running_mean
-    yield "the running variance", norm.running_var, exact[-2 - (sizes["POOL"] > 1)].running_var
-    del held, kept
+        yield "the gradient of the input", found["input"], normalized.grad
+        yield "its sums", found["sums"], torch.stack([each.sum((0, 2, 3)) for each in (normalized.grad, products)])
+    for (name, buffer), exact_buffer in zip(layers.named_buffers(), exact.buffers(), strict=True):
+        if "running" in name:
+            yield name, buffer, exact_buffer
+
+
+def _separable_step(
+    library: ctypes.CDLL,
+    sizes: dict[str, int],
+    part: chain.Part,
+    before: dict[str, Tensor],
+    gradients: dict[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """A step of one block of a chain, its gradients in those tensors; returns its output and the gradient of that."""
+    (arguments,), output, kept = chain.allocated([sizes], len(before["input"]))
+    gradient = torch.randn_like(output)
+    *of_weights, in_gradient, in_sums = gradients.values()
+    names = ("grad_depthwise", "grad_weight", "grad_gamma", "grad_beta")[-len(of_weights) :]
+    mean, variance = part.block.tensors()[3:]
+    tensors = {**before, **dict(zip(names, of_weights, strict=True)), "grad_output": gradient}
+    tensors |= {"in_gradient": in_gradient, "in_sums": in_sums, "running_mean": mean, "running_variance": variance}
+    for name, tensor in tensors.items():
+        setattr(arguments, name, tensor.data_ptr())
+    kept += chain.set_weights(part, arguments, iter(part.weights()))  # as long as C reads them
+    norm = part.block.norm[0]
+    arguments.momentum, arguments.epsilon = norm.momentum, norm.eps
+    arguments.images, arguments.threads = len(output), torch.get_num_threads()
+    chain.prepared(library)
+    for function in (library.forward, library.finish, library.begin_backward, library.backward):
+        function(arguments)
+    return output, gradient
 
 
 def _block(source: str, sizes: dict[str, int]) -> Compiled:

@@ -238,16 +238,25 @@ def build_optimizer(cfg: DictConfig, choices: Choices, model: nn.Module) -> Opti
 
 
 def _import_no_compiler(made_by: Any) -> None:
-    """Let an optimizer be made, and take steps, without torch._dynamo: to import it takes two thirds of `import torch`.
+    """Let an optimizer be made, and take steps, without torch._dynamo, whose import takes nearly as long as torch's.
 
-    Its methods ask it, when they are first called, for what keeps torch.compile out of them. Only networks are compiled
-    here, so they are the same without that. `made_by` is what the configuration calls, a class as a rule.
+    Its methods ask it, when they are first called, for what keeps torch.compile out of them. Only networks are
+    compiled here, so they are the same without that. `made_by` is what the configuration calls, a class as a rule.
     """
-    for method in (Optimizer.add_param_group, Optimizer.state_dict, Optimizer.load_state_dict, Optimizer.zero_grad):
+    for method in (
+        Optimizer.add_param_group,
+        Optimizer.state_dict,
+        Optimizer.load_state_dict,
+        Optimizer.zero_grad,
+    ):
         function = getattr(method, "__wrapped__", None)
         if function is not None and not hasattr(function, "__dynamo_disable"):
-            setattr(function, "__dynamo_disable", function)  # noqa: B010 # its name would be mangled
-    own = vars(made_by).get("step") if isinstance(made_by, type) and made_by.__module__.startswith("torch.optim.") else None
+            setattr(function, "__dynamo_disable", function)  # its name would be mangled
+    own = (
+        vars(made_by).get("step")
+        if isinstance(made_by, type) and made_by.__module__.startswith("torch.optim.")
+        else None
+    )
     if getattr(own, "__code__", None) is not None and own.__code__.co_name == "_use_grad":  # type: ignore[union-attr]
         made_by.step = _without_graph_break(own.__wrapped__)  # type: ignore[union-attr]
 

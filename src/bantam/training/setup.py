@@ -104,10 +104,7 @@ class Prepared:
     @cached_property
     def _fused(self) -> tuple[nn.Module, str, dict[str, str]]:
         # Made where it is first asked for: what only looks need not wait for a compiler.
-        found = _training_model(self.cfg, self.info, self.model, self.device, self.precision)
-        if is_fused(found[0]):
-            muon.use(self.optimizer)
-        return found
+        return _training_model(self.cfg, self.info, self.model, self.device, self.precision)
 
     @property
     def training_model(self) -> nn.Module:
@@ -158,7 +155,7 @@ class Prepared:
         """What the loop needs of it."""
         return Training(
             model=self.model,
-            optimizer=self.optimizer,
+            optimizer=muon.in_c(self.optimizer) if self.kernels == "native" else self.optimizer,
             schedule=self.schedule,
             augmentation=self.augmentation,
             data=self.data,
