@@ -21,8 +21,8 @@ MOST_NUMBERS = 2**18
 """Of an image's input or output: with more, they would not fit on the stack, where the C code keeps them."""
 
 OVERWRITTEN = (
-    "kernels in C keep the results of a forward pass until its backward pass is over, then the next one overwrites "
-    "them: use kernels=torch to go back through a graph again later"
+    "kernels in C keep the results of a forward pass until its backward pass is over, then the next one "
+    "overwrites them: use kernels=torch to go back through a graph again later"
 )
 
 MOST_DROPPED = 0.99

@@ -38,7 +38,7 @@ class Part(NamedTuple):
         block = self.block
         kernel = self.depthwise.kernel if self.depthwise else block.kernel
         out = side - kernel + 1
-        # Vectors run over the ends of pixels: two pixels must be some whole vectors, and rows some pairs of pixels.
+        # Vectors run over the ends of pixels: two pixels must be whole vectors, and rows pairs of pixels.
         pairs = channels % LANES == 0 or (channels % (LANES // 2) == 0 and side % 2 == 0 and out % 2 == 0)
         if (
             channels != (self.depthwise.channels if self.depthwise else block.inputs)
@@ -59,13 +59,13 @@ class Part(NamedTuple):
         }
 
     def weights(self) -> list[Tensor]:
-        """Those of the depthwise convolution where there is one, and of the other; weight and bias of batch norm."""
+        """That of the depthwise convolution where there is one, that of the other; weight and bias of batch norm."""
         own = self.block.tensors()[:3]
         return [self.depthwise.weights["weight"], *own] if self.depthwise else own
 
 
 class Chain(nn.Module):
-    """A block and separable convolutions behind it, in float32, each with batch norm, ReLU, perhaps a max-pool.
+    """A block, and separable convolutions behind it, in float32, each with batch norm, ReLU, maybe a max-pool.
 
     Outside training, for inputs that ask for a gradient, and for a second forward pass before the backward pass of
     the first, its blocks compute, one by one.

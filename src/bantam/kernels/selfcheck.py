@@ -57,7 +57,7 @@ def _block_results(
 
 
 def _separable_results(library: ctypes.CDLL, sizes: dict[str, int]) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """All that a block of a chain computes, beside what is exact, from what is in front of a batch norm before it."""
+    """All that a block of a chain computes, beside what is exact."""
     channels, side, kernel = sizes["CI"], sizes["SIDE"], sizes["KERNEL"]
     block = _block("block.c", {**sizes, "KERNEL": 1 if sizes["DEPTHWISE"] else kernel, "RELU_FIRST": 0})
     assert isinstance(block, Block)
@@ -96,7 +96,7 @@ def _separable_step(
     before: dict[str, Tensor],
     gradients: dict[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """A step of one block of a chain, its gradients in those tensors; returns its output and the gradient of that."""
+    """A step of one block of a chain, its gradients in those tensors; returns its output and that one's."""
     (arguments,), output, kept = chain.allocated([sizes], len(before["input"]))
     gradient = torch.randn_like(output)
     *of_weights, in_gradient, in_sums = gradients.values()

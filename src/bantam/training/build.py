@@ -238,7 +238,7 @@ def build_optimizer(cfg: DictConfig, choices: Choices, model: nn.Module) -> Opti
 
 
 def _import_no_compiler(made_by: Any) -> None:
-    """Let an optimizer be made, and take steps, without torch._dynamo, whose import takes nearly as long as torch's.
+    """Let an optimizer be made, and take steps, without torch._dynamo, which takes long to import.
 
     Its methods ask it, when they are first called, for what keeps torch.compile out of them. Only networks are
     compiled here, so they are the same without that. `made_by` is what the configuration calls, a class as a rule.
