@@ -65,7 +65,7 @@ class Part(NamedTuple):
 
 
 class Chain(nn.Module):
-    """A block, and separable convolutions behind it, in float32, each with batch norm, ReLU, maybe a max-pool.
+    """A block, and separable convolutions behind it, in float32, each with batch norm and ReLU.
 
     Outside training, for inputs that ask for a gradient, and for a second forward pass before the backward pass of
     the first, its blocks compute, one by one.

@@ -33,7 +33,10 @@ static INLINE void store(float *to, vector values) { *(vector *)to = values; }
 /* As much of a vector as a row of so many outputs has from `at` on. */
 static INLINE void store_part(float *to, vector values, const int at, const int outputs)
 {
-    memcpy(to + at, &values, sizeof(float) * (outputs - at < LANES ? outputs - at : LANES));
+    if (outputs % LANES && at + LANES > outputs)
+        memcpy(to + at, &values, sizeof(float) * (outputs % LANES));
+    else
+        store(to + at, values);
 }
 
 /* A tile has so many rows of `count`: three vectors wide four, two wide as many as leave none over. */
@@ -44,7 +47,7 @@ static INLINE void product_tile(const float *x, const float *packed, float *y, c
                                 const int inputs, const int outputs, const int first)
 {
     vector sum[8][3] = {{{0}}};
-    for (int k = 0; k < inputs; k++) {
+    _Pragma("GCC unroll 1") for (int k = 0; k < inputs; k++) {
         vector weight[3];
         UNROLLED(v, width) {
             weight[v] = load(packed + k * PADDED(outputs) + (first + v) * LANES);
@@ -58,20 +61,35 @@ static INLINE void product_tile(const float *x, const float *packed, float *y, c
     UNROLLED(u, rows) UNROLLED(v, width) store_part(y + u * outputs, sum[u][v], (first + v) * LANES, outputs);
 }
 
-/* y = x × packed, which has rows of PADDED(outputs); mostly of `most` pixels. */
+/* How many times three vectors are taken, how many times two, and once one. */
+#define THREES(vectors) ((vectors) < 2 ? 0 : ((vectors) - 2 * TWOS(vectors)) / 3)
+#define TWOS(vectors) ((vectors) < 2 ? 0 : (vectors) % 3 == 1 ? 2 : (vectors) % 3 == 2)
+
+static INLINE void product_group(const float *x, const float *packed, float *y, int pixels, const int rows,
+                                 const int width, const int inputs, const int outputs, const int first)
+{
+    int u = 0;
+    for (; u + rows <= pixels; u += rows)
+        product_tile(x + u * inputs, packed, y + u * outputs, rows, width, inputs, outputs, first);
+    for (; u + 2 <= pixels; u += 2)
+        product_tile(x + u * inputs, packed, y + u * outputs, 2, width, inputs, outputs, first);
+    for (; u < pixels; u++)
+        product_tile(x + u * inputs, packed, y + u * outputs, 1, width, inputs, outputs, first);
+}
+
+/* y = x × packed, which has rows of PADDED(outputs); mostly of `most` pixels. Widths are written out: in a loop over
+ * them gcc would not know them, and keep the sums in memory. */
 static INLINE void product(const float *x, const float *packed, float *y, int pixels, const int most, const int inputs,
                            const int outputs)
 {
-    _Pragma("GCC unroll 64") for (int first = 0; first < VECTORS(outputs); first += WIDTH(VECTORS(outputs), first)) {
-        const int width = WIDTH(VECTORS(outputs), first), rows = ROWS(width, most);
-        int u = 0;
-        for (; u + rows <= pixels; u += rows)
-            product_tile(x + u * inputs, packed, y + u * outputs, rows, width, inputs, outputs, first);
-        for (; u + 2 <= pixels; u += 2)
-            product_tile(x + u * inputs, packed, y + u * outputs, 2, width, inputs, outputs, first);
-        for (; u < pixels; u++)
-            product_tile(x + u * inputs, packed, y + u * outputs, 1, width, inputs, outputs, first);
-    }
+    const int vectors = VECTORS(outputs);
+    int first = 0;
+    for (; first < 3 * THREES(vectors); first += 3)
+        product_group(x, packed, y, pixels, ROWS(3, most), 3, inputs, outputs, first);
+    for (int group = 0; group < TWOS(vectors); group++, first += 2)
+        product_group(x, packed, y, pixels, ROWS(2, most), 2, inputs, outputs, first);
+    if (vectors == 1)
+        product_group(x, packed, y, pixels, ROWS(1, most), 1, inputs, outputs, first);
 }
 
 static INLINE void gradient_tile(const float *x, const float *gradient, float *sums, int pixels, const int rows,
@@ -93,15 +111,25 @@ static INLINE void gradient_tile(const float *x, const float *gradient, float *s
     UNROLLED(k, rows) UNROLLED(v, width) store(sums + k * PADDED(outputs) + (first + v) * LANES, sum[k][v]);
 }
 
+static INLINE void gradient_group(const float *x, const float *gradient, float *sums, int pixels, const int rows,
+                                  const int width, const int inputs, const int outputs, const int first)
+{
+    for (int k = 0; k <= inputs - rows; k += rows)
+        gradient_tile(x + k, gradient, sums + k * PADDED(outputs), pixels, rows, width, inputs, outputs, first);
+    for (int k = inputs - inputs % rows; k < inputs; k++)
+        gradient_tile(x + k, gradient, sums + k * PADDED(outputs), pixels, 1, width, inputs, outputs, first);
+}
+
 /* sums += xᵀ × gradient: inputs × PADDED(outputs). */
 static INLINE void product_gradient(const float *x, const float *gradient, float *sums, int pixels, const int inputs,
                                     const int outputs)
 {
-    _Pragma("GCC unroll 64") for (int first = 0; first < VECTORS(outputs); first += WIDTH(VECTORS(outputs), first)) {
-        const int width = WIDTH(VECTORS(outputs), first), rows = ROWS(width, inputs);
-        for (int k = 0; k <= inputs - rows; k += rows)
-            gradient_tile(x + k, gradient, sums + k * PADDED(outputs), pixels, rows, width, inputs, outputs, first);
-        for (int k = inputs - inputs % rows; k < inputs; k++)
-            gradient_tile(x + k, gradient, sums + k * PADDED(outputs), pixels, 1, width, inputs, outputs, first);
-    }
+    const int vectors = VECTORS(outputs);
+    int first = 0;
+    for (; first < 3 * THREES(vectors); first += 3)
+        gradient_group(x, gradient, sums, pixels, ROWS(3, inputs), 3, inputs, outputs, first);
+    for (int group = 0; group < TWOS(vectors); group++, first += 2)
+        gradient_group(x, gradient, sums, pixels, ROWS(2, inputs), 2, inputs, outputs, first);
+    if (vectors == 1)
+        gradient_group(x, gradient, sums, pixels, ROWS(1, inputs), 1, inputs, outputs, first);
 }
