@@ -59,7 +59,7 @@ class Part(NamedTuple):
         }
 
     def weights(self) -> list[Tensor]:
-        """That of the depthwise convolution where there is one, that of the other; weight and bias of batch norm."""
+        """Of the depthwise convolution, where there is one, and of the other; weight and bias of batch norm."""
         own = self.block.tensors()[:3]
         return [self.depthwise.weights["weight"], *own] if self.depthwise else own
 
@@ -124,8 +124,7 @@ class Chain(nn.Module):
         if libraries is None:
             return self.blocks(x)  # type: ignore[no-any-return]
         weights = [weight for part in self.parts for weight in part.weights()]
-        for part in self.parts:
-            part.block.norm[2]["num_batches_tracked"].add_(1)
+        torch._foreach_add_([part.block.norm[2]["num_batches_tracked"] for part in self.parts], 1)
         return _Chain.apply(x, self, libraries, *weights)  # type: ignore[no-any-return]
 
     def arguments(self, shape: torch.Size) -> tuple[tuple[SeparableArguments, ...], Tensor]:
@@ -220,18 +219,17 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        x, *weights = ctx.saved_tensors
+        _, *weights = ctx.saved_tensors
         chain = ctx.chain
         if chain.owner is not ctx.token:
             raise RuntimeError(OVERWRITTEN)
         chain.busy = False
-        arguments, _ = chain.arguments(x.shape)
+        arguments = chain.memory[0]  # as the forward pass has left them: it was the last one
         grad_output = grad_output.contiguous(memory_format=torch.channels_last)
-        arguments[0].input, arguments[-1].grad_output = x.data_ptr(), grad_output.data_ptr()
+        arguments[-1].grad_output = grad_output.data_ptr()
         gradients = [torch.empty_like(weight) for weight in weights]
-        remaining, rest = iter(weights), iter(gradients)
+        rest = iter(gradients)
         for part, of_part in zip(chain.parts, arguments, strict=True):
-            set_weights(part, of_part, remaining)
             if part.depthwise:
                 of_part.grad_depthwise = next(rest).data_ptr()
             of_part.grad_weight, of_part.grad_gamma, of_part.grad_beta = (next(rest).data_ptr() for _ in range(3))
