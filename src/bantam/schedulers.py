@@ -26,6 +26,13 @@ class Schedule(Protocol):
         ...
 
 
+class _Unmoving(torch.optim.SGD):
+    """An optimizer that has nothing to train: a step of SGD's own would import torch._dynamo."""
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Do nothing."""
+
+
 class TorchSchedule(Schedule):
     """A schedule of `torch.optim.lr_scheduler`, which moves at the end of every epoch."""
 
@@ -44,11 +51,11 @@ class TorchSchedule(Schedule):
 
     def _rates(self, lr: float) -> Iterator[float]:
         """The rates of one epoch after the other, read off an optimizer that has nothing to train."""
-        optimizer = torch.optim.SGD([torch.zeros(1)], lr=lr)
+        optimizer = _Unmoving([torch.zeros(1)], lr=lr)
         scheduler = self.scheduler(optimizer)
         while True:
             yield float(optimizer.param_groups[0]["lr"])
-            optimizer.step()  # without gradients: torch wants it before the scheduler's step
+            optimizer.step()  # torch wants it before the scheduler's step
             scheduler.step()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bantam import models
 from bantam.kernels import compiler
-from bantam.kernels.arguments import BlockArguments, DepthwiseArguments
+from bantam.kernels.arguments import BlockArguments, DepthwiseArguments, MuonArguments, SeparableArguments
 from bantam.kernels.blocks import MOST_CHANNELS
 from bantam.kernels.fuse import fuse
 
@@ -218,7 +218,15 @@ def test_nan_stays_nan() -> None:
     assert fused.train()(torch.full((2, *IMAGE), float("nan"))).isnan().all()
 
 
-@pytest.mark.parametrize(("arguments", "struct"), [(BlockArguments, "block"), (DepthwiseArguments, "depthwise")])
+@pytest.mark.parametrize(
+    ("arguments", "struct"),
+    [
+        (BlockArguments, "block"),
+        (DepthwiseArguments, "depthwise"),
+        (SeparableArguments, "separable"),
+        (MuonArguments, "muon"),
+    ],
+)
 def test_python_and_c_mean_the_same_fields(arguments: type[ctypes.Structure], struct: str, tmp_path: Path) -> None:
     names = [field[0] for field in arguments._fields_]
     offsets = ", ".join(f"offsetof(struct {struct}_arguments, {name})" for name in names)

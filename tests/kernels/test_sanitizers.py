@@ -52,6 +52,11 @@ BLOCKS = [
     "block.c SIDE=3 CI=2 CO=33 KERNEL=3 RELU_FIRST=0 POOL=1",
     "block.c SIDE=7 CI=16 CO=16 KERNEL=1 RELU_FIRST=1 POOL=3",
 ]
+SEPARABLE = [
+    "separable.c SIDE=10 CI=12 CO=20 KERNEL=3 POOL=2 DEPTHWISE=1",
+    "separable.c SIDE=7 CI=8 CO=13 KERNEL=3 POOL=2 DEPTHWISE=1",
+    "separable.c SIDE=18 CI=3 CO=5 KERNEL=3 POOL=3 DEPTHWISE=0",
+]
 EACH = ["depthwise.c SIDE=9 CHANNELS=17 KERNEL=5", "depthwise.c SIDE=1 CHANNELS=2 KERNEL=1"]
 
 
@@ -83,6 +88,7 @@ def test_nothing_is_read_or_written_out_of_bounds(bfloat16: int, matrix_unit: in
     blocks = BLOCKS[bfloat16::2] if bfloat16 else BLOCKS  # emulated vectors compile slowly
     cases = [f"{block} BFLOAT16={bfloat16} MATRIX_UNIT={matrix_unit}" for block in blocks]
     cases += [f"{each} BFLOAT16={bfloat16}" for each in EACH if not matrix_unit]
+    cases += [f"{each} BFLOAT16=0" for each in SEPARABLE if not bfloat16]
     done = sanitized(tmp_path, cases)
     assert done.returncode == 0, done.stderr
 

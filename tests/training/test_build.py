@@ -1,6 +1,7 @@
 """Errors in classes of one's own: which option has raised them, in which file and line."""
 
 import importlib.util
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -133,3 +134,22 @@ def test_a_fault_in_reading_images_is_not_about_the_files(
         build.CannotBeBuilt, match=r"data=mnist5k cannot be built: ValueError in .*, line \d+: invalid"
     ):
         build.build(composed("data=mnist5k"), "data", {"data": "mnist5k"})
+
+
+def test_an_optimizer_of_pytorchs_steps_without_its_compiler() -> None:
+    code = """
+import sys, torch
+from bantam.training.build import _import_no_compiler
+_import_no_compiler(torch.optim.SGD)
+p = torch.zeros(2, requires_grad=True)
+optimizer = torch.optim.SGD([p], lr=0.1)
+p.grad = torch.ones(2)
+optimizer.step()
+optimizer.load_state_dict(optimizer.state_dict())
+optimizer.zero_grad()
+assert torch.allclose(p, torch.tensor(-0.1))
+assert p.requires_grad and p.is_leaf
+assert "torch._dynamo" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -30,3 +30,39 @@ struct depthwise_arguments {
     float *grad_weight;                       /* like the weight */
     int images, threads;
 };
+
+struct separable_arguments {
+    const float *input;                       /* images × SIDE × SIDE × CI: `pooled` of the block before */
+    const float *in_factor, *in_offset;       /* CI: batch norm of the block before */
+    const float *in_statistics;               /* 2 × CI: likewise */
+    const float *depthwise;                   /* CI × KERNEL × KERNEL */
+    const float *weight;                      /* CO × CI; CO × KERNEL × KERNEL × CI of the first block */
+    const float *gamma, *beta;                /* CO: weight and bias of batch norm */
+    float *running_mean, *running_variance;   /* CO */
+    float *convolved;                         /* images × OUT × OUT × CO: in front of batch norm */
+    float *pooled;                            /* images × POOLED × POOLED × CO: likewise; `convolved` without pooling */
+    float *statistics;                        /* 2 × CO: mean and 1/deviation of the batch */
+    float *factor, *offset;                   /* CO: batch norm is factor × value + offset */
+    float *output;                            /* like `pooled`: of the last block, after ReLU */
+    const float *grad_output;                 /* like the output */
+    float *gradient;                          /* like `pooled`: of batch norm's output where the max-pool took it */
+    double *sums;                             /* 2 × CO: of `gradient`, and of its products with the deviations */
+    float *in_gradient;                       /* like the input: `gradient` of the block before */
+    double *in_sums;                          /* 2 × CI: `sums` of the block before */
+    float *grad_depthwise, *grad_weight, *grad_gamma, *grad_beta;
+    float momentum, epsilon;                  /* of batch norm */
+    int images, threads;
+};
+
+struct muon_tensor {
+    float *weight;
+    const float *gradient;
+    float *momentum;                          /* all three as they lie in memory */
+    int rows, columns;
+};
+
+struct muon_arguments {
+    const struct muon_tensor *tensors;
+    float lr, momentum, decay;                /* what weights are multiplied by before the step */
+    int count, nesterov, steps;               /* of Newton-Schulz; none for tensors of one dimension */
+};

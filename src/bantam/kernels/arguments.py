@@ -27,3 +27,37 @@ class DepthwiseArguments(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("grad_output", "grad_input", "grad_weight")),
         *((name, ctypes.c_int) for name in ("images", "threads")),
     )
+
+
+class SeparableArguments(ctypes.Structure):
+    """Of `separable.c`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("input", "in_factor", "in_offset", "in_statistics")),
+        *((name, ctypes.c_void_p) for name in ("depthwise", "weight", "gamma", "beta")),
+        *((name, ctypes.c_void_p) for name in ("running_mean", "running_variance", "convolved", "pooled")),
+        *((name, ctypes.c_void_p) for name in ("statistics", "factor", "offset", "output", "grad_output")),
+        *((name, ctypes.c_void_p) for name in ("gradient", "sums", "in_gradient", "in_sums")),
+        *((name, ctypes.c_void_p) for name in ("grad_depthwise", "grad_weight", "grad_gamma", "grad_beta")),
+        *((name, ctypes.c_float) for name in ("momentum", "epsilon")),
+        *((name, ctypes.c_int) for name in ("images", "threads")),
+    )
+
+
+class MuonTensor(ctypes.Structure):
+    """Of `muon.c`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "gradient", "momentum")),
+        *((name, ctypes.c_int) for name in ("rows", "columns")),
+    )
+
+
+class MuonArguments(ctypes.Structure):
+    """Of `muon.c`."""
+
+    _fields_ = (
+        ("tensors", ctypes.POINTER(MuonTensor)),
+        *((name, ctypes.c_float) for name in ("lr", "momentum", "decay")),
+        *((name, ctypes.c_int) for name in ("count", "nesterov", "steps")),
+    )

@@ -20,6 +20,11 @@ MOST_CHANNELS = 512
 MOST_NUMBERS = 2**18
 """Of an image's input or output: with more, they would not fit on the stack, where the C code keeps them."""
 
+OVERWRITTEN = (
+    "kernels in C keep the results of a forward pass until its backward pass is over, then the next one "
+    "overwrites them: use kernels=torch to go back through a graph again later"
+)
+
 MOST_DROPPED = 0.99
 """C decides on an element by 16 random bits, too few to tell apart rates near 1."""
 
@@ -99,10 +104,7 @@ class Compiled(nn.Module):
         if ctx.fresh:
             return
         if self.owner is not ctx.token:
-            raise RuntimeError(
-                "kernels in C keep the results of a forward pass until its backward pass is over, then the next "
-                "one overwrites them: use kernels=torch to go back through a graph again later"
-            )
+            raise RuntimeError(OVERWRITTEN)
         self.busy = False
 
 
@@ -150,17 +152,19 @@ class Block(Compiled):
             "MATRIX_UNIT": int(bfloat16 and compiler.matrix_unit()),
         }
 
-    def library(self, x: Tensor) -> ctypes.CDLL | None:
+    def usual(self) -> bool:
+        """Whether its layers are in a state that C computes."""
         norm, _, buffers = self.norm
         dropout = self.dropout[0] if self.dropout else None
-        if (
-            norm.training is not self.training
-            or norm.momentum is None
-            or buffers["running_mean"] is None
-            or (dropout and (dropout.training is not self.training or dropout.p > MOST_DROPPED))
-        ):
-            return None
-        library = super().library(x)
+        return (
+            norm.training is self.training
+            and norm.momentum is not None
+            and buffers["running_mean"] is not None
+            and not (dropout and (dropout.training is not self.training or dropout.p > MOST_DROPPED))
+        )
+
+    def library(self, x: Tensor) -> ctypes.CDLL | None:
+        library = super().library(x) if self.usual() else None
         if not self.training:
             # The function for scoring brings no gradients.
             wanted = torch.is_grad_enabled() and (

@@ -6,6 +6,7 @@ ReLU, dropout and max-pool is one `Block`, and every depthwise convolution a `De
 """
 
 import copy
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from bantam.kernels import compiler, selfcheck
 from bantam.kernels.blocks import MOST_CHANNELS, MOST_NUMBERS, Block, Compiled, Depthwise
+from bantam.kernels.chain import Chain
 from bantam.models import Dropout
 
 TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.25}
@@ -96,8 +98,15 @@ def _compile(fused: nn.Module, images: Tensor) -> tuple[Tensor, str, dict[nn.Mod
             left[why[0]] += 1
             layers[layer] = "; ".join(_explained(layer, what) for what in why)
 
+    def after_chain(chain: Chain, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        shape = inputs[0].shape[1:]
+        if len(shape) == 3:
+            chain.compile(shape, functools.partial(compiler.library, check=selfcheck.compare))
+
     blocks = [module for module in fused.modules() if isinstance(module, Compiled)]
+    chains = [module for module in fused.modules() if isinstance(module, Chain)]
     handles = [block.register_forward_pre_hook(before) for block in blocks]
+    handles += [chain.register_forward_hook(after_chain) for chain in chains]
     handles += [layer.register_forward_hook(after) for layer in unfit]
     try:
         logits = fused(images)
@@ -117,7 +126,7 @@ def _twin(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     # Whatever has a forward of its own may ask for its layers by their numbers.
     if dtype is not None and isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         layers = [child for child in children.values() if child is not None]
-        children = {str(i): layer for i, layer in enumerate(_blocks(layers, dtype))}
+        children = {str(i): layer for i, layer in enumerate(_chains([*_blocks(layers, dtype)]))}
     twin._modules = children
     return twin
 
@@ -134,6 +143,26 @@ def _blocks(layers: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[nn.Modu
         else:
             yield layers[at]
         at += count or 1
+
+
+def _chains(layers: Sequence[nn.Module]) -> Iterator[nn.Module]:
+    """These layers, with a chain for every block and the separable convolutions behind it."""
+    at = 0
+    while at < len(layers):
+        end = at + 1
+        while _continues(layers[at], layers[end : end + 2]):
+            end += 2
+        yield Chain(layers[at:end]) if end > at + 1 else layers[at]  # type: ignore[arg-type]
+        at = end
+
+
+def _continues(first: nn.Module, layers: Sequence[nn.Module]) -> bool:
+    """Whether a chain that this layer begins goes on with these two."""
+    if len(layers) < 2 or not isinstance(layers[0], Depthwise):
+        return False
+    blocks = [block for block in (first, layers[1]) if isinstance(block, Block)]
+    simple = [not block.relu_first and not block.dropout and block.dtype == torch.float32 for block in blocks]
+    return len(blocks) == 2 and all(simple) and blocks[1].kernel == 1
 
 
 def _block_length(layers: Sequence[nn.Module]) -> int:

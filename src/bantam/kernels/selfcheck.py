@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from bantam.kernels import chain
 from bantam.kernels.blocks import Block, Compiled, Depthwise
 from bantam.kernels.compiler import Unavailable
 
@@ -26,21 +27,93 @@ def compare(library: ctypes.CDLL, source: str, sizes: dict[str, int]) -> None:
         torch.random.fork_rng(devices=[]),
     ):
         torch.manual_seed(0)
-        block = _block(source, sizes)
-        exact = copy.deepcopy(block.layers).double()
-        channels, side = sizes["CI" if source == "block.c" else "CHANNELS"], sizes["SIDE"]
-        block.use(library, torch.Size((channels, side, side)))
-        operations = sum(parameter.numel() for parameter in block.parameters()) * side**2
-        images = max(4, min(MOST_IMAGES, MOST_OPERATIONS // operations))
-        x = torch.randn(images, channels, side, side).to(block.dtype).contiguous(memory_format=torch.channels_last)
-        for name, ours, theirs in _results(block, exact, x):
+        results = (
+            _separable_results(library, sizes)
+            if source == chain.SOURCE
+            else _block_results(library, source, sizes)
+        )
+        tolerance = TOLERANCE[torch.bfloat16 if sizes["BFLOAT16"] else torch.float32]
+        for name, ours, theirs in results:
             ours, theirs = ours.detach().double(), theirs.detach().double()
             distance, length = float((ours - theirs).norm()), float(theirs.norm())
-            if not distance <= TOLERANCE[block.dtype] * length + 1e-6:
+            if not distance <= tolerance * length + 1e-6:
                 raise Unavailable(
                     f"what this compiler makes of {source} is wrong: {name} is {distance:.2g} from PyTorch's, "
                     f"whose length is {length:.2g} ({', '.join(f'{key} {value}' for key, value in sizes.items())})"
                 )
+
+
+def _block_results(
+    library: ctypes.CDLL, source: str, sizes: dict[str, int]
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    block = _block(source, sizes)
+    exact = copy.deepcopy(block.layers).double()
+    channels, side = sizes["CI" if source == "block.c" else "CHANNELS"], sizes["SIDE"]
+    block.use(library, torch.Size((channels, side, side)))
+    operations = sum(parameter.numel() for parameter in block.parameters()) * side**2
+    images = max(4, min(MOST_IMAGES, MOST_OPERATIONS // operations))
+    x = torch.randn(images, channels, side, side).to(block.dtype).contiguous(memory_format=torch.channels_last)
+    yield from _results(block, exact, x)
+
+
+def _separable_results(library: ctypes.CDLL, sizes: dict[str, int]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """All that a block of a chain computes, beside what is exact."""
+    channels, side, kernel = sizes["CI"], sizes["SIDE"], sizes["KERNEL"]
+    block = _block("block.c", {**sizes, "KERNEL": 1 if sizes["DEPTHWISE"] else kernel, "RELU_FIRST": 0})
+    assert isinstance(block, Block)
+    depthwise = nn.Conv2d(channels, channels, kernel, groups=channels, bias=False)
+    layers = nn.Sequential(*([depthwise] if sizes["DEPTHWISE"] else []), *block.layers)
+    layers = layers.to(memory_format=torch.channels_last)
+    exact = copy.deepcopy(layers).double()
+    x = torch.randn(MOST_IMAGES // 2, channels, side, side).contiguous(memory_format=torch.channels_last)
+    factor, offset, mean = torch.randn(3, channels)
+    part = chain.Part(Depthwise(depthwise, torch.float32) if sizes["DEPTHWISE"] else None, block)
+    found = {name: torch.zeros_like(p) for name, p in layers.named_parameters()}
+    found |= {"input": torch.zeros_like(x), "sums": torch.zeros(2, channels, dtype=torch.double)}
+    before = {"input": x, "in_factor": factor, "in_offset": offset, "in_statistics": mean}
+    output, gradient = _separable_step(library, sizes, part, before, found)
+    normalized = x.double()
+    if sizes["DEPTHWISE"]:
+        normalized = (normalized * factor.view(-1, 1, 1) + offset.view(-1, 1, 1)).requires_grad_()
+    wanted = exact.train()(normalized.relu() if sizes["DEPTHWISE"] else normalized)
+    wanted.backward(gradient.double().permute(0, 3, 1, 2))
+    yield "the output", output.permute(0, 3, 1, 2), wanted
+    for name, p in exact.named_parameters():
+        yield f"the gradient of {name}", found[name], p.grad  # type: ignore[misc]
+    if normalized.grad is not None:
+        products = normalized.grad * (x - mean.view(-1, 1, 1))
+        yield "the gradient of the input", found["input"], normalized.grad
+        yield "its sums", found["sums"], torch.stack([each.sum((0, 2, 3)) for each in (normalized.grad, products)])
+    for (name, buffer), exact_buffer in zip(layers.named_buffers(), exact.buffers(), strict=True):
+        if "running" in name:
+            yield name, buffer, exact_buffer
+
+
+def _separable_step(
+    library: ctypes.CDLL,
+    sizes: dict[str, int],
+    part: chain.Part,
+    before: dict[str, Tensor],
+    gradients: dict[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """A step of one block of a chain, its gradients in those tensors; returns its output and that one's."""
+    (arguments,), output, kept = chain.allocated([sizes], len(before["input"]))
+    gradient = torch.randn_like(output)
+    *of_weights, in_gradient, in_sums = gradients.values()
+    names = ("grad_depthwise", "grad_weight", "grad_gamma", "grad_beta")[-len(of_weights) :]
+    mean, variance = part.block.tensors()[3:]
+    tensors = {**before, **dict(zip(names, of_weights, strict=True)), "grad_output": gradient}
+    tensors |= {"in_gradient": in_gradient, "in_sums": in_sums, "running_mean": mean, "running_variance": variance}
+    for name, tensor in tensors.items():
+        setattr(arguments, name, tensor.data_ptr())
+    kept += chain.set_weights(part, arguments, iter(part.weights()))  # as long as C reads them
+    norm = part.block.norm[0]
+    arguments.momentum, arguments.epsilon = norm.momentum, norm.eps
+    arguments.images, arguments.threads = len(output), torch.get_num_threads()
+    chain.prepared(library)
+    for function in (library.forward, library.finish, library.begin_backward, library.backward):
+        function(arguments)
+    return output, gradient
 
 
 def _block(source: str, sizes: dict[str, int]) -> Compiled:

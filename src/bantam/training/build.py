@@ -4,8 +4,8 @@ import copy
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial, wraps
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -230,10 +230,46 @@ def _note(name: str, logits: torch.Tensor) -> str:
 def build_optimizer(cfg: DictConfig, choices: Choices, model: nn.Module) -> Optimizer:
     """The optimizer of a network's parameters. Raises ValueError where it refuses its keys."""
     optimizer = build(cfg, "optimizer", choices)
+    _import_no_compiler(getattr(optimizer, "func", None))
     try:
         return optimizer(model.parameters())  # type: ignore[no-any-return]
     except Exception as error:  # a constructor that refuses its arguments may raise anything
         raise cannot_be_built("optimizer", choices, error) from error
+
+
+def _import_no_compiler(made_by: Any) -> None:
+    """Let an optimizer be made, and take steps, without torch._dynamo, which takes long to import.
+
+    Its methods ask it, when they are first called, for what keeps torch.compile out of them. Only networks are
+    compiled here, so they are the same without that. `made_by` is what the configuration calls, a class as a rule.
+    """
+    for method in (
+        Optimizer.add_param_group,
+        Optimizer.state_dict,
+        Optimizer.load_state_dict,
+        Optimizer.zero_grad,
+    ):
+        function = getattr(method, "__wrapped__", None)
+        if function is not None and not hasattr(function, "__dynamo_disable"):
+            setattr(function, "__dynamo_disable", function)  # its name would be mangled
+    own = (
+        vars(made_by).get("step")
+        if isinstance(made_by, type) and made_by.__module__.startswith("torch.optim.")
+        else None
+    )
+    if getattr(own, "__code__", None) is not None and own.__code__.co_name == "_use_grad":  # type: ignore[union-attr]
+        made_by.step = _without_graph_break(own.__wrapped__)  # type: ignore[union-attr]
+
+
+def _without_graph_break(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The step of one of PyTorch's optimizers, with gradients where it is differentiable, as PyTorch calls it."""
+
+    @wraps(step)
+    def as_pytorch(self: Optimizer, *arguments: Any, **named: Any) -> Any:
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            return step(self, *arguments, **named)
+
+    return as_pytorch
 
 
 def build_trackers(cfg: DictConfig) -> dict[str, Tracker]:

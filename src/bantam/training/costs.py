@@ -33,14 +33,9 @@ def check_budget(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer],
 
 def _count(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer], dict[str, int]]:
     """The layers and the costs of the network, which is run on the meta device where it is large."""
-
-    def network(device: str) -> nn.Module:
-        with torch.device(device):
-            return build(cfg, "model", choices)  # type: ignore[no-any-return]
-
-    model, shape = network("meta"), image_shape(cfg)
+    model, shape = _network(cfg, choices, "meta"), image_shape(cfg)
     if budget.count(model) <= budget.SMALL and math.prod(shape) <= budget.SMALL:
-        model = network("cpu")
+        model = _network(cfg, choices, "cpu")
     try:
         layers = budget.layers(model, shape)
     except Exception as error:  # a network of one's own may raise anything
@@ -52,12 +47,20 @@ def _count(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer], dict[
     return layers, budget.costs(model, layers)
 
 
+def _network(cfg: DictConfig, choices: Choices, device: str) -> nn.Module:
+    with torch.device(device):
+        return build(cfg, "model", choices)  # type: ignore[no-any-return]
+
+
 def _smaller(cfg: DictConfig, choices: Choices) -> str:
     """What makes the network smaller: its largest width within the budget, or its largest keys."""
 
     def too_wide(width: int) -> bool:
-        narrower = OmegaConf.merge(cfg, {"model": {"width": width}})
-        _, costs = _count(narrower, choices)  # type: ignore[arg-type]
+        narrower: DictConfig = OmegaConf.merge(cfg, {"model": {"width": width}})  # type: ignore[assignment]
+        if any(cfg.budget[key] is not None for key in ("multiply_adds", "activations")):
+            _, costs = _count(narrower, choices)
+        else:  # the others need no image to be computed
+            costs = budget.costs(_network(narrower, choices, "meta"), [])
         return max(budget.excess(costs, cfg.budget).values()) > 0
 
     if "width" in cfg.model:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from bantam import budget, data
 from bantam.augmentation import Augmentation
-from bantam.kernels import compiler
+from bantam.kernels import compiler, muon
 from bantam.kernels.fuse import fuse, is_fused
 from bantam.own import code
 from bantam.schedulers import Schedule
@@ -155,7 +155,7 @@ class Prepared:
         """What the loop needs of it."""
         return Training(
             model=self.model,
-            optimizer=self.optimizer,
+            optimizer=muon.in_c(self.optimizer) if self.kernels == "native" else self.optimizer,
             schedule=self.schedule,
             augmentation=self.augmentation,
             data=self.data,

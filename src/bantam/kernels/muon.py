@@ -1,0 +1,96 @@
+"""A step of Muon in C: on small matrices PyTorch's operations mostly wait for one another."""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from bantam.kernels import compiler
+from bantam.kernels.arguments import MuonArguments, MuonTensor
+from bantam.optimizers import NEWTON_SCHULZ_STEPS, Muon, orthogonal
+
+SOURCE = "muon.c"
+
+MOST_ROWS = 128
+"""Rows or columns, whichever are fewer: PyTorch multiplies larger matrices faster."""
+
+Step = Callable[[dict[str, Any], Sequence[Tensor], Sequence[Tensor]], bool]
+
+
+def in_c(optimizer: Optimizer) -> Optimizer:
+    """The same optimizer; where it is a Muon and C can be compiled, C computes its steps from now on."""
+    if type(optimizer) is Muon:
+        with suppress(compiler.Unavailable):
+            optimizer.kernel = taken(compiler.library(SOURCE, check, BFLOAT16=0))
+    return optimizer
+
+
+def taken(library: ctypes.CDLL) -> Step:
+    """A function that takes the step of a group: its tensors, which have gradients, and their momenta.
+
+    It returns False, with nothing done, where C does not compute them.
+    """
+    library.step.argtypes, library.step.restype = [ctypes.POINTER(MuonArguments)], None
+    known: dict[bool, tuple[list[int], ctypes.Array[MuonTensor], MuonArguments]] = {}
+    """What was handed over last, of matrices and of vectors: only gradients are somewhere else in every step."""
+
+    def step(group: dict[str, Any], parameters: Sequence[Tensor], momenta: Sequence[Tensor]) -> bool:
+        matrices = bool(parameters) and parameters[0].ndim > 1
+        where = [tensor.data_ptr() for tensor in (*parameters, *momenta)]
+        if matrices not in known or known[matrices][0] != where:
+            if not all(map(_fits, parameters, momenta)):
+                return False
+            known[matrices] = where, *_handed_over(parameters, momenta)
+        _, tensors, arguments = known[matrices]
+        for tensor, p in zip(tensors, parameters, strict=True):
+            grad = p.grad
+            assert grad is not None
+            usual = grad.stride() == p.stride() and grad.dtype == torch.float32
+            if not usual and not _fits(p, grad):
+                return False
+            tensor.gradient = grad.data_ptr()
+        arguments.lr, arguments.momentum, arguments.nesterov = group["lr"], group["momentum"], group["nesterov"]
+        arguments.decay = 1 - group["lr"] * group["weight_decay"]
+        library.step(arguments)
+        return True
+
+    return step
+
+
+def _handed_over(
+    parameters: Sequence[Tensor], momenta: Sequence[Tensor]
+) -> tuple["ctypes.Array[MuonTensor]", MuonArguments]:
+    tensors = (MuonTensor * len(parameters))()
+    for tensor, p, momentum in zip(tensors, parameters, momenta, strict=True):
+        tensor.weight, tensor.momentum = p.data_ptr(), momentum.data_ptr()
+        tensor.rows, tensor.columns = p.shape[0], p[0].numel()
+    steps = NEWTON_SCHULZ_STEPS if parameters and parameters[0].ndim > 1 else 0
+    return tensors, MuonArguments(tensors=tensors, count=len(parameters), steps=steps)
+
+
+def _fits(p: Tensor, other: Tensor) -> bool:
+    """Whether two tensors lie in memory alike, row by row, and are of a size that C computes."""
+    if not (p.is_cpu and other.is_cpu and p.dtype == other.dtype == torch.float32):
+        return False
+    layout = torch.channels_last if p.ndim == 4 and not p.is_contiguous() else torch.contiguous_format
+    alike = p.is_contiguous(memory_format=layout) and other.is_contiguous(memory_format=layout)
+    return alike and (p.ndim == 1 or (p.ndim > 1 and 0 < min(len(p), p[0].numel()) <= MOST_ROWS))
+
+
+def check(library: ctypes.CDLL, source: str, sizes: dict[str, int]) -> None:
+    """Raise Unavailable where a library takes other steps than PyTorch."""
+    step = taken(library)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for shape in ((5, 19), (48, 33), (16, 16), (7,)):
+            p, momentum = torch.randn(shape), torch.zeros(shape)
+            before, p.grad = p.clone(), torch.randn(shape)
+            group = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.5, "nesterov": True}
+            direction = 1.9 * p.grad
+            wanted = before * 0.95 - 0.1 * (orthogonal(direction) if p.ndim > 1 else direction)
+            if not step(group, [p], [momentum]) or not torch.allclose(p, wanted, atol=1e-3):
+                raise compiler.Unavailable(f"what this compiler makes of {source} is wrong")

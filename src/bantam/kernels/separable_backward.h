@@ -1,0 +1,224 @@
+/* The way back through a block, the rest of `separable.c`. A block gets the gradient of its batch norm's output and the
+ * sums that batch norm asks for, and leaves both for the block before it. */
+#define BORDER (KERNEL - 1)
+/* The gradient of the depthwise convolution's output lies in a frame of zeros: as wide as the input, so that the zeros
+ * at the end of a row are before the next one too. */
+enum { FRAME = (BORDER + (SIDE + BORDER) * SIDE) * CI, FRAME_START = (BORDER + BORDER * SIDE) * CI };
+enum { WEIGHTS = INPUTS * PADDED(CO), ROOM = WEIGHTS + TAPS * STEP };
+
+/* By channel: by_gradient × gradient + by_value × value + constant is the gradient of the convolution's output. With a
+ * weight of zero all results of a batch norm are equal: then all bits of `equal` are set. */
+struct coefficients { float by_gradient[PADDED(CO)], by_value[PADDED(CO)], constant[PADDED(CO)]; int32_t equal[PADDED(CO)]; };
+
+/* The last block: the gradient in front of its ReLU, and its sums. */
+void begin_backward(const struct separable_arguments *a)
+{
+    const float *restrict mean = a->statistics, *restrict factor = a->factor, *restrict offset = a->offset;
+    const float *restrict from = a->grad_output, *restrict pooled = a->pooled;
+    float *restrict to = a->gradient;
+    memset(a->sums, 0, sizeof(double) * 2 * CO);
+    for (int64_t i = 0; i < a->images; i++) {
+        float sum[CO] = {0}, products[CO] = {0};
+        for (int64_t u = i * POOLED * POOLED; u < (i + 1) * POOLED * POOLED; u++)
+            EACH_CHANNEL(c, CO) {
+                float value = pooled[u * CO + c];
+                float gradient = value * factor[c] + offset[c] > 0 ? from[u * CO + c] : 0;
+                to[u * CO + c] = gradient;
+                sum[c] += gradient;
+                products[c] += gradient * (value - mean[c]);
+            }
+        for (int c = 0; c < CO; c++) {
+            a->sums[c] += sum[c];
+            a->sums[CO + c] += products[c];
+        }
+    }
+}
+
+/* The gradients of batch norm's own weights, and the coefficients. */
+static void norm_gradient(const struct separable_arguments *a, struct coefficients *k)
+{
+    const float *mean = a->statistics, *inverse = a->statistics + CO;
+    const double n = (double)a->images * AREA, *sums = a->sums;
+    for (int c = 0; c < CO; c++) {
+        a->grad_beta[c] = (float)sums[c];
+        a->grad_gamma[c] = (float)(sums[CO + c] * inverse[c]);
+        k->by_gradient[c] = a->factor[c];
+        k->by_value[c] = (float)(-a->factor[c] * inverse[c] * inverse[c] * sums[CO + c] / n);
+        k->equal[c] = -(a->gamma[c] == 0);
+        k->constant[c] = (float)(-a->factor[c] * sums[c] / n) - k->by_value[c] * mean[c];
+    }
+}
+
+/* Add to the gradient of the depthwise weights, taps × STEP, what an image brings. */
+ALONE void depthwise_gradient(const float *restrict active, const float *restrict frame, float *restrict sums)
+{
+    for (int v = 0; v < PERIOD; v++) {
+        vector sum[TAPS];
+        UNROLLED(tap, TAPS) sum[tap] = (vector){0};
+        for (int row = 0; row < OUT; row++)
+            for (int u = v * LANES; u < OUT * CI; u += STEP) {
+                const float *from = active + row * SIDE * CI + u;
+                vector gradient = load(frame + FRAME_START + row * SIDE * CI + u);
+                UNROLLED(tap, TAPS) sum[tap] += gradient * load(from + (tap / KERNEL * SIDE + tap % KERNEL) * CI);
+            }
+        UNROLLED(tap, TAPS) {
+            float *to = sums + tap * STEP + v * LANES;
+            store(to, load(to) + sum[tap]);
+        }
+    }
+}
+
+/* The gradient of the depthwise convolution's input. */
+ALONE void input_gradient(const float *restrict frame, const float *restrict taps, float *restrict to)
+{
+    for (int v = 0; v < PERIOD; v++) {
+        vector weight[TAPS];
+        UNROLLED(tap, TAPS) weight[tap] = load(taps + tap * STEP + v * LANES);
+        for (int row = 0; row < SIDE; row++)
+            for (int u = v * LANES; u < SIDE * CI; u += STEP) {
+                const float *from = frame + FRAME_START + row * SIDE * CI + u;
+                vector sum = {0};
+                UNROLLED(tap, TAPS) sum += load(from - (tap / KERNEL * SIDE + tap % KERNEL) * CI) * weight[tap];
+                store(to + row * SIDE * CI + u, sum);
+            }
+    }
+}
+
+/* Back through ReLU of the block before: the gradient of its batch norm's output, and its sums. */
+ALONE void pass_back(const struct separable_arguments *a, const float *restrict image, const float *restrict gradient,
+                     float *restrict to, double *sums)
+{
+    float factors[STEP], offsets[STEP], means[STEP];
+    repeat(a->in_factor, 1, factors);
+    repeat(a->in_offset, 1, offsets);
+    repeat(a->in_statistics, 1, means);
+    vector sum[PERIOD] = {{0}}, products[PERIOD] = {{0}};
+    for (int row = 0; row < IN_IMAGE; row += SIDE * CI)
+        for (int v = 0; v < PERIOD; v++) {
+            const vector factor = load(factors + v * LANES), offset = load(offsets + v * LANES);
+            const vector mean = load(means + v * LANES);
+            vector row_sum = {0}, row_products = {0};
+            for (int u = row + v * LANES; u < row + SIDE * CI; u += STEP) {
+                const vector value = load(image + u);
+                const vector passed = (vector)((integers)load(gradient + u) & (value * factor + offset > 0));
+                store(to + u, passed);
+                row_sum += passed;
+                row_products += passed * (value - mean);
+            }
+            sum[v] += row_sum;
+            products[v] += row_products;
+        }
+    for (int u = 0; u < STEP; u++) {
+        sums[u % CI] += sum[u / LANES][u % LANES];
+        sums[CI + u % CI] += products[u / LANES][u % LANES];
+    }
+}
+
+/* Rows of the gradient of the convolution's output. What a max-pool took is found again: the first that is equal. */
+ALONE void norm_rows(const struct separable_arguments *a, const struct coefficients *k, int image, int row, int rows,
+                     float *restrict to)
+{
+    const float *restrict convolved = a->convolved + ((int64_t)image * OUT + row) * OUT * CO;
+    const int64_t at = ((int64_t)image * POOLED + row / POOL) * POOLED * CO;
+    const float *restrict gradient = a->gradient + at, *restrict pooled = a->pooled + at;
+    if (POOL == 1 || OUT % POOL)
+        for (int u = 0; u < rows * OUT; u++)
+            EACH_CHANNEL(c, CO)
+                to[u * CO + c] = k->by_value[c] * convolved[u * CO + c] + k->constant[c]
+                    + (POOL == 1 ? k->by_gradient[c] * gradient[u * CO + c] : 0);
+    if (POOL == 1)
+        return;
+    for (int u = 0; u < rows / POOL * POOLED; u++)
+        UNROLLED(v, VECTORS(CO)) {
+            const int first = (u / POOLED * OUT + u % POOLED) * POOL * CO;
+            const vector here = load(k->by_gradient + v * LANES) * load(gradient + u * CO + v * LANES);
+            const vector took = load(pooled + u * CO + v * LANES);
+            const integers equal = *(const integers *)(k->equal + v * LANES);
+            integers open = ~(integers){0};
+            UNROLLED(p, SQUARE) {
+                const int pixel = first + (p / POOL * OUT + p % POOL) * CO;
+                const vector value = load(convolved + pixel + v * LANES);
+                const integers taken = open & (equal | (value == took));
+                vector sum = load(k->by_value + v * LANES) * value + load(k->constant + v * LANES);
+                store_part(to + pixel, sum + (vector)((integers)here & taken), v * LANES, CO);
+                open &= ~taken;
+            }
+        }
+}
+
+ALONE void backward_product(const float *restrict x, const float *restrict packed, float *restrict y, int pixels)
+{
+    product(x, packed, y, pixels, FEW_ROWS * OUT, CO, CI);
+}
+
+ALONE void weight_gradient(const float *restrict x, const float *restrict gradient, float *restrict sums, int pixels)
+{
+    product_gradient(x, gradient, sums, pixels, INPUTS, CO);
+}
+
+/* An image: add to the gradients of the weights, and leave the gradient of its input. */
+static INLINE void image_gradient(const struct separable_arguments *a, const struct coefficients *k, int i,
+                                  const float *packed, const float *taps, float *weights, double *in_sums)
+{
+    const float *image = a->input + (int64_t)i * IN_IMAGE;
+    float active[DEPTHWISE ? SIDE * SIDE * CI : 1], frame[DEPTHWISE ? FRAME : 1];
+    if (DEPTHWISE) {
+        activate(a, image, active);
+        memset(frame, 0, sizeof frame);
+    }
+    BANDS(row, rows) {
+        float read[FEW_ROWS * OUT * INPUTS + LANES], before[FEW_ROWS * OUT * CO + LANES];
+        norm_rows(a, k, i, row, rows, before);
+        read_rows(DEPTHWISE ? active : image, taps, row, rows, read);
+        weight_gradient(read, before, weights, rows * OUT);
+        if (!DEPTHWISE)
+            continue;
+        backward_product(before, packed, read, rows * OUT);
+        for (int r = 0; r < rows; r++)
+            memcpy(frame + FRAME_START + (row + r) * SIDE * CI, read + r * OUT * CI, sizeof(float) * OUT * CI);
+    }
+    if (DEPTHWISE) {
+        float gradient[SIDE * SIDE * CI];
+        depthwise_gradient(active, frame, weights + WEIGHTS);
+        input_gradient(frame, taps, gradient);
+        pass_back(a, image, gradient, a->in_gradient + (int64_t)i * IN_IMAGE, in_sums);
+    }
+}
+
+/* From `gradient` and its sums to the gradients of all weights, and to `in_gradient` and its sums. */
+void backward(const struct separable_arguments *a)
+{
+    const int images = a->images, threads = a->threads;
+    float packed[DEPTHWISE ? CO * PADDED(CI) : 1] = {0}, taps[TAPS * STEP];
+    float *weights = calloc((size_t)threads * ROOM, sizeof(float));
+    double *in_sums = calloc((size_t)threads * 2 * CI, sizeof(double));
+    struct coefficients k;
+    norm_gradient(a, &k);
+    if (DEPTHWISE) {
+        repeat_weights(a->depthwise, taps);
+        for (int o = 0; o < CO; o++)
+            for (int c = 0; c < CI; c++)
+                packed[o * PADDED(CI) + c] = a->weight[o * CI + c];
+    }
+    IN_THREADS EACH_IMAGE(i)
+        image_gradient(a, &k, i, packed, taps, weights + (size_t)(i / SHARE) * ROOM,
+                       in_sums + (size_t)(i / SHARE) * 2 * CI);
+    for (int t = 1; t < threads; t++) {
+        for (int w = 0; w < ROOM; w++)
+            weights[w] += weights[(size_t)t * ROOM + w];
+        for (int c = 0; c < 2 * CI; c++)
+            in_sums[c] += in_sums[(size_t)t * 2 * CI + c];
+    }
+    for (int o = 0; o < CO; o++)
+        for (int in = 0; in < INPUTS; in++)
+            a->grad_weight[o * INPUTS + in] = weights[in * PADDED(CO) + o];
+    if (DEPTHWISE) {
+        memset(a->grad_depthwise, 0, sizeof(float) * CI * TAPS);
+        for (int tap = 0; tap < TAPS; tap++)
+            for (int u = 0; u < STEP; u++)
+                a->grad_depthwise[u % CI * TAPS + tap] += weights[WEIGHTS + tap * STEP + u];
+        memcpy(a->in_sums, in_sums, sizeof(double) * 2 * CI);
+    }
+    free(weights);
+    free(in_sums);
+}

@@ -1,0 +1,119 @@
+"""Separable convolutions that are one function, beside PyTorch's layers in double precision."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bantam.kernels.chain import Chain
+from bantam.kernels.fuse import fuse
+
+IMAGE = (1, 16, 16)
+
+
+def network() -> nn.Sequential:
+    """A chain of three, with a max-pool, of which one has channels that are no whole vectors."""
+    torch.manual_seed(1)
+    layers = [nn.Conv2d(1, 12, 3, bias=False), nn.BatchNorm2d(12), nn.ReLU()]
+    for inputs, outputs in ((12, 16), (16, 20)):
+        layers += [
+            nn.Conv2d(inputs, inputs, 3, groups=inputs, bias=False),
+            nn.Conv2d(inputs, outputs, 1, bias=False),
+        ]
+        layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] if inputs == 12 else []
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 10))
+    for norm in (layer for layer in model if isinstance(layer, nn.BatchNorm2d)):
+        nn.init.normal_(norm.weight)  # negative ones turn a max-pool round
+        nn.init.normal_(norm.bias)
+        with torch.no_grad():
+            norm.weight[3] = 0
+    return model.to(memory_format=torch.channels_last).train()
+
+
+def fused(model: nn.Module) -> tuple[nn.Module, Chain]:
+    found = fuse(model, IMAGE).model
+    assert found is not None
+    (chain,) = (module for module in found.modules() if isinstance(module, Chain))
+    assert len(chain.parts) == 3
+    assert chain.libraries
+    return found, chain
+
+
+def step(forward: nn.Module, model: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+    model.zero_grad()
+    logits = forward(x)
+    F.cross_entropy(logits, labels).backward()
+    return logits.detach().double(), [p.grad.double() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_chain_computes_what_its_layers_compute(threads: int) -> None:
+    torch.set_num_threads(threads)
+    model = network()
+    exact, forward = copy.deepcopy(model).double(), fused(model)[0]
+    for count in (7, 33, 5):  # the memory of a larger batch serves a smaller one
+        x, labels = torch.randn(count, *IMAGE), torch.randint(10, (count,))
+        logits, ours = step(forward, model, x, labels)
+        wanted, theirs = step(exact, exact, x.double(), labels)
+        torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-4)
+        for our, their in zip(ours, theirs, strict=True):
+            assert (our - their).abs().max() <= 1e-4 * their.abs().max()
+    for ours_, theirs_ in zip(model.buffers(), exact.buffers(), strict=True):
+        torch.testing.assert_close(ours_.double(), theirs_.double(), rtol=1e-4, atol=1e-6)
+
+
+def test_steps_repeat_to_the_bit() -> None:
+    results = []
+    for _ in range(2):
+        model = network()
+        forward, _ = fused(model)
+        torch.manual_seed(2)
+        for _ in range(3):
+            results.append(step(forward, model, torch.randn(9, *IMAGE), torch.randint(10, (9,))))
+    for (logits, gradients), (again, same) in zip(results[:3], results[3:], strict=True):
+        assert torch.equal(logits, again)
+        assert all(map(torch.equal, gradients, same))
+
+
+def test_two_forward_passes_before_a_backward_pass_keep_both_results() -> None:
+    model = network()
+    exact, (forward, chain) = copy.deepcopy(model).double(), fused(model)
+    x = torch.randn(2, 6, *IMAGE)
+    for run, images in ((forward, x), (exact, x.double())):
+        first, second = run(images[0]), run(images[1])
+        (first.square().sum() + second.sum()).backward()
+    assert not chain.busy
+    for ours, theirs in zip(model.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-3)  # type: ignore[union-attr]
+
+
+def test_its_blocks_compute_what_it_does_not() -> None:
+    model = network()
+    exact, (forward, chain) = copy.deepcopy(model).double(), fused(model)
+    x = torch.randn(6, *IMAGE, requires_grad=True)
+    assert chain.usable(x) is None
+    exact_x = x.detach().double().requires_grad_()
+    forward(x).square().sum().backward()
+    exact(exact_x).square().sum().backward()
+    torch.testing.assert_close(x.grad.double(), exact_x.grad, rtol=1e-3, atol=1e-3)  # type: ignore[union-attr]
+    assert chain.usable(x.detach()) is not None
+    assert chain.eval().usable(x.detach()) is None
+    with torch.no_grad():
+        torch.testing.assert_close(forward.eval()(x).double(), exact.eval()(exact_x), rtol=0, atol=1e-4)
+
+
+def test_a_backward_pass_of_overwritten_results_is_refused() -> None:
+    forward, _ = fused(network())
+    logits = forward(torch.randn(4, *IMAGE))
+    logits.sum().backward(retain_graph=True)
+    forward(torch.randn(4, *IMAGE))
+    with pytest.raises(RuntimeError, match="use kernels=torch"):
+        logits.sum().backward()
+
+
+def test_nan_stays_nan() -> None:
+    forward, _ = fused(network())
+    assert forward(torch.full((3, *IMAGE), float("nan"))).isnan().all()
