@@ -43,11 +43,18 @@ typedef vector in_lanes;
 #define ADD_PRODUCT(sum, value, factors) (sum) += (value) * (factors)
 #endif
 
+/* Where a product is not added by the same instruction, it takes a register too. */
+#if defined(__x86_64__) && !defined(__FMA__) && !defined(__AVX512F__)
+#define PRODUCTS 1
+#else
+#define PRODUCTS 0
+#endif
+
 /* Sums are tiles in registers, some numbers × some vectors. Beside them there must be room for the numbers or for the
  * vectors, whichever are fewer, and for one of the others: more would be stored and loaded in the innermost loop. Of many
  * vectors a tile takes a group. */
 #define FITS(numbers, vectors)                                                                                 \
-    ((numbers) * (vectors) + ((numbers) < (vectors) ? (numbers) : (vectors)) + 1 <= REGISTERS)
+    ((numbers) * (vectors) + ((numbers) < (vectors) ? (numbers) : (vectors)) + 1 + PRODUCTS <= REGISTERS)
 #define MOST(vectors)                                                                                          \
     (FITS(14, vectors)  ? 14                                                                                   \
      : FITS(10, vectors) ? 10                                                                                  \
