@@ -13,7 +13,7 @@ timed without it.
 What the blocks in C take is told part by part too (see `parts.py`), each beside its own limit: its operations
 at the rate of that product, or the bytes that it moves at the rate at which PyTorch copies memory, whichever
 takes longer. A type of number that the processor only emulates is not measured. On one thread the time is the
-processor's, which other processes hardly change, but for the parts that the profiler tells.
+processor's, without that of other processes.
 """
 
 import argparse
@@ -93,11 +93,11 @@ class Marked(Augmentation):
         return self.inner.strength(progress)
 
     def draw(self, strengths: Tensor) -> Changes:
-        Marked.begun.append(Marked.clock())
         with self.marked():
             return self.inner.draw(strengths)
 
     def apply(self, images: Tensor, changes: Changes) -> Tensor:
+        Marked.begun.append(Marked.clock())
         with self.marked():
             return self.inner.apply(images, changes)
 
@@ -191,13 +191,15 @@ def main() -> None:
             augmentation.append(Marked.seconds / arguments.steps)
             for dtype, measured in rates.items():
                 measured.append(product_rate(dtype))
+        Marked.clock, Marked.begun = time.perf_counter, []
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             steps(prepared, arguments.steps)
+    step = statistics.median(seconds)
+    profiled_step = (Marked.begun[-1] - Marked.begun[0]) / (len(Marked.begun) - 1)
     spent: Counter[str] = Counter()
     for event in profiled.events() or ():
-        spent[part(event)] += event.self_cpu_time_total / 1e6 / arguments.steps
+        spent[part(event)] += event.self_cpu_time_total / 1e6 / arguments.steps * step / profiled_step
     spent["augmentation"] = statistics.median(augmentation)
-    step = statistics.median(seconds)
     macs = [layer.multiply_adds for layer in prepared.layers if layer.multiply_adds]
     flops = 2 * (3 * sum(macs) - macs[0]) * cfg.batch_size
     limit = {dtype: statistics.median(measured) for dtype, measured in rates.items()}
@@ -210,7 +212,11 @@ def main() -> None:
     for dtype, rate in limit.items():
         share = flops / step / rate
         name = str(dtype).removeprefix("torch.")
-        console.print(f"matrix product {name}: {rate / 1e9:.1f} GFLOP/s; the step {share:.0%} of it")
+        best = flops / min(seconds) / max(rates[dtype])
+        console.print(
+            f"matrix product {name}: {rate / 1e9:.1f} GFLOP/s; the step {share:.0%} of it, "
+            f"the fastest step {best:.0%} of the fastest product"
+        )
     table = Table(box=None)
     table.add_column("part")
     table.add_column("ms a step", justify="right")
