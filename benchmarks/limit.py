@@ -9,18 +9,25 @@ gradient with respect to the images). The parts come from PyTorch's profiler ove
 training, as shares of the time that the same steps take without it; what is left is Python and
 whatever waits between operations. Augmentation, many small operations that the profiler would make look longer, is
 timed without it.
+
+What the blocks in C take is told part by part too (see `parts.py`), each beside its own limit: its operations
+at the rate of that product, or the bytes that it moves at the rate at which PyTorch copies memory, whichever
+takes longer. A type of number that the processor only emulates is not measured. On one thread the time is the
+processor's, without that of other processes.
 """
 
 import argparse
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
+import parts
 import torch
 from hydra import compose, initialize_config_dir
 from rich.console import Console
@@ -31,6 +38,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from bantam import config
 from bantam.augmentation import Augmentation, Changes
+from bantam.kernels import compiler
 from bantam.training.loop import train
 from bantam.training.setup import Prepared, RunInfo, prepare
 
@@ -67,16 +75,19 @@ class Marked(Augmentation):
 
     seconds: ClassVar[float] = 0.0
     """Of all calls so far."""
+    begun: ClassVar[list[float]] = []
+    """When each step began."""
+    clock: ClassVar[Callable[[], float]] = time.perf_counter
 
     def __init__(self, inner: Augmentation) -> None:
         self.inner = inner
 
     @contextmanager
     def marked(self) -> Iterator[None]:
-        start = time.perf_counter()
+        start = Marked.clock()
         with record_function("augmentation"):
             yield
-        Marked.seconds += time.perf_counter() - start
+        Marked.seconds += Marked.clock() - start
 
     def strength(self, progress: float) -> float:
         return self.inner.strength(progress)
@@ -86,6 +97,7 @@ class Marked(Augmentation):
             return self.inner.draw(strengths)
 
     def apply(self, images: Tensor, changes: Changes) -> Tensor:
+        Marked.begun.append(Marked.clock())
         with self.marked():
             return self.inner.apply(images, changes)
 
@@ -95,9 +107,9 @@ def product_rate(dtype: torch.dtype, size: int = 1024) -> float:
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     seconds = []
     for _ in range(35):
-        start = time.perf_counter()
+        start = Marked.clock()
         torch.mm(a, b)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(Marked.clock() - start)
     return 2 * size**3 / statistics.median(seconds[5:])
 
 
@@ -130,6 +142,27 @@ def part(event: FunctionEvent | None) -> str:
     return found
 
 
+def blocks(prepared: Prepared, operations_a_second: float) -> Table:
+    """The parts of the blocks in C, each beside its limit."""
+    bytes_a_second = parts.copy_rate()
+    title = f"\nin the blocks, one thread; memory is copied at {bytes_a_second / 1e9:.0f} GB/s"
+    table = Table(box=None, title=title)
+    for column in ("part", "ms a step", "GFLOP/s", "GB/s", "limit, ms", "by", "of it, %"):
+        table.add_column(column, justify="left" if column in ("part", "by") else "right")
+    for name, found in parts.measure(prepared.training_model, prepared.cfg.batch_size).items():
+        least = found.limit(operations_a_second, bytes_a_second)
+        by_memory = found.bytes / bytes_a_second > found.operations / operations_a_second
+        rates = [amount / max(found.seconds, 1e-9) / 1e9 for amount in (found.operations, found.bytes)]
+        table.add_row(
+            name,
+            f"{1000 * found.seconds:.2f}",
+            *(f"{rate:.1f}" if rate else "" for rate in rates),
+            *((f"{1000 * least:.2f}", "memory" if by_memory else "arithmetic") if least else ("", "")),
+            f"{100 * least / found.seconds:.0f}" if least and found.seconds else "",
+        )
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60, help="steps in a measurement")
@@ -137,6 +170,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads")
     parser.add_argument("overrides", nargs="*", help="overrides of the configuration, such as precision=float32")
     arguments = parser.parse_args()
+    if arguments.threads == 1:
+        Marked.clock = time.process_time
     config.register()
     with initialize_config_dir(str(Path(__file__).resolve().parent.parent / "conf")):
         cfg = compose("config", [f"threads={arguments.threads}", *arguments.overrides])
@@ -144,22 +179,27 @@ def main() -> None:
     prepared = prepare(cfg, RunInfo(Path("none"), dict.fromkeys(groups, "that"), 1, None))
     console = Console()
     with console.status("measuring"):
-        rates: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+        # Emulated, a product takes minutes.
+        dtypes = {torch.float32, prepared.precision, torch.bfloat16 if compiler.bfloat16() else torch.float32}
+        rates: dict[torch.dtype, list[float]] = {dtype: [] for dtype in dtypes}
         seconds, augmentation = [], []
         steps(prepared, 20)
         for _ in range(arguments.repeats):
-            Marked.seconds = 0.0
-            seconds.append(steps(prepared, arguments.steps) / arguments.steps)
+            Marked.seconds, Marked.begun = 0.0, []
+            steps(prepared, arguments.steps)
+            seconds += [after - before for before, after in pairwise(Marked.begun)]
             augmentation.append(Marked.seconds / arguments.steps)
             for dtype, measured in rates.items():
                 measured.append(product_rate(dtype))
+        Marked.clock, Marked.begun = time.perf_counter, []
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             steps(prepared, arguments.steps)
+    step = statistics.median(seconds)
+    profiled_step = (Marked.begun[-1] - Marked.begun[0]) / (len(Marked.begun) - 1)
     spent: Counter[str] = Counter()
     for event in profiled.events() or ():
-        spent[part(event)] += event.self_cpu_time_total / 1e6 / arguments.steps
+        spent[part(event)] += event.self_cpu_time_total / 1e6 / arguments.steps * step / profiled_step
     spent["augmentation"] = statistics.median(augmentation)
-    step = statistics.median(seconds)
     macs = [layer.multiply_adds for layer in prepared.layers if layer.multiply_adds]
     flops = 2 * (3 * sum(macs) - macs[0]) * cfg.batch_size
     limit = {dtype: statistics.median(measured) for dtype, measured in rates.items()}
@@ -172,7 +212,11 @@ def main() -> None:
     for dtype, rate in limit.items():
         share = flops / step / rate
         name = str(dtype).removeprefix("torch.")
-        console.print(f"matrix product {name}: {rate / 1e9:.1f} GFLOP/s; the step {share:.0%} of it")
+        best = flops / min(seconds) / max(rates[dtype])
+        console.print(
+            f"matrix product {name}: {rate / 1e9:.1f} GFLOP/s; the step {share:.0%} of it, "
+            f"the fastest step {best:.0%} of the fastest product"
+        )
     table = Table(box=None)
     table.add_column("part")
     table.add_column("ms a step", justify="right")
@@ -182,6 +226,8 @@ def main() -> None:
     rest = step - sum(spent.values())
     table.add_row("Python and the rest", f"{1000 * rest:.2f}", f"{100 * rest / step:.1f}")
     console.print(table)
+    if prepared.kernels == "native":
+        console.print(blocks(prepared, limit[prepared.precision]))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ struct block_arguments {
     const element *grad_output;               /* like the output */
     element *grad_input;                      /* like the input; null where nobody asks for it */
     float *grad_weight, *grad_gamma, *grad_beta;
-    element *grad_normalized;                 /* like `convolved`: room that a block without pooling needs */
     uint64_t dropout_seed;
     uint32_t dropout_limit;                   /* so many of 65,536 elements are dropped */
     float dropout_scale;                      /* what the others are multiplied by */

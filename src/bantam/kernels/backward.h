@@ -6,51 +6,49 @@ enum { WEIGHTS = TAPS * GRADIENT_INPUTS * PADDED(CO) };
  * gradient behind it and the value in front of it by_gradient × gradient + by_value × value + constant. */
 struct coefficients { float factor[CO], offset[CO], by_gradient[CO], by_value[CO], constant[CO]; };
 
-/* The gradient of batch norm's output is changed by dropout and by a ReLU that comes last. Without pooling it is kept
- * after that, but for `dropout_scale`, where the gradient of the block's output is not it already. */
-static inline int is_changed(const struct block_arguments *a)
+/* One row of the gradient of the block's output as floats, without what dropout drops, but for `dropout_scale`: drawing
+ * its numbers once more takes less time than keeping the gradient. */
+static inline const float *gradient_row(const struct block_arguments *a, int i, int row, float *restrict buffer)
 {
-    return POOL == 1 && (a->dropout_limit || !RELU_FIRST);
+    const float *gradients = floats_of(a->grad_output + ((int64_t)i * POOLED + row) * POOLED * CO, POOLED * CO, buffer);
+    if (POOL > 1 || !a->dropout_limit)
+        return gradients;
+    if (!BFLOAT16)
+        memcpy(buffer, gradients, sizeof(float) * POOLED * CO);
+    drop(buffer, a->dropout_seed, i, row, a->dropout_limit);
+    return buffer;
 }
 
 /* One row of the output: add each channel's gradients, and their products with the deviations from the mean. */
 static inline void sum_row(const struct block_arguments *a, const struct coefficients *k, int i, int row, double *sums)
 {
-    const float *restrict mean = a->statistics, *restrict factor = k->factor, *restrict offset = k->offset;
-    const int32_t *restrict argmax = a->argmax;
-    int64_t to = ((int64_t)i * POOLED + row) * POOLED * CO;
-    float sum[CO] = {0}, products[CO] = {0}, buffer[POOLED * CO];
-    float *gradients = is_changed(a) ? row_buffer(a->grad_normalized + to, buffer) : buffer;
-    const element *restrict grad_output = a->grad_output;
-    for (int u = 0; u < POOLED * CO; u++)
-        gradients[u] = as_float(grad_output[to + u]);
-    if (POOL == 1 && a->dropout_limit)
-        drop(gradients, a->dropout_seed, i, row, a->dropout_limit);
-    float converted[POOL * OUT * CO];
+    const int64_t to = ((int64_t)i * POOLED + row) * POOLED * CO;
+    float buffer[POOLED * CO], converted[POOL * OUT * CO];
+    const float *gradients = gradient_row(a, i, row, buffer);
     const element *rows = a->convolved + ((int64_t)i * OUT + row * POOL) * OUT * CO;
     const float *convolved = floats_of(rows, POOL * OUT * CO, converted);
-    for (int u = 0; u < POOLED; u++) {
-        float value[CO] = {0}; /* what the gradient is of */
-        for (int p = 0; p < SQUARE; p++) {
-            const float *pixel = convolved + (p / POOL * OUT + u * POOL + p % POOL) * CO;
-            EACH_CHANNEL(c) value[c] = POOL == 1 || argmax[to + u * CO + c] == p ? pixel[c] : value[c];
+    channels sum[CHANNEL_VECTORS] = {{0}}, products[CHANNEL_VECTORS] = {{0}};
+    for (int u = 0; u < POOLED; u++)
+        EACH_VECTOR(v) {
+            channels gradient = GIVEN_CHANNELS(gradients + u * CO, v);
+            channels value = GIVEN_CHANNELS(convolved + u * POOL * CO, v); /* what the gradient is of */
+            if (POOL > 1) {
+                numbers index = *(const numbers *)(a->argmax + to + u * CO + FIRST(v));
+                for (int p = 1; p < SQUARE; p++) {
+                    const float *pixel = convolved + (p / POOL * OUT + u * POOL + p % POOL) * CO;
+                    value = WHERE(index == p, GIVEN_CHANNELS(pixel, v), value);
+                }
+                gradient = ONLY_WHERE(index < SQUARE, gradient);
+            }
+            if (!RELU_FIRST) {
+                channels normalized = value * GIVEN_CHANNELS(k->factor, v) + GIVEN_CHANNELS(k->offset, v);
+                gradient = ONLY_WHERE(normalized > (channels){0}, gradient);
+            }
+            sum[v] += gradient;
+            products[v] += gradient * (value - GIVEN_CHANNELS(a->statistics, v));
         }
-        EACH_CHANNEL(c) {
-            int kept = POOL == 1 || argmax[to + u * CO + c] < SQUARE;
-            kept = kept && (RELU_FIRST || value[c] * factor[c] + offset[c] > 0);
-            float gradient = kept ? gradients[u * CO + c] : 0;
-            sum[c] += gradient;
-            products[c] += gradient * (value[c] - mean[c]);
-            if (POOL == 1)
-                gradients[u * CO + c] = gradient;
-        }
-    }
-    if (is_changed(a))
-        store_row(gradients, a->grad_normalized + to, OUT * CO);
-    for (int c = 0; c < CO; c++) {
-        sums[c] += sum[c];
-        sums[CO + c] += products[c];
-    }
+    add_channels(sums, sum);
+    add_channels(sums + CO, products);
 }
 
 /* The gradients of batch norm's own weights, and the coefficients, from the sums over all images. */
@@ -71,29 +69,27 @@ static inline void norm_gradient(const struct block_arguments *a, const double *
 static inline void frame_row(const struct block_arguments *a, const struct coefficients *k, int i, int row,
                              element *to)
 {
-    const element *restrict before = is_changed(a) ? a->grad_normalized : a->grad_output;
-    const int32_t *restrict argmax = a->argmax;
-    const float *restrict factor = k->factor, *restrict offset = k->offset;
-    const float *restrict by_gradient = k->by_gradient, *restrict by_value = k->by_value;
-    const float *restrict constant = k->constant;
     float buffer[OUT * CO], converted[OUT * CO], converted_gradients[OUT * CO], *values = row_buffer(to, buffer);
     const float *convolved = floats_of(a->convolved + ((int64_t)i * OUT + row) * OUT * CO, OUT * CO, converted);
     const int pooled_row = row / POOL < POOLED ? row / POOL : 0;
     const int64_t start = ((int64_t)i * POOLED + pooled_row) * POOLED * CO;
-    const float *gradients = floats_of(before + start, POOLED * CO, converted_gradients);
+    const float *gradients = gradient_row(a, i, pooled_row, converted_gradients);
     for (int u = 0; u < OUT; u++) {
         const int inside = row < POOLED * POOL && u < POOLED * POOL;
-        const int p = inside ? row % POOL * POOL + u % POOL : -1;
-        const int64_t from = inside ? start + u / POOL * CO : 0;
-        const float *pixel = convolved + u * CO, *gradient_here = gradients + (inside ? u / POOL * CO : 0);
-        EACH_CHANNEL(c) {
-            float value = pixel[c], gradient = gradient_here[c];
+        const int p = inside ? row % POOL * POOL + u % POOL : -1, pooled = inside ? u / POOL * CO : 0;
+        EACH_VECTOR(v) {
+            channels value = GIVEN_CHANNELS(convolved + u * CO, v), gradient = GIVEN_CHANNELS(gradients + pooled, v);
             if (POOL > 1) {
-                int kept = argmax[from + c] == p && (RELU_FIRST || value * factor[c] + offset[c] > 0);
-                gradient = kept ? gradient : 0;
+                numbers index = *(const numbers *)(a->argmax + start + pooled + FIRST(v));
+                gradient = ONLY_WHERE(index == p, gradient);
             }
-            float sum = by_gradient[c] * gradient + by_value[c] * value + constant[c];
-            values[u * CO + c] = RELU_FIRST && !(value > 0) ? 0 : sum;
+            if (!RELU_FIRST) {
+                channels normalized = value * GIVEN_CHANNELS(k->factor, v) + GIVEN_CHANNELS(k->offset, v);
+                gradient = ONLY_WHERE(normalized > (channels){0}, gradient);
+            }
+            channels sum = GIVEN_CHANNELS(k->by_value, v) * value + GIVEN_CHANNELS(k->by_gradient, v) * gradient
+                + GIVEN_CHANNELS(k->constant, v);
+            CHANNELS_AT(values + u * CO, v) = RELU_FIRST ? ONLY_WHERE(value > (channels){0}, sum) : sum;
         }
     }
     store_row(values, to, OUT * CO);
@@ -105,10 +101,11 @@ static inline void convolution_gradient(const struct block_arguments *a, const s
 {
     const int images = a->images, threads = a->threads;
     IN_THREADS {
+        /* Every image writes all of the frame but its zeros. */
+        element frame[(FRAME_START + SIDE * SIDE) * CO + FRAME_END], copy[COPY];
+        memset(frame, 0, sizeof frame);
         begin_products();
         EACH_IMAGE(i) {
-            element frame[(FRAME_START + SIDE * SIDE) * CO + FRAME_END], copy[COPY];
-            memset(frame, 0, sizeof frame);
             for (int row = 0; row < OUT; row++)
                 frame_row(a, k, i, row, frame + (FRAME_START + row * SIDE) * CO);
             const element *image = readable_image(a->input, i, images, copy);

@@ -24,6 +24,7 @@
 /* The gradient of an output lies in a frame of zeros: as wide as the input, so that the zeros at the end of a row
  * are before the next one too, with so many pixels before the first row. */
 #define FRAME_START (BORDER * SIDE + BORDER)
+#include "channels.h"
 #if BFLOAT16
 #include "pairs.h"
 #endif
@@ -45,11 +46,6 @@ static inline const element *readable_image(const element *input, int i, int ima
     memset(copy + SIDE * SIDE * CI, 0, sizeof(element) * (COPY - SIDE * SIDE * CI));
     return copy;
 }
-/* NaN must stay NaN, so that a training that diverges is detected. */
-#define RELU(x) ((x) < 0 ? 0 : (x))
-/* The channels of one pixel at once: left alone, compilers would rather take many pixels and gather. */
-#define EACH_CHANNEL(c) _Pragma("omp simd") for (int c = 0; c < CO; c++)
-
 /* Dropout: set numbers of a row of an image to zero with probability `limit` / 65536, the same ones for the same
  * `seed`: to the negative zero, which nothing else brings about. 32 random bits serve two numbers: a counter, mixed as
  * MurmurHash3 ends (A. Appleby), with a key in between. */
@@ -70,33 +66,24 @@ static inline void drop(float *restrict values, uint64_t seed, int image, int ro
     }
 }
 
-static INLINE int dropped(float x)
-{
-    union { float number; uint32_t bits; } value = {.number = x};
-    return value.bits == 0x80000000;
-}
-
 /* The maximum of each square of POOL rows, and in `argmax` its place within the square: the first of equals, and
  * none, SQUARE, where it was dropped. */
 static inline void max_pool(const float *restrict rows, float *restrict output, int32_t *restrict argmax)
 {
-    for (int u = 0; u < POOLED; u++) {
-        float maximum[CO];
-        int32_t index[CO] = {0};
-        memcpy(maximum, rows + u * POOL * CO, sizeof maximum);
-        for (int p = 1; p < SQUARE; p++) {
-            const float *pixel = rows + (p / POOL * OUT + u * POOL + p % POOL) * CO;
-            EACH_CHANNEL(c) {
-                int greater = pixel[c] > maximum[c] || pixel[c] != pixel[c];
-                maximum[c] = greater ? pixel[c] : maximum[c];
-                index[c] = greater ? p : index[c];
+    for (int u = 0; u < POOLED; u++)
+        EACH_VECTOR(v) {
+            channels maximum = GIVEN_CHANNELS(rows + u * POOL * CO, v);
+            numbers index = {0};
+            for (int p = 1; p < SQUARE; p++) {
+                channels value = GIVEN_CHANNELS(rows + (p / POOL * OUT + u * POOL + p % POOL) * CO, v);
+                numbers greater = (value > maximum) | (value != value);
+                maximum = WHERE(greater, value, maximum);
+                index = (greater & p) | (~greater & index);
             }
+            numbers dropped = (numbers)maximum == INT32_MIN; /* the bits of the negative zero */
+            CHANNELS_AT(output + u * CO, v) = maximum;
+            *(numbers *)(argmax + u * CO + FIRST(v)) = (dropped & SQUARE) | (~dropped & index);
         }
-        EACH_CHANNEL(c) {
-            output[u * CO + c] = maximum[c];
-            argmax[u * CO + c] = dropped(maximum[c]) ? SQUARE : index[c];
-        }
-    }
 }
 
 /* A thread has so many images, one after another, and `i / SHARE` is its number. */
@@ -137,20 +124,19 @@ static inline void convolve_images(const struct block_arguments *a, const elemen
                     convolve(image, packed, row, result);
                 const float *from = result + row % ROWS * RESULT_WIDTH * RESULT_CHANNELS;
                 element *to = convolved + ((int64_t)i * OUT + row) * OUT * CO;
-                float sum[CO] = {0}, squares[CO] = {0}, *values = row_buffer(to, buffer);
+                float *values = row_buffer(to, buffer);
+                channels sum[CHANNEL_VECTORS] = {{0}}, squares[CHANNEL_VECTORS] = {{0}};
                 for (int u = 0; u < OUT; u++)
-                    EACH_CHANNEL(c) {
-                        float value = from[u * RESULT_CHANNELS + c];
-                        value = RELU_FIRST ? RELU(value) : value;
-                        values[u * CO + c] = value;
-                        sum[c] += value;
-                        squares[c] += value * value;
+                    EACH_VECTOR(v) {
+                        channels value = GIVEN_CHANNELS(from + u * RESULT_CHANNELS, v);
+                        value = RELU_FIRST ? relu(value) : value;
+                        CHANNELS_AT(values + u * CO, v) = value;
+                        sum[v] += value;
+                        squares[v] += value * value;
                     }
                 store_row(values, to, OUT * CO);
-                for (int c = 0; c < CO; c++) {
-                    sums[c] += sum[c];
-                    sums[CO + c] += squares[c];
-                }
+                add_channels(sums, sum);
+                add_channels(sums + CO, squares);
             }
         }
         end_products();
@@ -206,9 +192,10 @@ static inline void finish_images(const struct block_arguments *a, const float *f
                 const element *row = convolved + ((int64_t)i * OUT + top * POOL + r) * OUT * CO;
                 const float *from = floats_of(row, OUT * CO, converted);
                 for (int u = 0; u < OUT; u++)
-                    EACH_CHANNEL(c) {
-                        float value = from[u * CO + c] * factor[c] + offset[c];
-                        rows[(r * OUT + u) * CO + c] = RELU_FIRST ? value : RELU(value);
+                    EACH_VECTOR(v) {
+                        channels value = GIVEN_CHANNELS(from + u * CO, v);
+                        value = value * GIVEN_CHANNELS(factor, v) + GIVEN_CHANNELS(offset, v);
+                        CHANNELS_AT(rows + (r * OUT + u) * CO, v) = RELU_FIRST ? value : relu(value);
                     }
                 if (limit)
                     drop(rows + r * OUT * CO, a->dropout_seed, i, top * POOL + r, limit);
@@ -260,10 +247,11 @@ void score(const struct block_arguments *a)
                     convolve(image, packed, row, result);
                 const float *from = result + row % ROWS * RESULT_WIDTH * RESULT_CHANNELS;
                 for (int u = 0; u < OUT; u++)
-                    EACH_CHANNEL(c) {
-                        float value = from[u * RESULT_CHANNELS + c];
-                        value = (RELU_FIRST ? RELU(value) : value) * factor[c] + offset[c];
-                        rows[(row % POOL * OUT + u) * CO + c] = RELU_FIRST ? value : RELU(value);
+                    EACH_VECTOR(v) {
+                        channels value = GIVEN_CHANNELS(from + u * RESULT_CHANNELS, v);
+                        value = RELU_FIRST ? relu(value) : value;
+                        value = value * GIVEN_CHANNELS(factor, v) + GIVEN_CHANNELS(offset, v);
+                        CHANNELS_AT(rows + (row % POOL * OUT + u) * CO, v) = RELU_FIRST ? value : relu(value);
                     }
                 if (row % POOL == POOL - 1) {
                     element *to = output + ((int64_t)i * POOLED + row / POOL) * POOLED * CO;

@@ -258,9 +258,6 @@ class _Block(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_input = block.buffer("grad_input", images, inputs, side, ctx.fresh_gradient)
             arguments.grad_input = grad_input.data_ptr()
-        if block.pool == 1:
-            normalized = block.buffer("grad_normalized", images, block.outputs, convolved.shape[-1])
-            arguments.grad_normalized = normalized.data_ptr()
         grad_gamma, grad_beta = torch.empty_like(gamma), torch.empty_like(beta)
         grad_weight = torch.empty_like(weight, memory_format=torch.channels_last)
         arguments.dropout_seed, arguments.dropout_limit, arguments.dropout_scale = ctx.dropout

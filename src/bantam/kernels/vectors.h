@@ -8,36 +8,90 @@
 #else
 #define NUMBERS 1
 #endif
-#if defined(__AVX512F__)
-#define LANES 16
-#define REGISTERS 28
-#elif defined(__AVX__)
-#define LANES 8
-#define REGISTERS 10 /* gcc 12 spills two of twelve */
-#else
-#define LANES 4
-#define REGISTERS 24
-#endif
 /* gcc's optimisation across functions makes a convolution slower where it knows that `first` and `last` are constants. */
 #if defined(__clang__)
 #define ALONE static __attribute__((noinline))
 #else
 #define ALONE static __attribute__((noipa))
 #endif
+/* A factor of several products stays in its register: gcc would load it from memory for each of them. */
+#if defined(__AVX512F__)
+#define IN_REGISTER(value) __asm__("" : "+v"(value))
+#elif defined(__x86_64__)
+#define IN_REGISTER(value) __asm__("" : "+x"(value))
+#else
+#define IN_REGISTER(value) (void)(value)
+#endif
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
 #define VECTORS(channels) (((channels) + LANES - 1) / LANES)
-/* Sums stay in registers only where all loops over them are unrolled. */
-#define UNROLLED(i, count) _Pragma("GCC unroll 32") for (int i = 0; i < (count); i++)
 #define AT_LEAST_1(count) ((count) > 0 ? (count) : 1)
 #define STEPS(channels) ((KERNEL * (channels) + NUMBERS - 1) / NUMBERS)
 
-/* sum += the NUMBERS at `from`, the same for every lane, times `factors`. */
+/* The NUMBERS at `from`, the same for every lane, and sum += these times factors. */
 #if BFLOAT16
 typedef uint32_t one_pair __attribute__((aligned(2), may_alias));
-#define ADD_PRODUCT(sum, from, factors) ADD_PAIRS(sum, from, factors)
+typedef const element *in_lanes;
+#define IN_EVERY_LANE(value, from) (value) = (from)
+#define ADD_PRODUCT(sum, value, factors) ADD_PAIRS(sum, value, factors)
 #else
-#define ADD_PRODUCT(sum, from, factors) (sum) += *(from) * (factors)
+typedef vector in_lanes;
+#define IN_EVERY_LANE(value, from)                                                                             \
+    do {                                                                                                       \
+        (value) = *(from) - (vector){0};                                                                       \
+        IN_REGISTER(value);                                                                                    \
+    } while (0)
+#define ADD_PRODUCT(sum, value, factors) (sum) += (value) * (factors)
 #endif
+
+/* Where a product is not added by the same instruction, it takes a register too. */
+#if defined(__x86_64__) && !defined(__FMA__) && !defined(__AVX512F__)
+#define PRODUCTS 1
+#else
+#define PRODUCTS 0
+#endif
+
+/* Sums are tiles in registers, some numbers × some vectors. Beside them there must be room for the numbers or for the
+ * vectors, whichever are fewer, and for one of the others: more would be stored and loaded in the innermost loop. Of many
+ * vectors a tile takes a group. */
+#define FITS(numbers, vectors)                                                                                 \
+    ((numbers) * (vectors) + ((numbers) < (vectors) ? (numbers) : (vectors)) + 1 + PRODUCTS <= REGISTERS)
+#define MOST(vectors)                                                                                          \
+    (FITS(14, vectors)  ? 14                                                                                   \
+     : FITS(10, vectors) ? 10                                                                                  \
+     : FITS(7, vectors)  ? 7                                                                                   \
+     : FITS(6, vectors)  ? 6                                                                                   \
+     : FITS(5, vectors)  ? 5                                                                                   \
+     : FITS(4, vectors)  ? 4                                                                                   \
+     : FITS(3, vectors)  ? 3                                                                                   \
+     : FITS(2, vectors)  ? 2                                                                                   \
+                         : 1)
+#define IN_ONE(vectors) ((vectors) == 1 || FITS(2, vectors))
+#define GROUPS(vectors) (IN_ONE(vectors) ? 1 : ((vectors) + 3) / 4)
+#define GROUP(vectors) (((vectors) + GROUPS(vectors) - 1) / GROUPS(vectors))
+
+/* sum[u][v] += the numbers at VALUE(u) × the factors at `factors` + v vectors, for u < SOME where WANTED(u). */
+#define ADD_TILE(sum, SOME, SEVERAL, factors, VALUE, WANTED)                                                   \
+    if ((int)(SEVERAL) <= (int)(SOME)) {                                                                       \
+        vector factor[SEVERAL];                                                                                \
+        UNROLLED(v, SEVERAL) {                                                                                 \
+            factor[v] = *(const vector *)((const float *)(factors) + v * LANES);                               \
+            IN_REGISTER(factor[v]);                                                                            \
+        }                                                                                                      \
+        UNROLLED(u, SOME)                                                                                      \
+            if (WANTED(u)) {                                                                                   \
+                in_lanes value;                                                                                \
+                IN_EVERY_LANE(value, VALUE(u));                                                                \
+                UNROLLED(v, SEVERAL) ADD_PRODUCT(sum[u][v], value, factor[v]);                                 \
+            }                                                                                                  \
+    } else {                                                                                                   \
+        in_lanes each[SOME];                                                                                   \
+        UNROLLED(u, SOME) if (WANTED(u)) IN_EVERY_LANE(each[u], VALUE(u));                                     \
+        UNROLLED(v, SEVERAL) {                                                                                 \
+            vector factor = *(const vector *)((const float *)(factors) + v * LANES);                           \
+            IN_REGISTER(factor);                                                                               \
+            UNROLLED(u, SOME) if (WANTED(u)) ADD_PRODUCT(sum[u][v], each[u], factor);                           \
+        }                                                                                                      \
+    }
 
 /* `convolve` brings so many rows at a time, as wide as they are in the output, their channels side by side. */
 enum { ROWS = 1, RESULT_WIDTH = OUT, RESULT_CHANNELS = CO, RESULT = OUT * CO };
@@ -49,37 +103,60 @@ enum { GRADIENT_INPUTS = CI };
     ((((row)*STEPS(IN) + ((column) * (IN) + (in)) / NUMBERS) * PADDED(OUTPUTS) + (out)) * NUMBERS              \
      + ((column) * (IN) + (in)) % NUMBERS)
 
-/* Convolve IN channels to OUTPUTS, with the kernel's rows from `first` to before `last`: results of a row, TILE
- * neighbours at a time, stay in registers. The last tile of a row overlaps the one before where the row is no
- * multiple of it. */
-#define DEFINE_CONVOLUTION(NAME, IN, OUTPUTS, RESULTS)                                                         \
-    enum { NAME##_fit = AT_LEAST_1(REGISTERS / VECTORS(OUTPUTS)) };                                            \
-    enum { NAME##_most = NAME##_fit < 14 ? NAME##_fit : 14 };                                                  \
-    enum { NAME##_tiles = (RESULTS + NAME##_most - 1) / NAME##_most };                                         \
-    enum { NAME##_tile = (RESULTS + NAME##_tiles - 1) / NAME##_tiles };                                        \
+/* A tile of the convolution of IN channels to OUTPUTS: WIDE neighbours, and of their channels the first SEVERAL vectors,
+ * with the kernel's rows from `first` to before `last`. */
+#define DEFINE_TILE(NAME, IN, OUTPUTS, WIDE, SEVERAL)                                                          \
     ALONE void NAME(const element *restrict x, const element *restrict w, float *restrict y, int first,        \
                     int last)                                                                                  \
     {                                                                                                          \
-        for (int part = 0; part < NAME##_tiles; part++) {                                                      \
-            int at = part * NAME##_tile;                                                                       \
-            if (at > RESULTS - NAME##_tile)                                                                    \
-                at = RESULTS - NAME##_tile;                                                                    \
-            vector sum[NAME##_tile][VECTORS(OUTPUTS)];                                                         \
-            UNROLLED(u, NAME##_tile) UNROLLED(v, VECTORS(OUTPUTS)) sum[u][v] = (vector){0};                    \
-            for (int kh = first; kh < last; kh++) {                                                            \
-                const element *from = x + (kh * SIDE + at) * (IN);                                             \
-                const element *row = w + kh * STEPS(IN) * PADDED(OUTPUTS) * NUMBERS;                           \
-                for (int step = 0; step < STEPS(IN); step++)                                                   \
-                    UNROLLED(v, VECTORS(OUTPUTS)) {                                                            \
-                        vector weight = *(const vector *)(row + (step * PADDED(OUTPUTS) + v * LANES) * NUMBERS);\
-                        UNROLLED(u, NAME##_tile)                                                               \
-                            ADD_PRODUCT(sum[u][v], from + u * (IN) + step * NUMBERS, weight);                  \
-                    }                                                                                          \
+        enum { INPUTS = IN };                                                                                  \
+        vector sum[WIDE][SEVERAL];                                                                             \
+        UNROLLED(u, WIDE) UNROLLED(v, SEVERAL) sum[u][v] = (vector){0};                                        \
+        for (int kh = first; kh < last; kh++) {                                                                \
+            const element *from = x + kh * SIDE * (IN), *row = w + kh * STEPS(IN) * PADDED(OUTPUTS) * NUMBERS; \
+            for (int step = 0; step < STEPS(IN); step++) {                                                     \
+                const element *values = from + step * NUMBERS;                                                 \
+                ADD_TILE(sum, WIDE, SEVERAL, row + step * PADDED(OUTPUTS) * NUMBERS, NEIGHBOUR, ALWAYS)        \
             }                                                                                                  \
-            UNROLLED(u, NAME##_tile)                                                                           \
-                UNROLLED(v, VECTORS(OUTPUTS))                                                                  \
-                    memcpy(y + (at + u) * (OUTPUTS) + v * LANES, &sum[u][v],                                   \
-                           4 * ((OUTPUTS) - v * LANES < LANES ? (OUTPUTS) - v * LANES : LANES));               \
+        }                                                                                                      \
+        UNROLLED(u, WIDE)                                                                                      \
+            UNROLLED(v, SEVERAL) {                                                                             \
+                float *to = y + u * (OUTPUTS) + v * LANES;                                                     \
+                const int left = (v + 1) * LANES > (OUTPUTS) ? ((WIDE)-u) * (OUTPUTS)-v * LANES : LANES;       \
+                if (left >= LANES)                                                                             \
+                    *(vector *)to = sum[u][v];                                                                 \
+                else {                                                                                         \
+                    vector result = sum[u][v];                                                                 \
+                    memcpy(to, &result, 4 * AT_LEAST_1(left));                                                 \
+                }                                                                                              \
+            }                                                                                                  \
+    }
+#define NEIGHBOUR(u) (values + (u) * INPUTS)
+#define ALWAYS(u) 1
+
+/* A row of RESULTS neighbours: as few tiles as possible, the first ones wider than the others by one. The last group of
+ * channels overlaps the one before where they are no multiple of it. */
+#define DEFINE_CONVOLUTION(NAME, IN, OUTPUTS, RESULTS)                                                         \
+    enum { NAME##_group = GROUP(VECTORS(OUTPUTS)), NAME##_most = MOST(NAME##_group) };                         \
+    enum { NAME##_tiles = (RESULTS + NAME##_most - 1) / NAME##_most };                                         \
+    enum { NAME##_wide = (RESULTS + NAME##_tiles - 1) / NAME##_tiles, NAME##_narrow = NAME##_wide - 1 };       \
+    enum { NAME##_wide_tiles = RESULTS - NAME##_tiles * NAME##_narrow };                                       \
+    DEFINE_TILE(NAME##_wide_tile, IN, OUTPUTS, NAME##_wide, NAME##_group)                                      \
+    DEFINE_TILE(NAME##_narrow_tile, IN, OUTPUTS, AT_LEAST_1(NAME##_narrow), NAME##_group)                      \
+    static inline void NAME(const element *restrict x, const element *restrict w, float *restrict y,           \
+                            int first, int last)                                                               \
+    {                                                                                                          \
+        for (int group = 0; group < GROUPS(VECTORS(OUTPUTS)); group++) {                                       \
+            int channel = group * NAME##_group * LANES;                                                        \
+            if (group > 0 && channel > (OUTPUTS) - NAME##_group * LANES)                                       \
+                channel = (OUTPUTS) - NAME##_group * LANES;                                                    \
+            const element *weights = w + channel * NUMBERS;                                                    \
+            for (int tile = 0, at = 0; tile < NAME##_tiles; tile++) {                                          \
+                const int wide = tile < NAME##_wide_tiles;                                                     \
+                (wide ? NAME##_wide_tile : NAME##_narrow_tile)(x + at * (IN), weights,                         \
+                                                               y + at * (OUTPUTS) + channel, first, last);     \
+                at += wide ? NAME##_wide : NAME##_narrow;                                                      \
+            }                                                                                                  \
         }                                                                                                      \
     }
 
@@ -121,53 +198,51 @@ enum { FRAME_END = LANES * NUMBERS };
 /* Add to the gradient of the weights, kernel × kernel × CI × PADDED(CO), what an image brings: BAND rows at a
  * time, so few that they stay in the first cache. */
 enum { BAND = 6 };
+#define TAP(u) (from + INPUT((part * PART + (u)) / SPAN * SIDE, (part * PART + (u)) % SPAN))
+#define IS_TAP(u) (part * PART + (u) < SUMS)
 static inline void weight_gradient(const element *restrict x, const element *restrict frame,
                                    float *restrict grad_weight)
 {
-    enum { SPAN = KERNEL * CI, MOST_SUMS = AT_LEAST_1(REGISTERS / VECTORS(CO)) };
+    enum { SPAN = KERNEL * CI, GROUP = GROUP(VECTORS(CO)), MOST_SUMS = MOST(GROUP) };
     /* Of a few channels all rows of the kernel at once, so that there are sums enough to be computed side by side. */
-    enum { TOGETHER = KERNEL * SPAN <= MOST_SUMS ? KERNEL : 1, SUMS = TOGETHER * SPAN };
+    enum { TOGETHER = 2 * SPAN <= MOST_SUMS ? KERNEL : 1, SUMS = TOGETHER * SPAN };
     enum { PARTS = (SUMS + MOST_SUMS - 1) / MOST_SUMS, PART = (SUMS + PARTS - 1) / PARTS };
-    enum { GROUPS = (OUT + NUMBERS - 1) / NUMBERS };
+    enum { COUNT = (OUT + NUMBERS - 1) / NUMBERS };
 #if BFLOAT16
     element rows[CI > 1 ? CI * COLUMNS : 1];
-    uint32_t gradients[OUT * GROUPS * PADDED(CO)];
+    uint32_t gradients[OUT * COUNT * PADDED(CO)];
     if (CI > 1)
         transpose(x, rows, COLUMNS, CI);
     const element *inputs = CI > 1 ? rows : x;
     for (int row = 0; row < OUT; row++)
-        pair(frame + (FRAME_START + row * SIDE) * CO, gradients + row * GROUPS * PADDED(CO), OUT);
+        pair(frame + (FRAME_START + row * SIDE) * CO, gradients + row * COUNT * PADDED(CO), OUT);
 #else
     const element *inputs = x;
 #endif
     for (int top = 0; top < OUT; top += BAND)
         for (int kh = 0; kh < KERNEL; kh += TOGETHER)
-            _Pragma("GCC unroll 64") for (int part = 0; part < PARTS; part++) {
-                vector sum[PART][VECTORS(CO)];
-                UNROLLED(c, PART) UNROLLED(v, VECTORS(CO)) sum[c][v] = (vector){0};
-                for (int row = top; row < (top + BAND < OUT ? top + BAND : OUT); row++)
-                    for (int u = 0; u < GROUPS; u++) {
-                        const element *from = inputs + INPUT((row + kh) * SIDE + u * NUMBERS, 0);
-                        UNROLLED(v, VECTORS(CO)) {
+            for (int done = 0, vectors; done < VECTORS(CO); done += GROUP) {
+                vectors = done < VECTORS(CO) - GROUP ? done : VECTORS(CO) - GROUP;
+                _Pragma("GCC unroll 64") for (int part = 0; part < PARTS; part++) {
+                    vector sum[PART][GROUP];
+                    UNROLLED(u, PART) UNROLLED(v, GROUP) sum[u][v] = (vector){0};
+                    for (int row = top; row < (top + BAND < OUT ? top + BAND : OUT); row++)
+                        for (int column = 0; column < COUNT; column++) {
+                            const element *from = inputs + INPUT((row + kh) * SIDE + column * NUMBERS, 0);
 #if BFLOAT16
-                            const uint32_t *pixels = gradients + (row * GROUPS + u) * PADDED(CO);
+                            const uint32_t *pixels = gradients + (row * COUNT + column) * PADDED(CO);
 #else
-                            const element *pixels = frame + (FRAME_START + row * SIDE + u) * CO;
+                            const element *pixels = frame + (FRAME_START + row * SIDE + column) * CO;
 #endif
-                            vector gradient = *(const vector *)(pixels + v * LANES);
-                            UNROLLED(c, PART) {
-                                const int tap = part * PART + c;
-                                if (tap < SUMS)
-                                    ADD_PRODUCT(sum[c][v], from + INPUT(tap / SPAN * SIDE, tap % SPAN), gradient);
+                            ADD_TILE(sum, PART, GROUP, pixels + vectors * LANES, TAP, IS_TAP)
+                        }
+                    UNROLLED(u, PART)
+                        UNROLLED(v, GROUP)
+                            if (IS_TAP(u) && vectors + v >= done) {
+                                float *to = grad_weight + (kh * SPAN + part * PART + u) * PADDED(CO);
+                                *(vector *)(to + (vectors + v) * LANES) += sum[u][v];
                             }
-                        }
-                    }
-                UNROLLED(c, PART)
-                    UNROLLED(v, VECTORS(CO))
-                        if (part * PART + c < SUMS) {
-                            float *to = grad_weight + (kh * SPAN + part * PART + c) * PADDED(CO) + v * LANES;
-                            *(vector *)to += sum[c][v];
-                        }
+                }
             }
 }
 
