@@ -1,11 +1,12 @@
 import csv
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 from epochs import epoch
+from omegaconf import DictConfig
 from optuna.trial import TrialState
 from searches import SPACE, TWO, rate, sized, wait_for, work
 
@@ -15,6 +16,7 @@ from bantam.search.checks import check
 from bantam.search.faults import MachineFault
 from bantam.search.space import Search
 from bantam.search.study import hopeless, open_study
+from bantam.training import costs
 from bantam.training import folder as record
 
 
@@ -297,3 +299,21 @@ def test_no_trial_begins_after_its_time(searching: Callable[..., Search], monkey
     monkeypatch.setattr(worker.time, "monotonic", lambda: now)
     worker.run_trials(wanted, until=15.0)
     assert trials.states(study.trials) == ["complete", "complete"]
+
+
+def test_networks_that_are_alike_are_counted_once(
+    searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = []
+    count = costs.count
+
+    def watched(cfg: DictConfig, choices: Mapping[str, Any]) -> tuple[list[budget.Layer], dict[str, int]]:
+        counted.append(int(cfg.model.width))
+        return count(cfg, choices)
+
+    search = searching(space=("optimizer.lr=interval(0.01,0.1)", "model.width=range(8,10)"))
+    monkeypatch.setattr(costs, "count", watched)
+    for width, lr in ((8, 0.01), (9, 0.01), (8, 0.02), (9, 0.03)):
+        found, excess = worker.count_costs(search, {"model.width": width, "optimizer.lr": lr})
+        assert found["parameters"] - 10_000 + 1 == excess["parameters"]
+    assert counted == [8, 9]

@@ -104,7 +104,12 @@ def test_null_does_not_limit(composed: Compose, info: RunInfo) -> None:
         (["model._target_=os.system"], "model=v2 cannot be built: .*whitelist"),
         (["model._target_=bantam.data.os.system"], "model=v2 cannot be built: .*whitelist"),
         (["data._target_=bantam.training.folder.write"], "data=.* cannot be built: .*whitelist"),
-        (["+optimizer.colour=1"], "optimizer=sgd cannot be built: .*colour"),
+        (["+optimizer.colour=1"], "optimizer=sgd cannot be built: it takes no colour: its keys are lr, momentum"),
+        (["+optimizer.lrr=1"], r"optimizer=sgd cannot be built: it takes no lrr: did you mean optimizer.lr\?"),
+        (
+            ["+scheduler.gama=1"],
+            r"scheduler=step cannot be built: it takes no gama: did you mean scheduler.gamma\?",
+        ),
         (["optimizer.nesterov=true", "optimizer.momentum=0"], "optimizer=sgd cannot be built: Nesterov"),
         (["scheduler._target_=torch.optim.lr_scheduler.Nope"], "scheduler=step cannot be built"),
         (["+scheduler.last_epoch=3"], "scheduler=step cannot be built: .*initial_lr"),

@@ -79,6 +79,11 @@ class Search:
         return list(points(self))
 
     @cached_property
+    def counted(self) -> dict[tuple[str, tuple[int, int, int]], dict[str, int]]:
+        """What networks cost, by their configuration and the shape of an image: many trials have the same."""
+        return {}
+
+    @cached_property
     def _compositions(self) -> dict[tuple[tuple[str, Any], ...], Composition]:
         return {}
 

@@ -1,7 +1,9 @@
 """The parts of a run as its configuration names them: what a constructor refuses becomes one sentence."""
 
 import copy
+import difflib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,7 +42,7 @@ def build(cfg: DictConfig, key: str, choices: Choices) -> Any:
         if key == "data" and cause is not None and _is_deliberate(cause):
             raise NoImages(str(cause)) from cause
         raise cannot_be_built(
-            key, choices, cause or error, own_arguments(cfg) if key == "model" else {}
+            key, choices, _with_near_key(cfg, key, cause or error), own_arguments(cfg) if key == "model" else {}
         ) from error
     if key == "model" and not isinstance(built, nn.Module):
         raise cannot_be_built(key, choices, ValueError(f"it is no network but {type(built).__name__}"))
@@ -54,6 +56,17 @@ def image_shape(cfg: DictConfig) -> tuple[int, int, int]:
 
 class NoImages(ValueError):
     """The images cannot be had: files are missing or damaged, or too few of them."""
+
+
+def _with_near_key(cfg: DictConfig, key: str, error: BaseException) -> BaseException:
+    """For a key that the option does not take, which was added by +: a sentence with the one that is meant."""
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if not isinstance(error, TypeError) or not found or found[1] not in cfg[key]:
+        return error
+    others = [str(name) for name in cfg[key] if not str(name).startswith("_") and name != found[1]]
+    near = difflib.get_close_matches(found[1], others, n=1)
+    meant = f"did you mean {key}.{near[0]}?" if near else f"its keys are {', '.join(others) or 'none'}"
+    return ValueError(f"it takes no {found[1]}: {meant}")
 
 
 class CannotBeBuilt(ValueError):
@@ -234,7 +247,7 @@ def build_optimizer(cfg: DictConfig, choices: Choices, model: nn.Module) -> Opti
     try:
         return optimizer(model.parameters())  # type: ignore[no-any-return]
     except Exception as error:  # a constructor that refuses its arguments may raise anything
-        raise cannot_be_built("optimizer", choices, error) from error
+        raise cannot_be_built("optimizer", choices, _with_near_key(cfg, "optimizer", error)) from error
 
 
 def _import_no_compiler(made_by: Any) -> None:
@@ -295,7 +308,7 @@ def build_schedule(cfg: DictConfig, choices: Choices) -> Schedule:
     try:
         return built()  # type: ignore[no-any-return] # ours need no optimizer
     except Exception as error:
-        raise cannot_be_built("scheduler", choices, error) from error
+        raise cannot_be_built("scheduler", choices, _with_near_key(cfg, "scheduler", error)) from error
 
 
 def dry_run_schedule(cfg: DictConfig, choices: Choices, schedule: Schedule, rates: Sequence[float]) -> list[float]:
@@ -305,7 +318,7 @@ def dry_run_schedule(cfg: DictConfig, choices: Choices, schedule: Schedule, rate
         for lr in rates:
             schedule.rate(lr, 0.0, [])
     except Exception as error:  # torch builds its schedulers here, and they may raise anything
-        raise cannot_be_built("scheduler", choices, error) from error
+        raise cannot_be_built("scheduler", choices, _with_near_key(cfg, "scheduler", error)) from error
     found = []
     for epoch in range(1, cfg.epochs + 1):
         try:

@@ -14,7 +14,7 @@ from bantam.training.build import Choices, build, image_shape, own_arguments, to
 
 def check_budget(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer], dict[str, int]]:
     """Count what the network costs; returns its layers and its costs. Raises OverBudget."""
-    layers, costs = _count(cfg, choices)
+    layers, costs = count(cfg, choices)
     over = {key: excess for key, excess in budget.excess(costs, cfg.budget).items() if excess > 0}
     if not over:
         return layers, costs
@@ -31,7 +31,7 @@ def check_budget(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer],
     )
 
 
-def _count(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer], dict[str, int]]:
+def count(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer], dict[str, int]]:
     """The layers and the costs of the network, which is run on the meta device where it is large."""
     model, shape = _network(cfg, choices, "meta"), image_shape(cfg)
     if budget.count(model) <= budget.SMALL and math.prod(shape) <= budget.SMALL:
@@ -58,7 +58,7 @@ def _smaller(cfg: DictConfig, choices: Choices) -> str:
     def too_wide(width: int) -> bool:
         narrower: DictConfig = OmegaConf.merge(cfg, {"model": {"width": width}})  # type: ignore[assignment]
         if any(cfg.budget[key] is not None for key in ("multiply_adds", "activations")):
-            _, costs = _count(narrower, choices)
+            _, costs = count(narrower, choices)
         else:  # the others need no image to be computed
             costs = budget.costs(_network(narrower, choices, "meta"), [])
         return max(budget.excess(costs, cfg.budget).values()) > 0
