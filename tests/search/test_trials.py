@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import open_dict, read_write
+from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from searches import SPACE, work
 
-from bantam.search import trials, watch, worker
+from bantam.search import storage, trials, watch, worker
 from bantam.search.checks import check
 from bantam.search.space import Search
 from bantam.search.study import open_study
@@ -211,3 +213,27 @@ def test_the_list_of_trials_tells_what_became_of_each(searching: Callable[..., S
         else:
             assert float(row["objective"]) == trial.value
             assert row["folder"] == row["number"]
+
+
+def test_jobs_of_one_process_open_the_storage_once(
+    searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = searching("hydra.sweeper.n_trials=2", space=SPACE[:1])
+    study = open_study(wanted)
+    opened = []
+    open_storage = storage.open_storage
+
+    def watched(*given: Any, **named: Any) -> BaseStorage:
+        opened.append(given)
+        return open_storage(*given, **named)
+
+    monkeypatch.setattr(storage, "open_storage", watched)
+    for number in range(2):
+        study.ask()
+        job = wanted.hydra.copy()
+        with read_write(job), open_dict(job):
+            job.job.num, job.sweep.subdir = number, str(number)
+        should_prune = trials.reporter(job)
+        assert not should_prune(1, 90.0 + number)
+        assert study.trials[number].intermediate_values == {1: 90.0 + number}
+    assert len(opened) == 1

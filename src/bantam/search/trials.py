@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import statistics
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Any
 import optuna
 from omegaconf import DictConfig
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -40,9 +42,8 @@ def reporter(hydra: DictConfig) -> Callable[[int, float], bool]:
 
     It goes through the storage alone, so the job may run in another process or on another machine.
     """
-    database = storage.open_storage(hydra, wait=True)
-    pruner = pruners.build(hydra.sweeper.pruner, *hydra.sweeper.objectives[1:])
-    study = optuna.load_study(study_name=hydra.sweeper.study_name, storage=database, pruner=pruner)
+    database, study = _opened(hydra)
+    study.pruner = pruner = pruners.build(hydra.sweeper.pruner, *hydra.sweeper.objectives[1:])
     first = str(hydra.sweep.subdir) == str(hydra.job.num)  # further seeds of a trial are in folders in its own
     study_id = database.get_study_id_from_name(study.study_name)
     trial_id = database.get_trial_id_from_study_id_trial_number(study_id, hydra.job.num)
@@ -58,6 +59,20 @@ def reporter(hydra: DictConfig) -> Callable[[int, float], bool]:
             database.remove_session()  # Ctrl-C within a transaction would leave the storage locked
 
     return should_prune
+
+
+_studies: dict[tuple[str, str, int], tuple[BaseStorage, Study]] = {}
+"""Of the jobs of this process, by address, name and process number: what they have read need not be read again."""
+
+
+def _opened(hydra: DictConfig) -> tuple[BaseStorage, Study]:
+    """The storage and the study of a job; a process that was forked since opens its own, for its connections."""
+    name = str(hydra.sweeper.study_name)
+    key = (storage.address(hydra), name, os.getpid())
+    if key not in _studies:
+        database = storage.open_storage(hydra, wait=True)
+        _studies[key] = database, optuna.load_study(study_name=name, storage=database)
+    return _studies[key]
 
 
 @contextmanager
@@ -181,7 +196,13 @@ class Trials(list[FrozenTrial]):
 
     @cached_property
     def states(self) -> list[str]:
-        return _states(self)
+        interrupted = {trial.number for trial in self if trial.user_attrs.get("interrupted")}
+        return [_state(self, trial, self.queued_again, interrupted) for trial in self]
+
+    @cached_property
+    def queued_again(self) -> set[int]:
+        """The numbers of the trials that run again under another one."""
+        return {number for trial in self for number in history(trial)}
 
 
 def read(study: Study) -> Trials:
@@ -196,7 +217,7 @@ def requeue(study: Study) -> Trials:
     ending a trial and queueing it. Two processes may do it at once: `superseded` tells which of the two runs.
     """
     listed = read(study)
-    again = {number for trial in listed for number in history(trial)}
+    again = listed.queued_again
     for trial, state in zip(listed, listed.states, strict=True):
         if state == "stopped" and settings(trial) and trial.number not in again:
             study.enqueue_trial(settings(trial), user_attrs={"retry_history": [*history(trial), trial.number]})
@@ -217,7 +238,7 @@ def superseded(listed: Sequence[FrozenTrial], trial: FrozenTrial) -> bool:
 
 def history(trial: FrozenTrial) -> list[int]:
     """The numbers under which a trial ran before, the last one last."""
-    old = trial.system_attrs.get("retry_history", [])  # Optuna's own, in older studies
+    old = trial.system_attrs.get("retry_history", ())  # Optuna's own, in older studies
     return list(trial.user_attrs.get("retry_history", old))
 
 
@@ -228,7 +249,7 @@ def ended(listed: Iterable[FrozenTrial]) -> set[int]:
 
 def over_budget(trial: FrozenTrial) -> bool:
     """Whether a trial's network was refused for its size."""
-    return any(value > 0 for value in trial.constraints.values())
+    return max(trial.constraints.values(), default=0.0) > 0
 
 
 def states(listed: Iterable[FrozenTrial]) -> list[str]:
@@ -237,30 +258,27 @@ def states(listed: Iterable[FrozenTrial]) -> list[str]:
     waiting, running, complete, pruned, failed, over budget, stopped (it runs again under another
     number) or surplus (begun or queued by two processes at once when only one was missing).
     """
-    return listed.states if isinstance(listed, Trials) else _states(list(listed))
-
-
-def _states(listed: Sequence[FrozenTrial]) -> list[str]:
-    interrupted = {trial.number for trial in listed if trial.user_attrs.get("interrupted")}
-    again = {number for trial in listed for number in history(trial)}
-    return [_state(listed, trial, again, interrupted) for trial in listed]
+    return listed.states if isinstance(listed, Trials) else Trials(listed).states
 
 
 def _state(listed: Sequence[FrozenTrial], trial: FrozenTrial, again: set[int], interrupted: set[int]) -> str:
-    if trial.user_attrs.get("surplus") or (trial.state == TrialState.WAITING and superseded(listed, trial)):
+    notes = trial.user_attrs
+    if notes.get("surplus") or (trial.state == TrialState.WAITING and superseded(listed, trial)):
         return "surplus"
     if trial.number in again:
         return "stopped"
     if over_budget(trial):
         return "over budget"
-    notes = trial.user_attrs
     if trial.state in (TrialState.COMPLETE, TrialState.FAIL) and (notes.get("pruned") or notes.get("given up")):
         # Beside two objectives Optuna is told otherwise, see `ending`; or its process died when it had noted this.
         return "pruned"
     if trial.state == TrialState.FAIL:
         deaths = len({trial.number, *history(trial)} - interrupted)
         return "failed" if notes.get("reason") or deaths > MAX_RETRIES else "stopped"
-    return trial.state.name.lower()
+    return NAMES[trial.state]
+
+
+NAMES = {state: state.name.lower() for state in TrialState}
 
 
 def count(listed: Sequence[FrozenTrial]) -> Counter[str]:
