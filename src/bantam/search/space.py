@@ -43,6 +43,8 @@ class Search:
     """The option of each group in it, as in model=v2."""
     notes: list[str] = field(default_factory=list)
     """What `check` has changed, a sentence each."""
+    counted: dict[tuple[str, tuple[int, int, int]], dict[str, int]] = field(default_factory=dict)
+    """What networks cost, by their configuration and the shape of an image: many trials have the same."""
 
     @property
     def hydra(self) -> DictConfig:
@@ -77,11 +79,6 @@ class Search:
     def points(self) -> list[dict[str, Any]]:
         """All settings. Raises ValueError where a key has no steps."""
         return list(points(self))
-
-    @cached_property
-    def counted(self) -> dict[tuple[str, tuple[int, int, int]], dict[str, int]]:
-        """What networks cost, by their configuration and the shape of an image: many trials have the same."""
-        return {}
 
     @cached_property
     def _compositions(self) -> dict[tuple[tuple[str, Any], ...], Composition]:
