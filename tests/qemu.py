@@ -18,15 +18,17 @@ from bantam.kernels.arguments import MuonArguments
 FOLDER = Path(compiler.__file__).parent
 HARNESS = Path(__file__).parent / "kernels" / "harness.c"
 
+GRADIENTS = ("grad_weight", "grad_gamma", "grad_beta")
 NORM = ("gamma", "beta", "running_mean", "running_variance")
 READ = ("input", "in_factor", "in_offset", "in_statistics", "depthwise", "weight")
 LEFT = ("convolved", "pooled", "statistics", "factor", "offset")
-USED = {
+BACKWARD = ("input", "weight", "gamma", "beta", "convolved", "statistics", "argmax", "grad_output")
+SUMS = ("gradient", "sums", "in_gradient", "in_sums")
+USED: dict[str, dict[str, tuple[str, ...]]] = {
     "block.c": {
         "forward": ("input", "weight", *NORM, "convolved", "output", "statistics", "argmax"),
         "score": ("input", "weight", "factor", "offset", "output"),
-        "backward": ("input", "weight", "gamma", "beta", "convolved", "statistics", "argmax", "grad_output")
-        + ("grad_input", "grad_weight", "grad_gamma", "grad_beta"),
+        "backward": (*BACKWARD, "grad_input", *GRADIENTS),
     },
     "depthwise.c": {
         "forward": ("input", "weight", "output"),
@@ -36,8 +38,7 @@ USED = {
         "forward": (*READ, *NORM, *LEFT),
         "finish": ("factor", "offset", "pooled", "output"),
         "begin_backward": ("statistics", "factor", "offset", "grad_output", "pooled", "gradient", "sums"),
-        "backward": (*READ, "gamma", *LEFT, "gradient", "sums", "in_gradient", "in_sums")
-        + ("grad_depthwise", "grad_weight", "grad_gamma", "grad_beta"),
+        "backward": (*READ, "gamma", *LEFT, *SUMS, "grad_depthwise", *GRADIENTS),
     },
     "muon.c": {"step": ()},
 }
