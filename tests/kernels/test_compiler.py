@@ -253,11 +253,38 @@ def test_two_processes_may_compile_at_once_and_what_a_killed_one_left_is_removed
     assert [path.suffix for path in folder.iterdir()] == [".so"]
 
 
-def test_a_clang_without_pytorchs_openmp_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_loaded_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(path: str, **options: Any) -> None:
         raise OSError(f"{path}: undefined symbol: __kmpc_for_static_init_4")
 
     monkeypatch.setattr(ctypes, "CDLL", load)
-    with pytest.raises(compiler.Unavailable, match="clang's OpenMP is not PyTorch's: use gcc, .* CC=gcc"):
+    with pytest.raises(compiler.Unavailable, match=r"or loaded: .*threads.so: undefined symbol: __kmpc"):
         library()
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("machine", "flag"), [("x86_64", "-march"), ("aarch64", "-mcpu"), ("arm64", "-mcpu"), ("riscv64", "-march")]
+)
+def test_the_flags_are_those_of_the_machine(machine: str, flag: str) -> None:
+    assert [one for one in compiler.flags(machine) if one.endswith("=native")] == [f"{flag}=native"]
+
+
+def test_what_another_openmp_was_linked_for_is_not_the_end_of_the_search(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home folder may be shared by environments whose PyTorch has another OpenMP."""
+    library()
+    (kept,) = folder.iterdir()
+    load, refused = compiler._load, []
+
+    def refuse(path: Path) -> ctypes.CDLL:
+        if not refused:
+            refused.append(path)
+            raise OSError(f"{path}: undefined symbol: GOMP_parallel")
+        return load(path)
+
+    monkeypatch.setattr(compiler, "_load", refuse)
+    library()
+    assert refused == [kept]
+    assert kept in folder.iterdir()
