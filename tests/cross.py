@@ -28,6 +28,7 @@ def command(name: str, machine: str) -> list[str]:
     return words
 
 
-def flags(machine: str, processor: str) -> list[str]:
+def flags(command: list[str], machine: str, processor: str) -> list[str]:
     """Bantam's flags for a machine, with a processor in place of the one that it runs on."""
-    return [flag.replace("native", processor) for flag in compiler.flags(machine)]
+    usual = [flag.replace("native", processor) for flag in compiler.flags(machine)]
+    return usual + list(compiler.flags_of_its_own(tuple(command), machine))

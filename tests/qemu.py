@@ -100,11 +100,11 @@ class Emulated:
         self.source, self.sizes = source, sizes
         self.program = folder / "harness"
         self.files = [folder / "memory", folder / "pointers"]
-        flags = [flag.replace("-O3", "-O2") for flag in cross.flags("aarch64", "generic")]
+        flags = [flag.replace("-O3", "-O2") for flag in cross.flags(command, "aarch64", "generic")]
         constants = [f"-D{name}={value}" for name, value in sizes.items()]
         constants += [f'-DSOURCE="{source}"', "-DFUNCTIONS=" + "".join(f"DO({name})" for name in USED[source])]
         compiled = [str(folder / "harness.o"), str(folder / "threads.o")]
-        code = [*flags, "-fopenmp", "-Wall", "-Werror", *constants, f"-I{FOLDER}", "-c", str(HARNESS)]
+        code = [*flags, "-Wall", "-Werror", *constants, f"-I{FOLDER}", "-c", str(HARNESS)]
         for arguments in (
             [*code, "-o", compiled[0]],
             [*flags, "-c", str(FOLDER / "threads.c"), "-o", compiled[1]],

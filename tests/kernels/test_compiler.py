@@ -270,6 +270,23 @@ def test_the_flags_are_those_of_the_machine(machine: str, flag: str) -> None:
     assert [one for one in compiler.flags(machine) if one.endswith("=native")] == [f"{flag}=native"]
 
 
+@pytest.mark.parametrize(
+    ("version", "system", "machine", "wanted"),
+    [
+        ("gcc (Debian 12.2.0) 12.2.0", "linux", "x86_64", ("-fopenmp",)),
+        ("gcc (Debian 12.2.0) 12.2.0", "linux", "aarch64", ("-fopenmp", "-fno-schedule-insns")),
+        ("Debian clang version 14.0.6", "linux", "aarch64", ("-fopenmp",)),
+        ("Apple clang version 15.0.0 (clang-1500.3.9.4)", "darwin", "arm64", ("-Xclang", "-fopenmp")),
+    ],
+)
+def test_each_compiler_has_flags_of_its_own(
+    version: str, system: str, machine: str, wanted: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "_version", lambda command: version)
+    monkeypatch.setattr(sys, "platform", system)
+    assert compiler.flags_of_its_own(("cc",), machine) == wanted
+
+
 def test_what_another_openmp_was_linked_for_is_not_the_end_of_the_search(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

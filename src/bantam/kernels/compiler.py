@@ -21,14 +21,27 @@ from typing import Any
 
 import torch
 
+ARM = ("aarch64", "arm64")
+"""What Linux and macOS call these processors."""
+
 
 def flags(machine: str) -> tuple[str, ...]:
     """What the compiler is told on such a machine: for ARM, clang knows the processor by another name."""
-    native = "-mcpu=native" if machine in ("aarch64", "arm64") else "-march=native"
+    native = "-mcpu=native" if machine in ARM else "-march=native"
     return ("-O3", native, "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=gnu11")
 
 
 FLAGS = flags(platform.machine())
+
+
+def flags_of_its_own(command: tuple[str, ...], machine: str) -> tuple[str, ...]:
+    """What one compiler is told and the other is not."""
+    if "clang" in _version(command):
+        # Apple's knows OpenMP, but not the flag.
+        return ("-Xclang", "-fopenmp") if sys.platform == "darwin" else ("-fopenmp",)
+    # For ARM gcc brings forward what a loop reads: then its sums do not fit the registers.
+    return ("-fopenmp", "-fno-schedule-insns") if machine in ARM else ("-fopenmp",)
+
 
 ASK_FOR_UNIT = (158, 0x1023, 18)
 """The system call arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA): a Linux process asks for its tiles once."""
@@ -90,7 +103,8 @@ def library(name: str, check: Callable[..., None], **sizes: int) -> ctypes.CDLL:
     headers = {name: text for name, text in SOURCES.items() if name.endswith(".h")}
     sources = {"block.c": constants + SOURCES[name], "threads.c": SOURCES["threads.c"], **headers}
     # The processor and the compiler belong to the key: a home folder may be shared by unlike machines.
-    parts = (*sources.values(), *FLAGS, *command, _version(command), _processor())
+    more = flags_of_its_own(command, platform.machine())
+    parts = (*sources.values(), *FLAGS, *more, *command, _version(command), _processor())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     folders, reasons = list(_folders()), []
     for folder in folders:
@@ -181,12 +195,11 @@ def _descriptor(folder: Path) -> Iterator[int]:
 
 def _compile(compiler: tuple[str, ...], folder: Path) -> None:
     # Linked without OpenMP: PyTorch's own, which is loaded already, serves. Two of them, each with
-    # its threads spinning for work, would take the processor from one another. Apple's clang knows
-    # OpenMP but not the flag, and its linker must be told that something is found later.
-    apple = sys.platform == "darwin"
-    openmp = ("-Xclang", "-fopenmp") if apple and "clang" in _version(compiler) else ("-fopenmp",)
-    later = ("-undefined", "dynamic_lookup") if apple else ()
-    _call(compiler, folder, *FLAGS, *openmp, "-fPIC", "-c", "block.c", "-o", "block.o")
+    # its threads spinning for work, would take the processor from one another. Apple's linker must
+    # be told that something is found later.
+    later = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
+    more = flags_of_its_own(compiler, platform.machine())
+    _call(compiler, folder, *FLAGS, *more, "-fPIC", "-c", "block.c", "-o", "block.o")
     _call(compiler, folder, "-shared", *later, "block.o", "-o", "block.so", "-lm")
 
 
