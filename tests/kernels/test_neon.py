@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bantam.kernels import muon
+from bantam.kernels import compiler, muon, selfcheck
 from bantam.kernels.chain import Chain
 from bantam.kernels.fuse import fuse
 from bantam.models import V2, Flexible
@@ -57,6 +57,13 @@ def test_a_step_is_that_of_the_layers(network: str) -> None:
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
             assert (ours[name].double() - value).abs().max() <= 1e-4 * value.abs().max(), name
+
+
+def test_what_is_wrong_is_seen() -> None:
+    sizes = {"SIDE": 6, "CI": 2, "CO": 5, "KERNEL": 3, "RELU_FIRST": 1, "POOL": 2, "BFLOAT16": 0, "MATRIX_UNIT": 0}
+    library = compiler.library("block.c", selfcheck.compare, **sizes)
+    with pytest.raises(compiler.Unavailable, match=r"what this compiler makes of block.c is wrong"):
+        selfcheck.compare(library, "block.c", sizes | {"RELU_FIRST": 0})
 
 
 def test_steps_of_muon_are_those_of_pytorch() -> None:
