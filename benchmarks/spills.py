@@ -34,9 +34,13 @@ VECTORS = {"SSE": "x86-64", "AVX": "sandybridge", "AVX2": "haswell", "AVX-512": 
 """Kinds of vectors, and a processor that has them; on other processors there is its own kind."""
 
 INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(\S+)\s*(.*)$")
-MULTIPLY = re.compile(r"^v?(fn?m(add|sub)\d*ps|mulps)$")
+MULTIPLY = re.compile(r"^v?(fn?m(add|sub)\d*ps|mulps)$|^fml[as]$")
+BRANCH = re.compile(r"^(j|b\.|cbn?z|tbn?z)")
+TARGET = re.compile(r"(?:^|, )([0-9a-f]+) <")
 STORE = re.compile(r"^%[xyz]mm\d+,([-0-9a-fx]*\(%r[sb]p\))$")
 """To a place that is the same in every turn."""
+NEON = re.compile(r"^q\d+, .*(\[(?:sp|x29)\b.*\])$")
+"""Likewise on AArch64, also to read from there: two registers may be stored and one of them loaded."""
 
 
 @dataclass
@@ -57,8 +61,8 @@ def loops(disassembly: str) -> Iterator[Loop]:
         places = {int(match[1], 16): i for i, match in enumerate(found)}
         back = []
         for i, match in enumerate(found):
-            target = re.match(r"([0-9a-f]+)\b", match[3])
-            start = places.get(int(target[1], 16)) if target and match[2].startswith("j") else None
+            target = TARGET.search(match[3]) if BRANCH.match(match[2]) else None
+            start = places.get(int(target[1], 16)) if target else None
             if start is not None and start <= i:
                 back.append((start, i))
         for start, end in back:
@@ -70,19 +74,22 @@ def loops(disassembly: str) -> Iterator[Loop]:
                 stores = [store[1] for match in inside if "mov" in match[2] and (store := STORE.match(match[3]))]
                 # A row of an image on the stack is stored at such places too, where a loop is short: not loaded.
                 loaded = [place for place in stores if any(f"{place}," in match[3] for match in inside)]
-                yield Loop(name[1], count, len(loaded))
+                neon = [match[2] for match in inside if NEON.match(re.sub(r"^(q\d+), q\d+,", r"\1,", match[3]))]
+                kept = sum(operation.startswith("st") for operation in neon)
+                yield Loop(name[1], count, len(loaded) + (kept if kept < len(neon) else 0))
 
 
 def disassembled(command: str, architecture: str, sizes: dict[str, int]) -> str:
     """A block, compiled but not linked, as instructions."""
     constants = "".join(f"#define {size} {value}\n" for size, value in sizes.items())
     flags = [flag.replace("native", architecture) for flag in compiler.FLAGS]
+    flags += compiler.flags_of_its_own((command,), platform.machine())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for file, text in compiler.SOURCES.items():
             (folder / file).write_text(constants + text if file == "block.c" else text, encoding="utf-8")
         for step in (
-            [command, *flags, "-fopenmp", "-fPIC", "-c", "block.c", "-o", "block.o"],
+            [command, *flags, "-fPIC", "-c", "block.c", "-o", "block.o"],
             ["objdump", "-d", "--no-show-raw-insn", "block.o"],
         ):
             done = subprocess.run(step, cwd=folder, capture_output=True, text=True)

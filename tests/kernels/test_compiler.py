@@ -253,11 +253,55 @@ def test_two_processes_may_compile_at_once_and_what_a_killed_one_left_is_removed
     assert [path.suffix for path in folder.iterdir()] == [".so"]
 
 
-def test_a_clang_without_pytorchs_openmp_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_loaded_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(path: str, **options: Any) -> None:
         raise OSError(f"{path}: undefined symbol: __kmpc_for_static_init_4")
 
     monkeypatch.setattr(ctypes, "CDLL", load)
-    with pytest.raises(compiler.Unavailable, match="clang's OpenMP is not PyTorch's: use gcc, .* CC=gcc"):
+    with pytest.raises(compiler.Unavailable, match=r"or loaded: .*threads.so: undefined symbol: __kmpc"):
         library()
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("machine", "flag"), [("x86_64", "-march"), ("aarch64", "-mcpu"), ("arm64", "-mcpu"), ("riscv64", "-march")]
+)
+def test_the_flags_are_those_of_the_machine(machine: str, flag: str) -> None:
+    assert [one for one in compiler.flags(machine) if one.endswith("=native")] == [f"{flag}=native"]
+
+
+@pytest.mark.parametrize(
+    ("version", "system", "machine", "wanted"),
+    [
+        ("gcc (Debian 12.2.0) 12.2.0", "linux", "x86_64", ("-fopenmp",)),
+        ("gcc (Debian 12.2.0) 12.2.0", "linux", "aarch64", ("-fopenmp", "-fno-schedule-insns")),
+        ("Debian clang version 14.0.6", "linux", "aarch64", ("-fopenmp",)),
+        ("Apple clang version 15.0.0 (clang-1500.3.9.4)", "darwin", "arm64", ("-Xclang", "-fopenmp")),
+    ],
+)
+def test_each_compiler_has_flags_of_its_own(
+    version: str, system: str, machine: str, wanted: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "_version", lambda command: version)
+    monkeypatch.setattr(sys, "platform", system)
+    assert compiler.flags_of_its_own(("cc",), machine) == wanted
+
+
+def test_what_another_openmp_was_linked_for_is_not_the_end_of_the_search(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home folder may be shared by environments whose PyTorch has another OpenMP."""
+    library()
+    (kept,) = folder.iterdir()
+    load, refused = compiler._load, []
+
+    def refuse(path: Path) -> ctypes.CDLL:
+        if not refused:
+            refused.append(path)
+            raise OSError(f"{path}: undefined symbol: GOMP_parallel")
+        return load(path)
+
+    monkeypatch.setattr(compiler, "_load", refuse)
+    library()
+    assert refused == [kept]
+    assert kept in folder.iterdir()

@@ -2,10 +2,14 @@
 
 import platform
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
+import cross
 import pytest
+
+from bantam.kernels import compiler
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from spills import VECTORS, Loop, disassembled, loops
@@ -28,8 +32,19 @@ SPILLED = """
 """
 
 
+NEON = """
+0000000000000000 <row>:
+   0:	ldr	q1, [sp, #32]
+   4:	fmla	v1.4s, v2.4s, v3.s[0]
+   8:	stp	q0, q1, [sp, #16]
+   c:	subs	x2, x2, #0x1
+  10:	b.ne	0 <row>  // b.any
+"""
+
+
 def test_a_sum_on_the_stack_is_seen() -> None:
     assert list(loops(SPILLED)) == [Loop("row", 1, 1)]
+    assert list(loops(NEON)) == [Loop("row", 1, 1)]
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="of a processor with other instructions")
@@ -39,6 +54,25 @@ def test_products_store_nothing_on_the_stack(kind: str) -> None:
         pytest.skip("there is no gcc or no objdump")
     sizes = {"SIDE": 26, "CI": 16, "CO": 16, "KERNEL": 3, "RELU_FIRST": 1, "POOL": 2}
     text = disassembled("gcc", VECTORS[kind], sizes | {"BFLOAT16": 0, "MATRIX_UNIT": 0})
+    found = [loop for loop in loops(text) if loop.multiplications >= 8]
+    assert found
+    assert not [loop for loop in found if loop.stores]
+
+
+@pytest.mark.parametrize("source", ["block.c", "separable.c"])
+def test_products_of_neon_store_nothing_on_the_stack(source: str, tmp_path: Path) -> None:
+    command = cross.command("gcc", "aarch64")
+    objdump = "objdump" if platform.machine() == "aarch64" else "aarch64-linux-gnu-objdump"
+    if not shutil.which(objdump):
+        pytest.skip(f"there is no {objdump}")
+    sizes = {"SIDE": 24, "CI": 12, "CO": 24, "KERNEL": 3, "POOL": 2, "BFLOAT16": 0}
+    sizes |= {"RELU_FIRST": 1, "MATRIX_UNIT": 0} if source == "block.c" else {"DEPTHWISE": 1}
+    constants = [f"-D{size}={value}" for size, value in sizes.items()]
+    file = str(Path(compiler.__file__).with_name(source))
+    flags = [*cross.flags(command, "aarch64", "generic"), *constants]
+    subprocess.run([*command, *flags, "-c", file, "-o", str(tmp_path / "block.o")], check=True)
+    shown = [objdump, "-d", "--no-show-raw-insn", str(tmp_path / "block.o")]
+    text = subprocess.run(shown, capture_output=True, text=True, check=True).stdout
     found = [loop for loop in loops(text) if loop.multiplications >= 8]
     assert found
     assert not [loop for loop in found if loop.stores]

@@ -1,4 +1,5 @@
 import os
+import platform
 import re
 import shutil
 from collections.abc import Callable
@@ -193,6 +194,29 @@ def test_kernels_auto_takes_c_on_a_cpu_where_it_can_and_else_pytorch(
         assert chosen() == chosen("kernels=native") == "native"
         if compiler.bfloat16():
             assert chosen("precision=bfloat16") == chosen("precision=bfloat16", "kernels=native") == "native"
+
+
+@pytest.mark.parametrize(("system", "machine"), [("linux", "aarch64"), ("darwin", "arm64"), ("linux", "riscv64")])
+def test_no_kind_of_processor_is_left_to_pytorch_without_a_word(
+    system: str, machine: str, composed: Compose, info: RunInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    cfg = composed(*SMALL, "device=cpu")
+    if shutil.which(os.environ.get("CC", "cc")):
+        prepared = prepare(cfg, info)
+        assert (prepared.kernels, prepared.left_to_pytorch) == ("native", "")
+    monkeypatch.setattr("sys.platform", system)
+    for command, why in (
+        ("no-such-compiler", "there is no C compiler"),
+        ("false", "false cannot compile the blocks"),
+    ):
+        monkeypatch.setenv("CC", command)
+        compiler.library.cache_clear()
+        prepared = prepare(cfg, info)
+        assert prepared.kernels == "torch"
+        assert why in prepared.left_to_pytorch
+    compiler.library.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ static inline void max_pool(const float *restrict rows, float *restrict output, 
 /* A thread has so many images, one after another, and `i / SHARE` is its number. */
 #define SHARE ((images + threads - 1) / threads)
 #define IN_THREADS _Pragma("omp parallel num_threads(threads)")
-#define EACH_IMAGE(i) _Pragma("omp for schedule(static, SHARE)") for (int i = 0; i < images; i++)
+#define EACH_IMAGE(i) _Pragma("omp for schedule(static, SHARE) nowait") for (int i = 0; i < images; i++)
 
 /* Put a weight where the convolutions read it: of `row` and `column` of the kernel, from channel `in` to `out` of so
  * many; forward as it is, backward turned by 180°, inputs and outputs exchanged. */

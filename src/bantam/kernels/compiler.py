@@ -8,6 +8,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -20,7 +21,27 @@ from typing import Any
 
 import torch
 
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=gnu11")
+ARM = ("aarch64", "arm64")
+"""What Linux and macOS call these processors."""
+
+
+def flags(machine: str) -> tuple[str, ...]:
+    """What the compiler is told on such a machine: for ARM, clang knows the processor by another name."""
+    native = "-mcpu=native" if machine in ARM else "-march=native"
+    return ("-O3", native, "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=gnu11")
+
+
+FLAGS = flags(platform.machine())
+
+
+def flags_of_its_own(command: tuple[str, ...], machine: str) -> tuple[str, ...]:
+    """What one compiler is told and the other is not."""
+    if "clang" in _version(command):
+        # Apple's knows OpenMP, but not the flag.
+        return ("-Xclang", "-fopenmp") if sys.platform == "darwin" else ("-fopenmp",)
+    # For ARM gcc brings forward what a loop reads: then its sums do not fit the registers.
+    return ("-fopenmp", "-fno-schedule-insns") if machine in ARM else ("-fopenmp",)
+
 
 ASK_FOR_UNIT = (158, 0x1023, 18)
 """The system call arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA): a Linux process asks for its tiles once."""
@@ -31,6 +52,9 @@ SOURCES = {
     if path.suffix in (".c", ".h")
 }
 """Read when this file is imported: later, in a worker that was forked, they may be those of another version."""
+
+OPENMP = ("GOMP_", "omp_get_", "__kmpc_")
+"""How the functions of OpenMP begin that gcc and clang call."""
 
 OTHERS_WRITE = 0o022
 """The bits of a file's mode that let its group and all others write."""
@@ -77,9 +101,10 @@ def library(name: str, check: Callable[..., None], **sizes: int) -> ctypes.CDLL:
         raise Unavailable("there is no C compiler (cc): install one, for example gcc")
     constants = "".join(f"#define {size} {int(value)}\n" for size, value in sizes.items())
     headers = {name: text for name, text in SOURCES.items() if name.endswith(".h")}
-    sources = {"block.c": constants + SOURCES[name], **headers}
+    sources = {"block.c": constants + SOURCES[name], "threads.c": SOURCES["threads.c"], **headers}
     # The processor and the compiler belong to the key: a home folder may be shared by unlike machines.
-    parts = (*sources.values(), *FLAGS, *command, _version(command), _processor())
+    more = flags_of_its_own(command, platform.machine())
+    parts = (*sources.values(), *FLAGS, *more, *command, _version(command), _processor())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     folders, reasons = list(_folders()), []
     for folder in folders:
@@ -90,7 +115,7 @@ def library(name: str, check: Callable[..., None], **sizes: int) -> ctypes.CDLL:
         try:
             _own(folder)
             with _built(folder, command, sources) as path:
-                built = _load(path)
+                path, built = _with_threads(command, path)
                 check(built, name, sizes)
                 os.replace(path, folder / _file_name(key, path.read_bytes()))
             return built
@@ -132,7 +157,7 @@ def _file_name(key: str, content: bytes) -> str:
 def _found(folder: Path, key: str) -> ctypes.CDLL | None:
     """What was compiled before; what is damaged, or was put there by somebody else, is removed."""
     for path in folder.glob(f"block-{key}-*.so") if _trusted(folder.stat()) else ():
-        with suppress(FileNotFoundError):  # another process may remove the same file
+        with suppress(OSError):  # another process may remove the same file, or have another OpenMP
             if _trusted(path.stat()) and path.name == _file_name(key, path.read_bytes()):
                 return _load(path)
             path.unlink()
@@ -170,16 +195,34 @@ def _descriptor(folder: Path) -> Iterator[int]:
 
 def _compile(compiler: tuple[str, ...], folder: Path) -> None:
     # Linked without OpenMP: PyTorch's own, which is loaded already, serves. Two of them, each with
-    # its threads spinning for work, would take the processor from one another.
-    for arguments in (
-        [*FLAGS, "-fopenmp", "-fPIC", "-c", "block.c", "-o", "block.o"],
-        ["-shared", "block.o", "-o", "block.so", "-lm"],
-    ):
-        done = _run([*compiler, *arguments], cwd=folder, env={**os.environ, "TMPDIR": str(folder)})
-        if done.returncode:
-            lines = done.stderr.strip().splitlines()
-            reason = next((line for line in lines if "error" in line), [*lines, f"exit code {done.returncode}"][0])
-            raise Unavailable(f"{compiler[0]} cannot compile the blocks: {reason}")
+    # its threads spinning for work, would take the processor from one another. Apple's linker must
+    # be told that something is found later.
+    later = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
+    more = flags_of_its_own(compiler, platform.machine())
+    _call(compiler, folder, *FLAGS, *more, "-fPIC", "-c", "block.c", "-o", "block.o")
+    _call(compiler, folder, "-shared", *later, "block.o", "-o", "block.so", "-lm")
+
+
+def _with_threads(compiler: tuple[str, ...], path: Path) -> tuple[Path, ctypes.CDLL]:
+    """What was compiled, loaded; with threads of its own where PyTorch's OpenMP is not this compiler's."""
+    try:
+        return path, _load(path)
+    except OSError as error:
+        if not any(name in str(error) for name in OPENMP):
+            raise
+    _call(compiler, path.parent, "-O2", "-std=gnu11", "-fPIC", "-pthread", "-c", "threads.c", "-o", "threads.o")
+    _call(compiler, path.parent, "-shared", "-pthread", "block.o", "threads.o", "-o", "threads.so", "-lm")
+    path = path.with_name("threads.so")
+    return path, _load(path)
+
+
+def _call(compiler: tuple[str, ...], folder: Path, *arguments: str) -> None:
+    """Let the compiler do something in a folder. Raises Unavailable with its reason where it cannot."""
+    done = _run([*compiler, *arguments], cwd=folder, env={**os.environ, "TMPDIR": str(folder)})
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        reason = next((line for line in lines if "error" in line), [*lines, f"exit code {done.returncode}"][0])
+        raise Unavailable(f"{compiler[0]} cannot compile the blocks: {reason}")
 
 
 def _run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -187,13 +230,8 @@ def _run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]
 
 
 def _load(path: Path) -> ctypes.CDLL:
-    try:
-        # RTLD_NOW: what is missing shows here, not in the middle of a training.
-        return ctypes.CDLL(str(path), mode=os.RTLD_NOW)
-    except OSError as error:
-        if "__kmpc" in str(error):
-            raise Unavailable("clang's OpenMP is not PyTorch's: use gcc, for example with CC=gcc") from error
-        raise
+    # RTLD_NOW: what is missing shows here, not in the middle of a training.
+    return ctypes.CDLL(str(path), mode=os.RTLD_NOW)
 
 
 @functools.cache
@@ -209,5 +247,8 @@ def _processor() -> str:
     """What distinguishes this processor from others for the compiler."""
     if sys.platform == "linux":
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-    return f"{sys.platform} {os.uname().machine}"
+        telling = ("model name", "flags", "Features", "CPU ")
+        return "".join(sorted({line for line in lines if line.startswith(telling)}))
+    with suppress(OSError):
+        return _run(["sysctl", "-n", "machdep.cpu.brand_string"]).stdout
+    return f"{sys.platform} {platform.machine()}"

@@ -23,11 +23,32 @@ static inline void pair(const element *restrict from, uint32_t *restrict to, int
         }
 }
 
+/* A square of 2·size × 2·size numbers is transposed by squares of half its side that change places across the diagonal:
+ * of row `above` the upper right one, of `below` the lower left one. Compilers name the same instruction differently. */
+#if defined(__clang__)
+#define SHUFFLED(above, below, ...) __builtin_shufflevector(above, below, __VA_ARGS__)
+#else
+#define SHUFFLED(above, below, ...) __builtin_shuffle(above, below, (pairs){__VA_ARGS__})
+#endif
+#define FROM(lane, size) ((lane) & (size) ? (lane) + TILE - (size) : (lane))
+#define FROM_4(lane, size, more)                                                                               \
+    FROM(lane, size) + (more), FROM((lane) + 1, size) + (more), FROM((lane) + 2, size) + (more),               \
+        FROM((lane) + 3, size) + (more)
+#define EXCHANGED(above, below, size, more)                                                                    \
+    SHUFFLED(above, below, FROM_4(0, size, more), FROM_4(4, size, more), FROM_4(8, size, more),                \
+             FROM_4(12, size, more))
+#define EXCHANGE_SQUARES(row, size)                                                                            \
+    _Pragma("GCC unroll 16") for (int r = 0; r < TILE; r++)                                                    \
+        if (!(r & (size))) {                                                                                   \
+            pairs above = row[r], below = row[r + (size)];                                                     \
+            row[r] = EXCHANGED(above, below, size, 0);                                                         \
+            row[r + (size)] = EXCHANGED(above, below, size, size);                                             \
+        }
+
 /* `x`, so many pixels × CI, the pixels a multiple of DEPTH, to a row of pixels for each of so many channels: what
  * comes after the last of CI is anything. */
 static inline void transpose(const element *restrict x, element *restrict rows, int pixels, int channels)
 {
-    const pairs lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     for (int group = 0; group < CI; group += TILE)
         for (int u = 0; u < pixels; u += DEPTH) {
             pairs row[TILE];
@@ -35,15 +56,10 @@ static inline void transpose(const element *restrict x, element *restrict rows, 
                 const element *from = x + (u + 2 * r) * CI + group;
                 row[r] = paired(from, from + CI);
             }
-            /* Squares of 8×8, then of 4, 2 and 1, change places across the diagonal. */
-            _Pragma("GCC unroll 4") for (int size = TILE / 2; size; size /= 2)
-                _Pragma("GCC unroll 16") for (int r = 0; r < TILE; r++)
-                    if (!(r & size)) {
-                        pairs above = row[r], below = row[r + size];
-                        pairs moved = lane + ((pairs)((lane & size) != 0) & (TILE - size));
-                        row[r] = __builtin_shuffle(above, below, moved);
-                        row[r + size] = __builtin_shuffle(above, below, moved + size);
-                    }
+            EXCHANGE_SQUARES(row, 8)
+            EXCHANGE_SQUARES(row, 4)
+            EXCHANGE_SQUARES(row, 2)
+            EXCHANGE_SQUARES(row, 1)
             for (int r = 0; r < TILE && group + r < channels; r++)
                 memcpy(rows + (group + r) * pixels + u, &row[r], sizeof row[r]);
         }

@@ -1,8 +1,12 @@
 /* Products of small matrices whose sums stay in registers: pixels × inputs times inputs × outputs, and the gradient of
  * the second factor. Rows of outputs are read and written LANES at a time; of the last vector of a row whatever lies
- * beyond it may be read.
+ * beyond it may be read: `chain.py` leaves room for 8 numbers.
  */
+#if defined(__AVX__)
 enum { LANES = 8 };
+#else
+enum { LANES = 4 };
+#endif
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 #define VECTORS(channels) (((channels) + LANES - 1) / LANES)
@@ -39,8 +43,13 @@ static INLINE void store_part(float *to, vector values, const int at, const int 
         store(to + at, values);
 }
 
-/* A tile has so many rows of `count`: three vectors wide four, two wide as many as leave none over. */
+/* A tile has so many rows of `count`: three vectors wide four, two wide as many as leave none over. NEON has twice as
+ * many registers as AVX2. */
+#if defined(__aarch64__)
+#define ROWS(width, count) ((count) >= 8 ? 8 : 4)
+#else
 #define ROWS(width, count) ((width) == 3 ? 4 : (width) == 1 ? 8 : (count) % 6 == 0 ? 6 : (count) % 5 == 0 ? 5 : 4)
+#endif
 
 /* `rows` rows of results, `width` vectors wide. */
 static INLINE void product_tile(const float *x, const float *packed, float *y, const int rows, const int width,

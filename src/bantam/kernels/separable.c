@@ -22,7 +22,7 @@
 #define EACH_CHANNEL(c, count) _Pragma("omp simd") for (int c = 0; c < (count); c++)
 #define SHARE ((images + threads - 1) / threads)
 #define IN_THREADS _Pragma("omp parallel num_threads(threads)")
-#define EACH_IMAGE(i) _Pragma("omp for schedule(static, SHARE)") for (int i = 0; i < images; i++)
+#define EACH_IMAGE(i) _Pragma("omp for schedule(static, SHARE) nowait") for (int i = 0; i < images; i++)
 
 /* Vectors run over the ends of pixels where those have no whole number of them: after PERIOD vectors, two pixels then,
  * both begin together again. */
