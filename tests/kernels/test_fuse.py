@@ -26,7 +26,10 @@ def test_the_fused_network_shares_everything() -> None:
 @pytest.mark.parametrize(
     "convolution",
     [
-        nn.Conv2d(1, 4, 3, padding=1, bias=False),
+        nn.Conv2d(1, 4, 3, padding=(0, 1), bias=False),
+        nn.Conv2d(1, 4, 2, padding="same", bias=False),
+        nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular", bias=False),
+        nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False),
         nn.Conv2d(1, 4, 3, stride=2, bias=False),
         nn.Conv2d(1, 4, 3, dilation=2, bias=False),
         nn.Conv2d(1, 4, (3, 1), bias=False),
@@ -241,7 +244,10 @@ def test_fusing_changes_nothing_of_the_model_or_the_random_numbers() -> None:
     [
         (lambda: models.V2(), ""),
         (lambda: models.Flexible(head=12), ""),
-        (lambda: models.Skeleton(), "PyTorch computes 7 of 7 convolutions (7 with padding)"),
+        (
+            lambda: models.Skeleton(),
+            "PyTorch computes 7 of 7 convolutions (7 without a batch norm and a ReLU that fit behind it)",
+        ),
         (lambda: models.Flexible(dilation=2), "PyTorch computes 3 of 6 convolutions (3 with dilation 2)"),
         (ODD["columns pooled between"], "PyTorch computes 1 of 2 convolutions (1 of maps of 26×13 pixels)"),
         (hooked, "PyTorch computes 1 of 2 convolutions (1 without a batch norm and a ReLU that fit behind it)"),
@@ -259,7 +265,7 @@ class Course(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.conv1 = nn.Sequential(nn.Conv2d(1, 4, 3, padding=(1, 2)), nn.BatchNorm2d(4), nn.ReLU())
         self.conv2 = nn.Conv2d(4, 4, 3, stride=2, bias=False)
         self.norm = nn.BatchNorm2d(4)
         self.conv3 = nn.Conv2d(4, 4, 3, bias=False)
@@ -270,7 +276,7 @@ class Course(nn.Module):
 
 def test_each_convolution_that_is_left_has_all_its_reasons() -> None:
     assert fuse(Course(), IMAGE).reasons == {
-        "conv1.0": "padding 1: the C blocks compute valid convolutions; "
+        "conv1.0": "padding (1, 2): the C blocks pad all four sides alike; "
         "a bias: batch norm has its own, bias=False leaves it out",
         "conv2": "stride 2: the C blocks move by one pixel",
         "conv3": "no batch norm and ReLU behind it in the same nn.Sequential: the C blocks have all three",

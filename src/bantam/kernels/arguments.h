@@ -1,7 +1,7 @@
 /* What Python hands to the functions in C: `arguments.py` has structures with the same fields in the same order.
  * Comments give shapes; images are channels last. */
 struct block_arguments {
-    const element *input;                     /* images × SIDE × SIDE × CI */
+    const element *input;                     /* images × IMAGE_SIDE × IMAGE_SIDE × CI: without its padding */
     const float *weight;                      /* CO × KERNEL × KERNEL × CI */
     const float *gamma, *beta;                /* CO: weight and bias of batch norm */
     float *running_mean, *running_variance;   /* CO */

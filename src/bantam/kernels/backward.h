@@ -111,7 +111,7 @@ static inline void convolution_gradient(const struct block_arguments *a, const s
             const element *image = readable_image(a->input, i, images, copy);
             weight_gradient(image, frame, thread_weights + (size_t)(i / SHARE) * WEIGHTS);
             if (a->grad_input)
-                input_gradient(frame, packed, a->grad_input + (int64_t)i * SIDE * SIDE * CI);
+                input_gradient(frame, packed, a->grad_input + (int64_t)i * IMAGE_SIDE * IMAGE_SIDE * CI);
         }
         end_products();
     }

@@ -1,10 +1,11 @@
-/* One block of a network, forward and backward, in as few passes over memory as its sums allow: valid
- * convolution → batch norm and ReLU in either order → dropout → max-pool. Images are N×H×W×C numbers, floats or
- * bfloat16; all that is not the convolution's products is computed in floats.
+/* One block of a network, forward and backward, in as few passes over memory as its sums allow: convolution → batch
+ * norm and ReLU in either order → dropout → max-pool. Images are N×H×W×C numbers, floats or bfloat16; all that is not
+ * the convolution's products is computed in floats.
  *
  * `compiler.py` compiles this file for every shape, with the sizes as constants, so that the compiler
- * keeps a whole tile of results in registers: SIDE and CI, side and channels of the input; CO,
- * channels of the output; KERNEL, side of the kernel; RELU_FIRST, 1 for ReLU before batch norm, 0 for
+ * keeps a whole tile of results in registers: SIDE and CI, side and channels of the input; PADDING, how many pixels at
+ * each end of that side are zeros which the images in memory do not have: the convolution is valid on a copy that has
+ * them; CO, channels of the output; KERNEL, side of the kernel; RELU_FIRST, 1 for ReLU before batch norm, 0 for
  * after it; POOL, side of the max-pool's squares, 1 for none; BFLOAT16, 1 for images in bfloat16, and
  * MATRIX_UNIT, 1 for a processor that multiplies those in tiles. What differs between the two kinds of number is in
  * `numbers.h`; the convolution's products are in `vectors.h` and, by the matrix unit, in `tiles.h`; the way back is in
@@ -13,8 +14,12 @@
 #include "numbers.h"
 #include "arguments.h"
 #include <math.h>
+#ifndef PADDING
+#define PADDING 0
+#endif
 /* Rows of weights, and of their gradients, are as long as some multiple of 16. */
 #define PADDED(channels) (((channels) + 15) / 16 * 16)
+#define IMAGE_SIDE (SIDE - 2 * PADDING)
 #define OUT (SIDE - KERNEL + 1)
 #define AREA (OUT * OUT)
 #define BORDER (KERNEL - 1)
@@ -34,16 +39,23 @@
 #include "vectors.h"
 #endif
 
-/* The input's image `i`, with as many numbers as are read of it: beyond its own end any numbers will do, those of the
- * next image, or zeros in a copy. */
-enum { COPY = READ > SIDE * SIDE * CI ? READ : 1 };
+/* The input's image `i` with its padding, and with as many numbers as are read of it: beyond its own end any numbers
+ * will do, those of the next image, or zeros in a copy. */
+enum { COPY = READ > SIDE * SIDE * CI ? READ : PADDING ? SIDE * SIDE * CI : 1 };
 static inline const element *readable_image(const element *input, int i, int images, element *copy)
 {
-    const element *image = input + (int64_t)i * SIDE * SIDE * CI;
-    if (COPY == 1 || (i + 1 < images && 2 * SIDE * SIDE * CI >= READ))
+    enum { ROW = IMAGE_SIDE * CI, BETWEEN = 2 * PADDING * CI, BEFORE = PADDING * (SIDE + 1) * CI };
+    enum { END = BEFORE + IMAGE_SIDE * (ROW + BETWEEN) };
+    const element *image = input + (int64_t)i * IMAGE_SIDE * ROW;
+    if (COPY == 1 || (!PADDING && i + 1 < images && 2 * SIDE * SIDE * CI >= READ))
         return image;
-    memcpy(copy, image, sizeof(element) * SIDE * SIDE * CI);
-    memset(copy + SIDE * SIDE * CI, 0, sizeof(element) * (COPY - SIDE * SIDE * CI));
+    memset(copy, 0, sizeof(element) * BEFORE);
+    for (int row = 0; row < IMAGE_SIDE; row++) {
+        element *to = copy + BEFORE + row * (ROW + BETWEEN);
+        memcpy(to, image + row * ROW, sizeof(element) * ROW);
+        memset(to + ROW, 0, sizeof(element) * BETWEEN);
+    }
+    memset(copy + END, 0, sizeof(element) * (COPY - END));
     return copy;
 }
 /* Dropout: set numbers of a row of an image to zero with probability `limit` / 65536, the same ones for the same

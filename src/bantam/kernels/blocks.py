@@ -1,8 +1,8 @@
 """Layers whose work a function in C does, as PyTorch modules with their autograd functions.
 
-A `Block` is a function of `block.c`, a `Depthwise` one of `depthwise.c`: these small networks spend more time on
-moving their activations through memory than on computing them. In float32 that goes for every processor, in
-bfloat16 for those that compute in it.
+A `Block` is a function of `block.c`, as a `Depthwise` in `depthwise.py` is one of `depthwise.c`: these small
+networks spend more time on moving their activations through memory than on computing them. In float32 that goes
+for every processor, in bfloat16 for those that compute in it.
 """
 
 import ctypes
@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.conv import _ConvNd
 
 from bantam.kernels import compiler
-from bantam.kernels.arguments import BlockArguments, DepthwiseArguments
+from bantam.kernels.arguments import BlockArguments
 
 MOST_CHANNELS = 512
 MOST_NUMBERS = 2**18
@@ -108,8 +109,18 @@ class Compiled(nn.Module):
         self.busy = False
 
 
+def zero_padding(convolution: _ConvNd) -> int | None:
+    """How many zeros a convolution adds at each end of each side; None where it adds others."""
+    padding = convolution.padding
+    if padding == "same" and all(kernel % 2 for kernel in convolution.kernel_size):
+        padding = tuple(kernel // 2 for kernel in convolution.kernel_size)
+    sides = {0} if padding == "valid" else {None} if isinstance(padding, str) else {*padding}
+    zeros = sides == {0} or convolution.padding_mode == "zeros"
+    return sides.pop() if len(sides) == 1 and zeros else None
+
+
 class Block(Compiled):
-    """A valid convolution, batch norm and ReLU in either order, perhaps dropout and a max-pool: one function."""
+    """A convolution, batch norm and ReLU in either order, perhaps dropout and a max-pool: one function."""
 
     source, functions = "block.c", ("forward", "backward", "score")
 
@@ -118,7 +129,7 @@ class Block(Compiled):
         convolution = layers[0]
         assert isinstance(convolution, nn.Conv2d)
         self.inputs, self.outputs = convolution.in_channels, convolution.out_channels
-        self.kernel = int(convolution.kernel_size[0])
+        self.kernel, self.padding = int(convolution.kernel_size[0]), zero_padding(convolution) or 0
         self.relu_first = isinstance(layers[1], nn.ReLU)
         norm = layers[1 + self.relu_first]
         pool = layers[-1]
@@ -130,19 +141,19 @@ class Block(Compiled):
 
     def sizes(self, shape: torch.Size) -> dict[str, int] | None:
         channels, height, width = shape
-        out = height - self.kernel + 1
-        numbers = max(self.inputs, self.outputs) * height * width
+        side, out = height + 2 * self.padding, self.side_of_output(height)
         if (
             channels != self.inputs
             or height != width
             or out < self.pool
             or max(self.inputs, self.outputs) > MOST_CHANNELS
-            or numbers > MOST_NUMBERS
+            or max(self.inputs, self.outputs) * side**2 > MOST_NUMBERS
         ):
             return None
         bfloat16 = self.dtype == torch.bfloat16
         return {
-            "SIDE": height,
+            "SIDE": side,
+            "PADDING": self.padding,
             "CI": self.inputs,
             "CO": self.outputs,
             "KERNEL": self.kernel,
@@ -151,6 +162,10 @@ class Block(Compiled):
             "BFLOAT16": int(bfloat16),
             "MATRIX_UNIT": int(bfloat16 and compiler.matrix_unit()),
         }
+
+    def side_of_output(self, side: int) -> int:
+        """That of the convolution, in front of the pooling, for inputs of this side."""
+        return side + 2 * self.padding - self.kernel + 1
 
     def usual(self) -> bool:
         """Whether its layers are in a state that C computes."""
@@ -172,7 +187,7 @@ class Block(Compiled):
             )
             return None if wanted else library
         # PyTorch refuses a single value a channel, which has no variance.
-        return None if len(x) == 1 and x.shape[2] == self.kernel else library
+        return None if len(x) == 1 and self.side_of_output(x.shape[2]) == 1 else library
 
     def tensors(self) -> list[Tensor]:
         """Weight, gamma, beta, running mean and running variance."""
@@ -198,7 +213,7 @@ class Block(Compiled):
         weight, gamma, beta, mean, variance = self.tensors()
         x = x.contiguous(memory_format=torch.channels_last)
         images, _, side, _ = x.shape
-        y = self.buffer("output", images, self.outputs, (side - self.kernel + 1) // self.pool, fresh=True)
+        y = self.buffer("output", images, self.outputs, self.side_of_output(side) // self.pool, fresh=True)
         factor = gamma / (variance + self.norm[0].eps).sqrt()
         offset = beta - mean * factor
         weight = weight.contiguous(memory_format=torch.channels_last)
@@ -218,7 +233,7 @@ class _Block(torch.autograd.Function):
         block.begin(ctx, x, fresh=False)
         x = x.contiguous(memory_format=torch.channels_last)
         images, _, side, _ = x.shape
-        out = side - block.kernel + 1
+        out = block.side_of_output(side)
         convolved = block.buffer("convolved", images, block.outputs, out, ctx.fresh)
         y = block.buffer("output", images, block.outputs, out // block.pool, ctx.fresh)
         argmax = torch.empty(y.numel() if block.pool > 1 else 0, dtype=torch.int32)
@@ -270,67 +285,3 @@ class _Block(torch.autograd.Function):
         arguments.images, arguments.threads = images, torch.get_num_threads()
         ctx.library.backward(arguments)
         return grad_input, grad_weight, grad_gamma, grad_beta, None, None
-
-
-class Depthwise(Compiled):
-    """A valid depthwise convolution, which computes every channel by itself."""
-
-    source = "depthwise.c"
-
-    def __init__(self, convolution: nn.Conv2d, dtype: torch.dtype) -> None:
-        super().__init__([convolution], dtype)
-        self.channels, self.kernel = convolution.in_channels, int(convolution.kernel_size[0])
-        self.arguments = DepthwiseArguments()
-
-    def sizes(self, shape: torch.Size) -> dict[str, int] | None:
-        channels, height, width = shape
-        fits = channels == self.channels <= MOST_CHANNELS and channels * height * width <= MOST_NUMBERS
-        if not fits or height != width or height < self.kernel:
-            return None
-        bfloat16 = int(self.dtype == torch.bfloat16)
-        return {"SIDE": height, "CHANNELS": channels, "KERNEL": self.kernel, "BFLOAT16": bfloat16}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """B×C×H×W in, B×C×H×W out, channels last."""
-        library = self.library(x)
-        if library is None:
-            return self.layers(x)  # type: ignore[no-any-return]
-        return _Depthwise.apply(x.to(self.dtype), self.weights["weight"], self, library)  # type: ignore[no-any-return]
-
-
-class _Depthwise(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, block: Depthwise, library: ctypes.CDLL) -> Tensor:
-        block.begin(ctx, x, fresh=not block.training)
-        x = x.contiguous(memory_format=torch.channels_last)
-        images, channels, side, _ = x.shape
-        y = block.buffer("output", images, channels, side - block.kernel + 1, ctx.fresh)
-        weight = weight.permute(2, 3, 1, 0).contiguous()
-        arguments = block.arguments
-        arguments.input, arguments.weight, arguments.output = x.data_ptr(), weight.data_ptr(), y.data_ptr()
-        arguments.images, arguments.threads = images, torch.get_num_threads()
-        library.forward(arguments)
-        ctx.save_for_backward(x, weight)
-        ctx.library = library
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
-        x, weight = ctx.saved_tensors
-        block = ctx.block
-        block.end(ctx)
-        images, channels, side, _ = x.shape
-        grad_output = grad_output.to(block.dtype).contiguous(memory_format=torch.channels_last)
-        grad_input = None
-        arguments = block.arguments
-        arguments.grad_input = None
-        if ctx.needs_input_grad[0]:
-            grad_input = block.buffer("grad_input", images, channels, side, ctx.fresh_gradient)
-            arguments.grad_input = grad_input.data_ptr()
-        grad_weight = torch.empty_like(weight)
-        arguments.input, arguments.weight = x.data_ptr(), weight.data_ptr()
-        arguments.grad_output, arguments.grad_weight = grad_output.data_ptr(), grad_weight.data_ptr()
-        arguments.images, arguments.threads = images, torch.get_num_threads()
-        ctx.library.backward(arguments)
-        return grad_input, grad_weight.permute(3, 2, 0, 1), None, None

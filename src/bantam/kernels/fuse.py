@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from bantam.kernels import compiler, selfcheck
-from bantam.kernels.blocks import MOST_CHANNELS, MOST_NUMBERS, Block, Compiled, Depthwise
+from bantam.kernels.blocks import MOST_CHANNELS, MOST_NUMBERS, Block, Compiled, zero_padding
 from bantam.kernels.chain import Chain
+from bantam.kernels.depthwise import Depthwise
 from bantam.models import Dropout
 
 TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.25}
@@ -161,7 +162,10 @@ def _continues(first: nn.Module, layers: Sequence[nn.Module]) -> bool:
     if len(layers) < 2 or not isinstance(layers[0], Depthwise):
         return False
     blocks = [block for block in (first, layers[1]) if isinstance(block, Block)]
-    simple = [not block.relu_first and not block.dropout and block.dtype == torch.float32 for block in blocks]
+    simple = [
+        not (block.relu_first or block.dropout or block.padding) and block.dtype == torch.float32
+        for block in blocks
+    ]
     return len(blocks) == 2 and all(simple) and blocks[1].kernel == 1
 
 
@@ -218,7 +222,7 @@ def _unfit(layer: _ConvNd) -> Iterator[str]:
         "whose kernel is not square": lambda: len(set(layer.kernel_size)) > 1,
         f"with stride {layer.stride[0]}": lambda: set(layer.stride) != {1},
         f"with dilation {layer.dilation[0]}": lambda: set(layer.dilation) != {1},
-        "with padding": lambda: isinstance(layer.padding, str) or set(layer.padding) != {0},
+        "with padding": lambda: zero_padding(layer) is None or (layer.groups > 1 and zero_padding(layer)),
         "with a bias": lambda: layer.bias is not None,
         f"with more than {MOST_CHANNELS} channels": lambda: max(shape[0], layer.in_channels) > MOST_CHANNELS,
         "whose weight is not of its shape in float32": lambda: (
@@ -230,14 +234,22 @@ def _unfit(layer: _ConvNd) -> Iterator[str]:
 
 def _explained(layer: _ConvNd, what: str) -> str:
     """Why C does not compute a convolution, with what helps where something does."""
-    padding = layer.padding if isinstance(layer.padding, str) else layer.padding[0]
     return {
-        "with padding": f"padding {padding}: the C blocks compute valid convolutions",
+        "with padding": _explained_padding(layer),
         "with a bias": "a bias: batch norm has its own, bias=False leaves it out",
         f"with stride {layer.stride[0]}": f"stride {layer.stride[0]}: the C blocks move by one pixel",
         f"with dilation {layer.dilation[0]}": f"dilation {layer.dilation[0]}: the C blocks have none",
         BARE: "no batch norm and ReLU behind it in the same nn.Sequential: the C blocks have all three",
     }.get(what, f"{what}: the C blocks compute no such convolution")
+
+
+def _explained_padding(layer: _ConvNd) -> str:
+    """What of a padding the C blocks do not have."""
+    if layer.padding_mode != "zeros":
+        return f"padding_mode {layer.padding_mode}: the C blocks pad with zeros"
+    if zero_padding(layer) is not None:
+        return f"padding {zero_padding(layer)}: in C, convolutions of each channel by itself are valid ones"
+    return f"padding {layer.padding}: the C blocks pad all four sides alike"
 
 
 BARE = "without a batch norm and a ReLU that fit behind it"
@@ -250,7 +262,8 @@ def _why(layer: _ConvNd, x: Tensor) -> str:
         return f"of maps of {height}×{width} pixels"
     if layer.groups > 1 and not _depthwise(layer):
         return f"in {layer.groups} groups"
-    if max(layer.in_channels, layer.out_channels) * height * width > MOST_NUMBERS:
+    side = height + 2 * (zero_padding(layer) or 0)
+    if max(layer.in_channels, layer.out_channels) * side**2 > MOST_NUMBERS:
         return f"of maps of {height}×{width} pixels, too many"
     return BARE
 

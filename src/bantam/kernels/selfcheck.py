@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from bantam.kernels import chain
-from bantam.kernels.blocks import Block, Compiled, Depthwise
+from bantam.kernels.blocks import Block, Compiled
 from bantam.kernels.compiler import Unavailable
+from bantam.kernels.depthwise import Depthwise
 
 MOST_IMAGES, MOST_OPERATIONS = 8, 200_000_000
 """A batch has so many images, or fewer where that takes so many multiply-adds."""
@@ -48,7 +49,8 @@ def _block_results(
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     block = _block(source, sizes)
     exact = copy.deepcopy(block.layers).double()
-    channels, side = sizes["CI" if source == "block.c" else "CHANNELS"], sizes["SIDE"]
+    channels = sizes["CI" if source == "block.c" else "CHANNELS"]
+    side = sizes["SIDE"] - 2 * sizes.get("PADDING", 0)
     block.use(library, torch.Size((channels, side, side)))
     operations = sum(parameter.numel() for parameter in block.parameters()) * side**2
     images = max(4, min(MOST_IMAGES, MOST_OPERATIONS // operations))
@@ -123,7 +125,8 @@ def _block(source: str, sizes: dict[str, int]) -> Compiled:
         channels = sizes["CHANNELS"]
         each = nn.Conv2d(channels, channels, sizes["KERNEL"], groups=channels, bias=False)
         return Depthwise(each, dtype)
-    convolution = nn.Conv2d(sizes["CI"], sizes["CO"], sizes["KERNEL"], bias=False)
+    padding = sizes.get("PADDING", 0)
+    convolution = nn.Conv2d(sizes["CI"], sizes["CO"], sizes["KERNEL"], padding=padding, bias=False)
     convolution.weight.data = convolution.weight.data.to(dtype).float()
     norm = nn.BatchNorm2d(sizes["CO"])
     for positive in (norm.weight, norm.running_var):

@@ -161,7 +161,7 @@ enum { GRADIENT_INPUTS = CI };
     }
 
 DEFINE_CONVOLUTION(forward_row, CI, CO, OUT)
-DEFINE_CONVOLUTION(backward_row, CO, CI, SIDE)
+DEFINE_CONVOLUTION(backward_row, CO, CI, IMAGE_SIDE)
 
 /* ROWS rows of the convolution of image `x`, from `row` on. */
 static inline void convolve(const element *restrict x, const element *restrict packed, int row,
@@ -170,16 +170,17 @@ static inline void convolve(const element *restrict x, const element *restrict p
     forward_row(x + row * SIDE * CI, packed, result, 0, KERNEL);
 }
 
-/* The gradient of an image from that of the convolution's output in its frame. */
+/* The gradient of an image from that of the convolution's output in its frame; nobody asks for that of the padding. */
 static inline void input_gradient(const element *restrict frame, const element *restrict packed,
                                   element *restrict grad_input)
 {
-    for (int row = 0; row < SIDE; row++) {
+    for (int row = PADDING; row < SIDE - PADDING; row++) {
         /* Rows of the frame above and below the gradient are zeros. */
         const int first = row < BORDER ? BORDER - row : 0, last = row < OUT ? KERNEL : KERNEL - 1 - (row - OUT);
-        float buffer[SIDE * CI], *values = row_buffer(grad_input + row * SIDE * CI, buffer);
-        backward_row(frame + row * SIDE * CO, packed, values, first, last);
-        store_row(values, grad_input + row * SIDE * CI, SIDE * CI);
+        element *to = grad_input + (row - PADDING) * IMAGE_SIDE * CI;
+        float buffer[IMAGE_SIDE * CI], *values = row_buffer(to, buffer);
+        backward_row(frame + (row * SIDE + PADDING) * CO, packed, values, first, last);
+        store_row(values, to, IMAGE_SIDE * CI);
     }
 }
 
