@@ -27,13 +27,12 @@ def test_the_fused_network_shares_everything() -> None:
     "convolution",
     [
         nn.Conv2d(1, 4, 3, padding=(0, 1), bias=False),
-        nn.Conv2d(1, 4, 2, padding="same", bias=False),
         nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular", bias=False),
         nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False),
         nn.Conv2d(1, 4, 3, stride=2, bias=False),
         nn.Conv2d(1, 4, 3, dilation=2, bias=False),
         nn.Conv2d(1, 4, (3, 1), bias=False),
-        nn.Conv2d(1, 4, 3),
+        nn.Conv2d(4, 4, 3, groups=4),
         nn.Conv2d(1, 2048, 3, bias=False),
         nn.Conv2d(4, 4, 3, groups=2, bias=False),
         nn.Conv2d(4, 8, 3, groups=4, bias=False),
@@ -265,7 +264,9 @@ class Course(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = nn.Sequential(nn.Conv2d(1, 4, 3, padding=(1, 2)), nn.BatchNorm2d(4), nn.ReLU())
+        self.conv1 = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(4), nn.ReLU()
+        )
         self.conv2 = nn.Conv2d(4, 4, 3, stride=2, bias=False)
         self.norm = nn.BatchNorm2d(4)
         self.conv3 = nn.Conv2d(4, 4, 3, bias=False)
@@ -276,8 +277,7 @@ class Course(nn.Module):
 
 def test_each_convolution_that_is_left_has_all_its_reasons() -> None:
     assert fuse(Course(), IMAGE).reasons == {
-        "conv1.0": "padding (1, 2): the C blocks pad all four sides alike; "
-        "a bias: batch norm has its own, bias=False leaves it out",
+        "conv1.0": "padding_mode reflect: the C blocks pad with zeros",
         "conv2": "stride 2: the C blocks move by one pixel",
         "conv3": "no batch norm and ReLU behind it in the same nn.Sequential: the C blocks have all three",
     }

@@ -1,4 +1,4 @@
-"""What people put into a block: padding. With Hypothesis's sizes, each is what PyTorch's layers compute."""
+"""What people put into a block: padding, a bias, an average; of drawn sizes, as PyTorch's layers compute it."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from layer_results import results
-from torch import nn
+from torch import Tensor, nn
 
 from bantam.kernels import compiler
 from bantam.kernels.fuse import fuse
@@ -23,7 +23,7 @@ def blocks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, int, int]]:
     padding = draw(st.integers(0, 3))
     least = max(1, kernel - 2 * padding)
     side = draw(st.integers(least, least + 12))
-    convolution = nn.Conv2d(inputs, outputs, kernel, padding=padding, bias=False)
+    convolution = nn.Conv2d(inputs, outputs, kernel, padding=padding, bias=draw(st.booleans()))
     norm = nn.BatchNorm2d(outputs, momentum=draw(st.floats(0.1, 0.9)))
     nn.init.uniform_(norm.weight, 0.5, 2)
     nn.init.normal_(norm.bias)
@@ -31,7 +31,7 @@ def blocks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, int, int]]:
     layers = [convolution, *middle]
     pool = draw(st.integers(1, 3))
     if 1 < pool <= side + 2 * padding - kernel + 1:
-        layers.append(nn.MaxPool2d(pool))
+        layers.append(draw(st.sampled_from([nn.MaxPool2d, nn.AvgPool2d]))(pool))
     return nn.Sequential(*layers), (inputs, side, side)
 
 
@@ -61,19 +61,25 @@ def test_a_block_computes_what_pytorchs_layers_compute(
 ) -> None:
     model, image = drawn
     torch.set_num_threads(threads)
-    exact = copy.deepcopy(model).double()
+    plain, exact = copy.deepcopy(model), copy.deepcopy(model).double()
     done = fuse(model.to(memory_format=torch.channels_last), image)
     assert done.model is not None
     assert not done.left
-    for attempt in range(3):  # a value so near to zero that rounding decides about it is a matter of luck
+    for _ in range(3):  # a value so near to zero that rounding decides about it is a matter of luck
         x = torch.randn(images, *image)
         gradient = torch.randn(copy.deepcopy(model).train()(x).shape)
         ours = results(done.model, model, x, gradient)
-        theirs = results(exact, exact, x.double(), gradient.double())
+        theirs = results(plain, plain, x, gradient)
+        wanted = results(exact, exact, x.double(), gradient.double())
         far = {
-            name: float((ours[name].double() - value.double()).norm() / (value.double().norm() + 1))
-            for name, value in theirs.items()
+            name: (distance(ours[name], value), distance(theirs[name], value)) for name, value in wanted.items()
         }
-        if all(distance <= TOLERANCE for distance in far.values()):
+        # Sums that cancel out, of a weight that batch norm undoes, are as inexact as PyTorch's.
+        if all(our <= max(TOLERANCE, 4 * their) for our, their in far.values()):
             return
     raise AssertionError(far)
+
+
+def distance(found: Tensor, wanted: Tensor) -> float:
+    """How far a tensor is from the exact one, as a fraction of its length where that is not near to zero."""
+    return float((found.double() - wanted.double()).norm() / (wanted.double().norm() + 1))

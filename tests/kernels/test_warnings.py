@@ -26,7 +26,8 @@ def test_a_block_is_compiled_without_a_warning(command: str, architecture: str, 
         pytest.skip("clang has no __builtin_shuffle, with which `pairs.h` transposes")
     flags = [flag.replace("native", architecture) for flag in compiler.FLAGS if flag != "-O3"]
     for relu_first, pool in ((1, 1), (0, 2)):
-        sizes = BLOCK | {"RELU_FIRST": relu_first, "POOL": pool, "BFLOAT16": bfloat16, "PADDING": pool - 1}
+        sizes = BLOCK | {"RELU_FIRST": relu_first, "POOL": pool, "BFLOAT16": bfloat16}
+        sizes |= {"PADDING": pool - 1, "BIAS": relu_first, "AVERAGE": pool - 1}
         constants = [f"-D{name}={value}" for name, value in sizes.items()]
         source = [str(FOLDER / "block.c"), "-o", "/dev/null"]
         done = subprocess.run(

@@ -1,12 +1,13 @@
 /* One block of a network, forward and backward, in as few passes over memory as its sums allow: convolution → batch
- * norm and ReLU in either order → dropout → max-pool. Images are N×H×W×C numbers, floats or bfloat16; all that is not
+ * norm and ReLU in either order → dropout → pooling. Images are N×H×W×C numbers, floats or bfloat16; all that is not
  * the convolution's products is computed in floats.
  *
  * `compiler.py` compiles this file for every shape, with the sizes as constants, so that the compiler
  * keeps a whole tile of results in registers: SIDE and CI, side and channels of the input; PADDING, how many pixels at
  * each end of that side are zeros which the images in memory do not have: the convolution is valid on a copy that has
  * them; CO, channels of the output; KERNEL, side of the kernel; RELU_FIRST, 1 for ReLU before batch norm, 0 for
- * after it; POOL, side of the max-pool's squares, 1 for none; BFLOAT16, 1 for images in bfloat16, and
+ * after it; BIAS, 1 for a convolution that has one; POOL, side of the pooled squares, 1 for none; AVERAGE, 1 where their
+ * average is taken, 0 for their maximum; BFLOAT16, 1 for images in bfloat16, and
  * MATRIX_UNIT, 1 for a processor that multiplies those in tiles. What differs between the two kinds of number is in
  * `numbers.h`; the convolution's products are in `vectors.h` and, by the matrix unit, in `tiles.h`; the way back is in
  * `backward.h`.
@@ -17,6 +18,15 @@
 #ifndef PADDING
 #define PADDING 0
 #endif
+#ifndef BIAS
+#define BIAS 0
+#endif
+#ifndef AVERAGE
+#define AVERAGE 0
+#endif
+#define MAX_POOL (POOL > 1 && !AVERAGE)
+/* In front of batch norm a bias only shifts the mean, which is subtracted: it is left out there. */
+#define ADD_BIAS (BIAS && RELU_FIRST)
 /* Rows of weights, and of their gradients, are as long as some multiple of 16. */
 #define PADDED(channels) (((channels) + 15) / 16 * 16)
 #define IMAGE_SIDE (SIDE - 2 * PADDING)
@@ -98,6 +108,18 @@ static inline void max_pool(const float *restrict rows, float *restrict output, 
         }
 }
 
+/* The average of each square of POOL rows. */
+static inline void average_pool(const float *restrict rows, float *restrict output)
+{
+    for (int u = 0; u < POOLED; u++)
+        EACH_VECTOR(v) {
+            channels sum = GIVEN_CHANNELS(rows + u * POOL * CO, v);
+            for (int p = 1; p < SQUARE; p++)
+                sum += GIVEN_CHANNELS(rows + (p / POOL * OUT + u * POOL + p % POOL) * CO, v);
+            CHANNELS_AT(output + u * CO, v) = sum * (1.0f / SQUARE);
+        }
+}
+
 /* A thread has so many images, one after another, and `i / SHARE` is its number. */
 #define SHARE ((images + threads - 1) / threads)
 #define IN_THREADS _Pragma("omp parallel num_threads(threads)")
@@ -141,6 +163,8 @@ static inline void convolve_images(const struct block_arguments *a, const elemen
                 for (int u = 0; u < OUT; u++)
                     EACH_VECTOR(v) {
                         channels value = GIVEN_CHANNELS(from + u * RESULT_CHANNELS, v);
+                        if (ADD_BIAS)
+                            value += GIVEN_CHANNELS(a->bias, v);
                         value = RELU_FIRST ? relu(value) : value;
                         CHANNELS_AT(values + u * CO, v) = value;
                         sum[v] += value;
@@ -179,7 +203,7 @@ static inline void batch_statistics(const struct block_arguments *a, const doubl
         v = v < INEXACT * squares ? exact_variance(a, c, m) : v;
         statistics[c] = (float)m;
         statistics[CO + c] = (float)(1 / sqrt(v + a->epsilon));
-        mean[c] += a->momentum * ((float)m - mean[c]);
+        mean[c] += a->momentum * ((float)(BIAS && !RELU_FIRST ? m + a->bias[c] : m) - mean[c]);
         variance[c] += a->momentum * ((float)(v * n / (n - 1)) - variance[c]);
         factor[c] = a->gamma[c] * statistics[CO + c] * a->dropout_scale;
         offset[c] = a->beta[c] * a->dropout_scale - (float)m * factor[c];
@@ -212,8 +236,10 @@ static inline void finish_images(const struct block_arguments *a, const float *f
                 if (limit)
                     drop(rows + r * OUT * CO, a->dropout_seed, i, top * POOL + r, limit);
             }
-            if (POOL > 1)
+            if (MAX_POOL)
                 max_pool(rows, values, argmax + to);
+            else if (AVERAGE)
+                average_pool(rows, values);
             store_row(values, output + to, POOLED * CO);
         }
     }
@@ -261,6 +287,8 @@ void score(const struct block_arguments *a)
                 for (int u = 0; u < OUT; u++)
                     EACH_VECTOR(v) {
                         channels value = GIVEN_CHANNELS(from + u * RESULT_CHANNELS, v);
+                        if (ADD_BIAS)
+                            value += GIVEN_CHANNELS(a->bias, v);
                         value = RELU_FIRST ? relu(value) : value;
                         value = value * GIVEN_CHANNELS(factor, v) + GIVEN_CHANNELS(offset, v);
                         CHANNELS_AT(rows + (row % POOL * OUT + u) * CO, v) = RELU_FIRST ? value : relu(value);
@@ -268,8 +296,10 @@ void score(const struct block_arguments *a)
                 if (row % POOL == POOL - 1) {
                     element *to = output + ((int64_t)i * POOLED + row / POOL) * POOLED * CO;
                     float *values = row_buffer(to, buffer);
-                    if (POOL > 1)
+                    if (MAX_POOL)
                         max_pool(rows, values, argmax);
+                    else if (AVERAGE)
+                        average_pool(rows, values);
                     else
                         memcpy(values, rows, sizeof rows);
                     store_row(values, to, POOLED * CO);

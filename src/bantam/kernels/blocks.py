@@ -120,7 +120,7 @@ def zero_padding(convolution: _ConvNd) -> int | None:
 
 
 class Block(Compiled):
-    """A convolution, batch norm and ReLU in either order, perhaps dropout and a max-pool: one function."""
+    """A convolution, batch norm and ReLU in either order, perhaps dropout and pooling: one function."""
 
     source, functions = "block.c", ("forward", "backward", "score")
 
@@ -133,7 +133,8 @@ class Block(Compiled):
         self.relu_first = isinstance(layers[1], nn.ReLU)
         norm = layers[1 + self.relu_first]
         pool = layers[-1]
-        self.pool = int(pool.kernel_size) if isinstance(pool, nn.MaxPool2d) else 1  # type: ignore[arg-type]
+        self.average = isinstance(pool, nn.AvgPool2d)
+        self.pool = int(pool.kernel_size) if isinstance(pool, nn.MaxPool2d | nn.AvgPool2d) else 1  # type: ignore[arg-type]
         # In tuples, since a module would look these up slowly.
         self.norm: tuple[Any, dict[str, Any], dict[str, Any]] = (norm, norm._parameters, norm._buffers)
         self.dropout = tuple(layer for layer in layers[3:] if isinstance(layer, nn.Dropout))
@@ -158,7 +159,9 @@ class Block(Compiled):
             "CO": self.outputs,
             "KERNEL": self.kernel,
             "RELU_FIRST": int(self.relu_first),
+            "BIAS": int(self.weights["bias"] is not None),
             "POOL": self.pool,
+            "AVERAGE": int(self.average),
             "BFLOAT16": int(bfloat16),
             "MATRIX_UNIT": int(bfloat16 and compiler.matrix_unit()),
         }
@@ -205,7 +208,7 @@ class Block(Compiled):
             return self.score(x, library)
         self.norm[2]["num_batches_tracked"].add_(1)
         weight, gamma, beta, _, _ = self.tensors()
-        return _Block.apply(x, weight, gamma, beta, self, library)  # type: ignore[no-any-return]
+        return _Block.apply(x, weight, self.weights["bias"], gamma, beta, self, library)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def score(self, x: Tensor, library: ctypes.CDLL) -> Tensor:
@@ -215,11 +218,15 @@ class Block(Compiled):
         images, _, side, _ = x.shape
         y = self.buffer("output", images, self.outputs, self.side_of_output(side) // self.pool, fresh=True)
         factor = gamma / (variance + self.norm[0].eps).sqrt()
-        offset = beta - mean * factor
+        bias = self.weights["bias"]
+        bias = bias if bias is None else bias.contiguous()
+        # In front of batch norm C leaves the bias out.
+        offset = beta - (mean if bias is None or self.relu_first else mean - bias) * factor
         weight = weight.contiguous(memory_format=torch.channels_last)
         arguments = self.arguments
         arguments.input, arguments.weight, arguments.output = x.data_ptr(), weight.data_ptr(), y.data_ptr()
         arguments.factor, arguments.offset = factor.data_ptr(), offset.data_ptr()
+        arguments.bias = None if bias is None else bias.data_ptr()
         arguments.images, arguments.threads = images, torch.get_num_threads()
         library.score(arguments)
         return y
@@ -228,7 +235,14 @@ class Block(Compiled):
 class _Block(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, block: Block, library: ctypes.CDLL
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        gamma: Tensor,
+        beta: Tensor,
+        block: Block,
+        library: ctypes.CDLL,
     ) -> Tensor:
         block.begin(ctx, x, fresh=False)
         x = x.contiguous(memory_format=torch.channels_last)
@@ -236,19 +250,21 @@ class _Block(torch.autograd.Function):
         out = block.side_of_output(side)
         convolved = block.buffer("convolved", images, block.outputs, out, ctx.fresh)
         y = block.buffer("output", images, block.outputs, out // block.pool, ctx.fresh)
-        argmax = torch.empty(y.numel() if block.pool > 1 else 0, dtype=torch.int32)
+        argmax = torch.empty(y.numel() if block.pool > 1 and not block.average else 0, dtype=torch.int32)
         statistics = torch.empty(2, block.outputs)
         p = block.dropout[0].p if block.dropout else 0.0
         # The backward pass drops the same elements again; which ones follows from a number of PyTorch's generator.
         ctx.dropout = (int(torch.randint(2**63 - 1, ())) if p else 0, round(p * 2**16), 1 / (1 - p))
         weight = weight.contiguous(memory_format=torch.channels_last)
         gamma, beta = gamma.contiguous(), beta.contiguous()
+        bias = bias if bias is None else bias.contiguous()
         mean, variance = block.tensors()[3:]
         norm = block.norm[0]
         arguments = block.arguments
         arguments.momentum, arguments.epsilon = norm.momentum, norm.eps
         arguments.dropout_seed, arguments.dropout_limit, arguments.dropout_scale = ctx.dropout
         arguments.input, arguments.weight = x.data_ptr(), weight.data_ptr()
+        arguments.bias = None if bias is None else bias.data_ptr()
         arguments.gamma, arguments.beta = gamma.data_ptr(), beta.data_ptr()
         arguments.running_mean, arguments.running_variance = mean.data_ptr(), variance.data_ptr()
         arguments.convolved, arguments.output = convolved.data_ptr(), y.data_ptr()
@@ -256,12 +272,12 @@ class _Block(torch.autograd.Function):
         arguments.images, arguments.threads = images, torch.get_num_threads()
         library.forward(arguments)
         ctx.save_for_backward(x, weight, gamma, beta, statistics, argmax)
-        ctx.convolved, ctx.library = convolved, library
+        ctx.convolved, ctx.library, ctx.biased = convolved, library, bias is not None
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, gamma, beta, statistics, argmax = ctx.saved_tensors
         block, convolved = ctx.block, ctx.convolved
         block.end(ctx)
@@ -280,8 +296,10 @@ class _Block(torch.autograd.Function):
         arguments.gamma, arguments.beta = gamma.data_ptr(), beta.data_ptr()
         arguments.convolved, arguments.grad_output = convolved.data_ptr(), grad_output.data_ptr()
         arguments.statistics, arguments.argmax = statistics.data_ptr(), argmax.data_ptr()
+        grad_bias = torch.empty_like(gamma) if ctx.biased else None
         arguments.grad_weight = grad_weight.data_ptr()
+        arguments.grad_bias = None if grad_bias is None else grad_bias.data_ptr()
         arguments.grad_gamma, arguments.grad_beta = grad_gamma.data_ptr(), grad_beta.data_ptr()
         arguments.images, arguments.threads = images, torch.get_num_threads()
         ctx.library.backward(arguments)
-        return grad_input, grad_weight, grad_gamma, grad_beta, None, None
+        return grad_input, grad_weight, grad_bias, grad_gamma, grad_beta, None, None

@@ -2,7 +2,7 @@
 
 A network is built of PyTorch's layers, and those remain what is counted and saved. Of it `fuse`
 makes a second network with the same parameters, in which every run of convolution, batch norm,
-ReLU, dropout and max-pool is one `Block`, and every depthwise convolution a `Depthwise`.
+ReLU, dropout and pooling is one `Block`, and every depthwise convolution a `Depthwise`.
 """
 
 import copy
@@ -20,6 +20,9 @@ from bantam.kernels.blocks import MOST_CHANNELS, MOST_NUMBERS, Block, Compiled, 
 from bantam.kernels.chain import Chain
 from bantam.kernels.depthwise import Depthwise
 from bantam.models import Dropout
+
+LARGEST_AVERAGE = 4
+"""Squares of more pixels a side are the whole map, of which a network takes the average once, at its end."""
 
 TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.25}
 """How far logits may be from PyTorch's, as a fraction of their length."""
@@ -162,11 +165,13 @@ def _continues(first: nn.Module, layers: Sequence[nn.Module]) -> bool:
     if len(layers) < 2 or not isinstance(layers[0], Depthwise):
         return False
     blocks = [block for block in (first, layers[1]) if isinstance(block, Block)]
-    simple = [
-        not (block.relu_first or block.dropout or block.padding) and block.dtype == torch.float32
-        for block in blocks
-    ]
-    return len(blocks) == 2 and all(simple) and blocks[1].kernel == 1
+    return len(blocks) == 2 and all(_simple(block) for block in blocks) and blocks[1].kernel == 1
+
+
+def _simple(block: Block) -> bool:
+    """Whether `separable.c` computes a block: it has only what the networks of such blocks have."""
+    more = block.relu_first or block.dropout or block.padding or block.average or block.weights["bias"] is not None
+    return not more and block.dtype == torch.float32
 
 
 def _block_length(layers: Sequence[nn.Module]) -> int:
@@ -191,7 +196,7 @@ def _block_length(layers: Sequence[nn.Module]) -> int:
     ):
         return 0
     count = 3
-    if count < len(layers) and type(layers[count]) is Dropout and not _hooked(layers[count]):
+    if count < len(layers) and type(layers[count]) in (Dropout, nn.Dropout) and not _hooked(layers[count]):
         count += 1
     if count < len(layers) and _is_pool(layers[count]) and not _hooked(layers[count]):
         count += 1
@@ -223,10 +228,10 @@ def _unfit(layer: _ConvNd) -> Iterator[str]:
         f"with stride {layer.stride[0]}": lambda: set(layer.stride) != {1},
         f"with dilation {layer.dilation[0]}": lambda: set(layer.dilation) != {1},
         "with padding": lambda: zero_padding(layer) is None or (layer.groups > 1 and zero_padding(layer)),
-        "with a bias": lambda: layer.bias is not None,
+        "with a bias": lambda: layer.groups > 1 and layer.bias is not None,
         f"with more than {MOST_CHANNELS} channels": lambda: max(shape[0], layer.in_channels) > MOST_CHANNELS,
         "whose weight is not of its shape in float32": lambda: (
-            layer.weight.shape != shape or layer.weight.dtype != torch.float32
+            layer.weight.shape != shape or any(p.dtype != torch.float32 for p in layer.parameters())
         ),
     }
     return (what for what, holds in whats.items() if holds())
@@ -236,7 +241,7 @@ def _explained(layer: _ConvNd, what: str) -> str:
     """Why C does not compute a convolution, with what helps where something does."""
     return {
         "with padding": _explained_padding(layer),
-        "with a bias": "a bias: batch norm has its own, bias=False leaves it out",
+        "with a bias": "a bias: in C, convolutions of each channel by itself have none, bias=False leaves it out",
         f"with stride {layer.stride[0]}": f"stride {layer.stride[0]}: the C blocks move by one pixel",
         f"with dilation {layer.dilation[0]}": f"dilation {layer.dilation[0]}: the C blocks have none",
         BARE: "no batch norm and ReLU behind it in the same nn.Sequential: the C blocks have all three",
@@ -269,8 +274,13 @@ def _why(layer: _ConvNd, x: Tensor) -> str:
 
 
 def _is_pool(layer: nn.Module) -> bool:
-    """Whether a layer is a max-pool of squares that lie side by side."""
-    if type(layer) is not nn.MaxPool2d or layer.return_indices or layer.ceil_mode:
+    """Whether a layer takes the maximum or the average of squares that lie side by side."""
+    if type(layer) is nn.MaxPool2d:
+        odd = layer.return_indices or layer.dilation != 1
+    elif type(layer) is nn.AvgPool2d:
+        odd = layer.divisor_override is not None or layer.kernel_size not in range(LARGEST_AVERAGE + 1)
+    else:
         return False
     side = layer.kernel_size
-    return type(side) is int and side > 1 and layer.stride == side and layer.padding == 0 and layer.dilation == 1
+    simple = type(side) is int and side > 1 and layer.stride == side and layer.padding == 0
+    return simple and not layer.ceil_mode and not odd

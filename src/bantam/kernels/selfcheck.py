@@ -125,8 +125,8 @@ def _block(source: str, sizes: dict[str, int]) -> Compiled:
         channels = sizes["CHANNELS"]
         each = nn.Conv2d(channels, channels, sizes["KERNEL"], groups=channels, bias=False)
         return Depthwise(each, dtype)
-    padding = sizes.get("PADDING", 0)
-    convolution = nn.Conv2d(sizes["CI"], sizes["CO"], sizes["KERNEL"], padding=padding, bias=False)
+    padding, bias = sizes.get("PADDING", 0), bool(sizes.get("BIAS"))
+    convolution = nn.Conv2d(sizes["CI"], sizes["CO"], sizes["KERNEL"], padding=padding, bias=bias)
     convolution.weight.data = convolution.weight.data.to(dtype).float()
     norm = nn.BatchNorm2d(sizes["CO"])
     for positive in (norm.weight, norm.running_var):
@@ -134,8 +134,8 @@ def _block(source: str, sizes: dict[str, int]) -> Compiled:
     for any_sign in (norm.bias, norm.running_mean):
         nn.init.normal_(any_sign)  # type: ignore[arg-type]
     middle = [nn.ReLU(), norm] if sizes["RELU_FIRST"] else [norm, nn.ReLU()]
-    pool = [nn.MaxPool2d(sizes["POOL"])] if sizes["POOL"] > 1 else []
-    return Block([convolution, *middle, *pool], dtype)
+    pool = nn.AvgPool2d if sizes.get("AVERAGE") else nn.MaxPool2d
+    return Block([convolution, *middle, *([pool(sizes["POOL"])] if sizes["POOL"] > 1 else [])], dtype)
 
 
 def _results(block: Compiled, exact: nn.Sequential, x: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
