@@ -29,7 +29,8 @@ def test_the_fused_network_shares_everything() -> None:
         nn.Conv2d(1, 4, 3, padding=(0, 1), bias=False),
         nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular", bias=False),
         nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False),
-        nn.Conv2d(1, 4, 3, stride=2, bias=False),
+        nn.Conv2d(1, 4, 3, stride=(2, 1), bias=False),
+        nn.Conv2d(1, 4, 1, stride=2, bias=False),
         nn.Conv2d(1, 4, 3, dilation=2, bias=False),
         nn.Conv2d(1, 4, (3, 1), bias=False),
         nn.Conv2d(4, 4, 3, groups=4),
@@ -260,14 +261,14 @@ def test_what_is_left_to_pytorch_is_said_with_its_reason(network: Callable[[], n
 
 
 class Course(nn.Module):
-    """As in a course's notebook: padding, strides, biases, and functions between the layers."""
+    """As in a notebook: padding of another kind, dilation, and functions between the layers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Sequential(
             nn.Conv2d(1, 4, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(4), nn.ReLU()
         )
-        self.conv2 = nn.Conv2d(4, 4, 3, stride=2, bias=False)
+        self.conv2 = nn.Conv2d(4, 4, 3, dilation=2)
         self.norm = nn.BatchNorm2d(4)
         self.conv3 = nn.Conv2d(4, 4, 3, bias=False)
 
@@ -278,7 +279,7 @@ class Course(nn.Module):
 def test_each_convolution_that_is_left_has_all_its_reasons() -> None:
     assert fuse(Course(), IMAGE).reasons == {
         "conv1.0": "padding_mode reflect: the C blocks pad with zeros",
-        "conv2": "stride 2: the C blocks move by one pixel",
+        "conv2": "dilation 2: the C blocks have none",
         "conv3": "no batch norm and ReLU behind it in the same nn.Sequential: the C blocks have all three",
     }
     assert not fuse(models.V2(), IMAGE).reasons

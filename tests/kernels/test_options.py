@@ -1,4 +1,4 @@
-"""What people put into a block: padding, a bias, an average; of drawn sizes, as PyTorch's layers compute it."""
+"""Blocks with padding, a stride, a bias, an average: of drawn sizes they are what PyTorch's layers compute."""
 
 import copy
 
@@ -23,14 +23,15 @@ def blocks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, int, int]]:
     padding = draw(st.integers(0, 3))
     least = max(1, kernel - 2 * padding)
     side = draw(st.integers(least, least + 12))
-    convolution = nn.Conv2d(inputs, outputs, kernel, padding=padding, bias=draw(st.booleans()))
+    stride = draw(st.integers(1, min(3, kernel)))
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=draw(st.booleans()))
     norm = nn.BatchNorm2d(outputs, momentum=draw(st.floats(0.1, 0.9)))
     nn.init.uniform_(norm.weight, 0.5, 2)
     nn.init.normal_(norm.bias)
     middle = [norm, nn.ReLU()] if draw(st.booleans()) else [nn.ReLU(), norm]
     layers = [convolution, *middle]
     pool = draw(st.integers(1, 3))
-    if 1 < pool <= side + 2 * padding - kernel + 1:
+    if 1 < pool <= (side + 2 * padding - kernel) // stride + 1:
         layers.append(draw(st.sampled_from([nn.MaxPool2d, nn.AvgPool2d]))(pool))
     return nn.Sequential(*layers), (inputs, side, side)
 

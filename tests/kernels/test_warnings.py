@@ -27,7 +27,7 @@ def test_a_block_is_compiled_without_a_warning(command: str, architecture: str, 
     flags = [flag.replace("native", architecture) for flag in compiler.FLAGS if flag != "-O3"]
     for relu_first, pool in ((1, 1), (0, 2)):
         sizes = BLOCK | {"RELU_FIRST": relu_first, "POOL": pool, "BFLOAT16": bfloat16}
-        sizes |= {"PADDING": pool - 1, "BIAS": relu_first, "AVERAGE": pool - 1}
+        sizes |= {"PADDING": pool - 1, "BIAS": relu_first, "AVERAGE": pool - 1, "STRIDE": 1 if bfloat16 else pool}
         constants = [f"-D{name}={value}" for name, value in sizes.items()]
         source = [str(FOLDER / "block.c"), "-o", "/dev/null"]
         done = subprocess.run(

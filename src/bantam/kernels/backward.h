@@ -114,7 +114,7 @@ static inline void frame_row(const struct block_arguments *a, const struct coeff
             gradient = GIVEN_CHANNELS(k->by_value, v) * value + GIVEN_CHANNELS(k->by_gradient, v) * gradient
                 + GIVEN_CHANNELS(k->constant, v);
             gradient = RELU_FIRST ? ONLY_WHERE(value > (channels){0}, gradient) : gradient;
-            CHANNELS_AT(values + u * CO, v) = gradient;
+            CHANNELS_AT(values + u * STRIDE * CO, v) = gradient;
             sum[v] += gradient;
         }
     }
@@ -136,7 +136,7 @@ static inline void convolution_gradient(const struct block_arguments *a, const s
         begin_products();
         EACH_IMAGE(i) {
             for (int row = 0; row < OUT; row++)
-                frame_row(a, k, i, row, frame + (FRAME_START + row * SIDE) * CO,
+                frame_row(a, k, i, row, frame + (FRAME_START + row * STRIDE * SIDE) * CO,
                           thread_sums + (size_t)(i / SHARE) * 2 * CO);
             const element *image = readable_image(a->input, i, images, copy);
             weight_gradient(image, frame, thread_weights + (size_t)(i / SHARE) * WEIGHTS);

@@ -5,7 +5,8 @@
  * `compiler.py` compiles this file for every shape, with the sizes as constants, so that the compiler
  * keeps a whole tile of results in registers: SIDE and CI, side and channels of the input; PADDING, how many pixels at
  * each end of that side are zeros which the images in memory do not have: the convolution is valid on a copy that has
- * them; CO, channels of the output; KERNEL, side of the kernel; RELU_FIRST, 1 for ReLU before batch norm, 0 for
+ * them; CO, channels of the output; KERNEL, side of the kernel; STRIDE, by how many pixels it moves, 1 in bfloat16;
+ * RELU_FIRST, 1 for ReLU before batch norm, 0 for
  * after it; BIAS, 1 for a convolution that has one; POOL, side of the pooled squares, 1 for none; AVERAGE, 1 where their
  * average is taken, 0 for their maximum; BFLOAT16, 1 for images in bfloat16, and
  * MATRIX_UNIT, 1 for a processor that multiplies those in tiles. What differs between the two kinds of number is in
@@ -17,6 +18,9 @@
 #include <math.h>
 #ifndef PADDING
 #define PADDING 0
+#endif
+#ifndef STRIDE
+#define STRIDE 1
 #endif
 #ifndef BIAS
 #define BIAS 0
@@ -30,14 +34,16 @@
 /* Rows of weights, and of their gradients, are as long as some multiple of 16. */
 #define PADDED(channels) (((channels) + 15) / 16 * 16)
 #define IMAGE_SIDE (SIDE - 2 * PADDING)
-#define OUT (SIDE - KERNEL + 1)
+#define OUT ((SIDE - KERNEL) / STRIDE + 1)
+#define SPREAD ((OUT - 1) * STRIDE + 1)
 #define AREA (OUT * OUT)
 #define BORDER (KERNEL - 1)
 #define TAPS (KERNEL * KERNEL)
 #define POOLED (OUT / POOL)
 #define SQUARE (POOL * POOL)
 /* The gradient of an output lies in a frame of zeros: as wide as the input, so that the zeros at the end of a row
- * are before the next one too, with so many pixels before the first row. */
+ * are before the next one too, with so many pixels before the first row. Pixels of it are a stride apart, SPREAD from
+ * the first to the last. */
 #define FRAME_START (BORDER * SIDE + BORDER)
 #include "channels.h"
 #if BFLOAT16

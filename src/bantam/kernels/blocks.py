@@ -130,6 +130,7 @@ class Block(Compiled):
         assert isinstance(convolution, nn.Conv2d)
         self.inputs, self.outputs = convolution.in_channels, convolution.out_channels
         self.kernel, self.padding = int(convolution.kernel_size[0]), zero_padding(convolution) or 0
+        self.stride = int(convolution.stride[0])
         self.relu_first = isinstance(layers[1], nn.ReLU)
         norm = layers[1 + self.relu_first]
         pool = layers[-1]
@@ -147,6 +148,7 @@ class Block(Compiled):
             channels != self.inputs
             or height != width
             or out < self.pool
+            or (self.stride > 1 and self.dtype == torch.bfloat16)
             or max(self.inputs, self.outputs) > MOST_CHANNELS
             or max(self.inputs, self.outputs) * side**2 > MOST_NUMBERS
         ):
@@ -158,6 +160,7 @@ class Block(Compiled):
             "CI": self.inputs,
             "CO": self.outputs,
             "KERNEL": self.kernel,
+            "STRIDE": self.stride,
             "RELU_FIRST": int(self.relu_first),
             "BIAS": int(self.weights["bias"] is not None),
             "POOL": self.pool,
@@ -168,7 +171,7 @@ class Block(Compiled):
 
     def side_of_output(self, side: int) -> int:
         """That of the convolution, in front of the pooling, for inputs of this side."""
-        return side + 2 * self.padding - self.kernel + 1
+        return (side + 2 * self.padding - self.kernel) // self.stride + 1
 
     def usual(self) -> bool:
         """Whether its layers are in a state that C computes."""

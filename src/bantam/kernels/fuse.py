@@ -170,7 +170,14 @@ def _continues(first: nn.Module, layers: Sequence[nn.Module]) -> bool:
 
 def _simple(block: Block) -> bool:
     """Whether `separable.c` computes a block: it has only what the networks of such blocks have."""
-    more = block.relu_first or block.dropout or block.padding or block.average or block.weights["bias"] is not None
+    more = (
+        block.relu_first
+        or block.dropout
+        or block.padding
+        or block.stride > 1
+        or block.average
+        or block.weights["bias"] is not None
+    )
     return not more and block.dtype == torch.float32
 
 
@@ -225,7 +232,7 @@ def _unfit(layer: _ConvNd) -> Iterator[str]:
         "with hooks": lambda: _hooked(layer),
         "of another kind than Conv2d": lambda: type(layer) is not nn.Conv2d,
         "whose kernel is not square": lambda: len(set(layer.kernel_size)) > 1,
-        f"with stride {layer.stride[0]}": lambda: set(layer.stride) != {1},
+        f"with stride {layer.stride[0]}": lambda: not _has_stride(layer),
         f"with dilation {layer.dilation[0]}": lambda: set(layer.dilation) != {1},
         "with padding": lambda: zero_padding(layer) is None or (layer.groups > 1 and zero_padding(layer)),
         "with a bias": lambda: layer.groups > 1 and layer.bias is not None,
@@ -242,7 +249,8 @@ def _explained(layer: _ConvNd, what: str) -> str:
     return {
         "with padding": _explained_padding(layer),
         "with a bias": "a bias: in C, convolutions of each channel by itself have none, bias=False leaves it out",
-        f"with stride {layer.stride[0]}": f"stride {layer.stride[0]}: the C blocks move by one pixel",
+        f"with stride {layer.stride[0]}": _explained_stride(layer),
+        STRIDE_IN_BFLOAT16: "a stride in bfloat16: the C blocks have strides in float32, use precision=float32",
         f"with dilation {layer.dilation[0]}": f"dilation {layer.dilation[0]}: the C blocks have none",
         BARE: "no batch norm and ReLU behind it in the same nn.Sequential: the C blocks have all three",
     }.get(what, f"{what}: the C blocks compute no such convolution")
@@ -257,6 +265,27 @@ def _explained_padding(layer: _ConvNd) -> str:
     return f"padding {layer.padding}: the C blocks pad all four sides alike"
 
 
+def _has_stride(layer: _ConvNd) -> bool:
+    """Whether C computes a convolution's stride.
+
+    Not that of 1×1 kernels: PyTorch 2.14, with which C is compared, writes beyond its memory in those.
+    """
+    stride = layer.stride[0]
+    return {*layer.stride} == {1} or (
+        {*layer.stride} == {stride} and layer.groups == 1 and stride <= min(layer.kernel_size)
+    )
+
+
+def _explained_stride(layer: _ConvNd) -> str:
+    """What of a stride the C blocks do not have."""
+    if len({*layer.stride}) > 1:
+        return f"stride {layer.stride}: the C blocks move by as many pixels down as across"
+    if layer.groups > 1:
+        return f"stride {layer.stride[0]}: in C, convolutions of each channel by itself move by one pixel"
+    return f"stride {layer.stride[0]}: the C blocks have kernels at least as large as the stride"
+
+
+STRIDE_IN_BFLOAT16 = "with a stride in bfloat16"
 BARE = "without a batch norm and a ReLU that fit behind it"
 
 
@@ -267,6 +296,8 @@ def _why(layer: _ConvNd, x: Tensor) -> str:
         return f"of maps of {height}×{width} pixels"
     if layer.groups > 1 and not _depthwise(layer):
         return f"in {layer.groups} groups"
+    if layer.stride[0] > 1 and torch.is_autocast_enabled("cpu"):
+        return STRIDE_IN_BFLOAT16
     side = height + 2 * (zero_padding(layer) or 0)
     if max(layer.in_channels, layer.out_channels) * side**2 > MOST_NUMBERS:
         return f"of maps of {height}×{width} pixels, too many"

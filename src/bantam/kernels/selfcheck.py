@@ -126,7 +126,8 @@ def _block(source: str, sizes: dict[str, int]) -> Compiled:
         each = nn.Conv2d(channels, channels, sizes["KERNEL"], groups=channels, bias=False)
         return Depthwise(each, dtype)
     padding, bias = sizes.get("PADDING", 0), bool(sizes.get("BIAS"))
-    convolution = nn.Conv2d(sizes["CI"], sizes["CO"], sizes["KERNEL"], padding=padding, bias=bias)
+    stride = sizes.get("STRIDE", 1)
+    convolution = nn.Conv2d(sizes["CI"], sizes["CO"], sizes["KERNEL"], stride, padding=padding, bias=bias)
     convolution.weight.data = convolution.weight.data.to(dtype).float()
     norm = nn.BatchNorm2d(sizes["CO"])
     for positive in (norm.weight, norm.running_var):
