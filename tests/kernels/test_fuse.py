@@ -30,7 +30,6 @@ def test_the_fused_network_shares_everything() -> None:
         nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular", bias=False),
         nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False),
         nn.Conv2d(1, 4, 3, stride=(2, 1), bias=False),
-        nn.Conv2d(1, 4, 1, stride=2, bias=False),
         nn.Conv2d(1, 4, 3, dilation=2, bias=False),
         nn.Conv2d(1, 4, (3, 1), bias=False),
         nn.Conv2d(4, 4, 3, groups=4),
