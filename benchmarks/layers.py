@@ -3,7 +3,7 @@
     python benchmarks/layers.py
 
 A small network of four blocks is trained for a few steps, by turns with its blocks in C and with PyTorch's layers,
-on one thread. Printed are the medians of a step's processor time, and their ratio: above 1 the C blocks are faster.
+on one thread. Printed are the medians of a step's processor time, and their ratio: above 1, C is faster.
 """
 
 import copy

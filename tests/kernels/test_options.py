@@ -28,7 +28,7 @@ def blocks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, int, int]]:
     norm = nn.BatchNorm2d(outputs, momentum=draw(st.floats(0.1, 0.9)))
     nn.init.uniform_(norm.weight, 0.5, 2)
     nn.init.normal_(norm.bias)
-    middle = [norm, nn.ReLU()] if draw(st.booleans()) else [nn.ReLU(), norm]
+    middle = draw(st.sampled_from([[norm, nn.ReLU()], [nn.ReLU(), norm], [norm]]))
     layers = [convolution, *middle]
     pool = draw(st.integers(1, 3))
     if 1 < pool <= (side + 2 * padding - kernel) // stride + 1:

@@ -63,7 +63,7 @@ static inline void sum_row(const struct block_arguments *a, const struct coeffic
                 }
                 gradient = ONLY_WHERE(index < SQUARE, gradient);
             }
-            if (!RELU_FIRST) {
+            if (RELU_LAST) {
                 channels normalized = value * GIVEN_CHANNELS(k->factor, v) + GIVEN_CHANNELS(k->offset, v);
                 gradient = ONLY_WHERE(normalized > (channels){0}, gradient);
             }
@@ -107,7 +107,7 @@ static inline void frame_row(const struct block_arguments *a, const struct coeff
                 numbers index = *(const numbers *)(a->argmax + start + given + FIRST(v));
                 gradient = ONLY_WHERE(index == p, gradient);
             }
-            if (!RELU_FIRST) {
+            if (RELU_LAST) {
                 channels normalized = value * GIVEN_CHANNELS(k->factor, v) + GIVEN_CHANNELS(k->offset, v);
                 gradient = ONLY_WHERE(normalized > (channels){0}, gradient);
             }

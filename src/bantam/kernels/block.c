@@ -7,7 +7,7 @@
  * each end of that side are zeros which the images in memory do not have: the convolution is valid on a copy that has
  * them; CO, channels of the output; KERNEL, side of the kernel; STRIDE, by how many pixels it moves, 1 in bfloat16;
  * RELU_FIRST, 1 for ReLU before batch norm, 0 for
- * after it; BIAS, 1 for a convolution that has one; POOL, side of the pooled squares, 1 for none; AVERAGE, 1 where their
+ * after it; RELU, 0 for none; BIAS, 1 for a convolution that has one; POOL, side of the pooled squares, 1 for none; AVERAGE, 1 where their
  * average is taken, 0 for their maximum; BFLOAT16, 1 for images in bfloat16, and
  * MATRIX_UNIT, 1 for a processor that multiplies those in tiles. What differs between the two kinds of number is in
  * `numbers.h`; the convolution's products are in `vectors.h` and, by the matrix unit, in `tiles.h`; the way back is in
@@ -25,6 +25,10 @@
 #ifndef BIAS
 #define BIAS 0
 #endif
+#ifndef RELU
+#define RELU 1
+#endif
+#define RELU_LAST (RELU && !RELU_FIRST)
 #ifndef AVERAGE
 #define AVERAGE 0
 #endif
@@ -237,7 +241,7 @@ static inline void finish_images(const struct block_arguments *a, const float *f
                     EACH_VECTOR(v) {
                         channels value = GIVEN_CHANNELS(from + u * CO, v);
                         value = value * GIVEN_CHANNELS(factor, v) + GIVEN_CHANNELS(offset, v);
-                        CHANNELS_AT(rows + (r * OUT + u) * CO, v) = RELU_FIRST ? value : relu(value);
+                        CHANNELS_AT(rows + (r * OUT + u) * CO, v) = RELU_LAST ? relu(value) : value;
                     }
                 if (limit)
                     drop(rows + r * OUT * CO, a->dropout_seed, i, top * POOL + r, limit);
@@ -297,7 +301,7 @@ void score(const struct block_arguments *a)
                             value += GIVEN_CHANNELS(a->bias, v);
                         value = RELU_FIRST ? relu(value) : value;
                         value = value * GIVEN_CHANNELS(factor, v) + GIVEN_CHANNELS(offset, v);
-                        CHANNELS_AT(rows + (row % POOL * OUT + u) * CO, v) = RELU_FIRST ? value : relu(value);
+                        CHANNELS_AT(rows + (row % POOL * OUT + u) * CO, v) = RELU_LAST ? relu(value) : value;
                     }
                 if (row % POOL == POOL - 1) {
                     element *to = output + ((int64_t)i * POOLED + row / POOL) * POOLED * CO;

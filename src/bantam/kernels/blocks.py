@@ -120,7 +120,7 @@ def zero_padding(convolution: _ConvNd) -> int | None:
 
 
 class Block(Compiled):
-    """A convolution, batch norm and ReLU in either order, perhaps dropout and pooling: one function."""
+    """A convolution, batch norm, perhaps ReLU before or behind it, dropout and pooling: one function."""
 
     source, functions = "block.c", ("forward", "backward", "score")
 
@@ -132,13 +132,14 @@ class Block(Compiled):
         self.kernel, self.padding = int(convolution.kernel_size[0]), zero_padding(convolution) or 0
         self.stride = int(convolution.stride[0])
         self.relu_first = isinstance(layers[1], nn.ReLU)
+        self.relu = any(isinstance(layer, nn.ReLU) for layer in layers)
         norm = layers[1 + self.relu_first]
         pool = layers[-1]
         self.average = isinstance(pool, nn.AvgPool2d)
         self.pool = int(pool.kernel_size) if isinstance(pool, nn.MaxPool2d | nn.AvgPool2d) else 1  # type: ignore[arg-type]
         # In tuples, since a module would look these up slowly.
         self.norm: tuple[Any, dict[str, Any], dict[str, Any]] = (norm, norm._parameters, norm._buffers)
-        self.dropout = tuple(layer for layer in layers[3:] if isinstance(layer, nn.Dropout))
+        self.dropout = tuple(layer for layer in layers if isinstance(layer, nn.Dropout))
         self.arguments = BlockArguments()
 
     def sizes(self, shape: torch.Size) -> dict[str, int] | None:
@@ -162,6 +163,7 @@ class Block(Compiled):
             "KERNEL": self.kernel,
             "STRIDE": self.stride,
             "RELU_FIRST": int(self.relu_first),
+            "RELU": int(self.relu),
             "BIAS": int(self.weights["bias"] is not None),
             "POOL": self.pool,
             "AVERAGE": int(self.average),

@@ -172,6 +172,7 @@ def _simple(block: Block) -> bool:
     """Whether `separable.c` computes a block: it has only what the networks of such blocks have."""
     more = (
         block.relu_first
+        or not block.relu
         or block.dropout
         or block.padding
         or block.stride > 1
@@ -183,12 +184,17 @@ def _simple(block: Block) -> bool:
 
 def _block_length(layers: Sequence[nn.Module]) -> int:
     """How many of these layers, from the first on, are a block; 0 where they are none."""
-    convolution, norms = layers[0], [layer for layer in layers[1:3] if type(layer) is nn.BatchNorm2d]
-    relus = [layer for layer in layers[1:3] if type(layer) is nn.ReLU]
-    if not (_fits(convolution) and len(norms) == len(relus) == 1) or _hooked(norms[0]) or _hooked(relus[0]):
+    convolution, (norm, relu) = layers[0], [*layers[1:3], None, None][:2]
+    if type(norm) is nn.ReLU:
+        norm, relu = relu, norm
+    if not _fits(convolution) or type(norm) is not nn.BatchNorm2d or _hooked(norm):
         return 0
+    if type(relu) is not nn.ReLU or _hooked(relu):  # with none a block ends in the norm
+        if relu is layers[1]:
+            return 0
+        relu = None
     assert isinstance(convolution, nn.Conv2d)
-    norm, outputs = norms[0], (convolution.out_channels,)
+    outputs = (convolution.out_channels,)
     tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     if (
         convolution.groups != 1
@@ -202,7 +208,7 @@ def _block_length(layers: Sequence[nn.Module]) -> int:
         )
     ):
         return 0
-    count = 3
+    count = 2 if relu is None else 3
     if count < len(layers) and type(layers[count]) in (Dropout, nn.Dropout) and not _hooked(layers[count]):
         count += 1
     if count < len(layers) and _is_pool(layers[count]) and not _hooked(layers[count]):
@@ -252,7 +258,7 @@ def _explained(layer: _ConvNd, what: str) -> str:
         f"with stride {layer.stride[0]}": _explained_stride(layer),
         STRIDE_IN_BFLOAT16: "a stride in bfloat16: the C blocks have strides in float32, use precision=float32",
         f"with dilation {layer.dilation[0]}": f"dilation {layer.dilation[0]}: the C blocks have none",
-        BARE: "no batch norm and ReLU behind it in the same nn.Sequential: the C blocks have all three",
+        BARE: "no batch norm behind it or its ReLU in the same nn.Sequential: the C blocks have one",
     }.get(what, f"{what}: the C blocks compute no such convolution")
 
 
@@ -286,7 +292,7 @@ def _explained_stride(layer: _ConvNd) -> str:
 
 
 STRIDE_IN_BFLOAT16 = "with a stride in bfloat16"
-BARE = "without a batch norm and a ReLU that fit behind it"
+BARE = "without a batch norm that fits behind it"
 
 
 def _why(layer: _ConvNd, x: Tensor) -> str:

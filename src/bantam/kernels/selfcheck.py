@@ -134,7 +134,7 @@ def _block(source: str, sizes: dict[str, int]) -> Compiled:
         nn.init.uniform_(positive, 0.5, 2)  # type: ignore[arg-type]
     for any_sign in (norm.bias, norm.running_mean):
         nn.init.normal_(any_sign)  # type: ignore[arg-type]
-    middle = [nn.ReLU(), norm] if sizes["RELU_FIRST"] else [norm, nn.ReLU()]
+    middle = [nn.ReLU(), norm] if sizes["RELU_FIRST"] else [norm, nn.ReLU()] if sizes.get("RELU", 1) else [norm]
     pool = nn.AvgPool2d if sizes.get("AVERAGE") else nn.MaxPool2d
     return Block([convolution, *middle, *([pool(sizes["POOL"])] if sizes["POOL"] > 1 else [])], dtype)
 
