@@ -2,16 +2,16 @@
  * norm and ReLU in either order → dropout → pooling. Images are N×H×W×C numbers, floats or bfloat16; all that is not
  * the convolution's products is computed in floats.
  *
- * `compiler.py` compiles this file for every shape, with the sizes as constants, so that the compiler
- * keeps a whole tile of results in registers: SIDE and CI, side and channels of the input; PADDING, how many pixels at
- * each end of that side are zeros which the images in memory do not have: the convolution is valid on a copy that has
- * them; CO, channels of the output; KERNEL, side of the kernel; STRIDE, by how many pixels it moves, 1 in bfloat16;
- * RELU_FIRST, 1 for ReLU before batch norm, 0 for
- * after it; RELU, 0 for none; BIAS, 1 for a convolution that has one; POOL, side of the pooled squares, 1 for none; AVERAGE, 1 where their
- * average is taken, 0 for their maximum; BFLOAT16, 1 for images in bfloat16, and
- * MATRIX_UNIT, 1 for a processor that multiplies those in tiles. What differs between the two kinds of number is in
- * `numbers.h`; the convolution's products are in `vectors.h` and, by the matrix unit, in `tiles.h`; the way back is in
- * `backward.h`.
+ * `compiler.py` compiles this file for every shape, with the sizes as constants, so that the compiler keeps a whole tile
+ * of results in registers: SIDE and CI, side and channels of the input; PADDING, how many pixels at each end of that side
+ * are zeros which the images in memory do not have: the convolution is valid on a copy that has them; CO, channels of the
+ * output; KERNEL, side of the kernel; STRIDE, by how many pixels it moves, 1 in bfloat16; BIAS, 1 for a convolution that
+ * has one; RELU_FIRST, 1 for ReLU before batch norm, 0 for after it; RELU, 0 for none; POOL, side of the pooled squares,
+ * 1 for none; AVERAGE, 1 for their average, 0 for their maximum; BFLOAT16, 1 for images in bfloat16, and MATRIX_UNIT, 1
+ * for a processor that multiplies those in tiles. What has a default below, most blocks do not have.
+ *
+ * What differs between the two kinds of number is in `numbers.h`; the convolution's products are in `vectors.h` and, by
+ * the matrix unit, in `tiles.h`; the way back is in `backward.h`.
  */
 #include "numbers.h"
 #include "arguments.h"
