@@ -71,7 +71,7 @@ void sums_backward(const struct block_arguments *a)
     struct coefficients k = some_coefficients();
     double sums[2 * CO] = {0};
     for (int i = 0; i < a->images; i++)
-        for (int row = 0; row < POOLED; row++)
+        for (int row = 0; row < GIVEN; row++)
             sum_row(a, &k, i, row, sums);
     KEEP(sums);
 }
@@ -79,13 +79,15 @@ void sums_backward(const struct block_arguments *a)
 void gradient_to_frame(const struct block_arguments *a)
 {
     struct coefficients k = some_coefficients();
+    double sums[2 * CO] = {0};
     for (int i = 0; i < a->images; i++) {
         element frame[(FRAME_START + SIDE * SIDE) * CO + FRAME_END];
         memset(frame, 0, sizeof frame);
         for (int row = 0; row < OUT; row++)
-            frame_row(a, &k, i, row, frame + (FRAME_START + row * SIDE) * CO);
+            frame_row(a, &k, i, row, frame + (FRAME_START + row * STRIDE * SIDE) * CO, sums);
         KEEP(frame);
     }
+    KEEP(sums);
 }
 
 void products_weight_gradient(const struct block_arguments *a)
@@ -111,7 +113,7 @@ void products_input_gradient(const struct block_arguments *a)
     pack_backward(a->weight, packed);
     begin_products();
     for (int i = 0; i < a->images; i++)
-        input_gradient(frame, packed, a->grad_input + (int64_t)i * SIDE * SIDE * CI);
+        input_gradient(frame, packed, a->grad_input + (int64_t)i * IMAGE_SIDE * IMAGE_SIDE * CI);
     end_products();
     free(packed);
 }

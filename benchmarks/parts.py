@@ -114,7 +114,7 @@ def _library(sizes: dict[str, int]) -> ctypes.CDLL:
 def _tensors(sizes: dict[str, int], images: int, dtype: torch.dtype) -> dict[str, Any]:
     """What the fields of a block's arguments point to."""
     outputs, inputs = sizes["CO"], sizes["CI"]
-    out = sizes["SIDE"] - sizes["KERNEL"] + 1
+    out = (sizes["SIDE"] - sizes["KERNEL"]) // sizes["STRIDE"] + 1
     pooled = images * (out // sizes["POOL"]) ** 2 * outputs
     pixels = images * sizes["SIDE"] ** 2 * inputs
     images_of = {"input": pixels, "grad_input": pixels, "convolved": images * out**2 * outputs}
@@ -132,7 +132,7 @@ def _tensors(sizes: dict[str, int], images: int, dtype: torch.dtype) -> dict[str
 def _amounts(sizes: dict[str, int], images: int, tensors: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """Operations and bytes of each part: of the whole images that it reads and writes, once each."""
     size = {name: tensor.nbytes for name, tensor in tensors.items()}
-    out = sizes["SIDE"] - sizes["KERNEL"] + 1
+    out = (sizes["SIDE"] - sizes["KERNEL"]) // sizes["STRIDE"] + 1
     product = 2 * images * out**2 * sizes["KERNEL"] ** 2 * sizes["CI"] * sizes["CO"]
     after = size["output"] + size["argmax"]
     return {

@@ -59,28 +59,30 @@ def products(
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("relu_first", [True, False])
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "side", "kernel", "pool"),
+    ("inputs", "outputs", "side", "kernel", "pool", "padding"),
     [
-        (1, 16, 28, 3, 1),
-        (16, 16, 26, 3, 2),
-        (16, 10, 12, 3, 1),
-        (8, 5, 13, 3, 2),
-        (3, 17, 9, 5, 1),
-        (17, 33, 7, 3, 1),
-        (40, 48, 6, 1, 1),
-        (12, 24, 24, 1, 2),
-        (16, 8, 11, 1, 1),
-        (2, 200, 3, 3, 1),
+        (1, 16, 28, 3, 1, 0),
+        (16, 16, 26, 3, 2, 0),
+        (16, 10, 12, 3, 1, 0),
+        (8, 5, 13, 3, 2, 0),
+        (3, 17, 9, 5, 1, 0),
+        (17, 33, 7, 3, 1, 0),
+        (40, 48, 6, 1, 1, 0),
+        (12, 24, 24, 1, 2, 0),
+        (16, 8, 11, 1, 1, 0),
+        (2, 200, 3, 3, 1, 0),
+        (3, 5, 9, 3, 2, 1),
+        (16, 17, 13, 5, 1, 3),
     ],
 )
 @pytest.mark.usefixtures("products")
 def test_in_bfloat16_a_block_is_as_exact_as_its_numbers(
-    inputs: int, outputs: int, side: int, kernel: int, pool: int, relu_first: bool, dropout: float
+    inputs: int, outputs: int, side: int, kernel: int, pool: int, padding: int, relu_first: bool, dropout: float
 ) -> None:
     torch.manual_seed(3)
     norm = nn.BatchNorm2d(outputs)
     middle = [nn.ReLU(), norm] if relu_first else [norm, nn.ReLU()]
-    convolution = nn.Conv2d(inputs, outputs, kernel, bias=False)
+    convolution = nn.Conv2d(inputs, outputs, kernel, padding=padding, bias=False)
     convolution.weight.data = convolution.weight.data.bfloat16().float()
     nn.init.uniform_(norm.weight, 0.5, 2)
     nn.init.normal_(norm.bias)

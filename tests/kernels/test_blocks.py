@@ -84,13 +84,16 @@ def test_images_in_colour() -> None:
         compare(functools.partial(network, channels=3, classes=26), (3, 32, 32))
 
 
-@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize("kind", [models.Dropout, nn.Dropout])
+@pytest.mark.parametrize("pooling", [nn.Identity(), nn.MaxPool2d(2), nn.AvgPool2d(3)])
 @pytest.mark.parametrize("relu_first", [True, False])
-def test_dropout_zeroes_and_scales_the_same_elements_forward_and_backward(relu_first: bool, pool: int) -> None:
+def test_dropout_zeroes_and_scales_the_same_elements_forward_and_backward(
+    relu_first: bool, pooling: nn.Module, kind: type[nn.Dropout]
+) -> None:
     torch.manual_seed(2)
     middle = [nn.ReLU(), nn.BatchNorm2d(6)] if relu_first else [nn.BatchNorm2d(6), nn.ReLU()]
-    layers = (nn.Conv2d(2, 6, 3, bias=False), *middle)
-    dropout, pooling = models.Dropout(0.3), nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
+    layers = (nn.Conv2d(2, 6, 3, padding=1), *middle)
+    dropout = kind(0.3)
     fused = fuse(nn.Sequential(*layers, dropout, pooling).train(), (2, 12, 12)).model
     unpooled = fuse(nn.Sequential(*layers, dropout).train(), (2, 12, 12)).model
     assert fused is not None

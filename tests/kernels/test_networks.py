@@ -10,6 +10,7 @@ from layer_results import assert_as_exact, results
 from torch import nn
 
 from bantam.kernels import compiler
+from bantam.kernels.blocks import zero_padding
 from bantam.kernels.fuse import fuse
 
 FEW = st.integers(1, 40)
@@ -31,6 +32,8 @@ def convolutions(draw: st.DrawFn, inputs: int, side: int) -> nn.Conv2d:
         options["stride"] = draw(st.sampled_from([2, (1, 2)]))
     elif odd == 2:
         options["dilation"] = draw(st.sampled_from([2, (2, 1)]))
+    elif odd > 12 and (padding := draw(st.integers(0, 3))):
+        options["padding"] = "same" if padding == 3 and kernel % 2 else padding
     elif odd == 3:
         options["padding"] = draw(st.sampled_from([1, (0, 1), "same", "valid"]))
         options["padding_mode"] = draw(st.sampled_from(["zeros", "reflect", "circular", "replicate"]))
@@ -62,7 +65,8 @@ def networks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, int, int], int]
     for _ in range(draw(st.integers(1, 3))):
         convolution = draw(convolutions(inputs, side))
         inputs = convolution.out_channels
-        side = max(1, side - convolution.kernel_size[0] + 1)
+        padding = zero_padding(convolution) or 0
+        side = max(1, side + 2 * padding - convolution.kernel_size[0] + 1)
         norm = nn.BatchNorm2d(inputs, eps=draw(st.sampled_from([1e-5, 0.1])), momentum=draw(st.floats(0, 1)))
         nn.init.uniform_(norm.weight, -1, 2)
         nn.init.normal_(norm.bias)

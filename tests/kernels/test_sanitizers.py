@@ -40,7 +40,8 @@ for case in sys.argv[1].split(", "):
         layers = list(selfcheck._block(name, sizes).layers)
         dtype = torch.bfloat16 if sizes["BFLOAT16"] else torch.float32
         block = Block([*layers[:3], Dropout(0.5), *layers[3:]], dtype)
-        x = torch.randn(5, sizes["CI"], sizes["SIDE"], sizes["SIDE"], requires_grad=True)
+        side = sizes["SIDE"] - 2 * sizes.get("PADDING", 0)
+        x = torch.randn(5, sizes["CI"], side, side, requires_grad=True)
         block.use(library, x.shape[1:])
         block(x).float().sum().backward()
         assert x.grad.isfinite().all()
@@ -51,6 +52,9 @@ BLOCKS = [
     "block.c SIDE=13 CI=17 CO=5 KERNEL=3 RELU_FIRST=0 POOL=2",
     "block.c SIDE=3 CI=2 CO=33 KERNEL=3 RELU_FIRST=0 POOL=1",
     "block.c SIDE=7 CI=16 CO=16 KERNEL=1 RELU_FIRST=1 POOL=3",
+    "block.c SIDE=9 CI=3 CO=7 KERNEL=3 RELU_FIRST=0 POOL=2 PADDING=1 BIAS=1",
+    "block.c SIDE=10 CI=2 CO=9 KERNEL=3 RELU_FIRST=1 POOL=2 PADDING=1 STRIDE=2",
+    "block.c SIDE=8 CI=5 CO=17 KERNEL=2 RELU_FIRST=1 POOL=2 PADDING=3 BIAS=1 AVERAGE=1",
 ]
 SEPARABLE = [
     "separable.c SIDE=10 CI=12 CO=20 KERNEL=3 POOL=2 DEPTHWISE=1",
@@ -86,6 +90,7 @@ def sanitized(tmp_path: Path, cases: list[str], change: str = "") -> subprocess.
 @pytest.mark.parametrize(("bfloat16", "matrix_unit"), [(0, 0), (1, 0), (1, 1)])
 def test_nothing_is_read_or_written_out_of_bounds(bfloat16: int, matrix_unit: int, tmp_path: Path) -> None:
     blocks = BLOCKS[bfloat16::2] if bfloat16 else BLOCKS  # emulated vectors compile slowly
+    blocks = [block for block in blocks if not bfloat16 or "STRIDE" not in block]
     cases = [f"{block} BFLOAT16={bfloat16} MATRIX_UNIT={matrix_unit}" for block in blocks]
     cases += [f"{each} BFLOAT16={bfloat16}" for each in EACH if not matrix_unit]
     cases += [f"{each} BFLOAT16=0" for each in SEPARABLE if not bfloat16]
@@ -96,7 +101,7 @@ def test_nothing_is_read_or_written_out_of_bounds(bfloat16: int, matrix_unit: in
 @pytest.mark.parametrize(
     ("bfloat16", "change", "message"),
     [
-        (1, "READ > SIDE * SIDE * CI ? READ : 1 → 1", "heap-buffer-overflow"),
+        (1, "READ > SIDE * SIDE * CI ? READ → 0 ? READ", "heap-buffer-overflow"),
         (0, "-0.0f : values[u] → -0.0f : values[u << (int)(32 + limit)]", "shift exponent|out of bounds"),
     ],
 )

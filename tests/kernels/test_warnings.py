@@ -11,9 +11,13 @@ from bantam.kernels import compiler
 FOLDER = Path(compiler.__file__).parent
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 BLOCK = {"SIDE": 26, "CI": 15, "CO": 17, "KERNEL": 3}
-FORMS = [{"RELU_FIRST": 1, "POOL": 1}, {"RELU_FIRST": 0, "POOL": 2}]
+FORMS = [
+    {"RELU_FIRST": 1, "POOL": 1, "PADDING": 0, "BIAS": 1, "AVERAGE": 0},
+    {"RELU_FIRST": 0, "POOL": 2, "PADDING": 1, "BIAS": 0, "AVERAGE": 1},
+]
 FLOATS = [
     *(("block.c", BLOCK | form | {"BFLOAT16": 0, "MATRIX_UNIT": 0}) for form in FORMS),
+    ("block.c", BLOCK | FORMS[1] | {"STRIDE": 2, "RELU": 0, "BFLOAT16": 0, "MATRIX_UNIT": 0}),
     ("depthwise.c", {"SIDE": 9, "CHANNELS": 17, "KERNEL": 3, "BFLOAT16": 0}),
     ("separable.c", {"SIDE": 18, "CI": 3, "CO": 5, "KERNEL": 3, "POOL": 3, "DEPTHWISE": 0, "BFLOAT16": 0}),
     ("separable.c", {"SIDE": 10, "CI": 12, "CO": 20, "KERNEL": 3, "POOL": 2, "DEPTHWISE": 1, "BFLOAT16": 0}),

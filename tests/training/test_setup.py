@@ -246,7 +246,7 @@ def test_kernels_native_refuses_what_it_does_not_compute(
         (
             ("model=skeleton",),
             "cc",
-            r"back to PyTorch: .* no block that C computes, .*convolutions \(7 with padding\)",
+            r"back to PyTorch: .* no block that C computes, .*convolutions \(7 without a batch norm",
         ),
         (("model=dilated",), "cc", r"kernels=auto: PyTorch computes 3 of 7 convolutions \(3 with dilation 2\)"),
         (("model=dilated", "kernels=native"), "cc", "kernels=native: PyTorch computes 3 of 7 convolutions"),

@@ -1,8 +1,9 @@
 /* What Python hands to the functions in C: `arguments.py` has structures with the same fields in the same order.
  * Comments give shapes; images are channels last. */
 struct block_arguments {
-    const element *input;                     /* images × SIDE × SIDE × CI */
+    const element *input;                     /* images × IMAGE_SIDE × IMAGE_SIDE × CI: without its padding */
     const float *weight;                      /* CO × KERNEL × KERNEL × CI */
+    const float *bias;                        /* CO: of the convolution, where it has one */
     const float *gamma, *beta;                /* CO: weight and bias of batch norm */
     float *running_mean, *running_variance;   /* CO */
     const float *factor, *offset;             /* CO: batch norm outside training, factor × value + offset */
@@ -12,7 +13,7 @@ struct block_arguments {
     int32_t *argmax;                          /* like the output: which element of its square a max-pool took */
     const element *grad_output;               /* like the output */
     element *grad_input;                      /* like the input; null where nobody asks for it */
-    float *grad_weight, *grad_gamma, *grad_beta;
+    float *grad_weight, *grad_bias, *grad_gamma, *grad_beta;
     uint64_t dropout_seed;
     uint32_t dropout_limit;                   /* so many of 65,536 elements are dropped */
     float dropout_scale;                      /* what the others are multiplied by */

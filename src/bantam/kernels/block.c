@@ -1,28 +1,53 @@
-/* One block of a network, forward and backward, in as few passes over memory as its sums allow: valid
- * convolution → batch norm and ReLU in either order → dropout → max-pool. Images are N×H×W×C numbers, floats or
- * bfloat16; all that is not the convolution's products is computed in floats.
+/* One block of a network, forward and backward, in as few passes over memory as its sums allow: convolution → batch
+ * norm and ReLU in either order → dropout → pooling. Images are N×H×W×C numbers, floats or bfloat16; all that is not
+ * the convolution's products is computed in floats.
  *
- * `compiler.py` compiles this file for every shape, with the sizes as constants, so that the compiler
- * keeps a whole tile of results in registers: SIDE and CI, side and channels of the input; CO,
- * channels of the output; KERNEL, side of the kernel; RELU_FIRST, 1 for ReLU before batch norm, 0 for
- * after it; POOL, side of the max-pool's squares, 1 for none; BFLOAT16, 1 for images in bfloat16, and
- * MATRIX_UNIT, 1 for a processor that multiplies those in tiles. What differs between the two kinds of number is in
- * `numbers.h`; the convolution's products are in `vectors.h` and, by the matrix unit, in `tiles.h`; the way back is in
- * `backward.h`.
+ * `compiler.py` compiles this file for every shape, with the sizes as constants, so that the compiler keeps a whole tile
+ * of results in registers: SIDE and CI, side and channels of the input; PADDING, how many pixels at each end of that side
+ * are zeros which the images in memory do not have: the convolution is valid on a copy that has them; CO, channels of the
+ * output; KERNEL, side of the kernel; STRIDE, by how many pixels it moves, 1 in bfloat16; BIAS, 1 for a convolution that
+ * has one; RELU_FIRST, 1 for ReLU before batch norm, 0 for after it; RELU, 0 for none; POOL, side of the pooled squares,
+ * 1 for none; AVERAGE, 1 for their average, 0 for their maximum; BFLOAT16, 1 for images in bfloat16, and MATRIX_UNIT, 1
+ * for a processor that multiplies those in tiles. What has a default below, most blocks do not have.
+ *
+ * What differs between the two kinds of number is in `numbers.h`; the convolution's products are in `vectors.h` and, by
+ * the matrix unit, in `tiles.h`; the way back is in `backward.h`.
  */
 #include "numbers.h"
 #include "arguments.h"
 #include <math.h>
+#ifndef PADDING
+#define PADDING 0
+#endif
+#ifndef STRIDE
+#define STRIDE 1
+#endif
+#ifndef BIAS
+#define BIAS 0
+#endif
+#ifndef RELU
+#define RELU 1
+#endif
+#define RELU_LAST (RELU && !RELU_FIRST)
+#ifndef AVERAGE
+#define AVERAGE 0
+#endif
+#define MAX_POOL (POOL > 1 && !AVERAGE)
+/* In front of batch norm a bias only shifts the mean, which is subtracted: it is left out there. */
+#define ADD_BIAS (BIAS && RELU_FIRST)
 /* Rows of weights, and of their gradients, are as long as some multiple of 16. */
 #define PADDED(channels) (((channels) + 15) / 16 * 16)
-#define OUT (SIDE - KERNEL + 1)
+#define IMAGE_SIDE (SIDE - 2 * PADDING)
+#define OUT ((SIDE - KERNEL) / STRIDE + 1)
+#define SPREAD ((OUT - 1) * STRIDE + 1)
 #define AREA (OUT * OUT)
 #define BORDER (KERNEL - 1)
 #define TAPS (KERNEL * KERNEL)
 #define POOLED (OUT / POOL)
 #define SQUARE (POOL * POOL)
 /* The gradient of an output lies in a frame of zeros: as wide as the input, so that the zeros at the end of a row
- * are before the next one too, with so many pixels before the first row. */
+ * are before the next one too, with so many pixels before the first row. Pixels of it are a stride apart, SPREAD from
+ * the first to the last. */
 #define FRAME_START (BORDER * SIDE + BORDER)
 #include "channels.h"
 #if BFLOAT16
@@ -34,16 +59,23 @@
 #include "vectors.h"
 #endif
 
-/* The input's image `i`, with as many numbers as are read of it: beyond its own end any numbers will do, those of the
- * next image, or zeros in a copy. */
-enum { COPY = READ > SIDE * SIDE * CI ? READ : 1 };
+/* The input's image `i` with its padding, and with as many numbers as are read of it: beyond its own end any numbers
+ * will do, those of the next image, or zeros in a copy. */
+enum { COPY = READ > SIDE * SIDE * CI ? READ : PADDING ? SIDE * SIDE * CI : 1 };
 static inline const element *readable_image(const element *input, int i, int images, element *copy)
 {
-    const element *image = input + (int64_t)i * SIDE * SIDE * CI;
-    if (COPY == 1 || (i + 1 < images && 2 * SIDE * SIDE * CI >= READ))
+    enum { ROW = IMAGE_SIDE * CI, BETWEEN = 2 * PADDING * CI, BEFORE = PADDING * (SIDE + 1) * CI };
+    enum { END = BEFORE + IMAGE_SIDE * (ROW + BETWEEN) };
+    const element *image = input + (int64_t)i * IMAGE_SIDE * ROW;
+    if (COPY == 1 || (!PADDING && i + 1 < images && 2 * SIDE * SIDE * CI >= READ))
         return image;
-    memcpy(copy, image, sizeof(element) * SIDE * SIDE * CI);
-    memset(copy + SIDE * SIDE * CI, 0, sizeof(element) * (COPY - SIDE * SIDE * CI));
+    memset(copy, 0, sizeof(element) * BEFORE);
+    for (int row = 0; row < IMAGE_SIDE; row++) {
+        element *to = copy + BEFORE + row * (ROW + BETWEEN);
+        memcpy(to, image + row * ROW, sizeof(element) * ROW);
+        memset(to + ROW, 0, sizeof(element) * BETWEEN);
+    }
+    memset(copy + END, 0, sizeof(element) * (COPY - END));
     return copy;
 }
 /* Dropout: set numbers of a row of an image to zero with probability `limit` / 65536, the same ones for the same
@@ -83,6 +115,18 @@ static inline void max_pool(const float *restrict rows, float *restrict output, 
             numbers dropped = (numbers)maximum == INT32_MIN; /* the bits of the negative zero */
             CHANNELS_AT(output + u * CO, v) = maximum;
             *(numbers *)(argmax + u * CO + FIRST(v)) = (dropped & SQUARE) | (~dropped & index);
+        }
+}
+
+/* The average of each square of POOL rows. */
+static inline void average_pool(const float *restrict rows, float *restrict output)
+{
+    for (int u = 0; u < POOLED; u++)
+        EACH_VECTOR(v) {
+            channels sum = GIVEN_CHANNELS(rows + u * POOL * CO, v);
+            for (int p = 1; p < SQUARE; p++)
+                sum += GIVEN_CHANNELS(rows + (p / POOL * OUT + u * POOL + p % POOL) * CO, v);
+            CHANNELS_AT(output + u * CO, v) = sum * (1.0f / SQUARE);
         }
 }
 
@@ -129,6 +173,8 @@ static inline void convolve_images(const struct block_arguments *a, const elemen
                 for (int u = 0; u < OUT; u++)
                     EACH_VECTOR(v) {
                         channels value = GIVEN_CHANNELS(from + u * RESULT_CHANNELS, v);
+                        if (ADD_BIAS)
+                            value += GIVEN_CHANNELS(a->bias, v);
                         value = RELU_FIRST ? relu(value) : value;
                         CHANNELS_AT(values + u * CO, v) = value;
                         sum[v] += value;
@@ -167,7 +213,7 @@ static inline void batch_statistics(const struct block_arguments *a, const doubl
         v = v < INEXACT * squares ? exact_variance(a, c, m) : v;
         statistics[c] = (float)m;
         statistics[CO + c] = (float)(1 / sqrt(v + a->epsilon));
-        mean[c] += a->momentum * ((float)m - mean[c]);
+        mean[c] += a->momentum * ((float)(BIAS && !RELU_FIRST ? m + a->bias[c] : m) - mean[c]);
         variance[c] += a->momentum * ((float)(v * n / (n - 1)) - variance[c]);
         factor[c] = a->gamma[c] * statistics[CO + c] * a->dropout_scale;
         offset[c] = a->beta[c] * a->dropout_scale - (float)m * factor[c];
@@ -195,13 +241,15 @@ static inline void finish_images(const struct block_arguments *a, const float *f
                     EACH_VECTOR(v) {
                         channels value = GIVEN_CHANNELS(from + u * CO, v);
                         value = value * GIVEN_CHANNELS(factor, v) + GIVEN_CHANNELS(offset, v);
-                        CHANNELS_AT(rows + (r * OUT + u) * CO, v) = RELU_FIRST ? value : relu(value);
+                        CHANNELS_AT(rows + (r * OUT + u) * CO, v) = RELU_LAST ? relu(value) : value;
                     }
                 if (limit)
                     drop(rows + r * OUT * CO, a->dropout_seed, i, top * POOL + r, limit);
             }
-            if (POOL > 1)
+            if (MAX_POOL)
                 max_pool(rows, values, argmax + to);
+            else if (AVERAGE)
+                average_pool(rows, values);
             store_row(values, output + to, POOLED * CO);
         }
     }
@@ -249,15 +297,19 @@ void score(const struct block_arguments *a)
                 for (int u = 0; u < OUT; u++)
                     EACH_VECTOR(v) {
                         channels value = GIVEN_CHANNELS(from + u * RESULT_CHANNELS, v);
+                        if (ADD_BIAS)
+                            value += GIVEN_CHANNELS(a->bias, v);
                         value = RELU_FIRST ? relu(value) : value;
                         value = value * GIVEN_CHANNELS(factor, v) + GIVEN_CHANNELS(offset, v);
-                        CHANNELS_AT(rows + (row % POOL * OUT + u) * CO, v) = RELU_FIRST ? value : relu(value);
+                        CHANNELS_AT(rows + (row % POOL * OUT + u) * CO, v) = RELU_LAST ? relu(value) : value;
                     }
                 if (row % POOL == POOL - 1) {
                     element *to = output + ((int64_t)i * POOLED + row / POOL) * POOLED * CO;
                     float *values = row_buffer(to, buffer);
-                    if (POOL > 1)
+                    if (MAX_POOL)
                         max_pool(rows, values, argmax);
+                    else if (AVERAGE)
+                        average_pool(rows, values);
                     else
                         memcpy(values, rows, sizeof rows);
                     store_row(values, to, POOLED * CO);

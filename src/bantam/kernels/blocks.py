@@ -1,8 +1,8 @@
 """Layers whose work a function in C does, as PyTorch modules with their autograd functions.
 
-A `Block` is a function of `block.c`, a `Depthwise` one of `depthwise.c`: these small networks spend more time on
-moving their activations through memory than on computing them. In float32 that goes for every processor, in
-bfloat16 for those that compute in it.
+A `Block` is a function of `block.c`, as a `Depthwise` in `depthwise.py` is one of `depthwise.c`: these small
+networks spend more time on moving their activations through memory than on computing them. In float32 that goes
+for every processor, in bfloat16 for those that compute in it.
 """
 
 import ctypes
@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.conv import _ConvNd
 
 from bantam.kernels import compiler
-from bantam.kernels.arguments import BlockArguments, DepthwiseArguments
+from bantam.kernels.arguments import BlockArguments
 
 MOST_CHANNELS = 512
 MOST_NUMBERS = 2**18
@@ -108,8 +109,18 @@ class Compiled(nn.Module):
         self.busy = False
 
 
+def zero_padding(convolution: _ConvNd) -> int | None:
+    """How many zeros a convolution adds at each end of each side; None where it adds others."""
+    padding = convolution.padding
+    if padding == "same" and all(kernel % 2 for kernel in convolution.kernel_size):
+        padding = tuple(kernel // 2 for kernel in convolution.kernel_size)
+    sides = {0} if padding == "valid" else {None} if isinstance(padding, str) else {*padding}
+    zeros = sides == {0} or convolution.padding_mode == "zeros"
+    return sides.pop() if len(sides) == 1 and zeros else None
+
+
 class Block(Compiled):
-    """A valid convolution, batch norm and ReLU in either order, perhaps dropout and a max-pool: one function."""
+    """A convolution, batch norm, perhaps ReLU before or behind it, dropout and pooling: one function."""
 
     source, functions = "block.c", ("forward", "backward", "score")
 
@@ -118,39 +129,51 @@ class Block(Compiled):
         convolution = layers[0]
         assert isinstance(convolution, nn.Conv2d)
         self.inputs, self.outputs = convolution.in_channels, convolution.out_channels
-        self.kernel = int(convolution.kernel_size[0])
+        self.kernel, self.padding = int(convolution.kernel_size[0]), zero_padding(convolution) or 0
+        self.stride = int(convolution.stride[0])
         self.relu_first = isinstance(layers[1], nn.ReLU)
+        self.relu = any(isinstance(layer, nn.ReLU) for layer in layers)
         norm = layers[1 + self.relu_first]
         pool = layers[-1]
-        self.pool = int(pool.kernel_size) if isinstance(pool, nn.MaxPool2d) else 1  # type: ignore[arg-type]
+        self.average = isinstance(pool, nn.AvgPool2d)
+        self.pool = int(pool.kernel_size) if isinstance(pool, nn.MaxPool2d | nn.AvgPool2d) else 1  # type: ignore[arg-type]
         # In tuples, since a module would look these up slowly.
         self.norm: tuple[Any, dict[str, Any], dict[str, Any]] = (norm, norm._parameters, norm._buffers)
-        self.dropout = tuple(layer for layer in layers[3:] if isinstance(layer, nn.Dropout))
+        self.dropout = tuple(layer for layer in layers if isinstance(layer, nn.Dropout))
         self.arguments = BlockArguments()
 
     def sizes(self, shape: torch.Size) -> dict[str, int] | None:
         channels, height, width = shape
-        out = height - self.kernel + 1
-        numbers = max(self.inputs, self.outputs) * height * width
+        side, out = height + 2 * self.padding, self.side_of_output(height)
         if (
             channels != self.inputs
             or height != width
             or out < self.pool
+            or (self.stride > 1 and self.dtype == torch.bfloat16)
             or max(self.inputs, self.outputs) > MOST_CHANNELS
-            or numbers > MOST_NUMBERS
+            or max(self.inputs, self.outputs) * side**2 > MOST_NUMBERS
         ):
             return None
         bfloat16 = self.dtype == torch.bfloat16
         return {
-            "SIDE": height,
+            "SIDE": side,
+            "PADDING": self.padding,
             "CI": self.inputs,
             "CO": self.outputs,
             "KERNEL": self.kernel,
+            "STRIDE": self.stride,
             "RELU_FIRST": int(self.relu_first),
+            "RELU": int(self.relu),
+            "BIAS": int(self.weights["bias"] is not None),
             "POOL": self.pool,
+            "AVERAGE": int(self.average),
             "BFLOAT16": int(bfloat16),
             "MATRIX_UNIT": int(bfloat16 and compiler.matrix_unit()),
         }
+
+    def side_of_output(self, side: int) -> int:
+        """That of the convolution, in front of the pooling, for inputs of this side."""
+        return (side + 2 * self.padding - self.kernel) // self.stride + 1
 
     def usual(self) -> bool:
         """Whether its layers are in a state that C computes."""
@@ -172,7 +195,7 @@ class Block(Compiled):
             )
             return None if wanted else library
         # PyTorch refuses a single value a channel, which has no variance.
-        return None if len(x) == 1 and x.shape[2] == self.kernel else library
+        return None if len(x) == 1 and self.side_of_output(x.shape[2]) == 1 else library
 
     def tensors(self) -> list[Tensor]:
         """Weight, gamma, beta, running mean and running variance."""
@@ -190,7 +213,7 @@ class Block(Compiled):
             return self.score(x, library)
         self.norm[2]["num_batches_tracked"].add_(1)
         weight, gamma, beta, _, _ = self.tensors()
-        return _Block.apply(x, weight, gamma, beta, self, library)  # type: ignore[no-any-return]
+        return _Block.apply(x, weight, self.weights["bias"], gamma, beta, self, library)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def score(self, x: Tensor, library: ctypes.CDLL) -> Tensor:
@@ -198,13 +221,17 @@ class Block(Compiled):
         weight, gamma, beta, mean, variance = self.tensors()
         x = x.contiguous(memory_format=torch.channels_last)
         images, _, side, _ = x.shape
-        y = self.buffer("output", images, self.outputs, (side - self.kernel + 1) // self.pool, fresh=True)
+        y = self.buffer("output", images, self.outputs, self.side_of_output(side) // self.pool, fresh=True)
         factor = gamma / (variance + self.norm[0].eps).sqrt()
-        offset = beta - mean * factor
+        bias = self.weights["bias"]
+        bias = bias if bias is None else bias.contiguous()
+        # In front of batch norm C leaves the bias out.
+        offset = beta - (mean if bias is None or self.relu_first else mean - bias) * factor
         weight = weight.contiguous(memory_format=torch.channels_last)
         arguments = self.arguments
         arguments.input, arguments.weight, arguments.output = x.data_ptr(), weight.data_ptr(), y.data_ptr()
         arguments.factor, arguments.offset = factor.data_ptr(), offset.data_ptr()
+        arguments.bias = None if bias is None else bias.data_ptr()
         arguments.images, arguments.threads = images, torch.get_num_threads()
         library.score(arguments)
         return y
@@ -213,27 +240,36 @@ class Block(Compiled):
 class _Block(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, block: Block, library: ctypes.CDLL
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        gamma: Tensor,
+        beta: Tensor,
+        block: Block,
+        library: ctypes.CDLL,
     ) -> Tensor:
         block.begin(ctx, x, fresh=False)
         x = x.contiguous(memory_format=torch.channels_last)
         images, _, side, _ = x.shape
-        out = side - block.kernel + 1
+        out = block.side_of_output(side)
         convolved = block.buffer("convolved", images, block.outputs, out, ctx.fresh)
         y = block.buffer("output", images, block.outputs, out // block.pool, ctx.fresh)
-        argmax = torch.empty(y.numel() if block.pool > 1 else 0, dtype=torch.int32)
+        argmax = torch.empty(y.numel() if block.pool > 1 and not block.average else 0, dtype=torch.int32)
         statistics = torch.empty(2, block.outputs)
         p = block.dropout[0].p if block.dropout else 0.0
         # The backward pass drops the same elements again; which ones follows from a number of PyTorch's generator.
         ctx.dropout = (int(torch.randint(2**63 - 1, ())) if p else 0, round(p * 2**16), 1 / (1 - p))
         weight = weight.contiguous(memory_format=torch.channels_last)
         gamma, beta = gamma.contiguous(), beta.contiguous()
+        bias = bias if bias is None else bias.contiguous()
         mean, variance = block.tensors()[3:]
         norm = block.norm[0]
         arguments = block.arguments
         arguments.momentum, arguments.epsilon = norm.momentum, norm.eps
         arguments.dropout_seed, arguments.dropout_limit, arguments.dropout_scale = ctx.dropout
         arguments.input, arguments.weight = x.data_ptr(), weight.data_ptr()
+        arguments.bias = None if bias is None else bias.data_ptr()
         arguments.gamma, arguments.beta = gamma.data_ptr(), beta.data_ptr()
         arguments.running_mean, arguments.running_variance = mean.data_ptr(), variance.data_ptr()
         arguments.convolved, arguments.output = convolved.data_ptr(), y.data_ptr()
@@ -241,12 +277,12 @@ class _Block(torch.autograd.Function):
         arguments.images, arguments.threads = images, torch.get_num_threads()
         library.forward(arguments)
         ctx.save_for_backward(x, weight, gamma, beta, statistics, argmax)
-        ctx.convolved, ctx.library = convolved, library
+        ctx.convolved, ctx.library, ctx.biased = convolved, library, bias is not None
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, gamma, beta, statistics, argmax = ctx.saved_tensors
         block, convolved = ctx.block, ctx.convolved
         block.end(ctx)
@@ -265,72 +301,10 @@ class _Block(torch.autograd.Function):
         arguments.gamma, arguments.beta = gamma.data_ptr(), beta.data_ptr()
         arguments.convolved, arguments.grad_output = convolved.data_ptr(), grad_output.data_ptr()
         arguments.statistics, arguments.argmax = statistics.data_ptr(), argmax.data_ptr()
+        grad_bias = torch.empty_like(gamma) if ctx.biased else None
         arguments.grad_weight = grad_weight.data_ptr()
+        arguments.grad_bias = None if grad_bias is None else grad_bias.data_ptr()
         arguments.grad_gamma, arguments.grad_beta = grad_gamma.data_ptr(), grad_beta.data_ptr()
         arguments.images, arguments.threads = images, torch.get_num_threads()
         ctx.library.backward(arguments)
-        return grad_input, grad_weight, grad_gamma, grad_beta, None, None
-
-
-class Depthwise(Compiled):
-    """A valid depthwise convolution, which computes every channel by itself."""
-
-    source = "depthwise.c"
-
-    def __init__(self, convolution: nn.Conv2d, dtype: torch.dtype) -> None:
-        super().__init__([convolution], dtype)
-        self.channels, self.kernel = convolution.in_channels, int(convolution.kernel_size[0])
-        self.arguments = DepthwiseArguments()
-
-    def sizes(self, shape: torch.Size) -> dict[str, int] | None:
-        channels, height, width = shape
-        fits = channels == self.channels <= MOST_CHANNELS and channels * height * width <= MOST_NUMBERS
-        if not fits or height != width or height < self.kernel:
-            return None
-        bfloat16 = int(self.dtype == torch.bfloat16)
-        return {"SIDE": height, "CHANNELS": channels, "KERNEL": self.kernel, "BFLOAT16": bfloat16}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """B×C×H×W in, B×C×H×W out, channels last."""
-        library = self.library(x)
-        if library is None:
-            return self.layers(x)  # type: ignore[no-any-return]
-        return _Depthwise.apply(x.to(self.dtype), self.weights["weight"], self, library)  # type: ignore[no-any-return]
-
-
-class _Depthwise(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, block: Depthwise, library: ctypes.CDLL) -> Tensor:
-        block.begin(ctx, x, fresh=not block.training)
-        x = x.contiguous(memory_format=torch.channels_last)
-        images, channels, side, _ = x.shape
-        y = block.buffer("output", images, channels, side - block.kernel + 1, ctx.fresh)
-        weight = weight.permute(2, 3, 1, 0).contiguous()
-        arguments = block.arguments
-        arguments.input, arguments.weight, arguments.output = x.data_ptr(), weight.data_ptr(), y.data_ptr()
-        arguments.images, arguments.threads = images, torch.get_num_threads()
-        library.forward(arguments)
-        ctx.save_for_backward(x, weight)
-        ctx.library = library
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
-        x, weight = ctx.saved_tensors
-        block = ctx.block
-        block.end(ctx)
-        images, channels, side, _ = x.shape
-        grad_output = grad_output.to(block.dtype).contiguous(memory_format=torch.channels_last)
-        grad_input = None
-        arguments = block.arguments
-        arguments.grad_input = None
-        if ctx.needs_input_grad[0]:
-            grad_input = block.buffer("grad_input", images, channels, side, ctx.fresh_gradient)
-            arguments.grad_input = grad_input.data_ptr()
-        grad_weight = torch.empty_like(weight)
-        arguments.input, arguments.weight = x.data_ptr(), weight.data_ptr()
-        arguments.grad_output, arguments.grad_weight = grad_output.data_ptr(), grad_weight.data_ptr()
-        arguments.images, arguments.threads = images, torch.get_num_threads()
-        ctx.library.backward(arguments)
-        return grad_input, grad_weight.permute(3, 2, 0, 1), None, None
+        return grad_input, grad_weight, grad_bias, grad_gamma, grad_beta, None, None

@@ -2,7 +2,7 @@
 
 A network is built of PyTorch's layers, and those remain what is counted and saved. Of it `fuse`
 makes a second network with the same parameters, in which every run of convolution, batch norm,
-ReLU, dropout and max-pool is one `Block`, and every depthwise convolution a `Depthwise`.
+ReLU, dropout and pooling is one `Block`, and every depthwise convolution a `Depthwise`.
 """
 
 import copy
@@ -16,9 +16,13 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from bantam.kernels import compiler, selfcheck
-from bantam.kernels.blocks import MOST_CHANNELS, MOST_NUMBERS, Block, Compiled, Depthwise
+from bantam.kernels.blocks import MOST_CHANNELS, MOST_NUMBERS, Block, Compiled, zero_padding
 from bantam.kernels.chain import Chain
+from bantam.kernels.depthwise import Depthwise
 from bantam.models import Dropout
+
+LARGEST_AVERAGE = 4
+"""Squares of more pixels a side are the whole map, of which a network takes the average once, at its end."""
 
 TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.25}
 """How far logits may be from PyTorch's, as a fraction of their length."""
@@ -161,18 +165,36 @@ def _continues(first: nn.Module, layers: Sequence[nn.Module]) -> bool:
     if len(layers) < 2 or not isinstance(layers[0], Depthwise):
         return False
     blocks = [block for block in (first, layers[1]) if isinstance(block, Block)]
-    simple = [not block.relu_first and not block.dropout and block.dtype == torch.float32 for block in blocks]
-    return len(blocks) == 2 and all(simple) and blocks[1].kernel == 1
+    return len(blocks) == 2 and all(_simple(block) for block in blocks) and blocks[1].kernel == 1
+
+
+def _simple(block: Block) -> bool:
+    """Whether `separable.c` computes a block: it has only what the networks of such blocks have."""
+    more = (
+        block.relu_first
+        or not block.relu
+        or block.dropout
+        or block.padding
+        or block.stride > 1
+        or block.average
+        or block.weights["bias"] is not None
+    )
+    return not more and block.dtype == torch.float32
 
 
 def _block_length(layers: Sequence[nn.Module]) -> int:
     """How many of these layers, from the first on, are a block; 0 where they are none."""
-    convolution, norms = layers[0], [layer for layer in layers[1:3] if type(layer) is nn.BatchNorm2d]
-    relus = [layer for layer in layers[1:3] if type(layer) is nn.ReLU]
-    if not (_fits(convolution) and len(norms) == len(relus) == 1) or _hooked(norms[0]) or _hooked(relus[0]):
+    convolution, (norm, relu) = layers[0], [*layers[1:3], None, None][:2]
+    if type(norm) is nn.ReLU:
+        norm, relu = relu, norm
+    if not _fits(convolution) or type(norm) is not nn.BatchNorm2d or _hooked(norm):
         return 0
+    if type(relu) is not nn.ReLU or _hooked(relu):  # with none a block ends in the norm
+        if relu is layers[1]:
+            return 0
+        relu = None
     assert isinstance(convolution, nn.Conv2d)
-    norm, outputs = norms[0], (convolution.out_channels,)
+    outputs = (convolution.out_channels,)
     tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     if (
         convolution.groups != 1
@@ -186,8 +208,8 @@ def _block_length(layers: Sequence[nn.Module]) -> int:
         )
     ):
         return 0
-    count = 3
-    if count < len(layers) and type(layers[count]) is Dropout and not _hooked(layers[count]):
+    count = 2 if relu is None else 3
+    if count < len(layers) and type(layers[count]) in (Dropout, nn.Dropout) and not _hooked(layers[count]):
         count += 1
     if count < len(layers) and _is_pool(layers[count]) and not _hooked(layers[count]):
         count += 1
@@ -216,13 +238,13 @@ def _unfit(layer: _ConvNd) -> Iterator[str]:
         "with hooks": lambda: _hooked(layer),
         "of another kind than Conv2d": lambda: type(layer) is not nn.Conv2d,
         "whose kernel is not square": lambda: len(set(layer.kernel_size)) > 1,
-        f"with stride {layer.stride[0]}": lambda: set(layer.stride) != {1},
+        f"with stride {layer.stride[0]}": lambda: not _has_stride(layer),
         f"with dilation {layer.dilation[0]}": lambda: set(layer.dilation) != {1},
-        "with padding": lambda: isinstance(layer.padding, str) or set(layer.padding) != {0},
-        "with a bias": lambda: layer.bias is not None,
+        "with padding": lambda: zero_padding(layer) is None or (layer.groups > 1 and zero_padding(layer)),
+        "with a bias": lambda: layer.groups > 1 and layer.bias is not None,
         f"with more than {MOST_CHANNELS} channels": lambda: max(shape[0], layer.in_channels) > MOST_CHANNELS,
         "whose weight is not of its shape in float32": lambda: (
-            layer.weight.shape != shape or layer.weight.dtype != torch.float32
+            layer.weight.shape != shape or any(p.dtype != torch.float32 for p in layer.parameters())
         ),
     }
     return (what for what, holds in whats.items() if holds())
@@ -230,17 +252,47 @@ def _unfit(layer: _ConvNd) -> Iterator[str]:
 
 def _explained(layer: _ConvNd, what: str) -> str:
     """Why C does not compute a convolution, with what helps where something does."""
-    padding = layer.padding if isinstance(layer.padding, str) else layer.padding[0]
     return {
-        "with padding": f"padding {padding}: the C blocks compute valid convolutions",
-        "with a bias": "a bias: batch norm has its own, bias=False leaves it out",
-        f"with stride {layer.stride[0]}": f"stride {layer.stride[0]}: the C blocks move by one pixel",
+        "with padding": _explained_padding(layer),
+        "with a bias": "a bias: in C, convolutions of each channel by itself have none, bias=False leaves it out",
+        f"with stride {layer.stride[0]}": _explained_stride(layer),
+        STRIDE_IN_BFLOAT16: "a stride in bfloat16: the C blocks have strides in float32, use precision=float32",
         f"with dilation {layer.dilation[0]}": f"dilation {layer.dilation[0]}: the C blocks have none",
-        BARE: "no batch norm and ReLU behind it in the same nn.Sequential: the C blocks have all three",
+        BARE: "no batch norm behind it or its ReLU in the same nn.Sequential: the C blocks have one",
     }.get(what, f"{what}: the C blocks compute no such convolution")
 
 
-BARE = "without a batch norm and a ReLU that fit behind it"
+def _explained_padding(layer: _ConvNd) -> str:
+    """What of a padding the C blocks do not have."""
+    if layer.padding_mode != "zeros":
+        return f"padding_mode {layer.padding_mode}: the C blocks pad with zeros"
+    if zero_padding(layer) is not None:
+        return f"padding {zero_padding(layer)}: in C, convolutions of each channel by itself are valid ones"
+    return f"padding {layer.padding}: the C blocks pad all four sides alike"
+
+
+def _has_stride(layer: _ConvNd) -> bool:
+    """Whether C computes a convolution's stride.
+
+    Not that of 1×1 kernels: PyTorch 2.14, with which C is compared, writes beyond its memory in those.
+    """
+    stride = layer.stride[0]
+    return {*layer.stride} == {1} or (
+        {*layer.stride} == {stride} and layer.groups == 1 and stride <= min(layer.kernel_size)
+    )
+
+
+def _explained_stride(layer: _ConvNd) -> str:
+    """What of a stride the C blocks do not have."""
+    if len({*layer.stride}) > 1:
+        return f"stride {layer.stride}: the C blocks move by as many pixels down as across"
+    if layer.groups > 1:
+        return f"stride {layer.stride[0]}: in C, convolutions of each channel by itself move by one pixel"
+    return f"stride {layer.stride[0]}: the C blocks have kernels at least as large as the stride"
+
+
+STRIDE_IN_BFLOAT16 = "with a stride in bfloat16"
+BARE = "without a batch norm that fits behind it"
 
 
 def _why(layer: _ConvNd, x: Tensor) -> str:
@@ -250,14 +302,22 @@ def _why(layer: _ConvNd, x: Tensor) -> str:
         return f"of maps of {height}×{width} pixels"
     if layer.groups > 1 and not _depthwise(layer):
         return f"in {layer.groups} groups"
-    if max(layer.in_channels, layer.out_channels) * height * width > MOST_NUMBERS:
+    if layer.stride[0] > 1 and torch.is_autocast_enabled("cpu"):
+        return STRIDE_IN_BFLOAT16
+    side = height + 2 * (zero_padding(layer) or 0)
+    if max(layer.in_channels, layer.out_channels) * side**2 > MOST_NUMBERS:
         return f"of maps of {height}×{width} pixels, too many"
     return BARE
 
 
 def _is_pool(layer: nn.Module) -> bool:
-    """Whether a layer is a max-pool of squares that lie side by side."""
-    if type(layer) is not nn.MaxPool2d or layer.return_indices or layer.ceil_mode:
+    """Whether a layer takes the maximum or the average of squares that lie side by side."""
+    if type(layer) is nn.MaxPool2d:
+        odd = layer.return_indices or layer.dilation != 1
+    elif type(layer) is nn.AvgPool2d:
+        odd = layer.divisor_override is not None or layer.kernel_size not in range(LARGEST_AVERAGE + 1)
+    else:
         return False
     side = layer.kernel_size
-    return type(side) is int and side > 1 and layer.stride == side and layer.padding == 0 and layer.dilation == 1
+    simple = type(side) is int and side > 1 and layer.stride == side and layer.padding == 0
+    return simple and not layer.ceil_mode and not odd

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from bantam.kernels import chain
-from bantam.kernels.blocks import Block, Compiled, Depthwise
+from bantam.kernels.blocks import Block, Compiled
 from bantam.kernels.compiler import Unavailable
+from bantam.kernels.depthwise import Depthwise
 
 MOST_IMAGES, MOST_OPERATIONS = 8, 200_000_000
 """A batch has so many images, or fewer where that takes so many multiply-adds."""
@@ -48,7 +49,8 @@ def _block_results(
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     block = _block(source, sizes)
     exact = copy.deepcopy(block.layers).double()
-    channels, side = sizes["CI" if source == "block.c" else "CHANNELS"], sizes["SIDE"]
+    channels = sizes["CI" if source == "block.c" else "CHANNELS"]
+    side = sizes["SIDE"] - 2 * sizes.get("PADDING", 0)
     block.use(library, torch.Size((channels, side, side)))
     operations = sum(parameter.numel() for parameter in block.parameters()) * side**2
     images = max(4, min(MOST_IMAGES, MOST_OPERATIONS // operations))
@@ -123,16 +125,18 @@ def _block(source: str, sizes: dict[str, int]) -> Compiled:
         channels = sizes["CHANNELS"]
         each = nn.Conv2d(channels, channels, sizes["KERNEL"], groups=channels, bias=False)
         return Depthwise(each, dtype)
-    convolution = nn.Conv2d(sizes["CI"], sizes["CO"], sizes["KERNEL"], bias=False)
+    padding, bias = sizes.get("PADDING", 0), bool(sizes.get("BIAS"))
+    stride = sizes.get("STRIDE", 1)
+    convolution = nn.Conv2d(sizes["CI"], sizes["CO"], sizes["KERNEL"], stride, padding=padding, bias=bias)
     convolution.weight.data = convolution.weight.data.to(dtype).float()
     norm = nn.BatchNorm2d(sizes["CO"])
     for positive in (norm.weight, norm.running_var):
         nn.init.uniform_(positive, 0.5, 2)  # type: ignore[arg-type]
     for any_sign in (norm.bias, norm.running_mean):
         nn.init.normal_(any_sign)  # type: ignore[arg-type]
-    middle = [nn.ReLU(), norm] if sizes["RELU_FIRST"] else [norm, nn.ReLU()]
-    pool = [nn.MaxPool2d(sizes["POOL"])] if sizes["POOL"] > 1 else []
-    return Block([convolution, *middle, *pool], dtype)
+    middle = [nn.ReLU(), norm] if sizes["RELU_FIRST"] else [norm, nn.ReLU()] if sizes.get("RELU", 1) else [norm]
+    pool = nn.AvgPool2d if sizes.get("AVERAGE") else nn.MaxPool2d
+    return Block([convolution, *middle, *([pool(sizes["POOL"])] if sizes["POOL"] > 1 else [])], dtype)
 
 
 def _results(block: Compiled, exact: nn.Sequential, x: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -127,11 +127,14 @@ static inline void input_gradient(const element *restrict frame, const element *
         float result[4 * TILE * PADDED(CI)];
         backward_pixels(frame + at * CO, packed, result);
         const int pixels = at + 4 * TILE < SIDE * SIDE ? 4 * TILE : SIDE * SIDE - at;
-        if (CI == PADDED(CI))
+        if (CI == PADDED(CI) && !PADDING)
             store_row(result, grad_input + at * CI, pixels * CI);
         else
-            for (int u = 0; u < pixels; u++)
-                store_row(result + u * PADDED(CI), grad_input + (at + u) * CI, CI);
+            for (int u = 0; u < pixels; u++) { /* nobody asks for that of the padding */
+                const unsigned row = (at + u) / SIDE - PADDING, column = (at + u) % SIDE - PADDING;
+                if (row < IMAGE_SIDE && column < IMAGE_SIDE)
+                    store_row(result + u * PADDED(CI), grad_input + (row * IMAGE_SIDE + column) * CI, CI);
+            }
     }
 }
 

@@ -104,15 +104,15 @@ enum { GRADIENT_INPUTS = CI };
      + ((column) * (IN) + (in)) % NUMBERS)
 
 /* A tile of the convolution of IN channels to OUTPUTS: WIDE neighbours, and of their channels the first SEVERAL vectors,
- * with the kernel's rows from `first` to before `last`. */
-#define DEFINE_TILE(NAME, IN, OUTPUTS, WIDE, SEVERAL)                                                          \
+ * with the kernel's rows from `first` to before `last`, one of EVERY so many. In the input neighbours are APART. */
+#define DEFINE_TILE(NAME, IN, OUTPUTS, WIDE, SEVERAL, APART, EVERY)                                            \
     ALONE void NAME(const element *restrict x, const element *restrict w, float *restrict y, int first,        \
                     int last)                                                                                  \
     {                                                                                                          \
-        enum { INPUTS = IN };                                                                                  \
+        enum { NEXT = (APART) * (IN) };                                                                        \
         vector sum[WIDE][SEVERAL];                                                                             \
         UNROLLED(u, WIDE) UNROLLED(v, SEVERAL) sum[u][v] = (vector){0};                                        \
-        for (int kh = first; kh < last; kh++) {                                                                \
+        for (int kh = first; kh < last; kh += EVERY) {                                                         \
             const element *from = x + kh * SIDE * (IN), *row = w + kh * STEPS(IN) * PADDED(OUTPUTS) * NUMBERS; \
             for (int step = 0; step < STEPS(IN); step++) {                                                     \
                 const element *values = from + step * NUMBERS;                                                 \
@@ -131,18 +131,18 @@ enum { GRADIENT_INPUTS = CI };
                 }                                                                                              \
             }                                                                                                  \
     }
-#define NEIGHBOUR(u) (values + (u) * INPUTS)
+#define NEIGHBOUR(u) (values + (u) * NEXT)
 #define ALWAYS(u) 1
 
 /* A row of RESULTS neighbours: as few tiles as possible, the first ones wider than the others by one. The last group of
  * channels overlaps the one before where they are no multiple of it. */
-#define DEFINE_CONVOLUTION(NAME, IN, OUTPUTS, RESULTS)                                                         \
+#define DEFINE_CONVOLUTION(NAME, IN, OUTPUTS, RESULTS, APART, EVERY)                                           \
     enum { NAME##_group = GROUP(VECTORS(OUTPUTS)), NAME##_most = MOST(NAME##_group) };                         \
     enum { NAME##_tiles = (RESULTS + NAME##_most - 1) / NAME##_most };                                         \
     enum { NAME##_wide = (RESULTS + NAME##_tiles - 1) / NAME##_tiles, NAME##_narrow = NAME##_wide - 1 };       \
     enum { NAME##_wide_tiles = RESULTS - NAME##_tiles * NAME##_narrow };                                       \
-    DEFINE_TILE(NAME##_wide_tile, IN, OUTPUTS, NAME##_wide, NAME##_group)                                      \
-    DEFINE_TILE(NAME##_narrow_tile, IN, OUTPUTS, AT_LEAST_1(NAME##_narrow), NAME##_group)                      \
+    DEFINE_TILE(NAME##_wide_tile, IN, OUTPUTS, NAME##_wide, NAME##_group, APART, EVERY)                        \
+    DEFINE_TILE(NAME##_narrow_tile, IN, OUTPUTS, AT_LEAST_1(NAME##_narrow), NAME##_group, APART, EVERY)        \
     static inline void NAME(const element *restrict x, const element *restrict w, float *restrict y,           \
                             int first, int last)                                                               \
     {                                                                                                          \
@@ -153,33 +153,35 @@ enum { GRADIENT_INPUTS = CI };
             const element *weights = w + channel * NUMBERS;                                                    \
             for (int tile = 0, at = 0; tile < NAME##_tiles; tile++) {                                          \
                 const int wide = tile < NAME##_wide_tiles;                                                     \
-                (wide ? NAME##_wide_tile : NAME##_narrow_tile)(x + at * (IN), weights,                         \
+                (wide ? NAME##_wide_tile : NAME##_narrow_tile)(x + at * (APART) * (IN), weights,               \
                                                                y + at * (OUTPUTS) + channel, first, last);     \
                 at += wide ? NAME##_wide : NAME##_narrow;                                                      \
             }                                                                                                  \
         }                                                                                                      \
     }
 
-DEFINE_CONVOLUTION(forward_row, CI, CO, OUT)
-DEFINE_CONVOLUTION(backward_row, CO, CI, SIDE)
+DEFINE_CONVOLUTION(forward_row, CI, CO, OUT, STRIDE, 1)
+DEFINE_CONVOLUTION(backward_row, CO, CI, IMAGE_SIDE, 1, STRIDE)
 
 /* ROWS rows of the convolution of image `x`, from `row` on. */
 static inline void convolve(const element *restrict x, const element *restrict packed, int row,
                             float *restrict result)
 {
-    forward_row(x + row * SIDE * CI, packed, result, 0, KERNEL);
+    forward_row(x + row * STRIDE * SIDE * CI, packed, result, 0, KERNEL);
 }
 
-/* The gradient of an image from that of the convolution's output in its frame. */
+/* The gradient of an image from that of the convolution's output in its frame; nobody asks for that of the padding. */
 static inline void input_gradient(const element *restrict frame, const element *restrict packed,
                                   element *restrict grad_input)
 {
-    for (int row = 0; row < SIDE; row++) {
-        /* Rows of the frame above and below the gradient are zeros. */
-        const int first = row < BORDER ? BORDER - row : 0, last = row < OUT ? KERNEL : KERNEL - 1 - (row - OUT);
-        float buffer[SIDE * CI], *values = row_buffer(grad_input + row * SIDE * CI, buffer);
-        backward_row(frame + row * SIDE * CO, packed, values, first, last);
-        store_row(values, grad_input + row * SIDE * CI, SIDE * CI);
+    for (int row = PADDING; row < SIDE - PADDING; row++) {
+        /* Rows of the frame above and below the gradient are zeros, and so are those between its own. */
+        const int first = row < BORDER ? BORDER - row : (STRIDE - (row - BORDER) % STRIDE) % STRIDE;
+        const int last = row < SPREAD ? KERNEL : KERNEL - 1 - (row - SPREAD);
+        element *to = grad_input + (row - PADDING) * IMAGE_SIDE * CI;
+        float buffer[IMAGE_SIDE * CI], *values = row_buffer(to, buffer);
+        backward_row(frame + (row * SIDE + PADDING) * CO, packed, values, first, last);
+        store_row(values, to, IMAGE_SIDE * CI);
     }
 }
 
@@ -228,11 +230,11 @@ static inline void weight_gradient(const element *restrict x, const element *res
                     UNROLLED(u, PART) UNROLLED(v, GROUP) sum[u][v] = (vector){0};
                     for (int row = top; row < (top + BAND < OUT ? top + BAND : OUT); row++)
                         for (int column = 0; column < COUNT; column++) {
-                            const element *from = inputs + INPUT((row + kh) * SIDE + column * NUMBERS, 0);
+                            const element *from = inputs + INPUT((row * STRIDE + kh) * SIDE + column * STRIDE * NUMBERS, 0);
 #if BFLOAT16
                             const uint32_t *pixels = gradients + (row * COUNT + column) * PADDED(CO);
 #else
-                            const element *pixels = frame + (FRAME_START + row * SIDE + column) * CO;
+                            const element *pixels = frame + (FRAME_START + (row * SIDE + column) * STRIDE) * CO;
 #endif
                             ADD_TILE(sum, PART, GROUP, pixels + vectors * LANES, TAP, IS_TAP)
                         }

@@ -342,8 +342,8 @@ def _training_model(
     if fused is not None:
         return fused, left, reasons
     nothing = (
-        f"model={info.choices.get('model')} has no block that C computes, neither a convolution without padding "
-        "before a batch norm and a ReLU nor a depthwise convolution"
+        f"model={info.choices.get('model')} has no block that C computes, neither a convolution before a batch "
+        "norm nor a depthwise convolution"
     )
     if cfg.kernels == "native":
         raise ValueError(f"kernels is native, but {nothing}: use kernels=auto")
