@@ -3,8 +3,10 @@
 import os
 import signal
 
-# Tests run side by side: threads of OpenMP that wait must not keep the others from their cores.
+# Tests run side by side: threads of OpenMP that wait must not keep the others from their cores, and where nothing
+# is said of threads there is one.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,8 +35,8 @@ cluster.register()
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """For -n auto: three processes a core, since much of what tests do is to wait for what they have started."""
-    return 3 * cpu_count()
+    """For -n auto: two processes a core, since much of what tests do is to wait for what they have started."""
+    return 2 * cpu_count()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
