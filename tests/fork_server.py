@@ -61,25 +61,7 @@ def import_everything() -> None:
                 importlib.import_module(module.name)
     for name in ("torch._dynamo", "torchvision.datasets", "sklearn.model_selection", "plotly.subplots"):
         importlib.import_module(name)
-    compose_once()
     gc.freeze()  # a fork that collects garbage would copy every page
-
-
-def compose_once() -> None:
-    """Have Hydra find its plugins and its grammar learn what lines look like, as each fork would do again."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    from bantam import cluster, config
-    from bantam.search import sweeper
-
-    for module in (config, sweeper, cluster):
-        module.register()
-    conf = os.path.join(os.path.dirname(os.path.dirname(__file__)), "conf")
-    with initialize_config_dir(conf):
-        for line in (["model=v1", "optimizer.lr=0.02"], ["hparams_search=optuna"]):
-            compose("config", line, return_hydra_config=True)
-    OverridesParser.create().parse_overrides(["seed=range(0,10)", "optimizer.lr=interval(0.1,0.2)"])
 
 
 def serve(connection: socket.socket) -> Request:

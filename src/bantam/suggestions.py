@@ -98,8 +98,9 @@ ONE_OPTION = ("model", "optimizer", "scheduler", "augmentation", "data")
 def _about_several(error: BaseException) -> ValueError | None:
     """As `several`, where Hydra has tried to mix them."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        for override in frame.f_locals.get("parsed_overrides") or frame.f_locals.get("overrides") or ():
-            if about := several(str(getattr(override, "input_line", override))):
+        typed = frame.f_locals.get("overrides")
+        for line in typed if isinstance(typed, list) else ():
+            if isinstance(line, str) and (about := several(line)):
                 return about
     return None
 

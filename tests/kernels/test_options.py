@@ -49,7 +49,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.mark.usefixtures("quick")
 @settings(
-    max_examples=25,
+    max_examples=15,
     deadline=None,
     derandomize=True,
     database=None,
