@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -201,7 +202,7 @@ def test_a_multirun_goes_on_after_refused_and_diverged_jobs(bantam: Bantam, tmp_
     assert (tmp_path / "runs" / "2" / "weights.safetensors").exists()
     above, table = result.stdout[: result.stdout.rindex("folder")], result.stdout[result.stdout.rindex("folder") :]
     assert above.endswith("runs\n")
-    assert [line.split()[0] for line in table.splitlines()[1:5]] == ["0", "1", "2", "3"]
+    assert re.findall(r"^(\d) ", table, flags=re.MULTILINE) == ["0", "1", "2", "3"]
 
 
 def test_a_broken_job_is_recorded_with_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
