@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from layer_results import assert_as_exact, results
 from torch import nn
 
-from bantam.kernels import compiler
 from bantam.kernels.blocks import zero_padding
 from bantam.kernels.fuse import fuse
 
@@ -76,17 +75,6 @@ def networks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, int, int], int]
             layers.append(draw(pools(side)))
             side = max(1, side // 2)
     return nn.Sequential(*layers), (channels, height, width), draw(st.integers(1, 9))
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Code that is compiled quickly, in a cache of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(compiler, "FLAGS", [flag.replace("-O3", "-O1") for flag in compiler.FLAGS])
-        compiler.library.cache_clear()
-        yield
-    compiler.library.cache_clear()
 
 
 @pytest.mark.usefixtures("quick")

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from layer_results import results
 from torch import Tensor, nn
 
-from bantam.kernels import compiler
 from bantam.kernels.fuse import fuse
 
 TOLERANCE = 1e-5
@@ -34,17 +33,6 @@ def blocks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, int, int]]:
     if 1 < pool <= (side + 2 * padding - kernel) // stride + 1:
         layers.append(draw(st.sampled_from([nn.MaxPool2d, nn.AvgPool2d]))(pool))
     return nn.Sequential(*layers), (inputs, side, side)
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Code that is compiled quickly, in a cache of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(compiler, "FLAGS", [flag.replace("-O3", "-O1") for flag in compiler.FLAGS])
-        compiler.library.cache_clear()
-        yield
-    compiler.library.cache_clear()
 
 
 @pytest.mark.usefixtures("quick")
