@@ -1,7 +1,6 @@
 """The parts of a run as its configuration names them: what a constructor refuses becomes one sentence."""
 
 import copy
-import difflib
 import os
 import re
 import sys
@@ -23,6 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from bantam import activations, budget, config, receptive
 from bantam.own import code
 from bantam.schedulers import Schedule, TorchSchedule
+from bantam.suggestions import nearest
 from bantam.trackers import Tracker
 
 Choices = Mapping[str, Any]
@@ -64,8 +64,8 @@ def _with_near_key(cfg: DictConfig, key: str, error: BaseException) -> BaseExcep
     if not isinstance(error, TypeError) or not found or found[1] not in cfg[key]:
         return error
     others = [str(name) for name in cfg[key] if not str(name).startswith("_") and name != found[1]]
-    near = difflib.get_close_matches(found[1], others, n=1)
-    meant = f"did you mean {key}.{near[0]}?" if near else f"its keys are {', '.join(others) or 'none'}"
+    near = nearest(found[1], others)
+    meant = f"did you mean {key}.{near}?" if near else f"its keys are {', '.join(others) or 'none'}"
     return ValueError(f"it takes no {found[1]}: {meant}")
 
 
