@@ -40,8 +40,8 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with those of Ray, which wait for minutes: at the end nothing could run beside them."""
-    items.sort(key=lambda item: item.path.name != "test_ray.py")
+    """Begin with those of Ray and for AArch64, which take minutes: at the end nothing could run beside them."""
+    items.sort(key=lambda item: item.path.name not in ("test_ray.py", "test_neon.py"))
 
 
 @pytest.fixture(autouse=True)

@@ -24,8 +24,18 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-SPARES = 5
-"""How many interpreters that a multirun, a search or a confirmation starts are forks too."""
+SPARES = {"joblib": 5, "confirm.py": 5, "hparams_search": 1, "sweeper=bantam": 1}
+"""How many interpreters that a command starts are forks too, where a word of its line contains this."""
+
+LATE = (
+    "torchvision.datasets",
+    "sklearn.model_selection",
+    "plotly.subplots",
+    "rich._emoji_codes",
+    "torch.utils.serialization",
+    "importlib.resources.readers",
+)
+"""What is imported when it is first used."""
 
 Request = tuple[dict[str, Any], list[int]]
 """What a fork is to do, and the file descriptors that it is to have."""
@@ -50,8 +60,12 @@ def receive(connection: socket.socket) -> Request:
 
 
 def import_everything() -> None:
-    """Import all of Bantam and of Hydra's plugins, and what they import late, without starting a thread."""
+    """Import all of Bantam and of Hydra's plugins, and what they import late, without starting a thread.
+
+    What Bantam registers with Hydra, and the plugins that Hydra finds, are there too.
+    """
     import hydra_plugins
+    import plotly.io
 
     import bantam
 
@@ -59,8 +73,9 @@ def import_everything() -> None:
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if "ray_launcher._" not in module.name:  # these import Ray, which starts a thread
                 importlib.import_module(module.name)
-    for name in ("torch._dynamo", "torchvision.datasets", "sklearn.model_selection", "plotly.subplots"):
+    for name in LATE:
         importlib.import_module(name)
+    plotly.io.templates["plotly"]  # imports a module for every kind of figure
     gc.freeze()  # a fork that collects garbage would copy every page
 
 
@@ -105,7 +120,8 @@ def keep_spares(script: str, *arguments: str) -> Request | None:
     Returns None in this process, and in a spare, once it is wanted, what it is to do.
     """
     spares: list[tuple[int, socket.socket]] = []
-    for _ in range(SPARES if "-m" in arguments or script.endswith("confirm.py") else 0):
+    wanted = [count for name, count in SPARES.items() if any(name in word for word in (script, *arguments))]
+    for _ in range(max(wanted, default=0)):
         ours, theirs = socket.socketpair()
         spare = os.fork()
         if spare == 0:
@@ -167,7 +183,11 @@ def request_for(arguments: list[str], descriptors: list[int], **other: Any) -> d
 
 
 def import_from(path: str) -> None:
-    """Have Bantam imported again, from another copy in the folders of `path`."""
+    """Have Bantam imported again, from another copy in the folders of `path`, and Hydra forget its classes."""
+    from hydra.core.plugins import Plugins
+    from hydra.core.singleton import Singleton
+
+    Singleton._instances.pop(Plugins, None)  # type: ignore[attr-defined]
     for name in [name for name in sys.modules if name.split(".")[0] == "bantam"]:
         del sys.modules[name]
     sys.path[1:1] = path.split(os.pathsep)

@@ -291,6 +291,7 @@ def test_a_resumed_run_has_the_seed_of_the_environment_in_which_it_was_begun(
     assert history(tmp_path / "run") == history(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_run_needs_no_option_files_afterwards(bantam: Bantam, few: Few, few_root: Path, tmp_path: Path) -> None:
     """Evaluated, resumed, reported and, as the best trial of a search, confirmed and run again without them."""
     mine = tmp_path / "mine"
@@ -324,7 +325,7 @@ def test_a_run_needs_no_option_files_afterwards(bantam: Bantam, few: Few, few_ro
         command = bantam
         if "optimizer.momentum=0.8" in words:
             shutil.rmtree(tmp_path / "study" / "confirm")
-            command = bantam.interpreter  # type: ignore[assignment] # it reads what a dry run says through a pipe
+            pass
         done = command(*words)
         assert done.returncode == 0, (words, done.stdout + done.stderr)
     again, trial = (files.read_result(tmp_path / name) for name in ("again", "study/0"))

@@ -241,6 +241,7 @@ def is_one_sentence(errors: str, name: str) -> bool:
     return len(lines) == 1 and lines[0].startswith("Error: ") and Path(name).name in errors and helps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "name"),
     [
@@ -262,6 +263,7 @@ def test_a_damaged_file_is_one_sentence(
     assert not bad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READ["report.py"])
 def test_a_report_says_it_of_that_run_and_shows_the_others(
     call: Callable[..., tuple[int, str, str]], few_run: Path, tmp_path: Path, name: str
@@ -288,6 +290,7 @@ def test_only_who_needs_a_file_misses_it(
         assert call(script, "run")[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["checkpoint.pt", ".hydra/config.yaml", ".hydra/hydra.yaml", "result.json"])
 def test_a_run_is_not_resumed_with_a_damaged_file(
     bantam: Bantam, stopped_run: Path, tmp_path: Path, name: str
@@ -369,6 +372,7 @@ TYPED: dict[str, Damage] = {
 """Damage to an experiment."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [(), ("-m",), ("-m", "hydra/sweeper=bantam", "optimizer.lr=interval(0.01,0.1)")])
 def test_a_damaged_experiment_is_one_sentence(bantam: Bantam, tmp_path: Path, line: tuple[str, ...]) -> None:
     whole = tmp_path / "whole.yaml"

@@ -45,6 +45,7 @@ def options(forks: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ca
     bantam.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_exists(command: str, composed: Composed, options: Callable[[str], str]) -> None:
     for part in re.sub(r"<[^>]*>", "0", command).split(" && "):
@@ -192,6 +193,7 @@ def test_the_dataset_that_the_page_about_data_adds_fits_the_schema(composed: Com
     assert composed(f"hydra.searchpath=[file://{tmp_path}]", "data=pets").data.root == "/home/me/pets"
 
 
+@pytest.mark.slow
 def test_the_images_that_the_page_about_data_makes_can_be_trained_on(
     bantam: Bantam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,7 @@ def there(environment: dict[str, str], forks: Forks, tmp_path: Path) -> Iterator
         own.close()
 
 
+@pytest.mark.slow
 def test_output_that_a_terminal_cannot_show_degrades(
     there: Bantam, environment: dict[str, str], finished_study: Path, few: Few, tmp_path: Path
 ) -> None:

@@ -59,7 +59,14 @@ def test_the_readme_is_short() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [c for c in dict.fromkeys(c for page in RUN for c in pages.commands(page)) if c not in INSTALLS],
+    [
+        *(command for command in COMMANDS if command not in INSTALLS),
+        *(
+            pytest.param(command, marks=pytest.mark.slow)
+            for command in dict.fromkeys(command for page in RUN[1:] for command in pages.commands(page))
+            if command not in COMMANDS
+        ),
+    ],
 )
 def test_command(
     bantam: Bantam, few_root: Path, finished_run: Path, finished_study: Path, tmp_path: Path, command: str

@@ -36,6 +36,7 @@ def last(network: nn.Module, image: tuple[int, int, int] = IMAGE) -> Any:
     return budget.layers(nn.Sequential(network, nn.ReLU()), image)[-1].receptive_field
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(NETWORKS) + 6))
 def test_the_networks_of_the_tests_layer_by_layer(number: int) -> None:
     others = [
@@ -57,6 +58,7 @@ def test_the_networks_of_the_tests_layer_by_layer(number: int) -> None:
         assert last(part) == gradients.field(part, IMAGE), layers[end - 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inplace", [True, False])
 def test_the_networks_with_branches(inplace: bool) -> None:
     network = Residual(inplace)
@@ -193,6 +195,7 @@ def networks(draw: Any) -> nn.Module:
     return nn.Sequential(*layers)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(networks(), st.sampled_from([(1, 12, 11), (1, 9, 14)]))
 def test_random_networks(network: nn.Module, image: tuple[int, int, int]) -> None:

@@ -23,6 +23,7 @@ CLAIMED = {"champion": (10, 10), "flyweight": (8, 10), "sprint": (8, 10)}
 """Experiments that claim to hold the target, on how many seeds of how many."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_runs_are_of_the_experiment_as_it_is_now(name: str, composed: Callable[..., DictConfig]) -> None:
     runs = [path.parent for path in sorted((RESULTS / name).glob("*/result.json"))]

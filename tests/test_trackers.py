@@ -123,6 +123,7 @@ class Door(socketserver.ThreadingTCPServer):
         self.server_close()
 
 
+@pytest.mark.slow
 def test_mlflow_gets_what_it_missed_while_its_server_was_away(
     mlflow_server: str,
     client: Any,
@@ -166,6 +167,7 @@ def nested(client: Any, experiment: str, study: str) -> dict[str, tuple[str, str
     return {name: (entry.info.status, entry.data.tags["verdict"]) for name, entry in found.items()}
 
 
+@pytest.mark.slow
 def test_mlflow_nests_a_search_with_all_that_belongs_to_it(
     mlflow_server: str, client: Any, bantam: Bantam, few: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -238,6 +240,7 @@ def records(file: Path) -> Iterator[bytes]:
             record = b""
 
 
+@pytest.mark.slow
 def test_wandb_reads_its_files(bantam: Bantam, few: tuple[str, ...], tmp_path: Path) -> None:
     installed("wandb")
     trackers_typed = ("tracker=[tensorboard,wandb]", "tracker.wandb.mode=offline", "tracker.wandb.project=mine")

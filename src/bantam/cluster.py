@@ -1,5 +1,6 @@
 """`hydra/launcher=ray`: jobs on a Ray cluster, or on one of this machine that ends with the command."""
 
+import functools
 import os
 import signal
 import socket
@@ -58,8 +59,9 @@ class NoCluster(ValueError):
     """There is no cluster at the address, or none that can run the jobs."""
 
 
+@functools.cache
 def register() -> None:
-    """Make `hydra/launcher=ray` ours, where hydra-ray-launcher is installed."""
+    """Make `hydra/launcher=ray` ours, once a process, where hydra-ray-launcher is installed."""
     plugins = Plugins.instance()  # finds Hydra's own, which ours replaces
     if find_spec("hydra_plugins.hydra_ray_launcher") is None:
         return

@@ -4,6 +4,7 @@
 refuses an unknown key or a wrong type while it composes. torch is not imported: a mistake is answered at once.
 """
 
+import functools
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
@@ -97,8 +98,12 @@ class Config:
     """Folder of an interrupted run to continue in place."""
 
 
+@functools.cache
 def register() -> None:
-    """Store the schema for Hydra, `schema/<group>/<name>` for components, and the source of one's own networks."""
+    """Store the schema for Hydra, `schema/<group>/<name>` for components, and the source of one's own networks.
+
+    What is stored stays, so further calls of a process do nothing.
+    """
     source.register()
     store = ConfigStore.instance()
     store.store(name="schema", node=Config, replace=True)

@@ -15,6 +15,8 @@ from bantam import models
 from bantam.kernels import compiler
 from bantam.kernels.fuse import fuse
 
+pytestmark = pytest.mark.slow
+
 IMAGE = (1, 28, 28)
 
 

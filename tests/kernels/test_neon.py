@@ -16,6 +16,8 @@ from bantam.kernels.fuse import fuse
 from bantam.models import V2, Flexible
 from bantam.optimizers import Muon
 
+pytestmark = pytest.mark.slow
+
 IMAGE = (1, 28, 28)
 
 

@@ -10,6 +10,8 @@ from emulation import FLAGS
 
 from bantam.kernels import compiler
 
+pytestmark = pytest.mark.slow
+
 SANITIZERS = ("-g", "-fsanitize=address,undefined,bounds-strict", "-fno-sanitize-recover=all")
 
 SCRIPT = """

@@ -14,6 +14,8 @@ from bantam.kernels import compiler
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from spills import VECTORS, Loop, disassembled, loops
 
+pytestmark = pytest.mark.slow
+
 SPILLED = """
 0000000000000000 <row>:
        0:	vbroadcastss (%rdi),%ymm0

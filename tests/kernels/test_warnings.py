@@ -8,6 +8,8 @@ import pytest
 
 from bantam.kernels import compiler
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(compiler.__file__).parent
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 BLOCK = {"SIDE": 26, "CI": 15, "CO": 17, "KERNEL": 3}

@@ -123,6 +123,7 @@ STUDY_FILES: dict[str, dict[str, Callable[[Path], object]]] = {
 """What may become of the files of a study."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["trials.csv", "summary.json", "confirm/confirm.json"])
 def test_a_damaged_file_of_a_study_is_said_with_what_helps(tmp_path: Path, name: str) -> None:
     whole = write_study(tmp_path / "whole", (97.0, 99.0))

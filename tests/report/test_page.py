@@ -122,6 +122,7 @@ def test_what_folders_say_is_text_and_nothing_else(tmp_path: Path) -> None:
     assert "&lt;script&gt;window" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [None, "x", [], {}, -1, [[1]], float("1e300")])
 def test_no_value_in_a_result_stops_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: Any
@@ -140,6 +141,7 @@ def test_no_value_in_a_result_stops_the_report(
     report.render(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["null", "x", "[1]", "{a: {b: c}}", "-1"])
 def test_no_value_in_a_configuration_stops_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
@@ -513,6 +515,7 @@ def test_labels_that_stand_in_two_figures_are_written_once(browser: Browser, tmp
     assert history[1][1] == "trial 1: 99.000 %<br>optimizer.lr 0.02<br>model v2"
 
 
+@pytest.mark.slow
 def test_a_thousand_trials_open_in_seconds(browser: Browser, tmp_path: Path) -> None:
     page = report.write([thousand(tmp_path / "study")])
     assert browser.show(page) < 60  # two seconds on an idle machine

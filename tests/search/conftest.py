@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 import pytest
 from commands import PROJECT, Bantam, Forked, Forks
+from finished import once
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -82,13 +83,17 @@ def started(bantam: Bantam) -> Iterator[Callable[..., Forked]]:
 @pytest.fixture(scope="session")
 def finished_search(tmp_path_factory: pytest.TempPathFactory, forks: Forks, few_root: Path) -> Finished:
     """A search of three trials that has ended: its folder, and what it printed."""
-    folder = tmp_path_factory.mktemp("finished")
-    commands = Bantam(folder, forks)
-    line = (*LINE, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
-    done = commands("train.py", *line, BANTAM_DATA=str(few_root))
-    commands.close()
-    assert done.returncode == 0, done.stderr
-    return Finished(folder, done.stdout)
+
+    def search(folder: Path) -> None:
+        commands = Bantam(folder, forks)
+        line = (*LINE, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
+        done = commands("train.py", *line, BANTAM_DATA=str(few_root))
+        commands.close()
+        assert done.returncode == 0, done.stderr
+        (folder / "output").write_text(done.stdout)
+
+    folder = once(tmp_path_factory, "finished-search", search)
+    return Finished(folder, (folder / "output").read_text())
 
 
 @pytest.fixture

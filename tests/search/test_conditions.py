@@ -41,6 +41,7 @@ def test_a_key_is_searched_only_where_the_network_has_it(searching: Callable[...
         assert cfg.model.get("dropout") == trial.params.get("model.dropout")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["multivariate_tpe", "gp", "nsgaii", "random", "qmc"])
 def test_every_sampler_searches_a_conditional_space(searching: Callable[..., Search], sampler: str) -> None:
     settings = ("hydra.sweeper.n_trials=16", f"hydra/sweeper/sampler={sampler}")
@@ -247,6 +248,7 @@ def test_one_value_for_a_key_that_only_some_options_have(searching: Callable[...
         assert cfg.scheduler.get("warmup") == (0.3 if trial.params["scheduler"] == "one_cycle" else None)
 
 
+@pytest.mark.slow
 def test_the_space_of_schedules(searching: Callable[..., Search]) -> None:
     random = ("hydra/sweeper/sampler=random", "hydra.sweeper.n_trials=40")
     search = searching("hparams_search=schedules", *random, space=(), result=anything)

@@ -3,12 +3,18 @@
 import shutil
 import sqlite3
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+from omegaconf import read_write
 from searches import work
 
 from bantam.search.space import Search
 from bantam.search.study import open_study
+
+pytestmark = pytest.mark.slow
 
 Damage = Callable[[Path], object]
 
@@ -53,15 +59,23 @@ DAMAGES: dict[str, Damage] = {
 }
 
 
+def elsewhere(search: Search, folder: Path) -> Search:
+    """The same search in another folder."""
+    config = deepcopy(search.config)
+    with read_write(config.hydra.sweep):
+        config.hydra.sweep.dir = str(folder)
+    return replace(search, config=config)
+
+
 def test_a_damaged_storage_is_one_sentence(searching: Callable[..., Search], tmp_path: Path) -> None:
-    line = ("hydra.sweeper.n_trials=3",)
-    work(searching(*line, folder="whole"))
+    whole = searching("hydra.sweeper.n_trials=3", folder="whole")
+    work(whole)
     bad = {}
     for i, (what, damage) in enumerate(DAMAGES.items()):
         shutil.copytree(tmp_path / "whole", tmp_path / f"study{i}")
         damage(tmp_path / f"study{i}" / "study.db")
         try:
-            open_study(searching(*line, folder=f"study{i}"))
+            open_study(elsewhere(whole, tmp_path / f"study{i}"))
             bad[what] = "nothing was said"
         except ValueError as error:
             said = " ".join(str(error).split())

@@ -22,6 +22,8 @@ from bantam.search import checks, faults, trials
 from bantam.search.space import Search
 from bantam.training import folder as record
 
+pytestmark = pytest.mark.slow
+
 HOOK = "+hydra.launcher.ray.init.runtime_env={worker_process_setup_hook: held_on_ray.begin}"
 """Has the trainings wait, see `held_on_ray`."""
 

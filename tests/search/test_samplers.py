@@ -18,6 +18,7 @@ def test_one_seed_gives_the_same_search_twice(searching: Callable[..., Search]) 
     assert [trial.params for trial in first] == [trial.params for trial in second]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["gp", "nsgaii", "multivariate_tpe"])
 def test_the_sampler_learns_where_the_budget_ends(searching: Callable[..., Search], sampler: str) -> None:
     """The wider, the better and, above 16, the more over the budget: half of the space is no use."""
@@ -35,6 +36,7 @@ def test_the_sampler_learns_where_the_budget_ends(searching: Callable[..., Searc
     assert sum(over[half:]) / len(over[half:]) < 0.5  # by chance it would be 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["multivariate_tpe", "nsgaii", "gp"])
 def test_a_trial_that_is_pruned_beside_two_objectives_does_not_stop_the_sampler(
     searching: Callable[..., Search], sampler: str

@@ -52,8 +52,7 @@ else:
 def preload() -> None:
     """Begin to import what workers need, in the background; does nothing where that is done."""
     if sys.platform == "linux":
-        # PyTorch's optimizers import torch._dynamo when the first of them is made.
-        CONTEXT.set_forkserver_preload(["bantam.search.worker", "torch._dynamo"])
+        CONTEXT.set_forkserver_preload(["bantam.search.preloaded"])
         # Signals to the whole group must not end the process that forks workers: they would be lost with it. It
         # starts the tracker too where there is none, and that would unblock the signals.
         multiprocessing.resource_tracker.ensure_running()

@@ -3,6 +3,7 @@
 Optuna and torch are imported only when a search begins.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,8 +149,9 @@ class SearchConf(OptunaSweeperConf):
     confirm: Confirm = field(default_factory=Confirm)
 
 
+@functools.cache
 def register() -> None:
-    """Make `hydra/sweeper=bantam` known to Hydra, with its pruners and its sampler."""
+    """Make `hydra/sweeper=bantam` known to Hydra, once a process, with its pruners and its sampler."""
     store = ConfigStore.instance()
     store.store(group="hydra/sweeper", name="bantam", node=SearchConf, replace=True)
     store.store(group="hydra/sweeper/sampler", name="multivariate_tpe", node=MultivariateTPE, replace=True)

@@ -93,14 +93,24 @@ def typed(cfg: DictConfig) -> DictConfig:
                 raise ValueError(f"{group} is {own!r}, which cannot be built")
             for kind in kinds.values():
                 if {entry.name for entry in fields(kind)} == set(own):
-                    nodes[group] = OmegaConf.merge(OmegaConf.structured(kind), own)
+                    nodes[group] = OmegaConf.merge(_schema(kind), own)
         for option, own in (nodes.get("tracker") or {}).items():  # older runs have none
             keys = TRACKERS.get(option)
             if keys and isinstance(own, dict) and {entry.name for entry in fields(keys)} == set(own):
-                nodes["tracker"][option] = OmegaConf.merge(OmegaConf.structured(keys), own)
-        return OmegaConf.merge(OmegaConf.structured(Config), nodes)  # type: ignore[return-value]
+                nodes["tracker"][option] = OmegaConf.merge(_schema(keys), own)
+        return OmegaConf.merge(_schema(Config), nodes)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise ValueError(sentence(error)) from error
+
+
+_schemas: dict[Any, DictConfig] = {}
+
+
+def _schema(kind: Any) -> DictConfig:
+    """A typed configuration, which a merge copies: to make one takes longer."""
+    if kind not in _schemas:
+        _schemas[kind] = OmegaConf.structured(kind)
+    return _schemas[kind]
 
 
 def _complete(cfg: DictConfig) -> DictConfig:
@@ -116,8 +126,7 @@ def _complete(cfg: DictConfig) -> DictConfig:
         keys = {entry.name for entry in fields(kind)}
         if keys - FROM_DATA.keys() == model.keys() - FROM_DATA.keys():
             nodes["model"] = model | {key: FROM_DATA[key] for key in FROM_DATA if key in keys - model.keys()}
-    completed: DictConfig = OmegaConf.create(nodes)
-    return completed
+    return cfg if nodes == OmegaConf.to_container(cfg, resolve=False) else OmegaConf.create(nodes)
 
 
 def load(folder: Path) -> Saved:
