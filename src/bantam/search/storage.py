@@ -92,19 +92,23 @@ def _show_waiting(error: Exception) -> None:
 
 
 def open_storage(hydra: DictConfig, wait: bool = False) -> BaseStorage:
-    """Open the storage of a search, and make it where there is none; with `wait` a server may be away for long.
+    """Open the storage of a search, and make it where there is none.
 
-    Raises ValueError where it cannot be reached or written.
+    With `wait`, for workers and jobs, the process that watches has made and checked it, and a server may be away
+    for long. Raises ValueError where it cannot be reached or written.
     """
     url = address(hydra)
     if url.startswith(journal.SCHEME):
         return journal.open_journal(Path(url.removeprefix(journal.SCHEME)))
     sqlite = url.startswith("sqlite")
+    options: dict[str, Any] = {"skip_compatibility_check": wait, "skip_table_creation": wait}
+    if sqlite:
+        options["engine_kwargs"] = {"connect_args": {"timeout": LOCK_SECONDS}}
     until = time.monotonic() + (AWAY_SECONDS if wait else RESTART_SECONDS)
     races, said = 0, False
     while True:
         try:
-            storage = Patient(url, engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}} if sqlite else {})
+            storage = Patient(url, **options)
             break
         except (SQLAlchemyError, StorageInternalError, RuntimeError, ImportError, ValueError) as error:
             if _is_race(error) and races < 4:

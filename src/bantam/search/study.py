@@ -12,6 +12,7 @@ import optuna
 from omegaconf import DictConfig
 from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import DuplicatedStudyError
+from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -49,8 +50,7 @@ def open_study(search: Search) -> Study:
     Raises ValueError where it was begun with another space, objective or fixed override, or is damaged.
     """
     with damage.in_one_sentence(search):
-        _create(search)
-        study = load(search)
+        study = load(search, _create(search))
         damage.refuse_missing(search, study)
     _check_same(search, study)
     with damage.in_one_sentence(search):
@@ -58,21 +58,22 @@ def open_study(search: Search) -> Study:
     return study
 
 
-def load(search: Search, wait: bool = False) -> Study:
+def load(search: Search, database: BaseStorage | None = None) -> Study:
     """Load a study that is there, with the sampler and the pruner that the command line asks for.
 
-    With `wait` the server of its storage may be away. Raises ValueError where it cannot be reached.
+    Without `database`, in a worker, the server of its storage may be away for long. Raises ValueError where it
+    cannot be reached.
     """
     settings = search.settings
     return optuna.load_study(
         study_name=settings.study_name,
-        storage=storage.open_storage(search.hydra, wait),
+        storage=database or storage.open_storage(search.hydra, wait=True),
         sampler=samplers.for_study(settings.sampler, search.space, search.points),
         pruner=pruners.build(settings.pruner, search.cost),
     )
 
 
-def _create(search: Search) -> None:
+def _create(search: Search) -> BaseStorage:
     """Create the study, unless it is there: note what it is about, and queue the settings that are known."""
     database, name = storage.open_storage(search.hydra), search.settings.study_name
     directions = [StudyDirection.MAXIMIZE, *([StudyDirection.MINIMIZE] if search.multi_objective else [])]
@@ -80,7 +81,7 @@ def _create(search: Search) -> None:
         # This fails for all but one of the processes that start together: that one fills the queue.
         study = optuna.create_study(study_name=name, storage=database, directions=directions)
     except DuplicatedStudyError:
-        return
+        return database
     if any((path / ".hydra").is_dir() for path in search.folder.glob("[0-9]*")):
         optuna.delete_study(study_name=name, storage=database)
         raise ValueError(
@@ -92,6 +93,7 @@ def _create(search: Search) -> None:
     study.set_user_attr("definition", _definition(search))
     for settings in known_settings(search)[0]:
         study.enqueue_trial(settings, skip_if_exists=True)
+    return database
 
 
 def _definition(search: Search) -> dict[str, str]:

@@ -81,7 +81,7 @@ def run_trials(search: Search, until: float) -> None:
     Raises MachineFault where this machine cannot train.
     """
     interrupt = Interrupt()
-    study = load(search, wait=True)
+    study = load(search)
     before = trials.ended(trials.read(study))
     settled: set[int] = set()
     while True:
