@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 
+import numpy as np
 from scipy import stats
 
 from bantam.report.folders import Study
@@ -115,9 +117,7 @@ class Group:
     def confusion(self) -> list[list[int]]:
         """Truth by guess, summed over the seeds."""
         known = [r.confusion for r in self.ended if len(r.confusion) == len(self.first.confusion)]
-        if not known or not known[0]:
-            return []
-        return [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*known, strict=True)]
+        return np.sum(known, axis=0).tolist() if known else []
 
     @property
     def worst_mistake(self) -> tuple[int, int, int]:
@@ -137,12 +137,10 @@ class Group:
 
         The centre is the mean; the median where the seeds diverge from one another.
         """
-        values: dict[int, list[float]] = {}
-        for r in self.runs:
-            for epoch in r.history:
-                values.setdefault(epoch.epoch, []).append(float(getattr(epoch, key)))
+        rows = zip_longest(*([float(getattr(epoch, key)) for epoch in r.history] for r in self.runs))
+        values = [[value for value in row if value is not None] for row in rows]
         centre = statistics.median if self.spread_out else statistics.fmean
-        return [(e, centre(v), min(v), max(v)) for e, v in sorted(values.items())]
+        return [(epoch, centre(own), min(own), max(own)) for epoch, own in enumerate(values, 1)]
 
     @property
     def gap(self) -> float | None:
@@ -176,9 +174,8 @@ def _by_images(runs: Sequence[Run]) -> list[list[Run]]:
     for r in runs:  # one that did not end does not say on which
         known = next((own for own in found if same_images(own, [r])), None)
         if known is None:
-            found.append([r])
-        else:
-            known.append(r)
+            found.append(known := [])
+        known.append(r)
     return found
 
 
@@ -260,12 +257,12 @@ def standard_error(accuracy: float, images: int) -> float:
     return 100 * math.sqrt(share * (1 - share) / images) if images else math.nan
 
 
-def margins(before: Group, after: Group, confidence: float) -> tuple[float, float] | None:
+def margins(before: Group, after: Group, confidence: float, seeds: bool) -> tuple[float, float] | None:
     """Margins of two means for the interval of their difference: over seeds, Welch's; of single runs, the images'.
 
     None where every seed gave the same, or the number of images is not known.
     """
-    if _over_seeds(before, after):
+    if seeds:
         errors = [(g.deviation or 0.0) / math.sqrt(len(g.ended)) for g in (before, after)]
         if max(errors) < SAME:
             return None
@@ -277,10 +274,6 @@ def margins(before: Group, after: Group, confidence: float) -> tuple[float, floa
     return None if math.isnan(sum(errors)) else (float(quantile) * errors[0], float(quantile) * errors[1])
 
 
-def _over_seeds(before: Group, after: Group) -> bool:
-    return min(len(before.ended), len(after.ended)) > 1
-
-
 def difference(before: Group, after: Group, comparisons: int = 1) -> Difference | None:
     """Compare two groups; None where either has no result or they were scored on other images.
 
@@ -289,15 +282,13 @@ def difference(before: Group, after: Group, comparisons: int = 1) -> Difference 
     """
     if before.mean is None or after.mean is None or not same_images(before.ended, after.ended):
         return None
-    confidence = 1 - (1 - CONFIDENCE) / comparisons
+    confidence, seeds = 1 - (1 - CONFIDENCE) / comparisons, min(len(before.ended), len(after.ended)) > 1
     points = after.mean - before.mean
-    sizes = margins(before, after, confidence)
+    sizes = margins(before, after, confidence, seeds)
     low, high = interval(before.mean, after.mean, sizes) if sizes else (None, None)
     clear = low is not None and high is not None and not low <= 0 <= high
-    seeds = _over_seeds(before, after)
+    text, verdict = apart(points, before.label), "cannot be told from noise"
     counts = f"{len(after.ended)} against {len(before.ended)} seeds"
-    text = apart(points, before.label)
-    verdict = "cannot be told from noise"
     if seeds and sizes:
         verdict = "more than seeds explain" if clear else verdict
         text += f" ({signed(low)} to {signed(high)}, {counts}): {verdict}"
@@ -328,9 +319,5 @@ def compare(groups: Sequence[Group]) -> list[Difference]:
     """
     alike = comparable(groups)
     best = max(alike, key=lambda g: g.mean or 0.0, default=None)
-    if best is None:
-        return []
-    others = [g for g in alike if g is not best]
-    pairs = math.comb(len(others) + 1, 2)
-    found = [difference(best, other, pairs) for other in others]
-    return [each for each in found if each is not None]
+    found = [difference(best, g, math.comb(len(alike), 2)) for g in alike if best and g is not best]
+    return [each for each in found if each]

@@ -99,8 +99,7 @@ def read_run(folder: Path) -> Run:
         problems[-1] = f"its configuration in .hydra is {'damaged' if there else 'missing'} ({problems[-1]})"
     elif wrong := config.wrong:
         problems.append(wrong)
-    settings = config.settings if config else {}
-    settings = {key: value for key, value in settings.items() if not key.startswith("tracker.")}
+    settings = {k: v for k, v in (config.settings if config else {}).items() if not k.startswith("tracker.")}
     overrides = config.overrides if config else []
     result, damaged = (_attempt(record.load_result, folder, problems) if ended else None) or ({}, [])
     problems += [f"{record.RESULT} is damaged: {what}" for what in damaged]
@@ -140,9 +139,8 @@ def read_run(folder: Path) -> Run:
 
 
 def _split(result: dict[str, Any], history: list[Epoch]) -> str:
-    split = str(result.get("split", "test"))
-    if history:
-        split = "test" if history[-1].validation_accuracy is None else "validation"
+    said = "test" if history and history[-1].validation_accuracy is None else "validation"
+    split = said if history else str(result.get("split", "test"))
     # A part of MNIST's training set is no test set.
     return "held-out" if split == "test" and result.get("data") == "mnist5k" else split
 
@@ -160,13 +158,10 @@ def _unfinished(folder: Path, history: list[Epoch], settings: dict[str, Any]) ->
     planned, checkpoint, count = settings.get("epochs"), folder / record.CHECKPOINT, len(history)
     done = f"{count} of {plural(planned, 'epoch')}" if isinstance(planned, int) else plural(count, "epoch")
     sentence = f"it has no {record.RESULT}: {done} {'is' if count == 1 else 'are'} done"
-    if not checkpoint.exists():
-        return sentence
-    when = datetime.fromtimestamp(checkpoint.stat().st_mtime)
-    return (
-        f"{sentence}, the last one at {when:%Y-%m-%d %H:%M}. "
-        f"It is running, or was interrupted and goes on with {resuming(folder)}"
-    )
+    if checkpoint.exists():
+        sentence += f", the last one at {datetime.fromtimestamp(checkpoint.stat().st_mtime):%Y-%m-%d %H:%M}. "
+        sentence += f"It is running, or was interrupted and goes on with {resuming(folder)}"
+    return sentence
 
 
 def _layers(result: dict[str, Any], config: saved.Saved | None) -> list[budget.Layer]:
