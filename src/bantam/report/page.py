@@ -23,6 +23,7 @@ from bantam.report import folders, groups, sections, tables
 from bantam.report.axes import STYLE, Figure
 from bantam.report.sections import Section
 from bantam.training import folder as record
+from bantam.training.settings import short_path
 
 PAGE = "report.html"
 
@@ -46,7 +47,7 @@ def read(given: Sequence[Path], running: bool = False) -> Report:
     """All that a report of some folders shows. Raises ValueError for a folder that does not exist."""
     found = folders.gather(given)
     every = groups.group(found.runs)
-    title = ", ".join(tables.path_shown(folder) for folder in given)
+    title = ", ".join(short_path(folder) for folder in given)
     return Report(title, running, tables.facts(found, every), sections.sections(found, every))
 
 
@@ -75,7 +76,7 @@ def write(given: Sequence[Path], output: Path | None = None, running: bool = Fal
 def at_end(folder: Path) -> None:
     """Write the report of a multirun or a search that has just ended; whatever goes wrong is one sentence."""
     try:
-        print(f"\nLook at it: {tables.path_shown(write([folder]))}")
+        print(f"\nLook at it: {short_path(write([folder]))}")
     except Exception as error:  # the runs are done and recorded: nothing of the report may change how they end
         print(f"\nNo report was written: {' '.join(f'{type(error).__name__}: {error}'.split())}")
 
@@ -131,6 +132,7 @@ def _template() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals.update(css=Markup(css), js=Markup(js), plotly=Markup(plotly))
+    environment.filters["base64"] = lambda file: base64.b64encode(file.read_bytes()).decode()
     environment.filters["kind"] = lambda block: type(block).__name__
     environment.filters["breakable"] = lambda title: Markup("<wbr>").join(
         re.split(r"(?<=\.)|(?<=_)(?=.{8})", title)

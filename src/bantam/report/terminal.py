@@ -34,16 +34,16 @@ def _section(console: Console, section: Section) -> None:
         _section(console, inner)
 
 
-def _block(console: Console, block: Block) -> None:
+def _block(console: Console, block: Block | None) -> None:
     match block:
         case Table():
             _table(console, block)
         case Text():
-            _line(console, block.text)
+            _line(console, block)
         case Figure():
             _line(console, f"{block.title}: {block.see}")
         case Chips():
-            _line(console, f"{block.title}: {' '.join(cell.text for cell in block.cells)}")
+            _line(console, f"{block.title}: {' '.join(cell.text for cell in block.items)}")
         case Pairs():
             grid = RichTable.grid(padding=(0, 2))
             grid.add_column(style="bold")
@@ -64,7 +64,8 @@ def _coloured(cell: Cell) -> str:
 def _table(console: Console, table: Table) -> None:
     """Print the first rows of a table with the columns there is room for; it says what else there is."""
     rows = table.rows[: table.most]
-    widths = [max(cell_len(text) for text in column) for column in zip(*table.texts(), strict=True)]
+    texts = [table.titles, *([cell.text for cell in row] for row in rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*texts, strict=True)]
     kept = {i: WRAPPED if width > LONG else width for i, width in enumerate(widths)}
     spare = [table.titles.index(title) for title in table.spare if title in table.titles]
     last = [*spare, *reversed(range(1, len(widths)))]
