@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from scipy import stats
 
 from bantam.report.folders import AHEAD, Study
-from bantam.report.groups import COLLAPSE, CONFIDENCE, Difference, Group, comparable, difference, standard_error
+from bantam.report.groups import CONFIDENCE, Difference, Group, comparable, difference, standard_error
 from bantam.report.numbers import apart, listed, plural, signed
 from bantam.report.runs import Run, number
 
@@ -25,13 +25,13 @@ def analyse(g: Group) -> list[Finding]:
         found.append(("Repeats", f"{g.repeats}: it counts once, by its first run that ended"))
     if not g.ended or g.at_chance:
         return found
-    return [*found, *_target(g), *_gap(g), *_stability(g), *_trend(g), *_rate(g), *_errors(g)]
+    return [*found, *_target(g), *_gap(g), *_last_epochs(g), *_rate(g), *_errors(g)]
 
 
 def _outcome(r: Run) -> Iterator[Finding]:
     if r.objective is None or r.at_chance:
         yield "Outcome", r.reason or r.state
-    elif fallen(r):
+    elif r.fallen:
         best = max(r.history, key=lambda epoch: epoch.accuracy)
         yield "Outcome", f"it falls from {best.accuracy:.2f} % in epoch {best.epoch} to {r.accuracies[-1]:.2f} %"
 
@@ -40,7 +40,7 @@ def _seeds(g: Group) -> Iterator[Finding]:
     count = len(g.ended)
     lost = [r for r in g.runs if r.objective is None]
     chance = [r for r in g.ended if r.at_chance]
-    fell = [r for r in g.ended if r not in chance and fallen(r)]
+    fell = [r for r in g.ended if r.fallen and not r.at_chance]
     if chance:
         seeds = ", ".join(f"seed {r.seed}" for r in chance)
         yield "Collapse", f"{len(chance)} of {count} seeds never left chance: {seeds}"
@@ -50,11 +50,6 @@ def _seeds(g: Group) -> Iterator[Finding]:
     if lost:
         states = ", ".join(f"seed {r.seed} ({r.state})" for r in lost)
         yield "Lost", f"{len(lost)} of {len(g.runs)} have no result and are in no mean: {states}"
-
-
-def fallen(r: Run) -> bool:
-    """Whether a run ended far below its best epoch."""
-    return bool(r.history) and max(r.accuracies) - r.accuracies[-1] > COLLAPSE
 
 
 def _target(g: Group) -> Iterator[Finding]:
@@ -108,27 +103,22 @@ def _gap(g: Group) -> Iterator[Finding]:
     yield "Gap", f"in the last epochs training accuracy is {where}{verdict}"
 
 
-def _stability(g: Group) -> Iterator[Finding]:
+def _last_epochs(g: Group) -> Iterator[Finding]:
+    """How far they are apart, and whether, as a mean over the seeds, they still move in one direction."""
     ended = [r for r in g.ended if len(r.last) > 2 and len(r.history) >= len(r.last) and not r.short]
     if not ended:
         return
-    spreads, count = [max(r.last) - min(r.last) for r in ended], len(ended[0].last)
+    spreads, count, images = [max(r.last) - min(r.last) for r in ended], len(ended[0].last), ended[0].scored_images
     if len(ended) > 1:
         apart = f"{statistics.fmean(spreads):.2f} points apart on average, {max(spreads):.2f} at most"
         yield "Stability", f"within a seed the last {count} epochs lie {apart}"
     else:
-        images = ended[0].scored_images
         share = f", {round(spreads[0] / 100 * images):,} of {images:,} images" if images else ""
         yield "Stability", f"the last {count} epochs lie within {spreads[0]:.2f} points{share}"
-
-
-def _trend(g: Group) -> Iterator[Finding]:
-    """Whether the last epochs, as a mean over the seeds, still move in one direction."""
-    ended = [r.last for r in g.ended if len(r.last) > 3 and len(r.history) >= len(r.last) and not r.short]
-    alike = [last for last in ended if len(last) == len(ended[0])]
+    alike = [r.last for r in ended if len(r.last) == count]
     means = [statistics.fmean(values) for values in zip(*alike, strict=True)]
-    if len(set(means)) > 1:
-        fit = stats.linregress(range(len(means)), means)
+    if count > 3 and len(set(means)) > 1:
+        fit = stats.linregress(range(count), means)
         if fit.pvalue < 1 - CONFIDENCE and abs(fit.slope) >= 0.01:
             direction = "still rises" if fit.slope > 0 else "falls"
             yield "Trend", f"it {direction} at the end, by {abs(fit.slope):.2f} points an epoch"

@@ -83,9 +83,6 @@ class Study:
         """The most accurate trial."""
         return max(self.completed, key=lambda t: t.objective or 0.0, default=None)
 
-    def count(self, state: str) -> int:
-        return sum(t.state == state for t in self.trials)
-
     @property
     def limit(self) -> int | None:
         """What the budget says of this cost."""
@@ -207,9 +204,8 @@ def _value(text: str) -> int | float | str:
 
 
 def _read_confirmation(study: Study, folder: Path) -> None:
-    study.confirmations = [
-        read_run(path) for path in _ordered(folder) if is_run(path) and not leads_out(path, folder)
-    ]
+    paths = (path for path in _ordered(folder) if is_run(path) and not leads_out(path, folder))
+    study.confirmations = [read_run(path) for path in paths]
     for r in study.confirmations:
         study.problems += [f"confirm/{r.folder.name}: {problem}" for problem in r.problems]
         r.name = r.folder.name.partition("-")[0].replace("_", " ")

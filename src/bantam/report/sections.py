@@ -83,21 +83,16 @@ def sections(found: Contents, every: list[Group]) -> list[Section]:
     shown, differences = best(every, STEPS), groups.compare(best(every, COMPARED))
     anchors = {r.folder: f"step-{number}" for number, g in enumerate(shown, 1) for r in g.every}
     some = f"The best {len(shown)} of {len(every)}, in the order in which they ran; the others are in the table."
-    steps = [
-        _step(f"step-{number}", g, before)
-        for number, (before, g) in enumerate(zip([None, *shown], shown, strict=False), 1)
-    ]
+    pairs = enumerate(zip([None, *shown], shown, strict=False), 1)
+    steps = [_step(f"step-{number}", g, before) for number, (before, g) in pairs]
     drawn = [draw(shown) for draw in (figures.curves, figures.rates, figures.last_epochs, figures.classes)]
-    compared = Text(analysis.comparison(differences, every))
+    said = Text(analysis.comparison(differences, every))
+    compared = [figures.differences(differences), tables.comparison(differences), said]
     every_section = [
         Section("Runs", "runs", [tables.runs(found.runs, anchors)]),
         Section("Step by step", "steps", [Text(some) if len(shown) < len(every) else None], steps),
         Section("Side by side", "curves", drawn),
-        Section(
-            "Comparison",
-            "comparison",
-            [figures.differences(differences), tables.comparison(differences), compared],
-        ),
+        Section("Comparison", "comparison", compared),
         *(_study(f"study-{number}", study) for number, study in enumerate(found.studies, 1)),
         Section("Without a result, or damaged", "broken", [tables.broken(found)]),
     ]

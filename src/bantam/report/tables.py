@@ -12,7 +12,7 @@ from bantam.budget import COSTS, in_words
 from bantam.report import groups, steps
 from bantam.report.folders import Contents, Study, Trial
 from bantam.report.groups import Difference, Group
-from bantam.report.numbers import plural, shown, signed
+from bantam.report.numbers import mean_of, plural, shown, signed
 from bantam.report.runs import Run
 from bantam.training.settings import every_one_of, short_path
 
@@ -112,9 +112,8 @@ def facts(found: Contents, every: Sequence[Group]) -> list[tuple[str, str, str]]
         facts.append(("best mean of the last epochs", f"{best.mean:.2f} %", of))
     for study in found.studies:
         facts.append(("trials", f"{len(study.trials)}", study.folder.name))
-        if study.top:
-            where = f"trial {study.top.number}, validation images"
-            facts.append(("best trial", f"{study.top.objective:.2f} %", where))
+        if top := study.top:
+            facts.append(("best trial", f"{top.objective:.2f} %", f"trial {top.number}, validation images"))
     return facts
 
 
@@ -275,8 +274,7 @@ def results(g: Group) -> Pairs:
     """What came out: accuracies, and the images they are of."""
     r, found = g.shown, []
     if len(g.runs) > 1 and g.mean is not None:
-        spread = f" ± {g.deviation:.2f}" if g.deviation is not None else ""
-        found.append(("mean of the last epochs", f"{g.mean:.2f}{spread} % over {len(g.ended)} seeds"))
+        found.append(("mean of the last epochs", f"{mean_of(g.objectives)} % over {len(g.ended)} seeds"))
         found.append(("worst and best seed", f"{min(g.objectives):.2f} and {max(g.objectives):.2f} %"))
     elif r.objective is not None:
         best, when = shown(r.result.get("best_accuracy"), 2), shown(r.result.get("best_epoch"))
