@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import plotly.graph_objects as go
@@ -62,9 +62,8 @@ def save(report: Report, given: Sequence[Path], output: Path | None = None) -> P
     try:
         record.write(path, render(report).encode())
     except OSError as error:
-        raise ValueError(
-            f"{path} cannot be written ({error.strerror}): give another place with --output"
-        ) from error
+        why = f"{path} cannot be written ({error.strerror})"
+        raise ValueError(f"{why}: give another place with --output") from error
     return path
 
 
@@ -124,17 +123,11 @@ def render(report: Report) -> str:
 @cache
 def _template() -> jinja2.Template:
     """`page.html` with its style and its scripts; Plotly's is packed to less than half, the page unpacks it."""
-    html, css, js = (
-        files("bantam.report").joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js")
-    )
-    plotly = base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals.update(css=Markup(css), js=Markup(js), plotly=Markup(plotly))
-    environment.filters["base64"] = lambda file: base64.b64encode(file.read_bytes()).decode()
+    how: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
+    loader, breaks = jinja2.PackageLoader("bantam.report", ""), r"(?<=\.)|(?<=_)(?=.{8})"
+    environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **how)
+    environment.globals["plotly"] = gzip.compress(get_plotlyjs().encode(), 9, mtime=0)
+    environment.filters["base64"] = lambda content: Markup(base64.b64encode(content).decode())
     environment.filters["kind"] = lambda block: type(block).__name__
-    environment.filters["breakable"] = lambda title: Markup("<wbr>").join(
-        re.split(r"(?<=\.)|(?<=_)(?=.{8})", title)
-    )
-    return environment.from_string(html)
+    environment.filters["breakable"] = lambda title: Markup("<wbr>").join(re.split(breaks, title))
+    return environment.get_template("page.html")

@@ -7,7 +7,7 @@ from rich.table import Table as RichTable
 
 from bantam.report.axes import Figure
 from bantam.report.page import Report
-from bantam.report.sections import Block, Chips, Pairs, Section, Text
+from bantam.report.sections import Chips, Pairs, Section, Text
 from bantam.report.tables import Cell, Table
 
 LONG, WRAPPED = 35, 24
@@ -29,28 +29,24 @@ def _section(console: Console, section: Section) -> None:
     verdict = f": {_coloured(section.badge)}" if section.badge else ""
     console.print(f"\n[bold underline]{escape(section.title)}[/]{verdict}", soft_wrap=True)
     for block in section.blocks:
-        _block(console, block)
+        match block:
+            case Table():
+                _table(console, block)
+            case Text():
+                _line(console, block)
+            case Figure():
+                _line(console, f"{block.title}: {block.see}")
+            case Chips():
+                _line(console, f"{block.title}: {' '.join(cell.text for cell in block.items)}")
+            case Pairs():
+                grid = RichTable.grid(padding=(0, 2))
+                grid.add_column(style="bold")
+                grid.add_column(overflow="fold")
+                for name, value in block.items:
+                    grid.add_row(escape(name), escape(value))
+                console.print(grid)
     for inner in section.inner:
         _section(console, inner)
-
-
-def _block(console: Console, block: Block | None) -> None:
-    match block:
-        case Table():
-            _table(console, block)
-        case Text():
-            _line(console, block)
-        case Figure():
-            _line(console, f"{block.title}: {block.see}")
-        case Chips():
-            _line(console, f"{block.title}: {' '.join(cell.text for cell in block.items)}")
-        case Pairs():
-            grid = RichTable.grid(padding=(0, 2))
-            grid.add_column(style="bold")
-            grid.add_column(overflow="fold")
-            for name, value in block.items:
-                grid.add_row(escape(name), escape(value))
-            console.print(grid)
 
 
 def _line(console: Console, text: str) -> None:
