@@ -142,7 +142,7 @@ def _errors(g: Group) -> Iterator[Finding]:
     if not shares or len(names) != len(matrix):
         return
     share, worst = min(shares)
-    if mistake := g.mistake_in_words:
+    if mistake := g.mistake[1]:
         hardest = f"class {names[worst]} is the hardest ({share:.2f} % right)"
         yield "Errors", f"{hardest}; the most frequent mistake is {mistake}"
 

@@ -250,7 +250,7 @@ def confusion(g: Group) -> Figure | None:
     if not matrix or g.at_chance:
         return None
     wrong = [[n if i != j else None for j, n in enumerate(row)] for i, row in enumerate(matrix)]
-    numbered, (worst, *_) = len(names) <= NUMBERED, g.worst_mistake
+    numbered, (worst, mistake) = len(names) <= NUMBERED, g.mistake
     plot = go.Figure(layout={"height": min(900, max(430, 150 + 20 * len(names))), "hovermode": "closest"})
     heat = {"colorscale": HEAT, "zmin": 0, "zmax": max(1, worst), "showscale": False, "xgap": 1, "ygap": 1}
     heat["hovertemplate"] = "%{y} taken for %{x}: %{z:,} times<extra></extra>"
@@ -264,5 +264,5 @@ def confusion(g: Group) -> Figure | None:
     seeds = f" of {plural(len(g.ended), 'seed')}" if len(g.ended) > 1 else ""
     total = sum(n or 0 for row in wrong for n in row)
     see = f"{total:,} of {sum(map(sum, matrix)):,} {g.first.split} images{seeds} are wrong"
-    see += f"; the most frequent mistake is {g.mistake_in_words}" * bool(g.mistake_in_words)
+    see += f"; the most frequent mistake is {mistake}" * bool(mistake)
     return Figure("Confusion matrix", f"{see}.", plot)

@@ -70,17 +70,12 @@ class Group:
         """Whether some seeds end far from others, so that a mean would show what no seed did."""
 
     @property
-    def worst_mistake(self) -> tuple[int, int, int]:
-        """The most frequent mistake: how often, truth and guess."""
+    def mistake(self) -> tuple[int, str]:
+        """The most frequent mistake: how often, and as in "4 taken for 9, 18 times"; empty where there is none."""
         counts = ((n, i, j) for i, row in enumerate(self.confusion) for j, n in enumerate(row) if i != j)
-        return max(counts, default=(0, 0, 0))
-
-    @property
-    def mistake_in_words(self) -> str:
-        """The most frequent mistake, as in "4 taken for 9, 18 times"; empty where there is none."""
-        count, truth, guess = self.worst_mistake
-        names = self.first.classes
-        return f"{names[truth]} taken for {names[guess]}, {plural(count, 'time')}" if count else ""
+        count, *named = max(counts, default=(0, 0, 0))
+        words = " taken for ".join(self.first.classes[i] for i in named) if count else ""
+        return count, f"{words}, {plural(count, 'time')}" * bool(count)
 
     def by_epoch(self, key: str) -> list[tuple[int, float, float, float]]:
         """Epoch, centre, lowest and highest of a number of `Epoch` over the seeds that got so far.
