@@ -29,8 +29,9 @@ def test_a_study_is_rebuilt_with_numbers_states_and_epochs(tmp_path: Path) -> No
     assert rebuilt.best_trial.number == 1
     assert rebuilt.best_trial.params == {"optimizer.lr": 0.02, "model": "v2"}
     assert rebuilt.trials[2].intermediate_values == {1: 60.0, 2: 70.0}
-    both = study_figures.rebuild(study, both=True)
-    assert [t.values for t in both.best_trials] == [[3000, 99.0]]
+    assert [[t.costs["parameters"], t.objective] for t in study.front] == [[3000, 99.0]]
+    front = drawn(study)["Accuracy and size"].plot.data[0]
+    assert [*zip(front.x, front.y, strict=True)] == [(3000, 99.0)]
 
 
 def test_trials_are_distinguished_by_their_state(tmp_path: Path) -> None:

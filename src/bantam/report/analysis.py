@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from scipy import stats
 
 from bantam.report.folders import AHEAD, Study
-from bantam.report.groups import COLLAPSE, CONFIDENCE, Difference, Group, comparable, difference, standard_error
+from bantam.report.groups import CONFIDENCE, Difference, Group, comparable, difference, standard_error
 from bantam.report.numbers import apart, listed, plural, signed
 from bantam.report.runs import Run, number
 
@@ -25,13 +25,13 @@ def analyse(g: Group) -> list[Finding]:
         found.append(("Repeats", f"{g.repeats}: it counts once, by its first run that ended"))
     if not g.ended or g.at_chance:
         return found
-    return [*found, *_target(g), *_gap(g), *_stability(g), *_trend(g), *_rate(g), *_errors(g)]
+    return [*found, *_target(g), *_gap(g), *_last_epochs(g), *_rate(g), *_errors(g)]
 
 
 def _outcome(r: Run) -> Iterator[Finding]:
     if r.objective is None or r.at_chance:
         yield "Outcome", r.reason or r.state
-    elif fallen(r):
+    elif r.fallen:
         best = max(r.history, key=lambda epoch: epoch.accuracy)
         yield "Outcome", f"it falls from {best.accuracy:.2f} % in epoch {best.epoch} to {r.accuracies[-1]:.2f} %"
 
@@ -40,24 +40,16 @@ def _seeds(g: Group) -> Iterator[Finding]:
     count = len(g.ended)
     lost = [r for r in g.runs if r.objective is None]
     chance = [r for r in g.ended if r.at_chance]
-    fell = [r for r in g.ended if r not in chance and fallen(r)]
+    fell = [r for r in g.ended if r.fallen and not r.at_chance]
     if chance:
-        yield "Collapse", f"{len(chance)} of {count} seeds never left chance: {_named(chance)}"
+        seeds = ", ".join(f"seed {r.seed}" for r in chance)
+        yield "Collapse", f"{len(chance)} of {count} seeds never left chance: {seeds}"
     if fell:
         falls = [f"seed {r.seed} from {max(r.accuracies):.2f} to {r.accuracies[-1]:.2f} %" for r in fell]
         yield "Collapse", f"{len(fell)} of {count} seeds fell back after their best epoch: {', '.join(falls)}"
     if lost:
-        states = _named(lost, states=True)
+        states = ", ".join(f"seed {r.seed} ({r.state})" for r in lost)
         yield "Lost", f"{len(lost)} of {len(g.runs)} have no result and are in no mean: {states}"
-
-
-def fallen(r: Run) -> bool:
-    """Whether a run ended far below its best epoch."""
-    return bool(r.history) and max(r.accuracies) - r.accuracies[-1] > COLLAPSE
-
-
-def _named(runs: Sequence[Run], states: bool = False) -> str:
-    return ", ".join(f"seed {r.seed}" + f" ({r.state})" * states for r in runs)
 
 
 def _target(g: Group) -> Iterator[Finding]:
@@ -67,11 +59,8 @@ def _target(g: Group) -> Iterator[Finding]:
     reached = [_reached(r, target) for r in judged]
     if len(judged) > 1:
         ever, to_the_end = (sum(each[i] is not None for each in reached) for i in (0, 1))
-        yield (
-            "Target",
-            f"{target:g} % is reached by {ever} of {len(judged)} seeds in some epoch, by {to_the_end} at the end, "
-            f"and by {g.met} in all of the last epochs",
-        )
+        text = f"{target:g} % is reached by {ever} of {len(judged)} seeds in some epoch, by {to_the_end} at the "
+        yield "Target", f"{text}end, and by {g.met} in all of the last epochs"
         return
     only, (first, steady) = judged[0], reached[0]
     if first is None:
@@ -114,27 +103,22 @@ def _gap(g: Group) -> Iterator[Finding]:
     yield "Gap", f"in the last epochs training accuracy is {where}{verdict}"
 
 
-def _stability(g: Group) -> Iterator[Finding]:
+def _last_epochs(g: Group) -> Iterator[Finding]:
+    """How far they are apart, and whether, as a mean over the seeds, they still move in one direction."""
     ended = [r for r in g.ended if len(r.last) > 2 and len(r.history) >= len(r.last) and not r.short]
     if not ended:
         return
-    spreads, count = [max(r.last) - min(r.last) for r in ended], len(ended[0].last)
+    spreads, count, images = [max(r.last) - min(r.last) for r in ended], len(ended[0].last), ended[0].scored_images
     if len(ended) > 1:
         apart = f"{statistics.fmean(spreads):.2f} points apart on average, {max(spreads):.2f} at most"
         yield "Stability", f"within a seed the last {count} epochs lie {apart}"
-        return
-    images = ended[0].scored_images
-    share = f", {round(spreads[0] / 100 * images):,} of {images:,} images" if images else ""
-    yield "Stability", f"the last {count} epochs lie within {spreads[0]:.2f} points{share}"
-
-
-def _trend(g: Group) -> Iterator[Finding]:
-    """Whether the last epochs, as a mean over the seeds, still move in one direction."""
-    ended = [r.last for r in g.ended if len(r.last) > 3 and len(r.history) >= len(r.last) and not r.short]
-    alike = [last for last in ended if len(last) == len(ended[0])]
+    else:
+        share = f", {round(spreads[0] / 100 * images):,} of {images:,} images" if images else ""
+        yield "Stability", f"the last {count} epochs lie within {spreads[0]:.2f} points{share}"
+    alike = [r.last for r in ended if len(r.last) == count]
     means = [statistics.fmean(values) for values in zip(*alike, strict=True)]
-    if len(set(means)) > 1:
-        fit = stats.linregress(range(len(means)), means)
+    if count > 3 and len(set(means)) > 1:
+        fit = stats.linregress(range(count), means)
         if fit.pvalue < 1 - CONFIDENCE and abs(fit.slope) >= 0.01:
             direction = "still rises" if fit.slope > 0 else "falls"
             yield "Trend", f"it {direction} at the end, by {abs(fit.slope):.2f} points an epoch"
@@ -147,11 +131,8 @@ def _rate(g: Group) -> Iterator[Finding]:
         (epoch, before, *_), (_, now, lowest, highest) = rates[i - 1], rates[i]
         if 0 < now <= before / 2 * 1.001 and lowest == highest:
             old, new = accuracies[i - 1][1], accuracies[i][1]
-            yield (
-                "Rate",
-                f"from epoch {epoch} to {rates[i][0]} the rate falls from {before:.3g} to {now:.3g}, "
-                f"and accuracy goes from {old:.2f} to {new:.2f} % ({signed(new - old)})",
-            )
+            fall = f"from epoch {epoch} to {rates[i][0]} the rate falls from {before:.3g} to {now:.3g}"
+            yield "Rate", f"{fall}, and accuracy goes from {old:.2f} to {new:.2f} % ({signed(new - old)})"
             return
 
 
@@ -161,7 +142,7 @@ def _errors(g: Group) -> Iterator[Finding]:
     if not shares or len(names) != len(matrix):
         return
     share, worst = min(shares)
-    if mistake := g.mistake_in_words:
+    if mistake := g.mistake[1]:
         hardest = f"class {names[worst]} is the hardest ({share:.2f} % right)"
         yield "Errors", f"{hardest}; the most frequent mistake is {mistake}"
 
@@ -174,36 +155,29 @@ def comparison(found: Sequence[Difference], groups: Sequence[Group]) -> str:
     if not found:
         return f"{on_others}." if apart else ""
     some = f" (the best {len(found)} of the others)" if len(found) + 1 < len(alike) else ""
-    sentences = [f"Differences of the mean of the last epochs to the best, {found[0].reference}{some}"]
-    if any(each.seeds for each in found):
-        sentences.append(
-            "Intervals over seeds are Welch's; each of the two means adds to them only as far as accuracies go, "
-            "from 0 to 100 %"
-        )
-    if any(not each.seeds for each in found):
-        sentences.append(
-            "Where there is one seed, the interval takes the scored images for a sample, drawn for each run "
-            "anew, and leaves the seed out"
-        )
-    pairs = math.comb(len(found) + 1, 2)
-    together = (
-        f"The intervals are so wide that those of all {pairs} pairs hold together with 95 % (Bonferroni): "
-        "so it does no harm that the best was chosen by the same results"
-    )
-    sentences.append(together if pairs > 1 else "The interval holds with 95 %")
-    if left_out:
-        sentences.append(f"{left_out} without a result {'is' if left_out == 1 else 'are'} left out")
-    return ". ".join([*sentences, *filter(None, [on_others])]) + "."
+    over_seeds, pairs = {each.seeds for each in found}, math.comb(len(found) + 1, 2)
+    welch = "Intervals over seeds are Welch's; each of the two means adds to them only as far as accuracies go, "
+    images = "Where there is one seed, the interval takes the scored images for a sample, drawn for each run "
+    together = f"The intervals are so wide that those of all {pairs} pairs hold together with 95 % (Bonferroni): "
+    sentences = [
+        f"Differences of the mean of the last epochs to the best, {found[0].reference}{some}",
+        f"{welch}from 0 to 100 %" * (True in over_seeds),
+        f"{images}anew, and leaves the seed out" * (False in over_seeds),
+        f"{together}so it does no harm that the best was chosen by the same results" * (pairs > 1),
+        "The interval holds with 95 %" * (pairs == 1),
+        f"{left_out} without a result {'is' if left_out == 1 else 'are'} left out" * bool(left_out),
+        on_others,
+    ]
+    return f"{'. '.join(filter(None, sentences))}."
 
 
 def confirmation(study: Study) -> str:
     """The verdict of the winner on the test images, in one sentence; empty where there is none."""
-    test, winner = study.confirmation.get("test"), study.confirmation.get("winner")
+    test, winner, seeds = (study.confirmation.get(key) for key in ("test", "winner", "seeds"))
     if winner is not None and test is None:
         return AHEAD.format(winner)
     if not isinstance(test, dict):
         return "The confirmation has not ended: confirm.json is not there." if study.confirmations else ""
-    seeds = study.confirmation.get("seeds")
     count = len(seeds) if isinstance(seeds, list) else 0
     text = f"Trial {winner} on the test images: {test.get('verdict')}"
     if test.get("verdict") != "not judged":

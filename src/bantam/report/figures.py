@@ -120,10 +120,8 @@ def step(g: Group) -> Figure | None:
     ends = [r.history[-1] for r in g.runs if r.history]
     outside = ["training" for epoch in ends if epoch.train_accuracy < low]
     note_outside(plot, outside + [split for epoch in ends if epoch.accuracy < low])
-    when, gap = "In the last epochs", g.gap
-    if gap is None:
-        epoch, accuracy, *_ = g.by_epoch("accuracy")[-1]
-        when, gap = f"In epoch {epoch}", g.by_epoch("train_accuracy")[-1][1] - accuracy
+    (epoch, trained, *_), (_, accuracy, *_) = (g.by_epoch(key)[-1] for key in ("train_accuracy", "accuracy"))
+    when, gap = (f"In epoch {epoch}", trained - accuracy) if g.gap is None else ("In the last epochs", g.gap)
     see = f"{when} training accuracy is {apart(gap, split)}"
     see += f"; the target, {target:g} %, is above the scale" if target > high else ""
     see += begins([g], low, "accuracy", "train_accuracy")
@@ -252,13 +250,11 @@ def confusion(g: Group) -> Figure | None:
     if not matrix or g.at_chance:
         return None
     wrong = [[n if i != j else None for j, n in enumerate(row)] for i, row in enumerate(matrix)]
-    numbered, (worst, *_) = len(names) <= NUMBERED, g.worst_mistake
+    numbered, (worst, mistake) = len(names) <= NUMBERED, g.mistake
     plot = go.Figure(layout={"height": min(900, max(430, 150 + 20 * len(names))), "hovermode": "closest"})
     heat = {"colorscale": HEAT, "zmin": 0, "zmax": max(1, worst), "showscale": False, "xgap": 1, "ygap": 1}
-    heat |= {
-        "hovertemplate": "%{y} taken for %{x}: %{z:,} times<extra></extra>",
-        "texttemplate": "%{text}" * numbered,
-    }
+    heat["hovertemplate"] = "%{y} taken for %{x}: %{z:,} times<extra></extra>"
+    heat["texttemplate"] = "%{text}" * numbered
     plot.add_heatmap(z=wrong, x=names, y=names, text=[[shown(n or None) for n in row] for row in wrong], **heat)
     for i, row in enumerate(matrix if numbered else ()):
         font = {"color": "var(--muted)", "size": 11}
@@ -268,5 +264,5 @@ def confusion(g: Group) -> Figure | None:
     seeds = f" of {plural(len(g.ended), 'seed')}" if len(g.ended) > 1 else ""
     total = sum(n or 0 for row in wrong for n in row)
     see = f"{total:,} of {sum(map(sum, matrix)):,} {g.first.split} images{seeds} are wrong"
-    see += f"; the most frequent mistake is {g.mistake_in_words}" * bool(g.mistake_in_words)
+    see += f"; the most frequent mistake is {mistake}" * bool(mistake)
     return Figure("Confusion matrix", f"{see}.", plot)

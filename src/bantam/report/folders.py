@@ -83,9 +83,6 @@ class Study:
         """The most accurate trial."""
         return max(self.completed, key=lambda t: t.objective or 0.0, default=None)
 
-    def count(self, state: str) -> int:
-        return sum(t.state == state for t in self.trials)
-
     @property
     def limit(self) -> int | None:
         """What the budget says of this cost."""
@@ -105,54 +102,47 @@ AGAIN = "type the command line of the search again, which writes it anew"
 
 def read_rows(folder: Path) -> tuple[list[dict[str, str]], list[str]]:
     """The sound rows of `trials.csv`, and a phrase for each thing in it that is damaged or missing."""
-    rows: list[dict[str, str]] = []
+    rows: dict[str, dict[str, str]] = {}
     problems: list[str] = []
-    numbers: set[str] = set()
     try:
         with (folder / "trials.csv").open(newline="", encoding="utf-8") as stream:
             reader = csv.DictReader(stream, strict=True)
             if not {"number", "state", "objective"} <= {*(reader.fieldnames or ())}:
                 raise ValueError("its first line is not that of a study")
             for line, row in enumerate(reader, 2):
-                if _sound(row) and row["number"] not in numbers:
-                    rows.append(row)
-                    numbers.add(row["number"])
-                else:
+                if row["number"] in rows or not _sound(row):
                     problems.append(f"trials.csv is damaged (line {line})")
+                else:
+                    rows[row["number"]] = row
     except OSError as error:
         problems.append(f"trials.csv cannot be read ({error.strerror})")
     except (ValueError, csv.Error) as error:
         why = "it is no text" if isinstance(error, UnicodeDecodeError) else error
         problems.append(f"trials.csv cannot be read ({why})")
-    return rows, problems or _missing(folder, rows)
+    return [*rows.values()], problems or _missing(folder, [row["state"] for row in rows.values()])
 
 
 def _sound(row: dict[str, str]) -> bool:
     """Whether a row of `trials.csv` is whole, with numbers where they belong."""
-    if None in row or None in row.values():
-        return False
-    try:
-        _trial(row, [])
-        return (row["objective"] != "") == (row["state"] == "complete")
-    except ValueError:
-        return False
+    with suppress(ValueError):
+        whole = None not in (*row, *row.values())
+        return whole and (_trial(row, []).objective is None) == (row["state"] != "complete")
+    return False
 
 
-def _missing(folder: Path, rows: list[dict[str, str]]) -> list[str]:
+def _missing(folder: Path, states: list[str]) -> list[str]:
     """A phrase for each kind of trial that `summary.json` has counted more of than there are rows."""
-    problems = []
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        for state, counted in summary["trials"].items():
-            found = sum(row["state"] == state for row in rows)
-            if state != "stopped" and found < int(counted):
-                word = "completed" if state == "complete" else state
-                problems.append(f"trials.csv is damaged ({found} {word} trials of {counted})")
+        counts = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["trials"]
+        return [
+            f"trials.csv is damaged ({found} {state.replace('complete', 'completed')} trials of {count})"
+            for state, count in counts.items()
+            if state != "stopped" and (found := states.count(state)) < int(count)
+        ]
     except FileNotFoundError:
         return []  # the search goes on, or was killed
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        problems.append(f"summary.json is damaged ({type(error).__name__}: {error})")
-    return problems
+        return [f"summary.json is damaged ({type(error).__name__}: {error})"]
 
 
 def read_study(folder: Path) -> Study:
@@ -214,9 +204,8 @@ def _value(text: str) -> int | float | str:
 
 
 def _read_confirmation(study: Study, folder: Path) -> None:
-    study.confirmations = [
-        read_run(path) for path in _ordered(folder) if is_run(path) and not leads_out(path, folder)
-    ]
+    paths = (path for path in _ordered(folder) if is_run(path) and not leads_out(path, folder))
+    study.confirmations = [read_run(path) for path in paths]
     for r in study.confirmations:
         study.problems += [f"confirm/{r.folder.name}: {problem}" for problem in r.problems]
         r.name = r.folder.name.partition("-")[0].replace("_", " ")
@@ -284,19 +273,17 @@ def _look(folder: Path, root: Path, found: Contents, seen: set[Path], depth: int
     try:
         if any((folder / name).exists() for name in ("trials.csv", "summary.json")):
             found.studies.append(read_study(folder))
-            return True
-        if is_run(folder):
+        elif is_run(folder):
             found.runs.append(read_run(folder))
-            return True
-        inner = _ordered(folder) if depth else []
+        else:
+            anything = False
+            for path in _ordered(folder) if depth else ():
+                if _look(path, root, found, seen, depth - 1):
+                    anything = True
+                elif path.name.isdigit():  # where a job should be
+                    found.broken.append((path, "it is empty" if not any(path.iterdir()) else "it holds no run"))
+                    anything = True
+            return anything
     except OSError as error:
         found.broken.append((folder, f"it cannot be read: {error.strerror}"))
-        return True
-    anything = False
-    for path in inner:
-        if _look(path, root, found, seen, depth - 1):
-            anything = True
-        elif path.name.isdigit():  # where a job should be
-            found.broken.append((path, "it is empty" if not any(path.iterdir()) else "it holds no run"))
-            anything = True
-    return anything
+    return True

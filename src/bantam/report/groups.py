@@ -5,13 +5,14 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import zip_longest
 
+import numpy as np
 from scipy import stats
 
 from bantam.report.folders import Study
 from bantam.report.numbers import apart, plural, signed
-from bantam.report.runs import Run
+from bantam.report.runs import COLLAPSE, Run
 
 NOT_TRAINED = (
     *("seed", "data.split_seed", "data.root", "device", "threads", "compile", "channels_last"),
@@ -25,9 +26,6 @@ CONFIDENCE = 0.95
 SAME = 1e-9
 """Points below which seeds differ by the rounding of their means only."""
 
-COLLAPSE = 5.0
-"""Points below its best epoch at which a network ends that counts as fallen back."""
-
 
 @dataclass
 class Group:
@@ -37,112 +35,57 @@ class Group:
     every: list[Run]
     """All runs, those that repeat a seed too."""
 
-    @cached_property
-    def runs(self) -> list[Run]:
-        """One run a seed: the first that was trained to its end. Repeats of it count nowhere."""
-        return [next((r for r in same if r.objective is not None), same[0]) for same in self._by_seed]
-
-    @property
-    def _by_seed(self) -> list[list[Run]]:
+    def __post_init__(self) -> None:
         seeds: dict[str, list[Run]] = {}
         for r in self.every:
             seeds.setdefault(str(r.folder if r.seed is None else r.seed), []).append(r)
-        return list(seeds.values())
-
-    @property
-    def repeats(self) -> str:
+        self.runs = [next((r for r in same if r.objective is not None), same[0]) for same in seeds.values()]
+        """One run a seed: the first that was trained to its end. Repeats of it count nowhere."""
+        self.repeats = ", ".join(_repeated(same) for same in seeds.values() if len(same) > 1)
         """Which seeds were run more than once, as in "seed 1 twice"; empty where there is none."""
-        found = []
-        for same in self._by_seed:
-            alike = all((r.accuracies, r.objective) == (same[0].accuracies, same[0].objective) for r in same)
-            times = "twice" if len(same) == 2 else f"{len(same)} times"
-            differing = "" if alike else " with different accuracies"
-            found += [f"seed {same[0].seed} {times}{differing}"] if len(same) > 1 else []
-        return ", ".join(found)
-
-    @property
-    def first(self) -> Run:
-        return self.runs[0]
-
-    @cached_property
-    def ended(self) -> list[Run]:
+        self.first = self.runs[0]
+        self.ended = [r for r in self.runs if r.objective is not None]
         """Those that were trained to their end."""
-        return [r for r in self.runs if r.objective is not None]
-
-    @property
-    def shown(self) -> Run:
+        self.shown = next(iter(self.ended), self.first)
         """The one whose settings and machine are shown: the first that was trained to its end."""
-        return next(iter(self.ended), self.first)
-
-    @property
-    def objectives(self) -> list[float]:
-        return [r.objective for r in self.ended if r.objective is not None]
-
-    @property
-    def mean(self) -> float | None:
+        self.objectives = [r.objective for r in self.ended if r.objective is not None]
+        self.mean = statistics.fmean(self.objectives) if self.ended else None
         """Mean accuracy of the last epochs over the seeds, percent."""
-        return statistics.fmean(self.objectives) if self.ended else None
-
-    @property
-    def deviation(self) -> float | None:
+        self.deviation = statistics.stdev(self.objectives) if len(self.ended) > 1 else None
         """Standard deviation of a single seed, points."""
-        return statistics.stdev(self.objectives) if len(self.ended) > 1 else None
-
-    @property
-    def parameters(self) -> int | None:
-        known = (r.result.get("parameters") or sum(row.parameters for row in r.layers) for r in self.runs)
-        return next((int(count) for count in known if count), None)
-
-    @property
-    def met(self) -> int:
-        return sum(r.state == "met" for r in self.runs)
-
-    @property
-    def verdict(self) -> str:
+        counts = (r.result.get("parameters") or sum(row.parameters for row in r.layers) for r in self.runs)
+        self.parameters: int | None = next(filter(None, counts), None)
+        self.met = sum(r.state == "met" for r in self.runs)
+        judged = all(r.state != "not judged" for r in self.runs)
+        together = f"met by {self.met} of {len(self.runs)} seeds" if judged else "not judged"
+        self.verdict = together if len(self.runs) > 1 else self.first.verdict
         """The run's own verdict, or how many seeds met the target."""
-        if len(self.runs) == 1:
-            return self.first.verdict
-        if any(r.state == "not judged" for r in self.runs):
-            return "not judged"
-        return f"met by {self.met} of {len(self.runs)} seeds"
-
-    @property
-    def at_chance(self) -> bool:
+        self.at_chance = bool(self.ended) and all(r.at_chance for r in self.ended)
         """No run that ended did better than guessing, so its numbers show no structure."""
-        return bool(self.ended) and all(r.at_chance for r in self.ended)
-
-    @cached_property
-    def confusion(self) -> list[list[int]]:
-        """Truth by guess, summed over the seeds."""
         known = [r.confusion for r in self.ended if len(r.confusion) == len(self.first.confusion)]
-        if not known or not known[0]:
-            return []
-        return [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*known, strict=True)]
+        self.confusion: list[list[int]] = np.sum(known, axis=0).tolist() if known else []
+        """Truth by guess, summed over the seeds."""
+        ends = [r.accuracies[-1] for r in self.runs if r.history]
+        self.spread_out = bool(ends) and max(ends) - min(ends) > COLLAPSE
+        """Whether some seeds end far from others, so that a mean would show what no seed did."""
 
     @property
-    def worst_mistake(self) -> tuple[int, int, int]:
-        """The most frequent mistake: how often, truth and guess."""
+    def mistake(self) -> tuple[int, str]:
+        """The most frequent mistake: how often, and as in "4 taken for 9, 18 times"; empty where there is none."""
         counts = ((n, i, j) for i, row in enumerate(self.confusion) for j, n in enumerate(row) if i != j)
-        return max(counts, default=(0, 0, 0))
-
-    @property
-    def mistake_in_words(self) -> str:
-        """The most frequent mistake, as in "4 taken for 9, 18 times"; empty where there is none."""
-        count, truth, guess = self.worst_mistake
-        names = self.first.classes
-        return f"{names[truth]} taken for {names[guess]}, {plural(count, 'time')}" if count else ""
+        count, *named = max(counts, default=(0, 0, 0))
+        words = " taken for ".join(self.first.classes[i] for i in named) if count else ""
+        return count, f"{words}, {plural(count, 'time')}" * bool(count)
 
     def by_epoch(self, key: str) -> list[tuple[int, float, float, float]]:
         """Epoch, centre, lowest and highest of a number of `Epoch` over the seeds that got so far.
 
         The centre is the mean; the median where the seeds diverge from one another.
         """
-        values: dict[int, list[float]] = {}
-        for r in self.runs:
-            for epoch in r.history:
-                values.setdefault(epoch.epoch, []).append(float(getattr(epoch, key)))
+        rows = zip_longest(*([float(getattr(epoch, key)) for epoch in r.history] for r in self.runs))
+        values = [[value for value in row if value is not None] for row in rows]
         centre = statistics.median if self.spread_out else statistics.fmean
-        return [(e, centre(v), min(v), max(v)) for e, v in sorted(values.items())]
+        return [(epoch, centre(own), min(own), max(own)) for epoch, own in enumerate(values, 1)]
 
     @property
     def gap(self) -> float | None:
@@ -152,11 +95,12 @@ class Group:
         gaps = [statistics.fmean(e.train_accuracy - e.accuracy for e in epochs) for epochs in last]
         return statistics.fmean(gaps) if gaps else None
 
-    @cached_property
-    def spread_out(self) -> bool:
-        """Whether some seeds end far from others, so that a mean would show what no seed did."""
-        ends = [r.history[-1].accuracy for r in self.runs if r.history]
-        return bool(ends) and max(ends) - min(ends) > COLLAPSE
+
+def _repeated(same: Sequence[Run]) -> str:
+    """A seed that was run more than once, as in "seed 1 twice"."""
+    alike = all((r.accuracies, r.objective) == (same[0].accuracies, same[0].objective) for r in same)
+    times = "twice" if len(same) == 2 else f"{len(same)} times"
+    return f"seed {same[0].seed} {times}{'' if alike else ' with different accuracies'}"
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
@@ -176,9 +120,8 @@ def _by_images(runs: Sequence[Run]) -> list[list[Run]]:
     for r in runs:  # one that did not end does not say on which
         known = next((own for own in found if same_images(own, [r])), None)
         if known is None:
-            found.append([r])
-        else:
-            known.append(r)
+            found.append(known := [])
+        known.append(r)
     return found
 
 
@@ -212,33 +155,14 @@ def _make_labels_unique(groups: list[Group]) -> None:
     for label, times in Counter(g.label for g in groups).items():
         same = [g for g in groups if g.label == label and times > 1]
         ignored = (*NOT_TRAINED, "experiment")
-        typed = [
-            [item for item in g.first.overrides if item.split("=")[0].lstrip("+") not in ignored] for g in same
-        ]
+        every = [{item: item.split("=")[0].lstrip("+") for item in g.first.overrides} for g in same]
+        typed = [[item for item, key in items.items() if key not in ignored] for items in every]
         for g, items in zip(same, typed, strict=True):
             own = [item for item in items if not all(item in others for others in typed)]
             g.label = ", ".join(filter(None, [label, " ".join(item for item in own if item != f"model={label}")]))
         for g in same:
             if sum(other.label == g.label for other in groups) > 1:
                 g.label = f"{g.label} ({g.first.folder.parent.name}/{g.first.folder.name})"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """What one group is above another, in points, and whether noise may explain it."""
-
-    label: str
-    reference: str
-    points: float
-    low: float | None
-    high: float | None
-    """Ends of the interval; None where there is none."""
-    confidence: float
-    seeds: bool
-    """The interval is about seeds (Welch); else about the choice of the scored images alone."""
-    distinguishable: bool
-    """Noise does not explain it."""
-    sentence: str
 
 
 def interval(before: float, after: float, margins: tuple[float, float]) -> tuple[float, float]:
@@ -260,12 +184,12 @@ def standard_error(accuracy: float, images: int) -> float:
     return 100 * math.sqrt(share * (1 - share) / images) if images else math.nan
 
 
-def margins(before: Group, after: Group, confidence: float) -> tuple[float, float] | None:
+def margins(before: Group, after: Group, confidence: float, seeds: bool) -> tuple[float, float] | None:
     """Margins of two means for the interval of their difference: over seeds, Welch's; of single runs, the images'.
 
     None where every seed gave the same, or the number of images is not known.
     """
-    if _over_seeds(before, after):
+    if seeds:
         errors = [(g.deviation or 0.0) / math.sqrt(len(g.ended)) for g in (before, after)]
         if max(errors) < SAME:
             return None
@@ -277,8 +201,38 @@ def margins(before: Group, after: Group, confidence: float) -> tuple[float, floa
     return None if math.isnan(sum(errors)) else (float(quantile) * errors[0], float(quantile) * errors[1])
 
 
-def _over_seeds(before: Group, after: Group) -> bool:
-    return min(len(before.ended), len(after.ended)) > 1
+class Difference:
+    """What one group is above another, in points, and whether noise may explain it."""
+
+    def __init__(self, before: Group, after: Group, comparisons: int = 1) -> None:
+        """Compare two groups with results on the same images; `comparisons` as for `difference`."""
+        self.label, self.reference = after.label, before.label
+        old, new, counts = before.mean or 0.0, after.mean or 0.0, [len(g.ended) for g in (after, before)]
+        self.points = new - old
+        self.confidence = 1 - (1 - CONFIDENCE) / comparisons
+        self.seeds = min(counts) > 1
+        """The interval is about seeds (Welch); else about the choice of the scored images alone."""
+        sizes = margins(before, after, self.confidence, self.seeds)
+        low, high = interval(old, new, sizes) if sizes else (None, None)
+        self.low, self.high = low, high
+        """Ends of the interval; None where there is none."""
+        clear = low is not None and high is not None and not low <= 0 <= high
+        self.distinguishable = self.seeds and clear
+        """Noise does not explain it."""
+        seeds, verdict = f"{counts[0]} against {counts[1]} seeds", "cannot be told from noise"
+        self.sentence = apart(self.points, before.label)
+        if self.seeds and sizes:
+            verdict = "more than seeds explain" if clear else verdict
+            self.sentence += f" ({signed(self.low)} to {signed(self.high)}, {seeds}): {verdict}"
+            if any(r.at_chance for r in (*before.ended, *after.ended)):
+                self.sentence += ". Some seeds never left chance, so the means say little"
+        elif self.seeds:
+            self.sentence += f", {seeds}: every seed gave the same, so there is no interval"
+        else:
+            verdict = "the images do not explain it, but another seed might" if clear else verdict
+            self.sentence += ", one seed each" if counts[0] == counts[1] else f", {seeds}"
+            images = f"the choice of {after.ended[0].scored_images:,} images alone"
+            self.sentence += f"; {images} leaves ±{math.hypot(*sizes):.2f}: {verdict}" if sizes else ""
 
 
 def difference(before: Group, after: Group, comparisons: int = 1) -> Difference | None:
@@ -287,30 +241,8 @@ def difference(before: Group, after: Group, comparisons: int = 1) -> Difference 
     With several comparisons each interval is widened (Bonferroni), so that all of them hold together
     with 95 %.
     """
-    if before.mean is None or after.mean is None or not same_images(before.ended, after.ended):
-        return None
-    confidence = 1 - (1 - CONFIDENCE) / comparisons
-    points = after.mean - before.mean
-    sizes = margins(before, after, confidence)
-    low, high = interval(before.mean, after.mean, sizes) if sizes else (None, None)
-    clear = low is not None and high is not None and not low <= 0 <= high
-    seeds = _over_seeds(before, after)
-    counts = f"{len(after.ended)} against {len(before.ended)} seeds"
-    text = apart(points, before.label)
-    verdict = "cannot be told from noise"
-    if seeds and sizes:
-        verdict = "more than seeds explain" if clear else verdict
-        text += f" ({signed(low)} to {signed(high)}, {counts}): {verdict}"
-        if any(r.at_chance for r in (*before.ended, *after.ended)):
-            text += ". Some seeds never left chance, so the means say little"
-    elif seeds:
-        text += f", {counts}: every seed gave the same, so there is no interval"
-    else:
-        verdict = "the images do not explain it, but another seed might" if clear else verdict
-        text += ", one seed each" if len(before.ended) == len(after.ended) else f", {counts}"
-        images = f"the choice of {after.ended[0].scored_images:,} images alone"
-        text += f"; {images} leaves ±{math.hypot(*sizes):.2f}: {verdict}" if sizes else ""
-    return Difference(after.label, before.label, points, low, high, confidence, seeds, seeds and clear, text)
+    alike = before.ended and after.ended and same_images(before.ended, after.ended)
+    return Difference(before, after, comparisons) if alike else None
 
 
 def comparable(groups: Sequence[Group]) -> list[Group]:
@@ -328,9 +260,5 @@ def compare(groups: Sequence[Group]) -> list[Difference]:
     """
     alike = comparable(groups)
     best = max(alike, key=lambda g: g.mean or 0.0, default=None)
-    if best is None:
-        return []
-    others = [g for g in alike if g is not best]
-    pairs = math.comb(len(others) + 1, 2)
-    found = [difference(best, other, pairs) for other in others]
-    return [each for each in found if each is not None]
+    found = [difference(best, g, math.comb(len(alike), 2)) for g in alike if best and g is not best]
+    return [each for each in found if each]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bantam.overrides import command_line, resuming
 from bantam.report.groups import Group
+from bantam.report.numbers import mean_of, shown
 from bantam.training import folder as record
 from bantam.training.exported import EXPORT, read_export
 
@@ -33,34 +34,29 @@ def table(groups: list[Group], exported: bool = False) -> str:
     targets = {g.first.target for g in groups}
     if len(targets) > 1:
         raise ValueError("the runs have several targets: give folders with the same target.accuracy")
-    titles = ["`experiment=`", "parameters", "epochs", "CPU-minutes", "last epochs", "their mean, %"]
-    titles.append(f"{targets.pop():g} % in every one of them")
-    titles += ["bytes in int8", "accuracy in int8, %"] if exported else []
-    rows = [tuple(titles), ("---",) * len(titles)]
-    rows += [(*_row(g), *(_in_int8(g) if exported else ())) for g in groups]
+    cells = [_row(g) | (_in_int8(g) if exported else {}) for g in groups]
+    rows = [[*cells[0]], ["---"] * len(cells[0]), *([*row.values()] for row in cells)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _row(g: Group) -> tuple[str, ...]:
+def _row(g: Group) -> dict[str, str]:
     """The cells of a group; means over its seeds. CPU-minutes are of all threads together, scoring included."""
-    ended, seeds = g.ended, len(g.runs)
+    ended, one = g.ended, "one seed" * (len(g.runs) == 1)
     on_cpu = bool(ended) and all(r.result.get("device") == "cpu" for r in ended)
     minutes = [sum(e.seconds for e in r.history) / 60 * float(r.result.get("threads") or 1) for r in ended]
-    mean = "" if g.mean is None else f"{g.mean:.2f}"
-    spread = "" if g.deviation is None else f" ± {g.deviation:.2f}"
     word = {"met": "yes", "not met": "no"}.get(g.verdict, g.verdict)
-    return (
-        f"`{g.label}`",
-        f"{g.parameters:,}" if g.parameters else "",
-        str(max((len(r.history) for r in ended), default="")),
-        f"{statistics.fmean(minutes):.1f}" if on_cpu else "",
-        str(g.first.settings.get("target.last_epochs", "")),
-        f"{mean}{spread}",
-        ", ".join(filter(None, [word, g.repeats or "one seed" * (seeds == 1)])),
-    )
+    return {
+        "`experiment=`": f"`{g.label}`",
+        "parameters": shown(g.parameters),
+        "epochs": str(max((len(r.history) for r in ended), default="")),
+        "CPU-minutes": f"{statistics.fmean(minutes):.1f}" if on_cpu else "",
+        "last epochs": str(g.first.settings.get("target.last_epochs", "")),
+        "their mean, %": mean_of(g.objectives),
+        f"{g.first.target:g} % in every one of them": ", ".join(filter(None, [word, g.repeats or one])),
+    }
 
 
-def _in_int8(g: Group) -> tuple[str, str]:
+def _in_int8(g: Group) -> dict[str, str]:
     """Bytes of a group's networks in int8, of the largest where they differ, and their mean accuracy."""
     found = []
     for r in g.ended:
@@ -69,11 +65,8 @@ def _in_int8(g: Group) -> tuple[str, str]:
             command = command_line(["python", "export.py", r.folder])
             raise ValueError(f"{r.folder} has no {EXPORT}: {command} writes it; or leave --bytes out")
         found.append(answer["int8"])
-    if not found:
-        return "", ""
-    accuracies = [part["accuracy"] for part in found]
-    spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
-    return f"{max(part['weight_bytes'] for part in found):,}", f"{statistics.fmean(accuracies):.2f}{spread}"
+    largest = max((part["weight_bytes"] for part in found), default=None)
+    return {"bytes in int8": shown(largest), "accuracy in int8, %": mean_of([part["accuracy"] for part in found])}
 
 
 def write_into(path: Path, rows: str, command: str) -> None:

@@ -1,5 +1,7 @@
 """How values are written: the same in every table, sentence and figure."""
 
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -18,6 +20,12 @@ def shown(value: Any, digits: int | None = None) -> str:
         digits = 0 if digits is None and abs(value) >= 10_000 else digits
         return f"{value:.4g}" if digits is None else f"{value:,.{digits}f}"
     return str(value)
+
+
+def mean_of(values: Sequence[float]) -> str:
+    """The mean, and of several the standard deviation, as in "99.10 ± 0.20"; nothing where there are none."""
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{deviation}" if values else ""
 
 
 def signed(points: float | None) -> str:

@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import plotly.graph_objects as go
@@ -23,6 +23,7 @@ from bantam.report import folders, groups, sections, tables
 from bantam.report.axes import STYLE, Figure
 from bantam.report.sections import Section
 from bantam.training import folder as record
+from bantam.training.settings import short_path
 
 PAGE = "report.html"
 
@@ -46,7 +47,7 @@ def read(given: Sequence[Path], running: bool = False) -> Report:
     """All that a report of some folders shows. Raises ValueError for a folder that does not exist."""
     found = folders.gather(given)
     every = groups.group(found.runs)
-    title = ", ".join(tables.path_shown(folder) for folder in given)
+    title = ", ".join(short_path(folder) for folder in given)
     return Report(title, running, tables.facts(found, every), sections.sections(found, every))
 
 
@@ -61,9 +62,8 @@ def save(report: Report, given: Sequence[Path], output: Path | None = None) -> P
     try:
         record.write(path, render(report).encode())
     except OSError as error:
-        raise ValueError(
-            f"{path} cannot be written ({error.strerror}): give another place with --output"
-        ) from error
+        why = f"{path} cannot be written ({error.strerror})"
+        raise ValueError(f"{why}: give another place with --output") from error
     return path
 
 
@@ -75,7 +75,7 @@ def write(given: Sequence[Path], output: Path | None = None, running: bool = Fal
 def at_end(folder: Path) -> None:
     """Write the report of a multirun or a search that has just ended; whatever goes wrong is one sentence."""
     try:
-        print(f"\nLook at it: {tables.path_shown(write([folder]))}")
+        print(f"\nLook at it: {short_path(write([folder]))}")
     except Exception as error:  # the runs are done and recorded: nothing of the report may change how they end
         print(f"\nNo report was written: {' '.join(f'{type(error).__name__}: {error}'.split())}")
 
@@ -123,16 +123,11 @@ def render(report: Report) -> str:
 @cache
 def _template() -> jinja2.Template:
     """`page.html` with its style and its scripts; Plotly's is packed to less than half, the page unpacks it."""
-    html, css, js = (
-        files("bantam.report").joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js")
-    )
-    plotly = base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals.update(css=Markup(css), js=Markup(js), plotly=Markup(plotly))
+    how: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
+    loader, breaks = jinja2.PackageLoader("bantam.report", ""), r"(?<=\.)|(?<=_)(?=.{8})"
+    environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **how)
+    environment.globals["plotly"] = gzip.compress(get_plotlyjs().encode(), 9, mtime=0)
+    environment.filters["base64"] = lambda content: Markup(base64.b64encode(content).decode())
     environment.filters["kind"] = lambda block: type(block).__name__
-    environment.filters["breakable"] = lambda title: Markup("<wbr>").join(
-        re.split(r"(?<=\.)|(?<=_)(?=.{8})", title)
-    )
-    return environment.from_string(html)
+    environment.filters["breakable"] = lambda title: Markup("<wbr>").join(re.split(breaks, title))
+    return environment.get_template("page.html")

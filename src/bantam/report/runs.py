@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,9 @@ from bantam.training.costs import check_budget
 from bantam.training.loop import Epoch
 
 T = TypeVar("T")
+
+COLLAPSE = 5.0
+"""Points below its best epoch at which a network ends that counts as fallen back."""
 
 
 @dataclass
@@ -38,50 +41,42 @@ class Run:
     layers: list[budget.Layer]
     problems: list[str]
     """What is missing or damaged, a sentence each."""
-    objective: float | None = None
-    """Mean accuracy of the last epochs in percent."""
-    seed: int | None = None
-    target: float = math.nan
-    """Percent; nan where the configuration does not say it."""
-    last: list[float] = field(default_factory=list)
-    """Accuracies of the last epochs in percent, which the target is about."""
-    scored_images: int = 0
-    split: str = "test"
-    """The images that were scored: test, validation, or held-out where neither was there."""
-    confusion: list[list[int]] = field(default_factory=list)
-    """Truth by guess; empty in folders of a Bantam that did not write it."""
-    classes: list[str] = field(default_factory=list)
-    at_chance: bool = False
-    """The network never did better than always guessing the most frequent class."""
 
-    @property
-    def short(self) -> bool:
-        """Fewer epochs than the target is about: what its last epochs are like cannot be said."""
-        return len(self.history) < number(self.settings.get("target.last_epochs"))
-
-    @property
-    def images(self) -> str:
-        """What was scored."""
-        return f"{self.scored_images:,} {self.split} images of {self.result.get('data')}"
-
-    @property
-    def verdict(self) -> str:
-        return self.state + " (at chance)" * self.at_chance
-
-    @property
-    def judged(self) -> bool:
-        """Whether the target was met, or was not."""
-        return self.state in ("met", "not met")
-
-    @property
-    def reason(self) -> str:
-        """Why the run is in its state, with what is damaged."""
-        return ". ".join([*self.problems, *filter(None, [str(self.result.get("reason") or "")])])
-
-    @property
-    def accuracies(self) -> list[float]:
+    def __post_init__(self) -> None:
+        result, said = self.result, self.settings.get
+        self.objective: float | None = result.get("objective")
+        """Mean accuracy of the last epochs in percent."""
+        self.seed: int | None = said("seed") if result.get("seed") is None else result["seed"]
+        self.target = number(said("target.accuracy"))
+        """Percent; nan where the configuration does not say it."""
+        self.last: list[float] = result.get("last_accuracies") or []
+        """Accuracies of the last epochs in percent, which the target is about."""
+        self.accuracies = [epoch.accuracy for epoch in self.history]
         """Percent, an epoch each."""
-        return [epoch.accuracy for epoch in self.history]
+        self.fallen = bool(self.history) and max(self.accuracies) - self.accuracies[-1] > COLLAPSE
+        """It ended far below its best epoch."""
+        self.short = len(self.history) < number(said("target.last_epochs"))
+        """Fewer epochs than the target is about: what its last epochs are like cannot be said."""
+        self.scored_images: int = result.get("scored_images") or 0
+        split = str(result.get("split", "test"))
+        if self.history:
+            split = "test" if self.history[-1].validation_accuracy is None else "validation"
+        # A part of MNIST's training set is no test set.
+        self.split = "held-out" if split == "test" and result.get("data") == "mnist5k" else split
+        """The images that were scored: test, validation, or held-out where neither was there."""
+        self.images = f"{self.scored_images:,} {self.split} images of {result.get('data')}"
+        self.confusion: list[list[int]] = result.get("confusion") or []
+        """Truth by guess; empty in folders of a Bantam that did not write it."""
+        names: list[str] = result.get("classes") or []
+        numbers = [str(i) for i in range(len(self.confusion))]
+        self.classes = names if len(names) == len(numbers) else numbers
+        self.at_chance = bool(result.get("at_chance"))
+        """The network never did better than always guessing the most frequent class."""
+        self.verdict = self.state + " (at chance)" * self.at_chance
+        self.judged = self.state in ("met", "not met")
+        """Whether the target was met, or was not."""
+        self.reason = ". ".join(filter(None, [*self.problems, str(result.get("reason") or "")]))
+        """Why the run is in its state, with what is damaged."""
 
 
 def number(value: Any) -> float:
@@ -99,8 +94,7 @@ def read_run(folder: Path) -> Run:
         problems[-1] = f"its configuration in .hydra is {'damaged' if there else 'missing'} ({problems[-1]})"
     elif wrong := config.wrong:
         problems.append(wrong)
-    settings = config.settings if config else {}
-    settings = {key: value for key, value in settings.items() if not key.startswith("tracker.")}
+    settings = {k: v for k, v in (config.settings if config else {}).items() if not k.startswith("tracker.")}
     overrides = config.overrides if config else []
     result, damaged = (_attempt(record.load_result, folder, problems) if ended else None) or ({}, [])
     problems += [f"{record.RESULT} is damaged: {what}" for what in damaged]
@@ -115,8 +109,6 @@ def read_run(folder: Path) -> Run:
         problems.append(_unfinished(folder, history, settings))
     typed = dict(item.split("=", 1) for item in overrides if "=" in item)
     called = (source.get(key) for source in (result, typed) for key in ("experiment", "model"))
-    confusion, names = result.get("confusion") or [], result.get("classes") or []
-    classes = names if len(names) == len(confusion) else [str(i) for i in range(len(confusion))]
     return Run(
         folder,
         name=str(next(filter(None, called), folder.name)),
@@ -127,24 +119,7 @@ def read_run(folder: Path) -> Run:
         overrides=overrides,
         layers=_layers(result, config),
         problems=problems,
-        objective=result.get("objective"),
-        seed=settings.get("seed") if result.get("seed") is None else result["seed"],
-        target=number(settings.get("target.accuracy")),
-        last=result.get("last_accuracies") or [],
-        scored_images=int(result.get("scored_images") or 0),
-        split=_split(result, history),
-        confusion=confusion,
-        classes=classes,
-        at_chance=bool(result.get("at_chance")),
     )
-
-
-def _split(result: dict[str, Any], history: list[Epoch]) -> str:
-    split = str(result.get("split", "test"))
-    if history:
-        split = "test" if history[-1].validation_accuracy is None else "validation"
-    # A part of MNIST's training set is no test set.
-    return "held-out" if split == "test" and result.get("data") == "mnist5k" else split
 
 
 def _attempt(read: Callable[[Path], T], folder: Path, problems: list[str]) -> T | None:
@@ -160,13 +135,10 @@ def _unfinished(folder: Path, history: list[Epoch], settings: dict[str, Any]) ->
     planned, checkpoint, count = settings.get("epochs"), folder / record.CHECKPOINT, len(history)
     done = f"{count} of {plural(planned, 'epoch')}" if isinstance(planned, int) else plural(count, "epoch")
     sentence = f"it has no {record.RESULT}: {done} {'is' if count == 1 else 'are'} done"
-    if not checkpoint.exists():
-        return sentence
-    when = datetime.fromtimestamp(checkpoint.stat().st_mtime)
-    return (
-        f"{sentence}, the last one at {when:%Y-%m-%d %H:%M}. "
-        f"It is running, or was interrupted and goes on with {resuming(folder)}"
-    )
+    if checkpoint.exists():
+        sentence += f", the last one at {datetime.fromtimestamp(checkpoint.stat().st_mtime):%Y-%m-%d %H:%M}. "
+        sentence += f"It is running, or was interrupted and goes on with {resuming(folder)}"
+    return sentence
 
 
 def _layers(result: dict[str, Any], config: saved.Saved | None) -> list[budget.Layer]:

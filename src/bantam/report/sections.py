@@ -1,9 +1,10 @@
 """What a report shows, as a tree of sections: the page, its table of contents and the terminal follow from it."""
 
-import base64
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from bantam.report import analysis, figures, groups, study_figures, tables
 from bantam.report.axes import Figure
@@ -18,58 +19,63 @@ COMPARED = 24
 """Groups that are compared; of more, the best."""
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(str):
     """A paragraph."""
 
-    text: str
-    problem: bool = False
+
+class Problem(Text):
+    """A paragraph about what is missing or damaged."""
 
 
 @dataclass(frozen=True)
-class Pairs:
+class _Items:
+    """What has a title; without items it says nothing."""
+
+    title: str
+    items: Sequence[Any]
+
+    def __bool__(self) -> bool:
+        return bool(self.items)
+
+
+class Pairs(_Items):
     """Names, each with what there is to say of it."""
 
-    title: str
-    items: Sequence[tuple[str, str]]
+
+class Chips(_Items):
+    """A few cells in a row."""
 
 
-@dataclass(frozen=True)
-class Chips:
-    """A few values in a row."""
-
-    title: str
-    cells: Sequence[Cell]
+class Fold(_Items):
+    """Figures and pictures that are shown on demand."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file, as a data URL."""
+    """A PNG file."""
 
     title: str
-    source: str
-
-
-@dataclass(frozen=True)
-class Fold:
-    """What is shown on demand."""
-
-    title: str
-    blocks: Sequence[Figure | Picture]
+    file: Path
 
 
 Block = Text | Pairs | Chips | Table | Figure | Picture | Fold
 
 
-@dataclass(frozen=True)
+@dataclass
 class Section:
-    """A part of the report under its heading; `badge` is the verdict on what it shows."""
+    """A part of the report under its heading, without empty blocks; `badge` is the verdict on what it shows."""
 
     title: str
     anchor: str
-    blocks: Sequence[Block]
+    blocks: Sequence[Block | None]
     inner: Sequence["Section"] = ()
     badge: Cell | None = None
+
+    def __post_init__(self) -> None:
+        self.blocks, self.inner = [block for block in self.blocks if block], [each for each in self.inner if each]
+
+    def __bool__(self) -> bool:
+        return bool(self.blocks or self.inner or self.badge)
 
 
 def sections(found: Contents, every: list[Group]) -> list[Section]:
@@ -77,26 +83,20 @@ def sections(found: Contents, every: list[Group]) -> list[Section]:
     shown, differences = best(every, STEPS), groups.compare(best(every, COMPARED))
     anchors = {r.folder: f"step-{number}" for number, g in enumerate(shown, 1) for r in g.every}
     some = f"The best {len(shown)} of {len(every)}, in the order in which they ran; the others are in the table."
-    steps = [
-        _step(f"step-{number}", g, before)
-        for number, (before, g) in enumerate(zip([None, *shown], shown, strict=False), 1)
-    ]
+    pairs = enumerate(zip([None, *shown], shown, strict=False), 1)
+    steps = [_step(f"step-{number}", g, before) for number, (before, g) in pairs]
     drawn = [draw(shown) for draw in (figures.curves, figures.rates, figures.last_epochs, figures.classes)]
-    compared = Text(analysis.comparison(differences, every))
-    return _filled(
-        [
-            _section("Runs", "runs", [tables.runs(found.runs, anchors)]),
-            _section("Step by step", "steps", [Text(some) if len(shown) < len(every) else None], steps),
-            _section("Side by side", "curves", drawn),
-            _section(
-                "Comparison",
-                "comparison",
-                [figures.differences(differences), tables.comparison(differences), compared],
-            ),
-            *(_study(f"study-{number}", study) for number, study in enumerate(found.studies, 1)),
-            _section("Without a result, or damaged", "broken", [tables.broken(found)]),
-        ]
-    )
+    said = Text(analysis.comparison(differences, every))
+    compared = [figures.differences(differences), tables.comparison(differences), said]
+    every_section = [
+        Section("Runs", "runs", [tables.runs(found.runs, anchors)]),
+        Section("Step by step", "steps", [Text(some) if len(shown) < len(every) else None], steps),
+        Section("Side by side", "curves", drawn),
+        Section("Comparison", "comparison", compared),
+        *(_study(f"study-{number}", study) for number, study in enumerate(found.studies, 1)),
+        Section("Without a result, or damaged", "broken", [tables.broken(found)]),
+    ]
+    return [*filter(None, every_section)]
 
 
 def best(given: list[Group], most: int) -> list[Group]:
@@ -105,61 +105,35 @@ def best(given: list[Group], most: int) -> list[Group]:
     return [g for g in given if g in ranked]
 
 
-def _filled(items: Iterable[Section | None]) -> list[Section]:
-    return [item for item in items if item]
-
-
-def _section(
-    title: str,
-    anchor: str,
-    blocks: Iterable[Block | None],
-    inner: Sequence[Section] = (),
-    badge: Cell | None = None,
-) -> Section | None:
-    """A section of those blocks that say something; None where nothing does."""
-    filled = [block for block in blocks if block and (isinstance(block, Table | Figure | Picture) or _says(block))]
-    return Section(title, anchor, filled, inner, badge) if filled or inner else None
-
-
-def _says(block: Text | Pairs | Chips | Fold) -> bool:
-    return any(bool(value) for name, value in vars(block).items() if name != "title")
-
-
 def _step(anchor: str, g: Group, before: Group | None) -> Section:
     r = g.shown
     target = tables.target(r)
     against = [(f"against {before.label}", analysis.brought(before, g))] if before else []
-    settings = [("network", tables.network(g)), *tables.settings(r)]
     blocks: list[Block | None] = [
         Text(f"Target: {target}" * bool(target)),
         Chips(*tables.last(g)),
         figures.step(g),
         Pairs("Results", [*tables.results(g), *analysis.analyse(g), *against]),
         tables.layers(r),
-        Pairs("Settings", [(name, value) for name, value in settings if value]),
+        Pairs("Settings", tables.settings(g)),
         tables.changes(before, g) if before else None,
         tables.layer_changes(before, g) if before else None,
         Fold("Where it errs", [*filter(None, [figures.confusion(g)]), *_pictures(g)]),
     ]
-    found = _section(g.label, anchor, blocks, badge=tables.group_verdict(g))
-    return found or Section(g.label, anchor, [], badge=tables.group_verdict(g))
+    return Section(g.label, anchor, blocks, badge=tables.group_verdict(g))
 
 
 def _pictures(g: Group) -> list[Picture]:
     """Mistakes, and the confusion matrix where its numbers are not known."""
-    found = []
-    for name, title in {"mistakes": "Mistakes", "confusion": "Confusion matrix"}.items():
-        file = g.shown.folder / f"{name}.png"
-        if file.exists() and not (g.confusion and name == "confusion"):  # else pictures=false, or it did not end
-            source = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
-            found.append(Picture(f"{title}, seed {g.shown.seed}", source))
-    return found
+    titles = {"mistakes": "Mistakes"} | ({} if g.confusion else {"confusion": "Confusion matrix"})
+    files = {title: g.shown.folder / f"{name}.png" for name, title in titles.items()}
+    # There are none with pictures=false, or where the run did not end.
+    return [Picture(f"{title}, seed {g.shown.seed}", file) for title, file in files.items() if file.exists()]
 
 
-def _study(anchor: str, study: Study) -> Section | None:
+def _study(anchor: str, study: Study) -> Section:
     drawn, missing = study_figures.draw(study)
     confirmed, tested = groups.confirmed(study), groups.tested(study)
-    front = tables.trials(study, front=True) if study.multi_objective else None
     runs = [study.best, *study.best_seeds] if study.best else []
     which = "most accurate" if study.multi_objective else "best"
     fresh = [
@@ -169,11 +143,11 @@ def _study(anchor: str, study: Study) -> Section | None:
         figures.last_epochs([tested], "The winner on the test images") if tested else None,
     ]
     inner = [
-        _section("Trials", f"{anchor}-trials", [tables.trials(study)]),
-        _section("The front", f"{anchor}-front", [front]),
-        *(_section(each.title, f"{anchor}-{number}", [each]) for number, each in enumerate(drawn, 1)),
-        _step(f"{anchor}-best", Group(f"Trial {runs[0].folder.name}, the {which}", runs), None) if runs else None,
-        _section("Confirmed on fresh seeds", f"{anchor}-confirmed", fresh),
+        Section("Trials", f"{anchor}-trials", [tables.trials(study)]),
+        Section("The front", f"{anchor}-front", [tables.trials(study, front=True)] * study.multi_objective),
+        *(Section(each.title, f"{anchor}-{number}", [each]) for number, each in enumerate(drawn, 1)),
+        *(_step(f"{anchor}-best", Group(f"Trial {r.folder.name}, the {which}", runs), None) for r in runs[:1]),
+        Section("Confirmed on fresh seeds", f"{anchor}-confirmed", fresh),
     ]
-    said = [*(Text(problem, problem=True) for problem in study.problems), *map(Text, missing)]
-    return _section(f"Study {study.folder.name}", anchor, [Pairs("", tables.study(study)), *said], _filled(inner))
+    said: list[Block] = [*map(Problem, study.problems), *map(Text, missing)]
+    return Section(f"Study {study.folder.name}", anchor, [Pairs("", tables.study(study)), *said], inner)

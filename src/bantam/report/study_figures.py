@@ -1,8 +1,11 @@
-"""The figures of a search: Optuna's own, from a study rebuilt in memory, in the colours of the page."""
+"""The figures of a search: Optuna's own, from a study rebuilt in memory, in the colours of the page.
+
+Accuracy against size is drawn here: the study knows its front already, by whichever cost was an objective.
+"""
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -14,8 +17,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from bantam import budget
 from bantam.report.axes import Figure, accuracies, draw_line, epochs, note_outside, text
 from bantam.report.folders import Study, Trial
-from bantam.report.groups import COLLAPSE
 from bantam.report.numbers import plural, shown
+from bantam.report.runs import COLLAPSE
 
 MANY = 150
 """Trials from which on they are drawn smaller and fainter, or they would hide each other."""
@@ -23,8 +26,11 @@ MANY = 150
 MARKERS = {"complete": ("c0", "circle"), "pruned": ("c4", "x-thin"), "over budget": ("c1", "triangle-up-open")}
 """Colour and symbol of a trial by its state; other states have no number to draw."""
 
-STATES = {"pruned": TrialState.PRUNED, "over budget": TrialState.PRUNED, "running": TrialState.RUNNING}
-"""What Optuna calls a state of a trial without an objective; all others have failed."""
+STATES = {
+    **{"complete": TrialState.COMPLETE, "running": TrialState.RUNNING},
+    **{"pruned": TrialState.PRUNED, "over budget": TrialState.PRUNED},
+}
+"""What Optuna calls a state of a trial; all others have failed."""
 
 STATES_DRAWN = {"complete": ("var(--others)", 1.0), "pruned": ("var(--c4)", 1.2), "running": ("var(--c2)", 1.2)}
 """Colour and width of a trial's line by its state."""
@@ -60,23 +66,18 @@ class _Unchanged(optuna.storages.InMemoryStorage):
         return super().get_all_trials(study_id, deepcopy=False, states=states)
 
 
-def rebuild(study: Study, both: bool = False) -> optuna.Study:
-    """The trials of a folder as a study of Optuna's; its values are accuracies, or `both` objectives."""
+def rebuild(study: Study) -> optuna.Study:
+    """The trials of a folder as a study of Optuna's; its values are accuracies."""
     ranges = {key: _distribution(study, key) for key in study.keys}
-    trials = {t.number: t for t in study.trials if not both or study.cost in t.costs}
-    rebuilt = optuna.create_study(
-        storage=_Unchanged(), directions=["minimize", "maximize"] if both else ["maximize"]
-    )
+    trials = {t.number: t for t in study.trials}
+    rebuilt = optuna.create_study(storage=_Unchanged(), direction="maximize")
     for number in range(max(trials, default=-1) + 1):
-        t = trials.get(number)
-        if t is None:  # not to be read: what follows keeps its number
-            rebuilt.add_trial(create_trial(state=TrialState.FAIL))
-            continue
-        ended = t.objective is not None
+        # One that cannot be read has failed: what follows keeps its number.
+        t = trials.get(number) or Trial(number, "failed", "", {}, {}, None, None, [])
         rebuilt.add_trial(
             create_trial(
-                state=TrialState.COMPLETE if ended else STATES.get(t.state, TrialState.FAIL),
-                values=[t.costs.get(study.cost, 0), t.objective or 0.0][not both :] if ended else None,
+                state=STATES.get(t.state, TrialState.FAIL),
+                value=t.objective,
                 params=t.settings,
                 distributions={key: ranges[key] for key in t.settings},
                 intermediate_values=dict(t.epochs),
@@ -148,9 +149,9 @@ def history(study: Study, rebuilt: optuna.Study) -> Figure | None:
     if len(study.trials) <= 9:  # else Plotly would label every half of a trial, rounded
         plot.update_xaxes(dtick=1)
     best = "most accurate" if study.multi_objective else "best"
-    states = ("complete", "pruned", "over budget", "failed")
-    counts = ", ".join(f"{study.count(state)} {state}" for state in states)
-    see = f"Trial {study.top.number} is the {best}, {study.top.objective:.3f} %; {counts}."
+    states = [t.state for t in study.trials]
+    counts = (f"{states.count(state)} {state}" for state in ("complete", "pruned", "over budget", "failed"))
+    see = f"Trial {study.top.number} is the {best}, {study.top.objective:.3f} %; {', '.join(counts)}."
     return Figure("History", see, plot)
 
 
@@ -162,11 +163,8 @@ def sizes(study: Study, rebuilt: optuna.Study) -> Figure | str | None:
         return same if study.completed else None
     low, high = _scale([t.objective or 0.0 for t in study.completed])
     low = min([low, *(t.objective or 0.0 for t in front if (t.objective or 0.0) > high - 4 * (high - low))])
-    plot = visualization.plot_pareto_front(rebuild(study, both=True), include_dominated_trials=False)
-    plot.data = plot.data[-1:]
-    x, y = zip(*sorted(zip(plot.data[0].x, plot.data[0].y, strict=True)), strict=True)
-    look = {"mode": "lines", "line": BEST, "marker": None, "text": None, "hovertemplate": None}
-    plot.data[0].update(x=x, y=y, name="Pareto front", hoverinfo="skip", showlegend=True, **look)
+    look = {"mode": "lines", "line": BEST, "name": "Pareto front", "hoverinfo": "skip", "showlegend": True}
+    plot = go.Figure(go.Scatter(x=[t.costs[study.cost] for t in front], y=[t.objective for t in front], **look))
     _mark_states(plot, study, low, high, sizes=True)
     plot.update_xaxes(title_text=words, tickformat=",d")
     if study.limit:
@@ -188,22 +186,20 @@ def _front_in_words(study: Study, front: Sequence[Trial]) -> str:
     return see
 
 
-def _regroup(
-    plot: go.Figure, numbers: Sequence[int], labels: Sequence[list[str]], groups: Sequence[Lines], hover: str
-) -> None:
+def _regroup(plot: go.Figure, lines: Mapping[int, Sequence[Any]], groups: Sequence[Lines], hover: str) -> None:
     """Make one trace with gaps of the lines of each group of trials: a thousand would take long to draw.
 
-    The figure has a line for each of these numbers of trials, every one with a label for each of its points.
+    The line of a trial, by its number, consists of points, each with its label.
     """
-    lines = {n: (line.x, line.y, own) for n, line, own in zip(numbers, plot.data, labels, strict=False)}
     plot.data = []
     for name, trials, colour, width in groups:
         chosen = [lines[t.number] for t in trials if t.number in lines]
         if chosen:
+            x, y, labels = zip(*(point for line in chosen for point in (*line, (None, None, ""))), strict=True)
             plot.add_scatter(
-                x=[x for xs, *_ in chosen for x in (*xs, None)],
-                y=[y if y is None else round(y, 4) for _, ys, _ in chosen for y in (*ys, None)],
-                text=[label for *_, own in chosen for label in (*own, "")],
+                x=x,
+                y=[height if height is None else round(height, 4) for height in y],
+                text=labels,
                 mode="lines+markers" if len(lines) <= MANY else "lines",
                 marker={"size": 4},
                 name=f"{name} ({len(chosen)})" if len(chosen) > 1 else f"{name}, trial {trials[0].number}",
@@ -219,15 +215,17 @@ def intermediate(study: Study, rebuilt: optuna.Study) -> Figure | None:
     if not drawn:
         return None
     plot = visualization.plot_intermediate_values(rebuilt)
-    numbers = [int(line.name.removeprefix("Trial")) for line in plot.data]
-    labels = [[str(number)] * len(line.x) for number, line in zip(numbers, plot.data, strict=True)]
+    lines = {}
+    for line in plot.data:
+        number = line.name.removeprefix("Trial")
+        lines[int(number)] = [(x, y, number) for x, y in zip(line.x, line.y, strict=True)]
     best = study.front if study.multi_objective else [study.top] if study.top else []
     groups: list[Lines] = [
         (state, [t for t in drawn if t.state == state and t not in best], *look)
         for state, look in STATES_DRAWN.items()
     ]
     groups.append(("front" if study.multi_objective else "best", best, "var(--c0)", 3.0))
-    _regroup(plot, numbers, labels, groups, "trial %{text}, epoch %{x}: %{y:.2f} %")
+    _regroup(plot, lines, groups, "trial %{text}, epoch %{x}: %{y:.2f} %")
     ends = [t.epochs[-1][1] for t in drawn]
     low, high = _scale(ends)
     note_outside(plot, ["ends of lines" for end in ends if end < low])
@@ -237,19 +235,17 @@ def intermediate(study: Study, rebuilt: optuna.Study) -> Figure | None:
     see = f"{were}, after {statistics.mean(pruned):.1f} epochs on average" if pruned else "No trial was pruned"
     if any(t.seeds for t in drawn):
         left = sum(t.state == "pruned" and bool(t.seeds) for t in drawn)
-        see += (
-            f"; {plural(left, 'trial')} got no further seed" * (left > 0) + "; a line is the first seed of a trial"
-        )
+        see += f"; {plural(left, 'trial')} got no further seed" * (left > 0)
+        see += "; a line is the first seed of a trial"
     return Figure("Epoch by epoch", f"{see}; double-click to see the whole scale.", plot)
 
 
 def importances(study: Study, rebuilt: optuna.Study) -> Figure | str:
     """How much each setting decides, by Optuna; else why it cannot be said."""
-    done = study.completed
-    keys = _differing(study)
+    done, keys = study.completed, _differing(study)
     if len(done) < 4:
-        few = f"{plural(len(done), 'completed trial')} {'is' if len(done) == 1 else 'are'} too few"
-        return f"No importances: {few}."
+        trials = plural(len(done), "completed trial")
+        return f"No importances: {trials} {'is' if len(done) == 1 else 'are'} too few."
     if not keys:
         return "No importances: no setting differs between the completed trials."
     if len(keys) == 1:
@@ -288,17 +284,17 @@ def parallel(study: Study, rebuilt: optuna.Study) -> Figure | None:
         return None
     plot = visualization.plot_parallel_coordinate(rebuilt, params=keys)
     names = ["accuracy", *map(text, sorted(keys))]  # in Optuna's order, which cuts long ones
-    labels = []
+    lines = {}
     for t, line in zip(done, plot.data, strict=False):
         values = [f"{t.objective:.3f} %", *(text(value) for _, value in line.customdata[1:])]
-        labels.append([f"trial {t.number}<br>{name} {value}" for name, value in zip(names, values, strict=True)])
+        labels = [f"trial {t.number}<br>{name} {value}" for name, value in zip(names, values, strict=True)]
+        lines[t.number] = [*zip(line.x, line.y, labels, strict=True)]
     ranked = sorted(done, key=lambda t: t.objective or 0.0)
     best = study.front if study.multi_objective else ranked[-max(1, round(len(done) / 10)) :]
     name = "front" if study.multi_objective else "best tenth" if len(best) > 1 else "best"
     chosen = {t.number for t in best}
     others = [t for t in done if t.number not in chosen]
-    groups: list[Lines] = [("others", others, "var(--others)", 1.0), (name, best, "var(--c0)", 2.0)]
-    _regroup(plot, [t.number for t in done], labels, groups, "%{text}")
+    _regroup(plot, lines, [("others", others, "var(--others)", 1.0), (name, best, "var(--c0)", 2.0)], "%{text}")
     low, high = (t.objective or 0.0 for t in (ranked[0], ranked[-1]))
     for tick in plot.layout.annotations:  # within the picture, and accuracies with all their figures
         label = text(tick.text) if tick.x else f"{low + tick.y * (high - low):.2f}"

@@ -2,7 +2,8 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from bantam.budget import COSTS, in_words
 from bantam.report import groups, steps
 from bantam.report.folders import Contents, Study, Trial
 from bantam.report.groups import Difference, Group
-from bantam.report.numbers import plural, shown, signed
+from bantam.report.numbers import mean_of, plural, shown, signed
 from bantam.report.runs import Run
+from bantam.training.settings import every_one_of, short_path
 
 Pairs = list[tuple[str, str]]
 
@@ -52,16 +54,11 @@ class Table:
     spare: Sequence[str] = ()
     """Titles of columns that a narrow terminal leaves out first."""
 
-    def texts(self) -> list[list[str]]:
-        """The titles and what the terminal shows of the rows as text."""
-        return [self.titles, *([cell.text for cell in row] for row in self.rows[: self.most])]
-
     @property
     def numeric(self) -> list[bool]:
         """Whether there are numbers in a column, which stand on the right."""
-        return [
-            any(isinstance(cell.value, int | float) for cell in column) for column in zip(*self.rows, strict=True)
-        ]
+        columns = zip(*self.rows, strict=True)
+        return [any(isinstance(cell.value, int | float) for cell in column) for column in columns]
 
 
 def _table(rows: Iterable[dict[str, Any]], **more: Any) -> Table | None:
@@ -73,7 +70,7 @@ def _table(rows: Iterable[dict[str, Any]], **more: Any) -> Table | None:
 
 def _number(value: Any, digits: int) -> Cell:
     """A number with so many digits after the point."""
-    return Cell(shown(value, digits if isinstance(value, int | float) else None), value)
+    return Cell(shown(value, digits), value)
 
 
 def verdict(word: str) -> Cell:
@@ -95,29 +92,19 @@ def _accuracy(value: float, r: Run) -> Cell:
     return Cell(shown(value, 2), value, "" if not judged else "bad" if value < r.target else "good")
 
 
-def path_shown(path: Path) -> str:
-    """A path as a person would type it."""
-    path = path.absolute()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
 def facts(found: Contents, every: Sequence[Group]) -> list[tuple[str, str, str]]:
     """Name, number and what it is about."""
-    facts, runs = [], found.runs
-    if runs:
-        facts.append(("runs", f"{len(runs)}", f"in {len(every)} configurations" if len(every) > 1 else ""))
-        repeats = len(runs) - sum(len(g.runs) for g in every)
-        if repeats:
-            facts.append(("repeats of a seed", f"{repeats}", "which count in no mean"))
-        lost = sum(r.objective is None for r in runs)
-        if lost:
-            facts.append(("without a result", f"{lost}", "see below"))
-        judged = [r for g in every for r in g.runs if r.judged]
-        if judged:
-            targets = {r.target for r in judged if not math.isnan(r.target)}
-            target = f"{targets.pop():g} % in the last epochs" if len(targets) == 1 else ""
-            met = sum(r.state == "met" for r in judged)
-            facts.append(("meet the target", f"{met} of {len(judged)}", target))
+    count, judged = len(found.runs), [r for g in every for r in g.runs if r.judged]
+    counts = [
+        ("runs", count, f"in {len(every)} configurations" if len(every) > 1 else ""),
+        ("repeats of a seed", count - sum(len(g.runs) for g in every), "which count in no mean"),
+        ("without a result", sum(r.objective is None for r in found.runs), "see below"),
+    ]
+    facts = [(name, f"{number}", what) for name, number, what in counts if number]
+    if judged:
+        targets = {r.target for r in judged if not math.isnan(r.target)}
+        target = f"{targets.pop():g} % in the last epochs" if len(targets) == 1 else ""
+        facts.append(("meet the target", f"{sum(g.met for g in every)} of {len(judged)}", target))
     best = max((g for g in every if g.mean is not None), key=lambda g: g.mean or 0.0, default=None)
     if best:
         mixed = not groups.same_images([r for g in every for r in g.ended], [])
@@ -125,9 +112,8 @@ def facts(found: Contents, every: Sequence[Group]) -> list[tuple[str, str, str]]
         facts.append(("best mean of the last epochs", f"{best.mean:.2f} %", of))
     for study in found.studies:
         facts.append(("trials", f"{len(study.trials)}", study.folder.name))
-        if study.top:
-            where = f"trial {study.top.number}, validation images"
-            facts.append(("best trial", f"{study.top.objective:.2f} %", where))
+        if top := study.top:
+            facts.append(("best trial", f"{top.objective:.2f} %", f"trial {top.number}, validation images"))
     return facts
 
 
@@ -135,7 +121,7 @@ def runs(listed: Sequence[Run], anchors: Mapping[Path, str]) -> Table | None:
     """A row for each run, with a link to its step where it has one."""
     rows = (
         {
-            "folder": Cell(path_shown(r.folder), r.folder.name.zfill(6), link=anchors.get(r.folder, "")),
+            "folder": Cell(short_path(r.folder), r.folder.name.zfill(6), link=anchors.get(r.folder, "")),
             "network": r.name,
             "seed": Cell("" if r.seed is None else str(r.seed), r.seed),
             "parameters": r.result.get("parameters"),
@@ -199,7 +185,7 @@ def broken(found: Contents) -> Table | None:
     """What has no result or is damaged, and why."""
     lost = [(r.folder, r.state, r.reason or r.state) for r in found.runs if r.objective is None or r.problems]
     return _table(
-        {"folder": path_shown(folder), "state": verdict(state), "reason": reason}
+        {"folder": short_path(folder), "state": verdict(state), "reason": reason}
         for folder, state, reason in [*lost, *((path, "no run", why) for path, why in found.broken)]
     )
 
@@ -224,11 +210,9 @@ def trials(study: Study, front: bool = False) -> Table | None:
         }
         for t in listed
     ]
-    spare = (*reversed(others), "seconds", *reversed(study.keys))
-    if front:
-        said = f"no trial is as accurate with fewer {COSTS[study.cost]}"
-        return _table(rows, title="The front", see=said, spare=spare)
-    return _table(rows, filter="accuracy>98", most=20, spare=spare)
+    said = {"title": "The front", "see": f"no trial is as accurate with fewer {COSTS[study.cost]}"}
+    more: dict[str, Any] = said if front else {"filter": "accuracy>98", "most": 20}
+    return _table(rows, spare=(*reversed(others), "seconds", *reversed(study.keys)), **more)
 
 
 def _of_seeds(listed: Sequence[Trial]) -> dict[int, dict[str, Any]]:
@@ -269,12 +253,11 @@ def target(r: Run) -> str:
     """What a run was to reach, within which budget; empty where its configuration does not say it."""
     if math.isnan(r.target):
         return ""
-    said = r.settings.get
-    last, most = said("target.last_epochs"), said("budget.epochs")
-    when = "in the last epoch" if last == 1 else f"in every one of the last {shown(last)} epochs"
+    said: Callable[[str], Any] = r.settings.get
+    when, most = every_one_of(said("target.last_epochs")), said("budget.epochs")
     limits = {words: said(f"budget.{key}") for key, words in COSTS.items()}
     sizes = [f"fewer than {shown(limit)} {words}" for words, limit in limits.items() if limit is not None]
-    return ", ".join([f"{r.target:g} % {when}", *sizes, f"at most {shown(most)} epoch{'s' * (most != 1)}"])
+    return ", ".join([f"{r.target:g} % in {when}", *sizes, f"at most {shown(most)} epoch{'s' * (most != 1)}"])
 
 
 def last(g: Group) -> tuple[str, list[Cell]]:
@@ -291,8 +274,7 @@ def results(g: Group) -> Pairs:
     """What came out: accuracies, and the images they are of."""
     r, found = g.shown, []
     if len(g.runs) > 1 and g.mean is not None:
-        spread = f" ± {g.deviation:.2f}" if g.deviation is not None else ""
-        found.append(("mean of the last epochs", f"{g.mean:.2f}{spread} % over {len(g.ended)} seeds"))
+        found.append(("mean of the last epochs", f"{mean_of(g.objectives)} % over {len(g.ended)} seeds"))
         found.append(("worst and best seed", f"{min(g.objectives):.2f} and {max(g.objectives):.2f} %"))
     elif r.objective is not None:
         best, when = shown(r.result.get("best_accuracy"), 2), shown(r.result.get("best_epoch"))
@@ -310,31 +292,27 @@ def network(g: Group) -> str:
     if not g.parameters or not layers:
         return ""
     costs = {key: g.first.result[key] for key in COSTS if g.first.result.get(key)}
-    return (
-        f"{len(layers)} layers, {in_words({'parameters': g.parameters, **costs})}, "
-        f"receptive field {layers[-1].sees or 'not known'}"
-    )
+    size = in_words({"parameters": g.parameters, **costs})
+    return f"{len(layers)} layers, {size}, receptive field {layers[-1].sees or 'not known'}"
 
 
-def settings(r: Run) -> Pairs:
-    """What a run was trained with and on."""
-    found = [(part, steps.component(r, part)) for part in ("model", "optimizer", "scheduler", "augmentation")]
-    keys: list[str] = [key for key in ("epochs", "batch_size") if key in r.settings]
-    keys += [key for key in ("label_smoothing", "ema") if r.settings.get(key)]
+def settings(g: Group) -> Pairs:
+    """What a group was trained with and on."""
+    r, found = g.shown, [("network", network(g))]
+    found += [(part, steps.component(r, part)) for part in ("model", "optimizer", "scheduler", "augmentation")]
+    keys = [key for key in ("epochs", "batch_size", "label_smoothing", "ema") if r.settings.get(key)]
     found.append(("training", ", ".join(f"{key} {shown(r.settings[key])}" for key in keys)))
-    threads = r.result.get("threads")
-    machine = [r.result.get(key) for key in ("device", "processor", "precision")]
-    machine.append(plural(threads, "thread") if isinstance(threads, int) else None)
-    found.append(("machine", ", ".join(str(item) for item in machine if item)))
+    machine: list[str] = [r.result.get(key) or "" for key in ("device", "processor", "precision")]
+    machine.append(plural(r.result["threads"], "thread") if r.result.get("threads") else "")
+    found.append(("machine", ", ".join(filter(None, machine))))
     return [(name, value) for name, value in found if value]
 
 
 def study(found: Study) -> Pairs:
     """What a search did and what it found."""
-    states = ("complete", "pruned", "over budget", "failed", "stopped", "running")
-    counts = [f"{found.count(state)} {state}" for state in states if found.count(state)]
-    pairs = [("trials", ", ".join(counts))]
-    took = sum(t.seconds or 0.0 for t in found.trials)
+    states, took = Counter(t.state for t in found.trials), sum(t.seconds or 0.0 for t in found.trials)
+    ordered = ("complete", "pruned", "over budget", "failed", "stopped", "running")
+    pairs = [("trials", ", ".join(f"{states[state]} {state}" for state in ordered if state in states))]
     if took:
         pairs.append(("trained for", f"{took / 3600:.1f} hours" if took > 5400 else f"{took / 60:.1f} minutes"))
     if found.top:

@@ -7,7 +7,7 @@ from rich.table import Table as RichTable
 
 from bantam.report.axes import Figure
 from bantam.report.page import Report
-from bantam.report.sections import Block, Chips, Pairs, Section, Text
+from bantam.report.sections import Chips, Pairs, Section, Text
 from bantam.report.tables import Cell, Table
 
 LONG, WRAPPED = 35, 24
@@ -29,28 +29,24 @@ def _section(console: Console, section: Section) -> None:
     verdict = f": {_coloured(section.badge)}" if section.badge else ""
     console.print(f"\n[bold underline]{escape(section.title)}[/]{verdict}", soft_wrap=True)
     for block in section.blocks:
-        _block(console, block)
+        match block:
+            case Table():
+                _table(console, block)
+            case Text():
+                _line(console, block)
+            case Figure():
+                _line(console, f"{block.title}: {block.see}")
+            case Chips():
+                _line(console, f"{block.title}: {' '.join(cell.text for cell in block.items)}")
+            case Pairs():
+                grid = RichTable.grid(padding=(0, 2))
+                grid.add_column(style="bold")
+                grid.add_column(overflow="fold")
+                for name, value in block.items:
+                    grid.add_row(escape(name), escape(value))
+                console.print(grid)
     for inner in section.inner:
         _section(console, inner)
-
-
-def _block(console: Console, block: Block) -> None:
-    match block:
-        case Table():
-            _table(console, block)
-        case Text():
-            _line(console, block.text)
-        case Figure():
-            _line(console, f"{block.title}: {block.see}")
-        case Chips():
-            _line(console, f"{block.title}: {' '.join(cell.text for cell in block.cells)}")
-        case Pairs():
-            grid = RichTable.grid(padding=(0, 2))
-            grid.add_column(style="bold")
-            grid.add_column(overflow="fold")
-            for name, value in block.items:
-                grid.add_row(escape(name), escape(value))
-            console.print(grid)
 
 
 def _line(console: Console, text: str) -> None:
@@ -64,7 +60,8 @@ def _coloured(cell: Cell) -> str:
 def _table(console: Console, table: Table) -> None:
     """Print the first rows of a table with the columns there is room for; it says what else there is."""
     rows = table.rows[: table.most]
-    widths = [max(cell_len(text) for text in column) for column in zip(*table.texts(), strict=True)]
+    texts = [table.titles, *([cell.text for cell in row] for row in rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*texts, strict=True)]
     kept = {i: WRAPPED if width > LONG else width for i, width in enumerate(widths)}
     spare = [table.titles.index(title) for title in table.spare if title in table.titles]
     last = [*spare, *reversed(range(1, len(widths)))]
