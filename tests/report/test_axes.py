@@ -1,5 +1,6 @@
 import math
 
+import plotly.graph_objects as go
 import pytest
 
 from bantam.report import axes
@@ -22,3 +23,12 @@ def test_the_scale_is_about_what_matters(
     bottom, top = axes.scale(values, target)
     assert low[0] <= bottom <= low[1]
     assert high[0] <= top <= high[1]
+
+
+def test_a_label_of_an_upright_line_stands_beside_it_within_the_picture() -> None:
+    plot = go.Figure()
+    axes.draw_line(plot, 10_000, "budget", "x")
+    axes.note_outside(plot, ["trial 1"])
+    label, outside = plot.layout.annotations
+    assert (label.text, label.yanchor, label.textangle) == ("budget", "top", -90)
+    assert outside.yanchor == "bottom"

@@ -88,9 +88,13 @@ def draw_line(plot: go.Figure, at: float, label: str, axis: str = "y") -> None:
     """Draw a target or a limit as a dashed line with its name; nothing at nan."""
     if not math.isnan(at):
         line = {"color": "var(--target)", "width": 1.5, "dash": "5px 4px"}
-        note = {"text": label, "font": {"color": "var(--target)", "size": 12}, "yanchor": "bottom"}
-        add = plot.add_hline if axis == "y" else plot.add_vline
-        add(at, line=line, layer="below", annotation=note, annotation_position="top left")
+        look: dict[str, Any] = {"line": line, "layer": "below"}
+        note = {"text": label, "font": {"color": "var(--target)", "size": 12}}
+        if axis == "y":
+            plot.add_hline(at, **look, annotation={**note, "yanchor": "bottom"}, annotation_position="top left")
+        else:  # beside it, where no trial is trained: above the picture is what lies outside its scale
+            beside = {**note, "textangle": -90, "yanchor": "top"}
+            plot.add_vline(at, **look, annotation=beside, annotation_position="top right")
 
 
 def note_outside(plot: go.Figure, labels: Sequence[str], side: str = "below") -> None:
