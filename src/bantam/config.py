@@ -107,6 +107,18 @@ def register() -> None:
             store.store(group=f"hydra/schema/{group}", name=name, node=node, replace=True)
 
 
+def unreadable(error: Exception) -> str:
+    """Why a file cannot be read, in few words."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    if problem and mark:
+        return f"{problem}, line {mark.line + 1}"
+    if isinstance(error, OSError):  # OmegaConf raises one for YAML that is a number
+        return error.strerror or "it has no keys"
+    if isinstance(error, UnicodeError):
+        return "it is no text"
+    return (" ".join(str(error).split()) or type(error).__name__).partition(' in "')[0]
+
+
 def sentence(error: Exception) -> str:
     """What OmegaConf says in several lines, in one, after the key that it is about."""
     key = getattr(error, "full_key", None)

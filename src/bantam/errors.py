@@ -22,6 +22,7 @@ from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.config_source import ConfigSource
 from omegaconf.errors import OmegaConfBaseException
 
+from bantam.config import unreadable
 from bantam.overrides import resuming
 from bantam.suggestions import suggestion
 from bantam.training import settings, terminal
@@ -196,21 +197,11 @@ def about_option_file(error: Exception) -> OptionFileError | None:
         elif not isinstance(owner, ConfigSource) or isinstance(error, HydraException):
             continue
         if Path(file).exists():
-            reason = (text[found.end() :] if found else _unreadable(error)).partition(" full_key:")[0]
+            reason = (text[found.end() :] if found else unreadable(error)).partition(" full_key:")[0]
             return OptionFileError(
                 f"{settings.short_path(Path(file))} cannot be used ({reason}): correct it, or restore it"
             )
     return None
-
-
-def _unreadable(error: Exception) -> str:
-    """What a file's content is not, as far as that is known."""
-    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
-    if problem and mark:
-        return f"{problem}, line {mark.line + 1}"
-    if isinstance(error, OSError):
-        return error.strerror or "it has no keys"
-    return "it is no text" if isinstance(error, UnicodeError) else str(error).splitlines()[0].partition(" in ")[0]
 
 
 _plain_run_and_report = utils.run_and_report

@@ -93,7 +93,7 @@ def _multirun_job(cfg: DictConfig, hydra: Any, reporter: Reporter) -> float:
         if cfg.resume is not None:
             raise ValueError("resume continues one run: leave -m out")
         ranges.validate(cfg)
-        if (info.folder / RESULT).exists():
+        if os.path.lexists(info.folder / RESULT):
             result = read_result(info.folder)
             if searching or result["verdict"] not in NOT_TRAINED:
                 terminal.show_skipped(info, result)

@@ -1,10 +1,13 @@
 """What somebody meant who typed an option or a key that does not exist, or what Hydra cannot read."""
 
 import difflib
+import json
+import os
 import re
 import shlex
 import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -71,6 +74,8 @@ def _about_grammar(word: str) -> ValueError | None:
 def _about_option(error: MissingConfigException) -> ValueError | None:
     """The nearest option of a group, such as model=v2 for model=v3."""
     group, _, typed = str(error.missing_cfg_file).rpartition("/")
+    if gone := _about_experiment(group, typed):
+        return gone
     there = sorted(error.options or _options(group))
     if not there:
         return None
@@ -78,6 +83,46 @@ def _about_option(error: MissingConfigException) -> ValueError | None:
     meant = f"did you mean {group}={near[0]}? " if near else ""
     own = ", or a class in a file of your own, as in model=mine.py:Net" if group == "model" else ""
     return ValueError(f"{group}={typed} does not exist: {meant}There are {', '.join(there)}{own}")
+
+
+def _about_experiment(group: str, typed: str) -> ValueError | None:
+    """What to say of an experiment that the search in a --config-dir has written; None for others."""
+    for source in GlobalHydra.instance().config_loader().get_sources():
+        study, file = Path(source.path), Path(source.path, group, f"{typed}.yaml")
+        written = _experiments(study) if group == "experiment" else {}
+        if typed not in written:
+            continue
+        shown = os.path.relpath(file)
+        if os.path.lexists(file):
+            return ValueError(f"{shown} is no file: move it away, and {SEARCH_AGAIN}")
+        number = written[typed]
+        if number is not None and not (study / str(number)).is_dir():
+            trial = os.path.relpath(study / str(number))
+            return ValueError(
+                f"{shown} is gone, and so is {trial}, the trial that it repeats: restore one of them"
+            )
+        return ValueError(f"{shown} is gone: restore it, or {SEARCH_AGAIN}")
+    return None
+
+
+OF_SEARCH = ("trials.csv", "summary.json")
+"""Files of which a search has at least one in its folder."""
+
+SEARCH_AGAIN = "type the command line of the search again, which writes it anew"
+"""What helps where a file is damaged that a search writes at its end."""
+
+
+def _experiments(study: Path) -> dict[str, int | None]:
+    """The experiments that a search has written, and the trial that each repeats; none where it is no search."""
+    if not any((study / name).exists() for name in OF_SEARCH):
+        return {}
+    try:
+        summary = json.loads((study / "summary.json").read_text(encoding="utf-8"))
+        if "front" in summary:
+            return {f"trial_{entry['number']}": entry["number"] for entry in summary["front"]}
+        return {"best": summary["best"]["number"]}
+    except (OSError, ValueError, KeyError, TypeError):  # it is damaged, or the search goes on
+        return {"best": None}
 
 
 def several(line: str) -> ValueError | None:
