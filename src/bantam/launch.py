@@ -58,8 +58,7 @@ def job(cfg: DictConfig, reporter: Reporter) -> float:
             raise ValueError(f"resume continues a run only as {resuming(cfg.resume)}")
         from bantam.training.run import run
 
-        # Hydra's --experimental-rerun calls no callback.
-        prepared = Preflight.prepared or _prepare_single(cfg, folder, hydra)
+        prepared = Preflight.prepared or _prepare_alone(cfg, folder, hydra)
         saved.save(folder, prepared.cfg)
         objective = run(prepared)
     if objective != objective:
@@ -140,7 +139,7 @@ def prepare_typed(config: DictConfig, folder: Path) -> "Prepared":
     resolve.settle(cfg, Path(hydra.runtime.cwd))
     ranges.validate(cfg)
     if cfg.dry_run:
-        resolve.keep_no_downloads()
+        resolve.keep_nothing()
     return _prepare_resumed(cfg, hydra) if cfg.resume is not None else _prepare_single(cfg, folder, hydra)
 
 
@@ -179,7 +178,7 @@ class Preflight(Callback):
             if config.hydra.sweeper._target_ == SWEEPER:  # it decides by itself, for all of its trials
                 return
             if config.dry_run:
-                resolve.keep_no_downloads()
+                resolve.keep_nothing()
             basic = config.hydra.sweeper._target_ == BASIC
             composed = list(jobs.composed(config, kwargs["config_name"])) if basic else []
             resolve.decide_for_jobs([cfg for cfg, _ in composed] or [config], Path(config.hydra.runtime.cwd))
@@ -236,9 +235,15 @@ def _again(config: DictConfig) -> str:
     return command_line(["python", sys.argv[0], *words, override(key, config.hydra.sweep.dir)])
 
 
-def _prepare_single(cfg: DictConfig, folder: Path, hydra: Any) -> "Prepared":
-    """Check that the folder can be had, and prepare a single run for it."""
+def _prepare_alone(cfg: DictConfig, folder: Path, hydra: Any) -> "Prepared":
+    """Check and prepare a single run for which `Preflight` was not called, as hydra.callbacks lacks it."""
     resolve.settle(cfg, Path(hydra.runtime.cwd))
+    ranges.validate(cfg)
+    return _prepare_single(cfg, folder, hydra)
+
+
+def _prepare_single(cfg: DictConfig, folder: Path, hydra: Any) -> "Prepared":
+    """Check that the folder can be had, and prepare a single run for it, whose configuration is checked."""
     _refuse_unwritable(folder, "hydra.run.dir")
     from bantam.training.folder import refuse_used
     from bantam.training.setup import RunInfo, prepare
