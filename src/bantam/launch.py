@@ -22,6 +22,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from bantam import cluster, errors, jobs, ranges, resolve, snapshot
 from bantam.overrides import command_line, from_python, override, resuming
+from bantam.own import code
 from bantam.suggestions import several
 from bantam.training import saved, terminal
 
@@ -294,6 +295,11 @@ def _prepare_resumed(cfg: DictConfig, hydra: DictConfig) -> "Prepared":
     contradictions = [key for key in keys if key.partition(".")[0] not in ("dry_run", "tracker")]
     if contradictions:
         key, old, now = saved.in_words(own, new, saved.chosen(own, given), contradictions[0])
+        if key == code.CHECKSUM:
+            raise ValueError(
+                f"{new.model._file_} has changed since the run in {folder} was begun, which is resumed with its "
+                f"own network, {folder / code.COPY}: leave {command_line(given)} out"
+            )
         raise ValueError(
             f"{key} is {now} here, but the run in {folder} has {old}: "
             f"a run is resumed with its own settings; leave {command_line(given)} out"
