@@ -342,6 +342,7 @@ def test_a_run_is_not_resumed_with_a_damaged_file(
         "halved",
         "list",
         "folder",
+        "link",
         "binary",
         "epochs: 2\n epochs: two\n",
         "seed: 1\n ",
