@@ -3,15 +3,18 @@
 import json
 import runpy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from commands import PROJECT, Bantam, Forks
 from finished import once
+from PIL import Image
 from single_runs import history
 
+from bantam import trackers, tracking
 from bantam.report import folders
 from bantam.training import folder as files
 
@@ -247,6 +250,7 @@ def is_one_sentence(errors: str, name: str) -> bool:
     [
         *((script, name) for script in ("evaluate.py", "table.py") for name in READ[script]),
         ("export.py", "weights.safetensors"),
+        *(("predict.py", name) for name in ("weights.safetensors", "result.json", ".hydra/hydra.yaml")),
     ],
 )
 def test_a_damaged_file_is_one_sentence(
@@ -255,9 +259,13 @@ def test_a_damaged_file_is_one_sentence(
     if script == "export.py":
         pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
     seen = (lambda what: True) if script != "table.py" else (lambda what: what not in OTHERS.get(name, ()))
+    more = ()
+    if script == "predict.py":
+        seen, more = (lambda what: what in ANY), ("picture.png",)
+        Image.new("L", (28, 28)).save(tmp_path / "picture.png")
     bad = {}
     for what, run in damaged(few_run, tmp_path, name, seen).items():
-        code, _, errors = call(script, str(run.relative_to(tmp_path)))
+        code, _, errors = call(script, str(run.relative_to(tmp_path)), *more)
         if code != 1 or not is_one_sentence(errors, name):
             bad[what] = (code, errors)
     assert not bad
@@ -280,6 +288,43 @@ def test_a_report_says_it_of_that_run_and_shows_the_others(
     assert {what for what, run in copies.items() if f"runs/{run.name} " not in table} == set()
 
 
+class Recording:
+    """A tracker that notes what it is told of."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def begin(self, entry: trackers.Entry, known: str | None, epochs: int) -> str:
+        self.names.append(entry.folder.name)
+        return entry.name
+
+    def epoch(self, record: trackers.Record) -> None:
+        pass
+
+    def end(self, result: Mapping[str, Any], pictures: Sequence[Path]) -> None:
+        pass
+
+
+@pytest.mark.parametrize("name", [*SHOWN, ".hydra/hydra.yaml"])
+def test_trackers_are_told_of_sound_runs_only(
+    few_run: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers, "key_of", lambda option, tracker: option)
+    monkeypatch.setattr("bantam.training.tracked.key_of", lambda option, tracker: option)
+    copies = damaged(few_run, tmp_path, name, lambda what: what in ANY and (name, what) not in UNFINISHED)
+    good = shutil.copytree(few_run, tmp_path / "runs" / "good")
+    tracker = Recording()
+    assert tracking.send([tmp_path / "runs"], {"recording": tracker}) == (1, len(copies))
+    assert tracker.names == [good.name]
+    said = " ".join(capsys.readouterr().out.split()).split("Warning: ")[1:]
+    assert len(said) == len(copies)
+    assert all(Path(name).name in what and "restore it" in what for what in said), said
+
+
+UNFINISHED = (("result.json", "gone"), ("result.json", "link"))
+"""Damage after which a run counts as one that goes on."""
+
+
 def test_only_who_needs_a_file_misses_it(
     call: Callable[..., tuple[int, str, str]], few_run: Path, tmp_path: Path
 ) -> None:
@@ -300,6 +345,7 @@ def test_a_run_is_not_resumed_with_a_damaged_file(
         "halved",
         "list",
         "folder",
+        "link",
         "binary",
         "epochs: 2\n epochs: two\n",
         "seed: 1\n ",
@@ -392,6 +438,34 @@ def test_a_damaged_experiment_is_one_sentence(bantam: Bantam, tmp_path: Path, li
         "Traceback" in bantam("train.py", "--config-dir", "mine", "experiment=best", HYDRA_FULL_ERROR="1").stderr
     )
     assert not {"outputs", "multirun"} & {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("summary", "what", "said"),
+    [
+        (
+            '{"best": {"number": 3}}',
+            Path.unlink,
+            "best.yaml is gone, and so is study/3, the trial that it repeats",
+        ),
+        ('{"best": {"number": 4}}', Path.unlink, "best.yaml is gone: restore it, or type the command line"),
+        ("{", folder_instead, "best.yaml is no file: move it away, and type the command line of the search again"),
+        ("{", lambda file: shutil.rmtree(file.parent), "best.yaml is gone: restore it"),
+    ],
+)
+def test_an_experiment_of_a_search_that_is_gone_is_one_sentence(
+    bantam: Bantam, tmp_path: Path, summary: str, what: Damage, said: str
+) -> None:
+    file = tmp_path / "study" / "experiment" / "best.yaml"
+    for folder in (file.parent, tmp_path / "study" / "4"):
+        folder.mkdir(parents=True)
+    file.touch()
+    (tmp_path / "study" / "summary.json").write_text(summary)
+    what(file)
+    done = bantam("train.py", "--config-dir", "study", "experiment=best", "dry_run=true")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: study/experiment/{said}"), done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_what_is_typed_wrongly_is_no_damaged_file(bantam: Bantam) -> None:

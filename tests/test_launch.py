@@ -23,6 +23,7 @@ from single_runs import history
 
 from bantam import launch
 from bantam import overrides as quoting
+from bantam.kernels import compiler
 from bantam.search import sweeper
 
 
@@ -130,7 +131,7 @@ def test_dry_run_shows_everything_and_trains_nothing(bantam: Bantam, tmp_path: P
 
 COUNTING = """
 import json, runpy, sys
-from bantam import ranges
+from bantam import ranges, resolve
 from bantam.training import setup
 
 counts = {}
@@ -143,6 +144,7 @@ def counted(module, name):
     setattr(module, name, call)
 
 counted(ranges, "validate")
+counted(resolve, "settle")
 for name in ("prepare", "check_budget", "build_model", "build_optimizer", "_load_data", "dry_run_schedule"):
     counted(setup, name)
 script = sys.argv[1]
@@ -161,7 +163,7 @@ def test_a_single_run_is_validated_counted_and_built_once(bantam: Bantam, tmp_pa
     result = bantam(str(tmp_path / "counting.py"), str(PROJECT / "train.py"), *arguments)
     assert result.returncode == 0, result.stderr
     counts = json.loads(result.stdout.splitlines()[-1].removeprefix("counts "))
-    assert len(counts) == 7
+    assert len(counts) == 8
     assert set(counts.values()) == {1}
     assert (tmp_path / "run" / "result.json").exists()
 
@@ -354,10 +356,44 @@ def test_a_dry_run_creates_nothing(bantam: Bantam, tmp_path: Path, chdir: str) -
         (("-m", "hparams_search=optuna", *small), 1, "dry_run is about one run"),
         (("-m", "hydra/sweeper=bantam", "optimizer.lr=interval(0.01,0.1)", *small), 1, "dry_run is about one run"),
     ):
-        done = bantam("train.py", *(() if "model.width=3,90" in words else ("model.width=3",)), *words)
+        new = {"XDG_CACHE_HOME": f"{tmp_path}/cache", "TMPDIR": str(tmp_path)} if words == small else {}
+        done = bantam("train.py", *(() if "model.width=3,90" in words else ("model.width=3",)), *words, **new)
         assert done.returncode == code, done.stdout + done.stderr
         assert shown in done.stdout + done.stderr
         assert list(tmp_path.iterdir()) == []
+        if new and compiler.compiler():
+            assert "native kernels" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run",), "already holds a run (result.json): continue it with python train.py resume="),
+        (("nowhere",), "nowhere is no run folder: it does not exist; give the folder of one run"),
+        (
+            ("no choices",),
+            "no choices is no run folder: its .hydra/hydra.yaml has no hydra.runtime.choices; restore",
+        ),
+        (("numbers",), "numbers/.hydra/overrides.yaml is no list of overrides: restore it"),
+        (("no hydra",), "no hydra is no run folder: its .hydra/config.yaml is missing; restore it"),
+        (("run", "-m"), "--experimental-rerun does not support --multirun"),
+    ],
+)
+def test_a_run_that_hydra_cannot_run_again_is_one_sentence(
+    bantam: Bantam, finished_run: Path, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    if words[0] != "nowhere":
+        own = shutil.copytree(finished_run, tmp_path / words[0]) / ".hydra"
+    if words[0] == "no choices":
+        (own / "hydra.yaml").write_text("hydra: {}")
+    if words[0] == "numbers":
+        (own / "overrides.yaml").write_text("- 1")
+    if words[0] == "no hydra":
+        shutil.rmtree(own)
+    done = bantam("train.py", "--experimental-rerun", *words)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert said in done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")

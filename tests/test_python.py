@@ -26,6 +26,7 @@ from PIL import Image
 import bantam as package
 from bantam import data, launch, overrides, python, resolve
 from bantam.images import downloads
+from bantam.kernels import compiler
 from bantam.training import predict, terminal
 from bantam.training.folder import write_result
 
@@ -46,7 +47,7 @@ def state() -> tuple[Any, ...]:
         list(logging.getLogger().handlers),
         [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
         overrides.from_python.get(),
-        downloads.keep_downloads,
+        (downloads.keep_downloads, compiler.keep_compiled),
     )
 
 

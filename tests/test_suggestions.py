@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 from commands import Bantam
 from conftest import PROJECT
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
+from bantam import suggestions
 from bantam.suggestions import nearest
 
 KEYS = ["epochs", "optimizer.lr", "optimizer.momentum", "model.width", "data.root", "target.accuracy", "scheduler"]
@@ -32,6 +35,30 @@ def test_the_nearest_key(typed: str, meant: str | None) -> None:
 def test_of_equal_names_that_of_the_nearest_group() -> None:
     assert nearest("schedulr.epochs", ["epochs", "scheduler.epochs"]) == "scheduler.epochs"
     assert nearest("epochs", ["scheduler.epochs", "budget.epochs"]) in ("scheduler.epochs", "budget.epochs")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("optimizer.lr=interval(0", "is cut off: add )"),
+        ("optimizer.lr=choice([1,2", "is cut off: add ])"),
+        ("optimizer.lr=choice([1,2)", "has a ) where ] is missing: add ]"),
+        ("optimizer.lr=interval(0,1))", "has a ) that closes nothing: leave it out"),
+        ("model.widths=[1,2", "is cut off: add ]"),
+        ("hydra.sweeper.enqueue=[{optimizer.lr:1]", "has a ] where } is missing: add }"),
+        ("data.root='my file", "begins a quote that does not end: add '"),
+        ('data.root="my \\" file', 'begins a quote that does not end: add "'),
+        ("optimizer.lr=interval(0,,1)", "cannot be read ("),
+        ("optimizer.lr=interval(a,b)", "cannot be read ("),
+    ],
+)
+def test_a_value_that_is_cut_off_is_one_sentence(typed: str, said: str) -> None:
+    with pytest.raises(HydraException) as caught:
+        OverridesParser.create().parse_overrides([typed])
+    about = str(suggestions.suggestion(caught.value))
+    assert about.startswith(f"{typed} {said}"), about
+    assert "\n" not in about
+    assert "https" not in about
 
 
 @pytest.mark.parametrize("several", [(), ("-m",)], ids=["one run", "multirun"])
@@ -61,6 +88,8 @@ def test_of_equal_names_that_of_the_nearest_group() -> None:
         ("", "'' is no override: give each by itself, as key=value"),
         ("target=99", "one value to a group of keys: choose from target.accuracy, target.last_epochs"),
         ("data.root=~/my.npz", """takes only in quotes: write 'data.root="~/my.npz"'"""),
+        ("data.root=it's.npz", "has letters that Hydra takes only in quotes: write "),
+        ("model.width=range(0", "model.width=range(0 is cut off: add )"),
         ("data.root=a=b.npz", """takes only in quotes: write 'data.root="a=b.npz"'"""),
         ("model=v2 epochs=1", "'model=v2 epochs=1' is no override: give each by itself, as key=value"),
         ("optimizer.lr=fast", "optimizer.lr=fast is refused: Value 'fast' of type 'str' could not be converted"),

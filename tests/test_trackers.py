@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,24 +184,36 @@ def test_mlflow_nests_a_search_with_all_that_belongs_to_it(
     first = "hydra.sweeper.enqueue=[{model.width:40},{model.width:3}]"
     live = (*where, "tracker.mlflow.experiment=live")
     line = ("train.py", *few, *search, *few_trials, first, *live)
-    confirm = ("confirm.py", "multirun/widths", "--top", "1", "--seeds", "2", "--validation-only")
+    typed = (*where, "tracker.mlflow.experiment=typed")
+    confirm = ("confirm.py", "multirun/widths", *typed, "--top", "1", "--seeds", "2", "--validation-only")
     for command in (line, confirm):
         done = bantam(*command)
         assert done.returncode == 0, done.stdout + done.stderr
-    known = nested(client, "live", "widths")
+    known = nested(client, "live", "widths") | nested(client, "typed", "widths")
     kinds = {name.split(": ")[-1]: how for name, how in known.items()}
     assert kinds["over budget"] == ("KILLED", "over budget")
     assert kinds["v2, seed 1"] == ("FINISHED", "not judged")
     assert sum(name.startswith("confirm/trial_") for name in known) == 2
     assert len(known) == 4
-    for experiment, sent in (("live", 0), ("afterwards", 4)):  # what is known is not sent again
+    for experiment, sent in (("live", 2), ("typed", 2), ("afterwards", 4)):  # what is known is not sent again
         done = bantam("track.py", "multirun/widths", *where, f"tracker.mlflow.experiment={experiment}")
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == f"{sent} sent"
-    afterwards = nested(client, "afterwards", "widths")
-    assert {name.partition(":")[0]: how for name, how in afterwards.items()} == {
-        name.partition(":")[0]: how for name, how in known.items()
-    }
+        assert {name.partition(":")[0]: how for name, how in nested(client, experiment, "widths").items()} == {
+            name.partition(":")[0]: how for name, how in known.items()
+        }
+
+
+def test_mlflow_marks_a_pruned_trial(
+    mlflow_server: str, client: Any, composed: Compose, few: tuple[str, ...], tmp_path: Path
+) -> None:
+    where = ("tracker=mlflow", f"tracker.mlflow.uri={mlflow_server}", "tracker.mlflow.experiment=pruned")
+    trial = tmp_path / "widths" / "1"
+    trial.mkdir(parents=True)
+    run(prepare(composed(*few, *where, "epochs=2"), replace(at(trial), job=1)), lambda epoch, accuracy: True)
+    assert nested(client, "pruned", "widths") == {"1: v2, seed 1": ("KILLED", "pruned")}
+    entry = entries(client, "pruned")["1: v2, seed 1"]
+    assert [metric.step for metric in client.get_metric_history(entry.info.run_id, "test_accuracy")] == [1]
 
 
 def test_tensorboard_reads_its_files(bantam: Bantam, few: tuple[str, ...], tmp_path: Path) -> None:

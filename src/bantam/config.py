@@ -4,6 +4,7 @@
 refuses an unknown key or a wrong type while it composes. torch is not imported: a mistake is answered at once.
 """
 
+import dis
 import functools
 from dataclasses import dataclass, field
 from itertools import chain
@@ -110,6 +111,32 @@ def register() -> None:
     for group, components in {**SCHEMAS, "tracker": TRACKERS}.items():
         for name, node in components.items():
             store.store(group=f"hydra/schema/{group}", name=name, node=node, replace=True)
+
+
+def raised_in(error: BaseException) -> str:
+    """The module that has raised a ValueError with `raise`, to refuse what it was given.
+
+    Empty where Python did, such as that of `int("x")`; one that was only made is Bantam's.
+    """
+    last = error.__traceback__
+    if not isinstance(error, ValueError) or last is None:
+        return "bantam" if isinstance(error, ValueError) else ""
+    while last.tb_next is not None:
+        last = last.tb_next
+    by_raise = dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
+    return str(last.tb_frame.f_globals.get("__name__", "")) if by_raise else ""
+
+
+def unreadable(error: Exception) -> str:
+    """Why a file cannot be read, in few words."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    if problem and mark:
+        return f"{problem}, line {mark.line + 1}"
+    if isinstance(error, OSError):  # OmegaConf raises one for YAML that is a number
+        return error.strerror or "it has no keys"
+    if isinstance(error, UnicodeError):
+        return "it is no text"
+    return (" ".join(str(error).split()) or type(error).__name__).partition(' in "')[0]
 
 
 def sentence(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """What every command does alike: mistakes in one sentence, exit codes, signals, output that any terminal takes."""
 
-import dis
 import functools
 import os
 import re
@@ -22,6 +21,7 @@ from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.config_source import ConfigSource
 from omegaconf.errors import OmegaConfBaseException
 
+from bantam.config import raised_in, unreadable
 from bantam.overrides import resuming
 from bantam.suggestions import suggestion
 from bantam.training import settings, terminal
@@ -40,6 +40,8 @@ def begin() -> None:
     """What a command does first: its output fits any terminal, option files are named, SIGTERM is as Ctrl-C."""
     fit_output()
     utils.run_and_report = _run_and_report
+    utils._get_rerun_overrides = _rerun_overrides
+    hydra_main._run_hydra = _run_hydra
     _refuse_undecodable()
     _end_with_parent()
     main = threading.current_thread() is threading.main_thread()
@@ -134,14 +136,7 @@ def is_meant_for_users(error: BaseException) -> bool:
     """
     if isinstance(error, OmegaConfBaseException | HydraException):
         return not isinstance(error, AttributeError | KeyError)  # a key that our code has asked for
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    if not isinstance(error, ValueError) or last is None:
-        return False
-    code, module = last.tb_frame.f_code, last.tb_frame.f_globals.get("__name__", "")
-    by_raise = dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
-    return by_raise and (module == "__main__" or module.partition(".")[0] == "bantam")
+    return raised_in(error).partition(".")[0] in ("__main__", "bantam")
 
 
 def in_our_words(error: Exception) -> ValueError | None:
@@ -196,21 +191,11 @@ def about_option_file(error: Exception) -> OptionFileError | None:
         elif not isinstance(owner, ConfigSource) or isinstance(error, HydraException):
             continue
         if Path(file).exists():
-            reason = (text[found.end() :] if found else _unreadable(error)).partition(" full_key:")[0]
+            reason = (text[found.end() :] if found else unreadable(error)).partition(" full_key:")[0]
             return OptionFileError(
                 f"{settings.short_path(Path(file))} cannot be used ({reason}): correct it, or restore it"
             )
     return None
-
-
-def _unreadable(error: Exception) -> str:
-    """What a file's content is not, as far as that is known."""
-    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
-    if problem and mark:
-        return f"{problem}, line {mark.line + 1}"
-    if isinstance(error, OSError):
-        return error.strerror or "it has no keys"
-    return "it is no text" if isinstance(error, UnicodeError) else str(error).splitlines()[0].partition(" in ")[0]
 
 
 _plain_run_and_report = utils.run_and_report
@@ -230,6 +215,37 @@ def _run_and_report(func: Callable[[], Any]) -> Any:
             raise SystemExit(1) from None
 
     return _plain_run_and_report(watched)
+
+
+_plain_rerun_overrides = utils._get_rerun_overrides
+
+
+def _rerun_overrides(job_dir: str) -> tuple[str | None, list[str]]:
+    """What --experimental-rerun runs: what was typed for the run in a folder, if that is whole."""
+    from bantam.training import saved
+
+    with in_one_sentence():
+        own = saved.load(Path(job_dir))
+        _ = own.choices
+        name, typed = _plain_rerun_overrides(job_dir)
+        if not all(isinstance(item, str) for item in typed):
+            raise ValueError(f"{job_dir}/.hydra/overrides.yaml is no list of overrides: restore it")
+        return name, typed
+
+
+hydra_main: Any = sys.modules["hydra.main"]  # the module: `hydra.main` is its function
+_plain_run_hydra = hydra_main._run_hydra
+
+
+def _run_hydra(*positional: Any, **named: Any) -> None:
+    """Hydra's own, except for how it shows which of its options do not go together."""
+    try:
+        _plain_run_hydra(*positional, **named)
+    except ValueError as error:
+        if raised_in(error) != utils.__name__ or wants_tracebacks():
+            raise
+        terminal.show_error(error)
+        raise SystemExit(1) from None
 
 
 def show_traceback() -> None:

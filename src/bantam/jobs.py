@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from bantam import errors, ranges, resolve
+from bantam.own import code
 from bantam.training import saved, settings, terminal
 
 Jobs = Sequence[tuple[DictConfig, DictConfig]]
@@ -75,6 +76,15 @@ def refuse_others(config: DictConfig, jobs: Jobs) -> None:
         keys = [key for key in saved.differences(before, now) if not key.startswith(IGNORED)]
         if keys:
             key, old, new = saved.in_words(own, now, hydra.runtime.choices, keys[0])
+            if key == code.CHECKSUM:
+                file, copy = (
+                    settings.short_path(Path(job_config.model._file_)),
+                    settings.short_path(folder / code.COPY),
+                )
+                raise ValueError(
+                    f"{file} has changed since the run in {settings.short_path(folder)} was begun: choose another "
+                    f"hydra.sweep.dir, or put the file back as it was, which {copy} has kept"
+                )
             raise ValueError(
                 f"{settings.short_path(folder)} holds a run with {key}={old}, not {new}: choose another "
                 "hydra.sweep.dir, or type what it was begun with"

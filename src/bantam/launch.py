@@ -22,6 +22,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from bantam import cluster, errors, jobs, ranges, resolve, snapshot
 from bantam.overrides import command_line, from_python, override, resuming
+from bantam.own import code
 from bantam.suggestions import several
 from bantam.training import saved, terminal
 
@@ -58,8 +59,7 @@ def job(cfg: DictConfig, reporter: Reporter) -> float:
             raise ValueError(f"resume continues a run only as {resuming(cfg.resume)}")
         from bantam.training.run import run
 
-        # Hydra's --experimental-rerun calls no callback.
-        prepared = Preflight.prepared or _prepare_single(cfg, folder, hydra)
+        prepared = Preflight.prepared or _prepare_alone(cfg, folder, hydra)
         saved.save(folder, prepared.cfg)
         objective = run(prepared)
     if objective != objective:
@@ -93,7 +93,7 @@ def _multirun_job(cfg: DictConfig, hydra: Any, reporter: Reporter) -> float:
         if cfg.resume is not None:
             raise ValueError("resume continues one run: leave -m out")
         ranges.validate(cfg)
-        if (info.folder / RESULT).exists():
+        if os.path.lexists(info.folder / RESULT):
             result = read_result(info.folder)
             if searching or result["verdict"] not in NOT_TRAINED:
                 terminal.show_skipped(info, result)
@@ -140,7 +140,7 @@ def prepare_typed(config: DictConfig, folder: Path) -> "Prepared":
     resolve.settle(cfg, Path(hydra.runtime.cwd))
     ranges.validate(cfg)
     if cfg.dry_run:
-        resolve.keep_no_downloads()
+        resolve.keep_nothing()
     return _prepare_resumed(cfg, hydra) if cfg.resume is not None else _prepare_single(cfg, folder, hydra)
 
 
@@ -179,7 +179,7 @@ class Preflight(Callback):
             if config.hydra.sweeper._target_ == SWEEPER:  # it decides by itself, for all of its trials
                 return
             if config.dry_run:
-                resolve.keep_no_downloads()
+                resolve.keep_nothing()
             basic = config.hydra.sweeper._target_ == BASIC
             composed = list(jobs.composed(config, kwargs["config_name"])) if basic else []
             resolve.decide_for_jobs([cfg for cfg, _ in composed] or [config], Path(config.hydra.runtime.cwd))
@@ -236,9 +236,15 @@ def _again(config: DictConfig) -> str:
     return command_line(["python", sys.argv[0], *words, override(key, config.hydra.sweep.dir)])
 
 
-def _prepare_single(cfg: DictConfig, folder: Path, hydra: Any) -> "Prepared":
-    """Check that the folder can be had, and prepare a single run for it."""
+def _prepare_alone(cfg: DictConfig, folder: Path, hydra: Any) -> "Prepared":
+    """Check and prepare a single run for which `Preflight` was not called, as hydra.callbacks lacks it."""
     resolve.settle(cfg, Path(hydra.runtime.cwd))
+    ranges.validate(cfg)
+    return _prepare_single(cfg, folder, hydra)
+
+
+def _prepare_single(cfg: DictConfig, folder: Path, hydra: Any) -> "Prepared":
+    """Check that the folder can be had, and prepare a single run for it, whose configuration is checked."""
     _refuse_unwritable(folder, "hydra.run.dir")
     from bantam.training.folder import refuse_used
     from bantam.training.setup import RunInfo, prepare
@@ -289,6 +295,11 @@ def _prepare_resumed(cfg: DictConfig, hydra: DictConfig) -> "Prepared":
     contradictions = [key for key in keys if key.partition(".")[0] not in ("dry_run", "tracker")]
     if contradictions:
         key, old, now = saved.in_words(own, new, saved.chosen(own, given), contradictions[0])
+        if key == code.CHECKSUM:
+            raise ValueError(
+                f"{new.model._file_} has changed since the run in {folder} was begun, which is resumed with its "
+                f"own network, {folder / code.COPY}: leave {command_line(given)} out"
+            )
         raise ValueError(
             f"{key} is {now} here, but the run in {folder} has {old}: "
             f"a run is resumed with its own settings; leave {command_line(given)} out"

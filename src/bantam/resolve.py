@@ -130,18 +130,21 @@ def project() -> Path:
     return folder
 
 
-def keep_no_downloads() -> None:
-    """Have a dry run create nothing: what it downloads is gone when it ends."""
+def keep_nothing() -> None:
+    """Have a dry run create nothing: what it downloads and compiles is gone when it ends."""
     from bantam.images import downloads  # loads PyTorch
+    from bantam.kernels import compiler
 
-    downloads.keep_downloads = False
+    downloads.keep_downloads = compiler.keep_compiled = False
 
 
 def forget() -> None:
     """Have files of images read anew, and a server asked anew, as another command would."""
     from bantam.images import downloads  # loads PyTorch
+    from bantam.kernels import compiler
 
     downloads.forget()
+    compiler.forget()
 
 
 def decide_data(cfg: DictConfig) -> bool:

@@ -1,10 +1,13 @@
 """What somebody meant who typed an option or a key that does not exist, or what Hydra cannot read."""
 
 import difflib
+import json
+import os
 import re
 import shlex
 import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -38,7 +41,7 @@ def suggestion(error: BaseException) -> ValueError | None:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _about_option(error)
     if isinstance(error, OverrideParseException):
-        return _about_grammar(str(error.override))
+        return _about_grammar(str(error.override), str(error))
     if isinstance(error, ConfigCompositionException):
         return _about_several(error) or _about_key(error)
     if str(error).startswith(NO_OPTION):
@@ -53,15 +56,47 @@ FUNCTION = re.compile(r"[\[{]|\w+\(")
 """How a value begins that is more than text: a list, a dictionary, a range."""
 
 
-def _about_grammar(word: str) -> ValueError | None:
-    """How to write what Hydra cannot read, such as data.root=~/my.npz; None where more than a text was meant."""
+CLOSING = {"(": ")", "[": "]", "{": "}"}
+
+
+def unclosed(value: str) -> str:
+    """What is missing, or too many, among the brackets and quotes of a value; empty where nothing, or for text."""
+    if not FUNCTION.match(value) and not value.startswith(("'", '"')):
+        return ""
+    wanted: list[str] = []
+    characters, before = iter(value), "("
+    for character in characters:
+        begins, before = before in "([{,:", character if character != " " else before
+        if character in "'\"" and begins:
+            for inner in characters:
+                if inner == "\\":
+                    next(characters, "")
+                elif inner == character:
+                    break
+            else:
+                return f"begins a quote that does not end: add {character}"
+        elif character in CLOSING:
+            wanted.append(CLOSING[character])
+        elif character in CLOSING.values() and not wanted:
+            return f"has a {character} that closes nothing: leave it out"
+        elif character in CLOSING.values() and (closing := wanted.pop()) != character:
+            return f"has a {character} where {closing} is missing: add {closing}"
+    return f"is cut off: add {''.join(reversed(wanted))}" if wanted else ""
+
+
+def _about_grammar(word: str, message: str) -> ValueError | None:
+    """How to write what Hydra cannot read, such as data.root=~/my.npz; `message` is what Hydra says."""
     key, equals, value = word.partition("=")
     if not equals or re.search(r"\s", key) or re.search(r"\s[\w./@~+]+=", value):
         return ValueError(
             f"{word!r} is no override: give each by itself, as key=value without spaces around the ="
         )
+    if missing := unclosed(value):
+        return ValueError(f"{word} {missing}")
     if FUNCTION.match(value):
-        return None
+        said = [line for line in message.splitlines() if not line.startswith(("Error ", "See "))]
+        ranges = "ranges are written as interval(0.01,0.1), range(8,21) and choice(a,b), lists as [1,2]"
+        return ValueError(f"{word} cannot be read ({'; '.join(said)}): {ranges}, and text in quotes")
     quoted = QuotedString(value.strip().strip("'\""), Quote.double).with_quotes()
     return ValueError(
         f"{word} has letters that Hydra takes only in quotes: write {shlex.join([f'{key}={quoted}'])}"
@@ -71,6 +106,8 @@ def _about_grammar(word: str) -> ValueError | None:
 def _about_option(error: MissingConfigException) -> ValueError | None:
     """The nearest option of a group, such as model=v2 for model=v3."""
     group, _, typed = str(error.missing_cfg_file).rpartition("/")
+    if gone := _about_experiment(group, typed):
+        return gone
     there = sorted(error.options or _options(group))
     if not there:
         return None
@@ -78,6 +115,47 @@ def _about_option(error: MissingConfigException) -> ValueError | None:
     meant = f"did you mean {group}={near[0]}? " if near else ""
     own = ", or a class in a file of your own, as in model=mine.py:Net" if group == "model" else ""
     return ValueError(f"{group}={typed} does not exist: {meant}There are {', '.join(there)}{own}")
+
+
+def _about_experiment(group: str, typed: str) -> ValueError | None:
+    """What to say of an experiment that the search in a --config-dir has written; None for others."""
+    there = GlobalHydra.instance()
+    for source in there.config_loader().get_sources() if there.is_initialized() else ():
+        study, file = Path(source.path), Path(source.path, group, f"{typed}.yaml")
+        written = _experiments(study) if group == "experiment" else {}
+        if typed not in written:
+            continue
+        shown = os.path.relpath(file)
+        if os.path.lexists(file):
+            return ValueError(f"{shown} is no file: move it away, and {SEARCH_AGAIN}")
+        number = written[typed]
+        if number is not None and not (study / str(number)).is_dir():
+            trial = os.path.relpath(study / str(number))
+            return ValueError(
+                f"{shown} is gone, and so is {trial}, the trial that it repeats: restore one of them"
+            )
+        return ValueError(f"{shown} is gone: restore it, or {SEARCH_AGAIN}")
+    return None
+
+
+OF_SEARCH = ("trials.csv", "summary.json")
+"""Files of which a search has at least one in its folder."""
+
+SEARCH_AGAIN = "type the command line of the search again, which writes it anew"
+"""What helps where a file is damaged that a search writes at its end."""
+
+
+def _experiments(study: Path) -> dict[str, int | None]:
+    """The experiments that a search has written, and the trial that each repeats; none where it is no search."""
+    if not any((study / name).exists() for name in OF_SEARCH):
+        return {}
+    try:
+        summary = json.loads((study / "summary.json").read_text(encoding="utf-8"))
+        if "front" in summary:
+            return {f"trial_{entry['number']}": entry["number"] for entry in summary["front"]}
+        return {"best": summary["best"]["number"]}
+    except (OSError, ValueError, KeyError, TypeError):  # it is damaged, or the search goes on
+        return {"best": None}
 
 
 def several(line: str) -> ValueError | None:

@@ -10,30 +10,36 @@ from bantam.report.folders import Contents, Study
 from bantam.report.runs import Run, read_run
 from bantam.trackers import Entry, Tracker, key_of, noted, notes_in
 from bantam.training import saved, terminal
-from bantam.training.folder import seed_folders
+from bantam.training.folder import REMEDY, seed_folders
 from bantam.training.tracked import Tracked, entry_name, group_name, has_ended, parent_of
-
-NOT_SHOWN = ("unfinished", "damaged")
-"""States of runs that trackers are not told of."""
 
 
 def send(paths: Iterable[Path], trackers: Mapping[str, Tracker], typed: Sequence[str] = ()) -> tuple[int, int]:
     """Tell trackers of what is in folders and has ended; returns how many were sent, and how many were not.
 
-    What a tracker knows already is not sent again, and one that fails is asked no more. `typed` are the overrides
-    that say which trackers these are. Raises ValueError where a folder does not exist, or none has a run.
+    What a tracker knows already is not sent again, and one that fails is asked no more. What is damaged is
+    said, and not sent. `typed` are the overrides that say which trackers these are. Raises ValueError where a
+    folder does not exist, or none has a run.
     """
     found = folders.gather(paths)
     for folder, reason in found.broken:
         if not (found.runs or found.studies):
             raise ValueError(f"{folder}: {reason}")
         terminal.show_warning(f"{folder} is left out: {reason}")
-    ended = list(runs(found))
-    sent = failed = 0
+    sound, damaged = _sorted(runs(found))
+    for study in found.studies:
+        of_trials = [problem for problem in study.problems if not problem.startswith("confirm/")]
+        known = [problem for problem in of_trials for folder in damaged if f"{folder}/" in problem]
+        damaged |= {
+            study.folder / problem: f"{study.folder}: {problem}" for problem in of_trials if problem not in known
+        }
+    for what in damaged.values():
+        terminal.show_warning(f"{what}; it is left out")
+    sent, failed = 0, len(damaged) * len(trackers)
     for option, tracker in trackers.items():
-        wanted = [run for run in ended if not has_ended(run.folder, option, tracker, run.state)]
-        for number, run in enumerate(wanted):
-            if not _send_run(run, {option: tracker}, typed):
+        wanted = [(run, entry) for run, entry in sound if not has_ended(run.folder, option, tracker, run.state)]
+        for number, (run, entry) in enumerate(wanted):
+            if not _send_run(run, entry, {option: tracker}, typed):
                 failed += len(wanted) - number
                 break
             sent += 1
@@ -46,19 +52,35 @@ def send(paths: Iterable[Path], trackers: Mapping[str, Tracker], typed: Sequence
 
 def runs(found: Contents) -> Iterator[Run]:
     """The runs in folders that have ended, those of trials and of confirmations too."""
-    every = list(found.runs)
+    every = [run for run in found.runs if run.state != "unfinished"]
     for study in found.studies:
         for trial in study.trials:
             folder = study.folder / str(trial.number)
-            every += [read_run(path) for path in (folder, *seed_folders(folder)) if (path / ".hydra").is_dir()]
+            runs_of_trial = [read_run(path) for path in (folder, *seed_folders(folder)) if path.is_dir()]
+            every += [run for run in runs_of_trial if trial.state == "complete" or run.state != "unfinished"]
         confirm = study.folder / "confirm"
-        every += [read_run(r.folder) for r in study.confirmations if r.folder.parent == confirm]
-    yield from (run for run in every if run.state not in NOT_SHOWN)
+        confirmed = [read_run(r.folder) for r in study.confirmations if r.folder.parent == confirm]
+        every += [run for run in confirmed if run.state != "unfinished"]
+    yield from every
 
 
-def _send_run(run: Run, trackers: Mapping[str, Tracker], typed: Sequence[str]) -> bool:
+def _sorted(ended: Iterable[Run]) -> tuple[list[tuple[Run, Entry]], dict[Path, str]]:
+    """The sound ones of these runs as trackers show them, and by folder what is damaged of the others."""
+    sound, damaged = [], {}
+    for run in ended:
+        try:
+            if run.problems:
+                raise ValueError(f"{run.folder}: {run.problems[0]}")
+            sound.append((run, entry_of(run)))
+        except ValueError as error:
+            what = str(error)
+            damaged[run.folder] = what if REMEDY in what else f"{what}: {REMEDY}"
+    return sound, damaged
+
+
+def _send_run(run: Run, entry: Entry, trackers: Mapping[str, Tracker], typed: Sequence[str]) -> bool:
     """Tell trackers of a run from its beginning to its end; returns whether all were told."""
-    tracked = Tracked(trackers, entry_of(run), terminal.show_warning, typed)
+    tracked = Tracked(trackers, entry, terminal.show_warning, typed)
     tracked.begin(run.history)
     return tracked.end({**run.result, "verdict": run.state})
 

@@ -54,6 +54,27 @@ def test_compiled_blocks_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert list(folder.iterdir()) == [kept]
 
 
+def test_a_dry_run_takes_what_is_kept_and_keeps_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "keep_compiled", False)
+    library()
+    assert not folder.exists()
+    assert not any((folder.parents[1] / "tmp").iterdir())
+    compiler.forget()
+    compiler.library("depthwise.c", selfcheck.compare, **SIZES)  # compiled again, and kept
+    (kept,) = folder.iterdir()
+    kept.write_bytes(b"damaged")
+    monkeypatch.setattr(compiler, "keep_compiled", False)
+    library()
+    assert kept.read_bytes() == b"damaged"
+    compiler.forget()
+    library()
+    (kept,) = folder.iterdir()
+    monkeypatch.setattr(compiler, "keep_compiled", False)
+    no_compiler(monkeypatch)
+    library()
+    assert list(folder.iterdir()) == [kept]
+
+
 @pytest.mark.parametrize(
     ("cc", "reason"),
     [("no-such-compiler", "there is no C compiler"), ("false", "cannot compile the blocks: exit code 1")],

@@ -94,6 +94,13 @@ def test_a_class_without_arguments_beside_one_of_bantams(
     assert result.returncode == 0, result.stderr
     kept = [(tmp_path / "jobs" / str(job) / "network.py").exists() for job in range(3)]
     assert kept == [True, False, True]
+    mine.write_text(mine.read_text() + "\n")
+    again = bantam("train.py", *line)
+    assert again.returncode == 1
+    said = (
+        "Error: mine.py has changed since the run in jobs/0 was begun: choose another hydra.sweep.dir, or put the"
+    )
+    assert again.stderr.startswith(f"{said} file back as it was, which jobs/0/network.py has kept"), again.stderr
     assert "mine.py:Plain reshapes with view, which needs channels_last=false and has it now" in result.stdout
 
 
@@ -105,6 +112,13 @@ def test_an_interrupted_run_goes_on_when_the_file_has_changed(
     bantam.wait_until_held("run")
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
+    mine.write_text(mine.read_text() + "\n")
+    result = bantam("train.py", "resume=run", "model=mine.py:Net")
+    assert result.returncode == 1
+    said = (
+        "mine.py has changed since the run in run was begun, which is resumed with its own network, run/network.py"
+    )
+    assert f"{said}: leave model=mine.py:Net out" in result.stderr
     mine.write_text("raise SystemExit(3)\n")
     result = bantam("train.py", "resume=run")
     assert result.returncode == 0, result.stderr
@@ -122,6 +136,13 @@ def test_its_arguments_are_searched_and_the_best_is_confirmed(bantam: Bantam, mi
     assert f"study/{number}/network.py:Net" in last
     experiment = (tmp_path / "study" / "experiment" / "best.yaml").read_text()
     assert "override /model" not in experiment
+    mine.write_text(mine.read_text() + "\n")
+    result = bantam("train.py", "-m", "hydra/sweeper=bantam", *line, *study)
+    assert result.returncode == 1
+    said = (
+        "mine.py has changed since the study study was begun: put it back as it was (study/0/network.py is a copy)"
+    )
+    assert said in result.stderr
     mine.write_text("raise SystemExit(3)\n")
     chosen = ("experiment=best", f"model=study/{number}/network.py:Net")
     result = bantam("train.py", "--config-dir", "study", *chosen, "dry_run=true")

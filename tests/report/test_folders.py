@@ -7,6 +7,7 @@ import pytest
 from made_folders import write_run, write_study
 
 from bantam.report import folders, page
+from bantam.suggestions import SEARCH_AGAIN
 
 
 def test_a_folder_is_read_once(tmp_path: Path) -> None:
@@ -140,7 +141,7 @@ def test_a_damaged_file_of_a_study_is_said_with_what_helps(tmp_path: Path, name:
             continue
         assert found.problems, what
         assert all(problem.startswith(f"{name} ") for problem in found.problems)
-        helps = ": confirm.py writes it anew" if name.startswith("confirm") else f": {folders.AGAIN}"
+        helps = ": confirm.py writes it anew" if name.startswith("confirm") else f": {SEARCH_AGAIN}"
         assert all(problem.endswith(helps) for problem in found.problems)
         page.write([study])
 

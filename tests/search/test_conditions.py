@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hydra.errors import ConfigCompositionException
 from searches import TWO, work
 
 from bantam.search.checks import check
@@ -156,6 +157,36 @@ def test_fixed_keys_are_for_the_options_that_have_them(searching: Callable[..., 
     assert "scheduler.gamma=0.3" not in overrides(search, cycle)
     assert "scheduler.gamma=0.3" in overrides(search, step)
     assert compose(search, step)[0].scheduler.gamma == 0.3
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        ("scheduler=step,one_cycle", "optimizer.lr=interval(0.01,0.1)"),
+        ("hparams_search=schedules",),
+        ("experiment=v1,v2,champion",),
+    ],
+)
+def test_a_fixed_key_may_be_one_that_the_default_option_lacks(
+    searching: Callable[..., Search], space: tuple[str, ...]
+) -> None:
+    key, option = ("scheduler.end", "champion") if "experiment" in space[0] else ("scheduler.warmup", "one_cycle")
+    search = searching(f"{key}=0.3", space=space)
+    check(search)
+    group = "experiment" if option == "champion" else "scheduler"
+    having, lacking = ({group: name} for name in (option, "v1" if group == "experiment" else "step"))
+    assert f"{key}=0.3" in overrides(search, having)
+    assert compose(search, having)[0].scheduler[key.partition(".")[2]] == 0.3
+    assert not any(line.startswith(key) for line in overrides(search, lacking))
+
+
+def test_a_fixed_key_that_no_option_has_is_refused_by_name(searching: Callable[..., Search]) -> None:
+    with pytest.raises(ValueError, match="scheduler.warmp=0.3 is no key of any option that is searched"):
+        check(searching("scheduler.warmp=0.3", space=("scheduler=step,one_cycle",)))
+    for lines in (("scheduler.warmup=0.3",), ("optimizer.mom=0.3", "scheduler.warmup=0.3")):
+        space = ("optimizer.lr=interval(0.01,0.1)", *("scheduler=step,one_cycle",) * (len(lines) - 1))
+        with pytest.raises(ConfigCompositionException, match=f"Could not override '{lines[0].partition('=')[0]}'"):
+            searching(*lines, space=space)
 
 
 def test_a_key_without_a_value_is_a_key(searching: Callable[..., Search]) -> None:

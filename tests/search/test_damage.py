@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from commands import Bantam
 from omegaconf import read_write
 from searches import work
 
+from bantam.search import confirm
 from bantam.search.space import Search
 from bantam.search.study import open_study
 
@@ -90,3 +92,35 @@ def test_a_whole_storage_is_no_damage(searching: Callable[..., Search]) -> None:
         line = (f"hydra/sweeper/sampler={sampler}", "hydra.sweeper.n_trials=4", "budget.parameters=6000")
         work(searching(*line, folder=sampler))
         assert len(open_study(searching(*line, folder=sampler)).trials) >= 4
+
+
+def test_the_end_of_a_search_keeps_the_experiment_of_a_trial_that_is_gone(
+    bantam: Bantam, finished_study: Path, few: tuple[str, ...], tmp_path: Path
+) -> None:
+    one = ("hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1", "data.validation=100", "report=false")
+    line = ("train.py", "-m", "hparams_search=optuna", *few, *one)
+    study = shutil.copytree(finished_study, tmp_path / "multirun" / "optuna")
+    best = study / "experiment" / "best.yaml"
+    kept = best.read_bytes()
+    shutil.rmtree(study / "0")
+    done = bantam(*line)
+    assert done.returncode == 0, done.stderr
+    assert best.read_bytes() == kept
+    assert "experiment=best" in done.stdout.partition("Run it with:")[2]
+    refused = bantam("confirm.py", "multirun/optuna")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("Error: multirun/optuna/0 is gone: restore it"), refused.stderr
+    best.write_bytes(kept[: len(kept) // 2])
+    done = bantam(*line)
+    assert "It cannot be run again: multirun/optuna/0 is gone: restore it" in " ".join(done.stdout.split())
+    assert not best.exists()
+
+
+def test_what_is_missing_of_a_trial_is_said_with_other_trials_to_confirm(
+    finished_study: Path, tmp_path: Path
+) -> None:
+    for name in ("config.yaml", "hydra.yaml", "overrides.yaml"):
+        study = shutil.copytree(finished_study, tmp_path / name)
+        (study / "0" / ".hydra" / name).unlink()
+        with pytest.raises(ValueError, match=f"its .hydra/{name} is missing; restore it.*--trials"):
+            confirm._choose(study, 1, ())

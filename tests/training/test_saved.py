@@ -78,7 +78,7 @@ def test_a_damaged_configuration_is_one_sentence(
     if (name, content) == ("overrides.yaml", b""):
         assert saved.load(tmp_path).overrides == []  # nothing was typed
         return
-    with pytest.raises(ValueError, match=f"is no run folder: .* in its .hydra/{name}"):
+    with pytest.raises(ValueError, match=f"is no run folder: its .hydra/{name} "):
         _ = saved.load(tmp_path).choices
 
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,10 @@ OTHERS_WRITE = 0o022
 """The bits of a file's mode that let its group and all others write."""
 
 
+keep_compiled = True
+"""False in a dry run, which creates nothing: what it compiles is for this process alone."""
+
+
 class Unavailable(ValueError):
     """This machine cannot compile the blocks."""
 
@@ -90,6 +94,14 @@ def bfloat16() -> bool:
     return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
+def forget() -> None:
+    """Keep what is compiled from now on, and look for what is kept, as another command would."""
+    global keep_compiled
+    if not keep_compiled:
+        library.cache_clear()
+    keep_compiled = True
+
+
 @functools.cache
 def library(name: str, check: Callable[..., None], **sizes: int) -> ctypes.CDLL:
     """A C file beside this one with its sizes as constants, compiled or found compiled.
@@ -111,18 +123,21 @@ def library(name: str, check: Callable[..., None], **sizes: int) -> ctypes.CDLL:
         with suppress(OSError):
             if found := _found(folder, key):
                 return found
-    for folder in folders:
-        try:
-            _own(folder)
-            with _built(folder, command, sources) as path:
-                path, built = _with_threads(command, path)
-                check(built, name, sizes)
-                os.replace(path, folder / _file_name(key, path.read_bytes()))
-            return built
-        except Unavailable as error:
-            reasons.append(str(error))
-        except OSError as error:
-            reasons.append(f"compiled blocks cannot be kept in {folder} or loaded: {error}")
+    with ExitStack() as until_loaded:
+        if not keep_compiled:
+            folders = [Path(until_loaded.enter_context(tempfile.TemporaryDirectory(prefix="bantam-")))]
+        for folder in folders:
+            try:
+                _own(folder)
+                with _built(folder, command, sources) as path:
+                    path, built = _with_threads(command, path)
+                    check(built, name, sizes)
+                    os.replace(path, folder / _file_name(key, path.read_bytes()))
+                return built
+            except Unavailable as error:
+                reasons.append(str(error))
+            except OSError as error:
+                reasons.append(f"compiled blocks cannot be kept in {folder} or loaded: {error}")
     raise Unavailable(reasons[0] if reasons else "there is neither a home nor a temporary folder to compile in")
 
 
@@ -160,7 +175,8 @@ def _found(folder: Path, key: str) -> ctypes.CDLL | None:
         with suppress(OSError):  # another process may remove the same file, or have another OpenMP
             if _trusted(path.stat()) and path.name == _file_name(key, path.read_bytes()):
                 return _load(path)
-            path.unlink()
+            if keep_compiled:
+                path.unlink()
     return None
 
 

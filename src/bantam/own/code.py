@@ -20,6 +20,10 @@ COPY = "network.py"
 """What the copy in a run's folder is called."""
 
 
+CHECKSUM, FILE = "model._sha256_", "model._file_"
+"""The keys of a configuration that say which version of which file a network is of."""
+
+
 @dataclass(frozen=True)
 class Code:
     """A file of Python as it was read: what is edited afterwards changes nothing."""

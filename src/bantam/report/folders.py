@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bantam import budget
+from bantam.config import unreadable
 from bantam.report.runs import Run, is_run, read_run
+from bantam.suggestions import SEARCH_AGAIN
 from bantam.training import folder as record
 from bantam.training import saved
 
@@ -96,10 +98,6 @@ class Study:
         return [counted[i] for i in budget.front([(t.costs[self.cost], t.objective or 0.0) for t in counted])]
 
 
-AGAIN = "type the command line of the search again, which writes it anew"
-"""What helps where a file is damaged that a search writes at its end."""
-
-
 def read_rows(folder: Path) -> tuple[list[dict[str, str]], list[str]]:
     """The sound rows of `trials.csv`, and a phrase for each thing in it that is damaged or missing."""
     rows: dict[str, dict[str, str]] = {}
@@ -142,13 +140,13 @@ def _missing(folder: Path, states: list[str]) -> list[str]:
     except FileNotFoundError:
         return []  # the search goes on, or was killed
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"summary.json is damaged ({type(error).__name__}: {error})"]
+        return [f"summary.json is damaged ({unreadable(error)})"]
 
 
 def read_study(folder: Path) -> Study:
     """Read a study's folder: `trials.csv`, the histories of its trials, and its confirmation."""
     rows, damaged = read_rows(folder)
-    study = Study(folder, objectives=objectives(folder), problems=[f"{what}: {AGAIN}" for what in damaged])
+    study = Study(folder, objectives=objectives(folder), problems=[f"{what}: {SEARCH_AGAIN}" for what in damaged])
     study.keys = [key for key in (rows[0] if rows else ()) if key not in COLUMNS]
     lost = []
     for row in rows:

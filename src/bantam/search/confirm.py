@@ -21,6 +21,7 @@ from bantam.overrides import command_line, override
 from bantam.report import folders
 from bantam.search import terminal
 from bantam.search.outcome import Candidate, experiment, own_network, write_experiment, write_options
+from bantam.suggestions import SEARCH_AGAIN
 from bantam.training import folder as files
 from bantam.training import saved
 
@@ -123,7 +124,7 @@ def _choose(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, fl
     rows, problems = folders.read_rows(study)
     if problems:
         what = "is damaged:" if rows else "is no study's folder: its"
-        raise ValueError(f"{study} {what} {problems[0]}: {folders.AGAIN}")
+        raise ValueError(f"{study} {what} {problems[0]}: {SEARCH_AGAIN}")
     done = [
         (int(row["number"]), float(row["objective"]))
         for row in rows
@@ -172,6 +173,7 @@ def _refuse_damaged(study: Path, number: int, row: Mapping[str, str]) -> None:
     for folder, objective in zip_longest([trial, *files.seed_folders(trial)], of_seeds):
         try:
             found = files.read_result(folder).get("objective") if folder else None
+            experiment(trial)  # reads all else of it
         except ValueError as error:
             raise ValueError(f"{error}, {other}") from error
         if found is None or objective is None or not math.isclose(found, objective):

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from bantam.overrides import written
+from bantam.suggestions import unclosed
 
 WHEN = " when "
 """What stands between a key and its condition in the name of a distribution, where a key has several."""
@@ -42,6 +43,8 @@ def parse(line: str, loader: ConfigLoader) -> tuple[str, BaseDistribution | None
         override.config_loader = loader  # for glob(…)
         return override.get_key_element(), _distribution(override)
     except (HydraException, ValueError) as error:
+        if missing := unclosed(line.partition("=")[2]):
+            raise ValueError(f"{line} {missing}") from error
         raise ValueError(f"{line} cannot be searched: {' '.join(str(error).split())}") from error
 
 

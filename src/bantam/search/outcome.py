@@ -1,10 +1,12 @@
 """What a search found: its best trial or its front, the summary, and the experiments that repeat them."""
 
 import json
+import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from bantam import budget
+from bantam.config import Config
 from bantam.overrides import command_line, override
 from bantam.own import code
 from bantam.search import distributions, seeds, trials
@@ -126,14 +129,32 @@ def line(search: Search, trial: FrozenTrial) -> str:
 
 def lacks(search: Search, trial: FrozenTrial) -> str:
     """What a trial lacks that is needed to run it again; empty where nothing."""
+    file = search.folder / "experiment" / f"{name(search, trial)}.yaml"
+    for place, kind in ((file.parent, "folder"), (file, "file")):
+        if place.exists() and place.is_dir() != (kind == "folder"):
+            return f"{place} is no {kind}: move it away"
+    if _is_whole(file, trial):
+        return ""
     folder = search.folder / str(trial.number)
-    if not folder.is_dir():
-        return f"{folder} is gone; restore it"
+    if not folder.exists():
+        return f"{folder} is gone: restore it"
     try:
         experiment(folder)
     except ValueError as error:
         return str(error)
     return ""
+
+
+def _is_whole(file: Path, trial: FrozenTrial) -> bool:
+    """Whether the experiment of a trial is there, and needs nothing of the trial's folder, which may be gone."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        found = OmegaConf.create(text)
+        keys = {entry.name for entry in fields(Config)} - {"tracker"}
+        of_trial = re.match(rf"# @package _global_\n# Trial {trial.number}\b", text)
+        return bool(of_trial) and text.endswith("\n") and keys <= found.keys() and "_sha256_" not in found.model
+    except Exception:  # whatever a damaged YAML file leads to
+        return False
 
 
 def _line(search: Search, trial: FrozenTrial) -> str:
@@ -162,8 +183,10 @@ def _write_experiments(search: Search, found: Sequence[FrozenTrial]) -> None:
         try:
             write_experiment(file, experiment(own, repeats=repeats))
             write_options(search.folder, own, Path(sys.argv[0]).absolute())
-        except ValueError:  # its folder is gone or damaged: `line` says so
-            file.unlink(missing_ok=True)
+        except (ValueError, FileExistsError):  # its folder is gone or damaged: `line` says so
+            if not _is_whole(file, trial):
+                with suppress(OSError):
+                    file.unlink()
 
 
 def _images(search: Search) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bantam import budget, cluster
 from bantam.overrides import override, written
+from bantam.own import code
 from bantam.search import damage, distributions, pruners, samplers, seeds, storage, trials
 from bantam.search.space import Search, compose, composed, end, known_settings, objectives
 from bantam.search.trials import Ending
@@ -214,6 +215,12 @@ def _check_same(search: Search, study: Study) -> None:
             if group not in search.space and str(options.get(group, chosen)) != chosen:
                 key, old, new = group, str(options[group]), chosen
                 break
+        if key.partition(OPTION)[0] == code.CHECKSUM:
+            kept = next(iter(sorted(search.folder.glob(f"[0-9]*/{code.COPY}"))), "network.py in a trial's folder")
+            raise ValueError(
+                f"{now.get(key.replace(code.CHECKSUM, code.FILE))} has changed since the study {search.name} was "
+                f"begun: put it back as it was ({kept} is a copy), or begin another study with {search.another}"
+            )
         raise ValueError(
             f"{key} is {new} here, but {old} in the study {search.name} ({search.folder}): a study is continued "
             f"as it was begun; {_remedy(search, key, old)}, or begin another one with {search.another}"

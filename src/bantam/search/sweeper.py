@@ -19,7 +19,7 @@ from omegaconf import II, MISSING, DictConfig, OmegaConf, open_dict, read_write
 from bantam import errors, launch, snapshot
 from bantam.overrides import override
 from bantam.ranges import ranged
-from bantam.search import processes
+from bantam.search import composition, processes
 
 
 @dataclass
@@ -164,6 +164,7 @@ def register() -> None:
     }.items():
         store.store(group="hydra/sweeper/pruner", name=name, node=node, replace=True)
     Plugins.instance().register(BantamSweeper)
+    composition.register()
 
 
 def reporter(hydra: DictConfig) -> Callable[[int, float], bool]:

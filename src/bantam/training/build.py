@@ -39,7 +39,7 @@ def build(cfg: DictConfig, key: str, choices: Choices) -> Any:
             built = instantiate(cfg[key], _execution_whitelist_=config.TARGETS[key])
     except Exception as error:  # a constructor that refuses its arguments may raise anything
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
-        if key == "data" and cause is not None and _is_deliberate(cause):
+        if key == "data" and cause is not None and config.raised_in(cause):
             raise NoImages(str(cause)) from cause
         raise cannot_be_built(
             key, choices, _with_near_key(cfg, key, cause or error), own_arguments(cfg) if key == "model" else {}
@@ -96,16 +96,10 @@ def told(error: BaseException) -> str:
     paths = [(frame, Path(frame.filename)) for frame in frames if os.path.isabs(frame.filename)]
     ours = {Path(__file__).parent, *map(Path, RUN_BY)}
     own = [f for f, path in paths if not ours & {path, path.parent} and not {*path.parts} & {*NOT_OWN}]
-    if not own or (_is_deliberate(error) and own[-1] is frames[-1]):
+    if not own or (config.raised_in(error) and own[-1] is frames[-1]):
         return text or type(error).__name__
     where = f"{own[-1].filename}, line {own[-1].lineno}"
     return f"{type(error).__name__} in {where}" + f": {text}" * bool(text)
-
-
-def _is_deliberate(error: BaseException) -> bool:
-    """Whether a class has raised a ValueError by itself, to refuse what it was given."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return not frames or (isinstance(error, ValueError) and (frames[-1].line or "").startswith("raise "))
 
 
 RUN_BY = (budget.__file__, activations.__file__, receptive.__file__, code.__file__)

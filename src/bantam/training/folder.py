@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import platform
 import re
 import secrets
@@ -19,10 +20,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import nn
 
 from bantam import budget
+from bantam.config import unreadable
 from bantam.overrides import resuming
 from bantam.training.loop import Epoch
 from bantam.training.result import FINISHED, damage
@@ -90,7 +92,7 @@ def locked(folder: Path) -> Iterator[list[int]]:
 
 def refuse_used(folder: Path) -> None:
     """Raise ValueError where a folder holds a run already: another would overwrite it."""
-    used = [name for name in (RESULT, CHECKPOINT, CHECKPOINT_BEFORE, HISTORY) if (folder / name).exists()]
+    used = [name for name in (RESULT, CHECKPOINT, CHECKPOINT_BEFORE, HISTORY) if os.path.lexists(folder / name)]
     if used:
         how = f"continue it with {resuming(folder)}, or choose another folder"
         raise ValueError(f"{folder} already holds a run ({used[0]}): {how}")
@@ -154,17 +156,17 @@ def read_history(folder: Path) -> list[Epoch]:
     file, names = folder / HISTORY, [f.name for f in fields(Epoch)]
     try:
         with file.open(newline="", encoding="utf-8") as stream:
-            header, *rows = csv.reader(stream)
+            header, *rows = list(csv.reader(stream)) or [[]]
         if header != names:
-            raise ValueError(f"its columns are {', '.join(header)[:60]!r}, not those of a history")
+            raise ValueError(
+                f"its columns are {', '.join(header)[:60]!r}, not those of a history" if header else "it is empty"
+            )
         epochs = [_epoch(row, number) for number, row in enumerate(rows, 1)]
         if not epochs:
             raise ValueError("it has no epoch")
         return epochs
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read ({error.strerror}): {REMEDY}") from error
-    except (TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"{file} cannot be read ({_reason(error)}): {REMEDY}") from error
+    except (OSError, TypeError, ValueError, csv.Error) as error:
+        raise ValueError(f"{file} cannot be read ({unreadable(error)}): {REMEDY}") from error
 
 
 def _epoch(row: list[str], number: int) -> Epoch:
@@ -184,10 +186,6 @@ def _epoch(row: list[str], number: int) -> Epoch:
         if not 0 <= (accuracy or 0.0) <= 100:
             raise ValueError(f"an accuracy of epoch {number} is {accuracy} %")
     return epoch
-
-
-def _reason(error: Exception) -> str:
-    return "it is no text" if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split())
 
 
 def contradiction(history: list[Epoch], result: dict[str, Any]) -> str:
@@ -217,13 +215,13 @@ def load_result(folder: Path) -> tuple[dict[str, Any], list[str]]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        if not folder.exists():
+            raise ValueError(f"{folder} is gone: {REMEDY}") from error
         raise ValueError(
             f"{folder} holds no {RESULT}: it is no finished run; train it to its end, or restore it"
         ) from error
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read ({error.strerror}): {REMEDY}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} cannot be read ({_reason(error)}): {REMEDY}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read ({unreadable(error)}): {REMEDY}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{file} cannot be read: it is not the result of a run: {REMEDY}")
     damaged = damage(found)
@@ -262,7 +260,7 @@ def read_weights(folder: Path, model: nn.Module) -> None:
     """Load `weights.safetensors` into a network. Raises ValueError where they do not belong to it."""
     file = folder / WEIGHTS
     try:
-        state = load_file(file)
+        state = load(file.read_bytes())
         first = {id(tensor): name for name, tensor in budget.saved_tensors(model).items()}
         for name, tensor in model.state_dict(keep_vars=True).items():
             if first[id(tensor)] in state:  # shared ones are written once; older versions wrote all of their names
@@ -271,7 +269,7 @@ def read_weights(folder: Path, model: nn.Module) -> None:
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no {WEIGHTS}: it is no finished run; {REMEDY}") from error
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:  # what damaged bytes lead it to
-        raise ValueError(f"{file} is damaged ({_reason(error)}): {REMEDY}") from error
+        raise ValueError(f"{file} is damaged ({unreadable(error)}): {REMEDY}") from error
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise ValueError(f"{file} holds the weights of another network ({reason}): {REMEDY}") from error
@@ -294,7 +292,7 @@ def read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None
     """
     problem = None
     for name in (CHECKPOINT, CHECKPOINT_BEFORE):
-        if (folder / name).exists():
+        if os.path.lexists(folder / name):  # a link that leads nowhere is damaged, not missing
             try:
                 return _read_checkpoint(folder / name, device)
             except ValueError as error:
@@ -314,7 +312,8 @@ def _read_checkpoint(file: Path, device: torch.device) -> dict[str, Any]:
                 raise ValueError("its checksum is another")
         state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except Exception as error:  # torch raises whatever the damaged bytes lead it to
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        of_torch = isinstance(error, pickle.UnpicklingError)  # its advice is to execute whatever is in the file
+        reason = "it is no checkpoint" if of_torch else unreadable(error)
         raise ValueError(f"{file} is damaged ({reason}): {remedy}") from error
     missing = [key for key in STATE if not isinstance(state, dict) or key not in state]
     if missing:

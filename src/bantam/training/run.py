@@ -1,5 +1,6 @@
 """Train what was prepared into its folder, or go on where the folder's checkpoint ends."""
 
+import os
 import platform
 import signal
 import time
@@ -155,7 +156,7 @@ def _restore(prepared: Prepared) -> list[Epoch]:
     Raises ValueError where the run is finished or was begun with other data or another precision.
     """
     folder = prepared.info.folder
-    if (folder / files.RESULT).exists():
+    if os.path.lexists(folder / files.RESULT):
         result = files.read_result(folder)
         raise ValueError(f"{folder} is finished ({result.get('verdict')}): there is nothing to resume")
     state = files.read_checkpoint(folder, prepared.device)

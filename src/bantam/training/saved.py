@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from bantam import ranges
-from bantam.config import Config, sentence
+from bantam.config import Config, sentence, unreadable
 from bantam.options import SCHEMAS
 from bantam.overrides import override
 from bantam.own import code
@@ -46,15 +46,18 @@ class Saved:
     @cached_property
     def hydra(self) -> DictConfig:
         """Hydra's own configuration. Raises ValueError where it cannot be read."""
-        return _read(self.folder, "hydra.yaml").hydra  # type: ignore[no-any-return]
+        found: Any = _read(self.folder, "hydra.yaml").get("hydra")
+        if not isinstance(found, DictConfig):
+            raise _damaged(self.folder, "hydra.yaml", "has no hydra.runtime.choices")
+        return found
 
     @property
     def choices(self) -> Mapping[str, Any]:
         """The option chosen of each group, as in model=v2. Raises ValueError where they cannot be read."""
         try:
             return dict(self.hydra.runtime.choices)
-        except (OmegaConfBaseException, AttributeError, TypeError, ValueError) as error:
-            raise _damaged(self.folder, "hydra.yaml", "it has no hydra.runtime.choices") from error
+        except (OmegaConfBaseException, AttributeError, TypeError) as error:
+            raise _damaged(self.folder, "hydra.yaml", "has no hydra.runtime.choices") from error
 
     @property
     def wrong(self) -> str:
@@ -142,20 +145,22 @@ def _read(folder: Path, name: str) -> Any:
         raise ValueError(f"{folder} is no run folder: {reason}; give the folder of one run, with a .hydra in it")
     try:
         content = OmegaConf.load(folder / ".hydra" / name)
+    except FileNotFoundError as error:
+        raise _damaged(folder, name, "is missing") from error
     except Exception as error:  # whatever a damaged or foreign YAML file leads to
-        raise _damaged(folder, name, type(error).__name__) from error
+        raise _damaged(folder, name, f"cannot be read ({unreadable(error)})") from error
     wanted, kind = (ListConfig, "list") if name == "overrides.yaml" else (DictConfig, "mapping")
     if name == "overrides.yaml" and content == {}:  # nothing was typed, or the file is empty
         return []
     if not isinstance(content, wanted) or (wanted is DictConfig and not content):
-        raise _damaged(folder, name, f"it is no {kind}")
+        raise _damaged(folder, name, f"is no {kind}")
     return content
 
 
 def _damaged(folder: Path, name: str, reason: str) -> ValueError:
     """The sentence for a file of `.hydra` that cannot be used."""
     remedy = "restore it, or train the run again"
-    return ValueError(f"{folder} is no run folder: {reason} in its .hydra/{name}; {remedy}")
+    return ValueError(f"{folder} is no run folder: its .hydra/{name} {reason}; {remedy}")
 
 
 def begin(folder: Path, config: DictConfig) -> None:
