@@ -28,11 +28,11 @@ def test_the_fused_network_shares_everything() -> None:
     [
         nn.Conv2d(1, 4, 3, padding=(0, 1), bias=False),
         nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular", bias=False),
-        nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False),
+        nn.Conv2d(4, 4, 3, padding=1, groups=4, padding_mode="circular", bias=False),
         nn.Conv2d(1, 4, 3, stride=(2, 1), bias=False),
         nn.Conv2d(1, 4, 3, dilation=2, bias=False),
         nn.Conv2d(1, 4, (3, 1), bias=False),
-        nn.Conv2d(4, 4, 3, groups=4),
+        nn.Conv2d(4, 4, 3, stride=(2, 1), groups=4),
         nn.Conv2d(1, 2048, 3, bias=False),
         nn.Conv2d(4, 4, 3, groups=2, bias=False),
         nn.Conv2d(4, 8, 3, groups=4, bias=False),

@@ -139,7 +139,7 @@ def _blocks(layers: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[nn.Modu
     """Layers that run one after another, with blocks for those that fit."""
     at = 0
     while at < len(layers):
-        count = _block_length(layers[at : at + 5])
+        count = _block_length(layers[at : at + 5], dtype)
         if count:
             yield Block(layers[at : at + count], dtype)
         elif _fits(layers[at]) and _depthwise(layers[at]):
@@ -162,7 +162,7 @@ def _chains(layers: Sequence[nn.Module]) -> Iterator[nn.Module]:
 
 def _continues(first: nn.Module, layers: Sequence[nn.Module]) -> bool:
     """Whether a chain that this layer begins goes on with these two."""
-    if len(layers) < 2 or not isinstance(layers[0], Depthwise):
+    if len(layers) < 2 or not (isinstance(layers[0], Depthwise) and layers[0].valid):
         return False
     blocks = [block for block in (first, layers[1]) if isinstance(block, Block)]
     return len(blocks) == 2 and all(_simple(block) for block in blocks) and blocks[1].kernel == 1
@@ -177,12 +177,13 @@ def _simple(block: Block) -> bool:
         or block.padding
         or block.stride > 1
         or block.average
+        or block.depthwise
         or block.weights["bias"] is not None
     )
     return not more and block.dtype == torch.float32
 
 
-def _block_length(layers: Sequence[nn.Module]) -> int:
+def _block_length(layers: Sequence[nn.Module], dtype: torch.dtype) -> int:
     """How many of these layers, from the first on, are a block; 0 where they are none."""
     convolution, (norm, relu) = layers[0], [*layers[1:3], None, None][:2]
     if type(norm) is nn.ReLU:
@@ -197,7 +198,7 @@ def _block_length(layers: Sequence[nn.Module]) -> int:
     outputs = (convolution.out_channels,)
     tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     if (
-        convolution.groups != 1
+        not (convolution.groups == 1 or (_depthwise(convolution) and dtype == torch.float32))
         or norm.momentum is None
         or not all(
             tensor is not None
@@ -238,10 +239,9 @@ def _unfit(layer: _ConvNd) -> Iterator[str]:
         "with hooks": lambda: _hooked(layer),
         "of another kind than Conv2d": lambda: type(layer) is not nn.Conv2d,
         "whose kernel is not square": lambda: len(set(layer.kernel_size)) > 1,
-        f"with stride {layer.stride[0]}": lambda: not _has_stride(layer),
+        f"with stride {layer.stride[0]}": lambda: len({*layer.stride}) > 1,
         f"with dilation {layer.dilation[0]}": lambda: set(layer.dilation) != {1},
-        "with padding": lambda: zero_padding(layer) is None or (layer.groups > 1 and zero_padding(layer)),
-        "with a bias": lambda: layer.groups > 1 and layer.bias is not None,
+        "with padding": lambda: zero_padding(layer) is None,
         f"with more than {MOST_CHANNELS} channels": lambda: max(shape[0], layer.in_channels) > MOST_CHANNELS,
         "whose weight is not of its shape in float32": lambda: (
             layer.weight.shape != shape or any(p.dtype != torch.float32 for p in layer.parameters())
@@ -254,8 +254,7 @@ def _explained(layer: _ConvNd, what: str) -> str:
     """Why C does not compute a convolution, with what helps where something does."""
     return {
         "with padding": _explained_padding(layer),
-        "with a bias": "a bias: in C, convolutions of each channel by itself have none, bias=False leaves it out",
-        f"with stride {layer.stride[0]}": _explained_stride(layer),
+        f"with stride {layer.stride[0]}": f"stride {layer.stride}: the C blocks move by as many pixels down as across",
         STRIDE_IN_BFLOAT16: "a stride in bfloat16: the C blocks have strides in float32, use precision=float32",
         f"with dilation {layer.dilation[0]}": f"dilation {layer.dilation[0]}: the C blocks have none",
         BARE: "no batch norm behind it or its ReLU in the same nn.Sequential: the C blocks have one",
@@ -266,29 +265,7 @@ def _explained_padding(layer: _ConvNd) -> str:
     """What of a padding the C blocks do not have."""
     if layer.padding_mode != "zeros":
         return f"padding_mode {layer.padding_mode}: the C blocks pad with zeros"
-    if zero_padding(layer) is not None:
-        return f"padding {zero_padding(layer)}: in C, convolutions of each channel by itself are valid ones"
     return f"padding {layer.padding}: the C blocks pad all four sides alike"
-
-
-def _has_stride(layer: _ConvNd) -> bool:
-    """Whether C computes a convolution's stride.
-
-    Not that of 1×1 kernels: PyTorch 2.14, with which C is compared, writes beyond its memory in those.
-    """
-    stride = layer.stride[0]
-    return {*layer.stride} == {1} or (
-        {*layer.stride} == {stride} and layer.groups == 1 and stride <= min(layer.kernel_size)
-    )
-
-
-def _explained_stride(layer: _ConvNd) -> str:
-    """What of a stride the C blocks do not have."""
-    if len({*layer.stride}) > 1:
-        return f"stride {layer.stride}: the C blocks move by as many pixels down as across"
-    if layer.groups > 1:
-        return f"stride {layer.stride[0]}: in C, convolutions of each channel by itself move by one pixel"
-    return f"stride {layer.stride[0]}: the C blocks have kernels at least as large as the stride"
 
 
 STRIDE_IN_BFLOAT16 = "with a stride in bfloat16"
@@ -302,7 +279,7 @@ def _why(layer: _ConvNd, x: Tensor) -> str:
         return f"of maps of {height}×{width} pixels"
     if layer.groups > 1 and not _depthwise(layer):
         return f"in {layer.groups} groups"
-    if layer.stride[0] > 1 and torch.is_autocast_enabled("cpu"):
+    if layer.stride[0] > 1 and not _depthwise(layer) and torch.is_autocast_enabled("cpu"):
         return STRIDE_IN_BFLOAT16
     side = height + 2 * (zero_padding(layer) or 0)
     if max(layer.in_channels, layer.out_channels) * side**2 > MOST_NUMBERS:
