@@ -15,7 +15,6 @@
  */
 #include "numbers.h"
 #include "arguments.h"
-#include <math.h>
 #include "shape.h"
 #ifndef DEPTHWISE
 #define DEPTHWISE 0
@@ -37,6 +36,7 @@
 /* An output's channel is made of so many of the input. */
 #define INPUTS (DEPTHWISE ? 1 : CI)
 #include "channels.h"
+#include "statistics.h"
 #if BFLOAT16
 #include "pairs.h"
 #endif
@@ -180,34 +180,15 @@ static inline void convolve_images(const struct block_arguments *a, const elemen
     }
 }
 
-/* Where a channel's mean is large beside its deviation, the mean of squares less the square of the mean leaves few
- * digits of a variance: below this share of the mean of squares it is computed anew, from the deviations. */
-#define INEXACT 1e-3
-static double exact_variance(const struct block_arguments *a, int channel, double mean)
-{
-    const int64_t pixels = (int64_t)a->images * AREA;
-    double sum = 0;
-    for (int64_t u = 0; u < pixels; u++) {
-        double deviation = as_float(a->convolved[u * CO + channel]) - mean;
-        sum += deviation * deviation;
-    }
-    return sum / pixels;
-}
-
 /* Mean and deviation of the batch, the running ones, and what the rest of the block multiplies by and adds. */
-static inline void batch_statistics(const struct block_arguments *a, const double *sums, float *factor, float *offset)
+static inline void norm_factors(const struct block_arguments *a, const double *sums, float *factor, float *offset)
 {
-    float *mean = a->running_mean, *variance = a->running_variance, *statistics = a->statistics;
-    double n = (double)a->images * AREA;
+    const float *statistics = a->statistics;
+    batch_statistics(a->convolved, (int64_t)a->images * AREA, sums, BIAS && !RELU_FIRST ? a->bias : NULL, a->momentum,
+                     a->epsilon, a->statistics, a->running_mean, a->running_variance);
     for (int c = 0; c < CO; c++) {
-        double m = sums[c] / n, squares = sums[CO + c] / n, v = squares - m * m;
-        v = v < INEXACT * squares ? exact_variance(a, c, m) : v;
-        statistics[c] = (float)m;
-        statistics[CO + c] = (float)(1 / sqrt(v + a->epsilon));
-        mean[c] += a->momentum * ((float)(BIAS && !RELU_FIRST ? m + a->bias[c] : m) - mean[c]);
-        variance[c] += a->momentum * ((float)(v * n / (n - 1)) - variance[c]);
         factor[c] = a->gamma[c] * statistics[CO + c] * a->dropout_scale;
-        offset[c] = a->beta[c] * a->dropout_scale - (float)m * factor[c];
+        offset[c] = a->beta[c] * a->dropout_scale - statistics[c] * factor[c];
     }
 }
 
@@ -259,7 +240,7 @@ void forward(const struct block_arguments *a)
         for (int c = 0; c < 2 * CO; c++)
             sums[c] += thread_sums[(size_t)t * 2 * CO + c];
     float factor[CO], offset[CO];
-    batch_statistics(a, sums, factor, offset);
+    norm_factors(a, sums, factor, offset);
     finish_images(a, factor, offset);
     free(thread_sums);
     free(packed);

@@ -104,11 +104,11 @@ class Sums(TorchFunctionMode):
             self.running.pop()
 
         self.handles = [register_module_forward_pre_hook(begin), register_module_forward_hook(end)]
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         for handle in self.handles:
             handle.remove()
 

@@ -10,7 +10,7 @@
 #include "numbers.h"
 #include "arguments.h"
 #include "products.h"
-#include <math.h>
+#include "statistics.h"
 #define OUT (SIDE - KERNEL + 1)
 #define AREA (OUT * OUT)
 #define TAPS (KERNEL * KERNEL)
@@ -124,33 +124,15 @@ ALONE void pool_rows(const float *restrict rows, const float *restrict gamma, in
             }
 }
 
-/* Where a channel's mean is large beside its deviation, the mean of squares less the square of the mean leaves few
- * digits of a variance: below this share of the mean of squares it is computed anew, from the deviations. */
-#define INEXACT 1e-3
-static double exact_variance(const struct separable_arguments *a, int channel, double mean)
+/* Mean and deviation of the batch, the running ones, and what batch norm multiplies by and adds. */
+static void norm_factors(const struct separable_arguments *a, const double *sums)
 {
-    const int64_t pixels = (int64_t)a->images * AREA;
-    double sum = 0;
-    for (int64_t u = 0; u < pixels; u++) {
-        double deviation = a->convolved[u * CO + channel] - mean;
-        sum += deviation * deviation;
-    }
-    return sum / pixels;
-}
-
-static void batch_statistics(const struct separable_arguments *a, const double *sums)
-{
-    float *mean = a->running_mean, *variance = a->running_variance, *statistics = a->statistics;
-    double n = (double)a->images * AREA;
+    const float *statistics = a->statistics;
+    batch_statistics(a->convolved, (int64_t)a->images * AREA, sums, NULL, a->momentum, a->epsilon, a->statistics,
+                     a->running_mean, a->running_variance);
     for (int c = 0; c < CO; c++) {
-        double m = sums[c] / n, squares = sums[CO + c] / n, v = squares - m * m;
-        v = v < INEXACT * squares ? exact_variance(a, c, m) : v;
-        statistics[c] = (float)m;
-        statistics[CO + c] = (float)(1 / sqrt(v + a->epsilon));
-        mean[c] += a->momentum * ((float)m - mean[c]);
-        variance[c] += a->momentum * ((float)(v * n / (n - 1)) - variance[c]);
         a->factor[c] = a->gamma[c] * statistics[CO + c];
-        a->offset[c] = a->beta[c] - (float)m * a->factor[c];
+        a->offset[c] = a->beta[c] - statistics[c] * a->factor[c];
     }
 }
 
@@ -183,7 +165,7 @@ void forward(const struct separable_arguments *a)
     for (int t = 0; t < threads; t++)
         for (int c = 0; c < 2 * CO; c++)
             sums[c] += thread_sums[(size_t)t * 2 * CO + c];
-    batch_statistics(a, sums);
+    norm_factors(a, sums);
     free(thread_sums);
 }
 
