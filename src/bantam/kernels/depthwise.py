@@ -20,7 +20,7 @@ class Depthwise(Compiled):
         super().__init__([convolution], dtype)
         self.channels, self.kernel = convolution.in_channels, int(convolution.kernel_size[0])
         self.padding, self.stride = zero_padding(convolution) or 0, int(convolution.stride[0])
-        self.valid = not self.padding and self.stride == 1 and convolution.bias is None
+        self.simple = self.stride == 1 and convolution.bias is None
         """Whether a chain may have it."""
         self.arguments = DepthwiseArguments()
 

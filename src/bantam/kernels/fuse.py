@@ -165,10 +165,10 @@ def _chains(layers: Sequence[nn.Module]) -> Iterator[nn.Module]:
 
 def _continues(first: nn.Module, layers: Sequence[nn.Module]) -> bool:
     """Whether a chain that this layer begins goes on with these two."""
-    if len(layers) < 2 or not (isinstance(layers[0], Depthwise) and layers[0].valid):
+    if len(layers) < 2 or not (isinstance(layers[0], Depthwise) and layers[0].simple):
         return False
     blocks = [block for block in (first, layers[1]) if isinstance(block, Block)]
-    return len(blocks) == 2 and all(_simple(block) for block in blocks) and blocks[1].kernel == 1
+    return len(blocks) == 2 and all(map(_simple, blocks)) and blocks[1].kernel == 1 and not blocks[1].padding
 
 
 def _simple(block: Block) -> bool:
@@ -177,7 +177,6 @@ def _simple(block: Block) -> bool:
         block.relu_first
         or not block.relu
         or block.dropout
-        or block.padding
         or block.stride > 1
         or block.average
         or block.depthwise

@@ -61,11 +61,12 @@ def _block_results(
 
 def _separable_results(library: ctypes.CDLL, sizes: dict[str, int]) -> Iterator[tuple[str, Tensor, Tensor]]:
     """All that a block of a chain computes, beside what is exact."""
-    channels, side, kernel = sizes["CI"], sizes["SIDE"], sizes["KERNEL"]
-    of_block = {**sizes, "KERNEL": 1 if sizes["DEPTHWISE"] else kernel, "RELU_FIRST": 0, "DEPTHWISE": 0}
-    block = _block("block.c", of_block)
+    channels, kernel, padding = sizes["CI"], sizes["KERNEL"], sizes.get("PADDING", 0)
+    side = sizes["SIDE"] - 2 * padding
+    of_block = {"KERNEL": 1, "PADDING": 0, "DEPTHWISE": 0} if sizes["DEPTHWISE"] else {}
+    block = _block("block.c", {**sizes, "RELU_FIRST": 0, **of_block})
     assert isinstance(block, Block)
-    depthwise = nn.Conv2d(channels, channels, kernel, groups=channels, bias=False)
+    depthwise = nn.Conv2d(channels, channels, kernel, padding=padding, groups=channels, bias=False)
     layers = nn.Sequential(*([depthwise] if sizes["DEPTHWISE"] else []), *block.layers)
     layers = layers.to(memory_format=torch.channels_last)
     exact = copy.deepcopy(layers).double()

@@ -3,21 +3,24 @@
  * max-pool. Only what is in front of a batch norm goes through memory; all else stays in the cache.
  *
  * `compiler.py` compiles this file for every shape, with the sizes as constants: CI and CO, channels; KERNEL, side of the
- * kernel; SIDE, side of the input; POOL, side of the max-pool's squares, 1 for none; DEPTHWISE, 1 for these blocks, 0 for
+ * kernel; SIDE, side of the input with its padding; PADDING, how many pixels at each end of it are zeros; POOL, side of the max-pool's squares, 1 for none; DEPTHWISE, 1 for these blocks, 0 for
  * the first one of a network: a dense convolution of the images as they are. Images are N×H×W×C floats. The way back is
  * in `separable_backward.h`.
  */
 #include "numbers.h"
 #include "arguments.h"
+#include "shape.h"
 #include "products.h"
 #include "statistics.h"
-#define OUT (SIDE - KERNEL + 1)
-#define AREA (OUT * OUT)
-#define TAPS (KERNEL * KERNEL)
 #define INPUTS (DEPTHWISE ? CI : TAPS * CI)
 #define POOLED (OUT / POOL)
 #define SQUARE (POOL * POOL)
-#define IN_IMAGE (SIDE * SIDE * CI)
+#define ROW (IMAGE_SIDE * CI)
+#define IN_IMAGE (IMAGE_SIDE * ROW)
+/* The first number of a row of the image, in one with padding. */
+#define INSIDE(row) (((row) + PADDING) * SIDE * CI + PADDING * CI)
+/* What is convolved takes so much room: an image with padding, or after batch norm and ReLU. */
+enum { CONVOLVED = DEPTHWISE || PADDING ? SIDE * SIDE * CI : 1 };
 #define RELU(x) ((x) < 0 ? 0 : (x)) /* NaN stays NaN */
 #define EACH_CHANNEL(c, count) _Pragma("omp simd") for (int c = 0; c < (count); c++)
 #define SHARE ((images + threads - 1) / threads)
@@ -44,12 +47,27 @@ ALONE void activate(const struct separable_arguments *a, const float *restrict i
     float factors[STEP], offsets[STEP];
     repeat(a->in_factor, 1, factors);
     repeat(a->in_offset, 1, offsets);
-    for (int row = 0; row < IN_IMAGE; row += SIDE * CI)
+    for (int row = 0; row < IMAGE_SIDE; row++)
         for (int v = 0; v < PERIOD; v++) {
             const vector factor = load(factors + v * LANES), offset = load(offsets + v * LANES);
-            for (int u = row + v * LANES; u < row + SIDE * CI; u += STEP)
-                store(to + u, LARGER((vector){0}, load(image + u) * factor + offset));
+            for (int u = v * LANES; u < ROW; u += STEP)
+                store(to + INSIDE(row) + u, LARGER((vector){0}, load(image + row * ROW + u) * factor + offset));
         }
+}
+
+/* What is convolved of an image: in its place, or in a buffer. */
+static INLINE const float *convolved_image(const struct separable_arguments *a, int i, float *buffer)
+{
+    const float *image = a->input + (int64_t)i * IN_IMAGE;
+    if (!DEPTHWISE && !PADDING)
+        return image;
+    if (PADDING)
+        memset(buffer, 0, sizeof(float) * SIDE * SIDE * CI);
+    if (DEPTHWISE)
+        activate(a, image, buffer);
+    for (int row = 0; !DEPTHWISE && row < IMAGE_SIDE; row++)
+        memcpy(buffer + INSIDE(row), image + row * ROW, sizeof(float) * ROW);
+    return buffer;
 }
 
 /* Weights of the depthwise convolution as vectors read them: taps × STEP. */
@@ -148,13 +166,11 @@ void forward(const struct separable_arguments *a)
     if (DEPTHWISE)
         repeat_weights(a->depthwise, taps);
     IN_THREADS EACH_IMAGE(i) {
-        float active[DEPTHWISE ? SIDE * SIDE * CI : 1], read[FEW_ROWS * OUT * INPUTS];
-        const float *image = a->input + (int64_t)i * IN_IMAGE;
-        if (DEPTHWISE)
-            activate(a, image, active);
+        float buffer[CONVOLVED], read[FEW_ROWS * OUT * INPUTS];
+        const float *image = convolved_image(a, i, buffer);
         BANDS(row, rows) {
             float *result = a->convolved + ((int64_t)i * OUT + row) * OUT * CO;
-            read_rows(DEPTHWISE ? active : image, taps, row, rows, read);
+            read_rows(image, taps, row, rows, read);
             forward_product(read, packed, result, rows * OUT);
             add_statistics(result, rows * OUT, thread_sums + (size_t)(i / SHARE) * 2 * CO);
             if (POOL > 1)
