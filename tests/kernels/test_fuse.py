@@ -317,7 +317,7 @@ def test_a_residual_network_is_trained_by_its_blocks_and_pytorchs_sums() -> None
     assert not done.left
     assert [*done.reasons] == ["sum in 3", "sum in 4"]
     x, gradient = torch.randn(6, *IMAGE), torch.randn(6, 8, 13, 13)
-    # In float32 PyTorch 2.14 writes beyond its memory in 1×1 convolutions with a stride: only exact layers are met.
+    # PyTorch 2.14 writes beyond its memory in 1×1 convolutions with a stride in float32: the exact ones are asked.
     wanted = results(exact, exact, x.double(), gradient.double())
     for name, ours in results(done.model, model, x, gradient).items():
         assert float((ours.double() - wanted[name]).norm()) <= 1e-4 * (1 + float(wanted[name].double().norm())), (

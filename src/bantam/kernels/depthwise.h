@@ -8,6 +8,11 @@
 /* Pixels of one phase, the first of which is this one, are a stride apart and get their gradient from the same taps. */
 #define PHASE(phase) (((phase) - PADDING % STRIDE + STRIDE) % STRIDE)
 
+/* Of several pixels in one turn of a loop not all would stay in registers: gcc takes them together to load what they
+ * have in common once, unless it does not know where the next one is. */
+#define ONE_BY_ONE _Pragma("GCC unroll 1")
+#define SOMEWHERE(pointer) __asm__("" : "+r"(pointer))
+
 /* The gradients of so many rows of the kernel are summed together, as many as there are registers for. */
 enum { TOGETHER = KERNEL > 11 ? 1 : 12 / KERNEL < KERNEL ? 12 / KERNEL : KERNEL, SUMS = TOGETHER * KERNEL };
 
@@ -20,8 +25,8 @@ static inline void pack_taps(const float *restrict weight, float *restrict packe
 }
 
 /* A row of the convolution of an image, to which a bias is added where one is given. */
-static INLINE void convolve_row(const float *restrict image, const float *restrict packed, const float *restrict bias,
-                                int row, float *restrict result)
+ALONE void convolve_row(const float *restrict image, const float *restrict packed, const float *restrict bias, int row,
+                        float *restrict result)
 {
     for (int v = 0; v < CHANNEL_VECTORS; v++) {
         const float *from = image + UNDER(row, 0) * CO + FIRST(v);
@@ -29,7 +34,9 @@ static INLINE void convolve_row(const float *restrict image, const float *restri
         UNROLLED(tap, TAPS) weight[tap] = LOADED(packed + tap * CO + FIRST(v));
         if (bias)
             start = LOADED(bias + FIRST(v));
-        for (float *to = result + FIRST(v), *end = to + OUT * CO; to < end; to += CO, from += STRIDE * CO) {
+        float *to = result + FIRST(v);
+        ONE_BY_ONE for (int u = 0; u < OUT; u++, to += CO, from += STRIDE * CO) {
+            SOMEWHERE(from);
             channels sum = start;
             UNROLLED(tap, TAPS) sum += LOADED(from + TAP_OFFSET(tap) * CO) * weight[tap];
             *(channels *)to = sum;
@@ -38,7 +45,7 @@ static INLINE void convolve_row(const float *restrict image, const float *restri
 }
 
 /* What an image brings to the gradient of the weights, taps × CO. */
-static inline void taps_gradient(const float *restrict image, const float *restrict frame, float *restrict to)
+ALONE void taps_gradient(const float *restrict image, const float *restrict frame, float *restrict to)
 {
     for (int v = 0; v < CHANNEL_VECTORS; v++)
         UNROLLED(part, (KERNEL + TOGETHER - 1) / TOGETHER) {
@@ -48,7 +55,8 @@ static inline void taps_gradient(const float *restrict image, const float *restr
             for (int row = 0; row < OUT; row++) {
                 const float *from = image + UNDER(row, 0) * CO + FIRST(v);
                 const float *behind = frame + (FRAME_START + UNDER(row, 0)) * CO + FIRST(v);
-                for (int column = 0; column < OUT; column++, from += STRIDE * CO, behind += STRIDE * CO) {
+                ONE_BY_ONE for (int column = 0; column < OUT; column++, from += STRIDE * CO, behind += STRIDE * CO) {
+                    SOMEWHERE(from);
                     const channels gradient = LOADED(behind);
                     UNROLLED(u, SUMS)
                         if (first + u < TAPS)
@@ -68,7 +76,8 @@ static INLINE void gradient_of_row(const float *restrict frame, const float *res
         UNROLLED(tap, TAPS) weight[tap] = LOADED(packed + tap * CO + FIRST(v));
         UNROLLED(phase, STRIDE) {
             const float *from = frame + (FRAME_START + row * SIDE + PHASE(phase) + PADDING) * CO + FIRST(v);
-            for (int u = PHASE(phase); u < IMAGE_SIDE; u += STRIDE, from += STRIDE * CO) {
+            ONE_BY_ONE for (int u = PHASE(phase); u < IMAGE_SIDE; u += STRIDE, from += STRIDE * CO) {
+                SOMEWHERE(from);
                 channels sum = {0};
                 UNROLLED(back, TAPS) { /* from the last tap on: in the order of the gradients in memory */
                     const int tap = TAPS - 1 - back, down = tap / KERNEL - row_phase, across = tap % KERNEL - phase;
@@ -82,7 +91,7 @@ static INLINE void gradient_of_row(const float *restrict frame, const float *res
 }
 
 /* The gradient of an image from that of the convolution's output in its frame of zeros. */
-static inline void image_gradient(const float *restrict frame, const float *restrict packed, element *grad_input)
+ALONE void image_gradient(const float *restrict frame, const float *restrict packed, element *grad_input)
 {
     UNROLLED(phase, STRIDE)
         for (int row = PHASE(phase); row < IMAGE_SIDE; row += STRIDE) {
