@@ -5,7 +5,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from bantam import augmentation
-from bantam.augmentation import Augmentation, jitter, light, mapping, warp
+from bantam.augmentation import Augmentation, jitter, light, mapping, saturate, turn_hue, warp
 
 NEAREST, BILINEAR = InterpolationMode.NEAREST, InterpolationMode.BILINEAR
 
@@ -141,6 +141,35 @@ def test_jitter_of_colour_is_torchvisions_too() -> None:
         else:
             expected = second(first(images[i], float(brightness[i])), float(contrast[i]))
         torch.testing.assert_close(result[i], expected, atol=1e-5, rtol=0)
+
+
+def test_changes_of_colour_are_torchvisions_image_by_image() -> None:
+    torch.manual_seed(0)
+    images = tv.gaussian_blur(torch.rand(16, 3, 32, 32), [5, 5]).clamp(0, 1)
+    images[:, :, 0] = images[:, :1, 0]  # grey, where no hue is known
+    images[:, 1, 1], images[:, 2, 2] = images[:, 0, 1], images[:, 1, 2]  # two colours are the same
+    factor, turn = 1 + numbers(16, 1), numbers(16, 0.5)
+    saturated = saturate(images.clone(), factor.view(-1, 1, 1, 1))
+    turned = turn_hue(images.clone(), turn.view(-1, 1, 1, 1))
+    for i in range(16):
+        expected = tv.adjust_saturation(images[i], float(factor[i]))
+        torch.testing.assert_close(saturated[i], expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(turned[i], tv.adjust_hue(images[i], float(turn[i])), atol=1e-5, rtol=0)
+
+
+def test_colour_is_drawn_by_itself_for_every_image() -> None:
+    images = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8)
+    torch.manual_seed(1)
+    without = Augmentation(0.1, 0.1).draw(torch.ones(64))
+    torch.manual_seed(1)
+    augment = Augmentation(0.1, 0.1, saturation=0.3, hue=0.1)
+    changes = augment.draw(torch.ones(64))
+    assert torch.equal(changes.light, without.light)  # type: ignore[arg-type]
+    for drawn_, middle, reach in ((changes.saturation, 1, 0.3), (changes.hue, 0, 0.1)):
+        assert drawn_ is not None
+        assert len((drawn_ - middle).abs().le(reach).nonzero()) == len(drawn_.unique()) == 64
+    some = augment.apply(images[8:16], changes.of(slice(8, 16)))
+    torch.testing.assert_close(some, augment.apply(images, changes)[8:16], atol=1e-6, rtol=0)
 
 
 def test_all_channels_of_an_image_are_moved_alike() -> None:

@@ -16,6 +16,9 @@ from torch import Tensor
 GREY = (0.2989, 0.587, 0.114)
 """Shares of red, green and blue in what is grey."""
 
+COLOURS = len(GREY)
+"""Channels of an image in colour."""
+
 BENDS = (5, 5)
 """Points of an image, rows and columns, that an elastic change shifts."""
 
@@ -29,20 +32,24 @@ class Changes(NamedTuple):
     """B×2×3, see `mapping`."""
     bend: Tensor | None = None
     """B×2×rows×columns, see `warp`."""
+    saturation: Tensor | None = None
+    """B×1×1×1, see `saturate`."""
+    hue: Tensor | None = None
+    """B×1×1×1, see `turn_hue`."""
 
     def of(self, batch: slice) -> "Changes":
         """Those of some of the images."""
         light = None if self.light is None else self.light[:, batch]
-        mapping = None if self.mapping is None else self.mapping[batch]
-        return Changes(light, mapping, None if self.bend is None else self.bend[batch])
+        return Changes(light, *(None if numbers is None else numbers[batch] for numbers in self[1:]))
 
 
 class Augmentation:
-    """Random changes of brightness, contrast and geometry; zero turns a change off.
+    """Random changes of brightness, contrast, colour and geometry; zero turns a change off.
 
     Per image: a brightness factor from 1 ± `brightness` and a contrast factor from 1 ± `contrast`,
-    in random order; then an angle from ± `degrees` (counter-clockwise), a shift from ± `pixels` on
-    either axis, a size factor from 1 ± `scale` and a shear angle from ± `shear_degrees`, about the
+    in random order; then, of images in colour, a saturation factor from 1 ± `saturation` and a turn of the hue
+    by ± `hue` of the circle of colours; then an angle from ± `degrees` (counter-clockwise), a shift from
+    ± `pixels` on either axis, a size factor from 1 ± `scale` and a shear angle from ± `shear_degrees`, about the
     centre; a shift from ± `elastic_pixels` on either axis for each of 5×5 points of the result, along the axes
     of the image as it was, with smooth curves in between. What comes in from outside is black. The parts are
     those of torchvision's ColorJitter, RandomRotation, RandomAffine and, nearly, ElasticTransform, which draw
@@ -64,13 +71,15 @@ class Augmentation:
         interpolation: str = "bilinear",
         fade_start: float = 1.0,
         fade_end: float = 1.0,
+        saturation: float = 0.0,
+        hue: float = 0.0,
     ) -> None:
         if fade_end < fade_start:
             raise ValueError(
                 f"fade_start is {fade_start} and fade_end is {fade_end}: they must satisfy fade_start <= fade_end "
                 "(fractions of the training)"
             )
-        self.brightness, self.contrast = brightness, contrast
+        self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
         self.degrees, self.pixels, self.scale, self.shear_degrees = degrees, pixels, scale, shear_degrees
         self.elastic_pixels, self.interpolation = elastic_pixels, interpolation
         self.fade_start, self.fade_end = fade_start, fade_end
@@ -106,6 +115,10 @@ class Augmentation:
             contrast_first = torch.rand_like(strengths) < 0.5
             brightness, contrast = uniform(self.brightness, self.contrast)
             changes = changes._replace(light=light(1 + brightness, 1 + contrast, contrast_first))
+        if self.saturation:
+            changes = changes._replace(saturation=1 + uniform(self.saturation)[0].view(-1, 1, 1, 1))
+        if self.hue:
+            changes = changes._replace(hue=uniform(self.hue)[0].view(-1, 1, 1, 1))
         if self.degrees or self.pixels or self.scale or self.shear_degrees or self.elastic_pixels:
             angle, shear, scale = uniform(self.degrees, self.shear_degrees, self.scale)
             right, down = uniform(self.pixels, self.pixels)
@@ -120,6 +133,10 @@ class Augmentation:
         x = images.float().div_(255)
         if changes.light is not None:
             x = jitter(x, changes.light)
+        if changes.saturation is not None:
+            x = saturate(x, changes.saturation)
+        if changes.hue is not None:
+            x = turn_hue(x, changes.hue)
         if changes.mapping is not None:
             x = warp(x, changes.mapping, self.interpolation, changes.bend)
         return x
@@ -156,6 +173,25 @@ def _mean(x: Tensor) -> Tensor:
         return x.mean(dim=(1, 2, 3), keepdim=True)
     shares = torch.tensor(GREY, device=x.device).view(1, -1, 1, 1)
     return x.mean(dim=(2, 3), keepdim=True).mul_(shares).sum(1, keepdim=True)
+
+
+def saturate(x: Tensor, saturation: Tensor) -> Tensor:
+    """Stretch the colours of B×3×H×W images about their grey, pixel by pixel, in their place; clipped to 0 … 1."""
+    grey = (x * torch.tensor(GREY, device=x.device).view(1, -1, 1, 1)).sum(1, keepdim=True)
+    return x.mul_(saturation).add_(grey.mul_(1 - saturation)).clamp_(0, 1)
+
+
+def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn the hue of B×3×H×W images by B×1×1×1 fractions of the circle; brightest and darkest values stay."""
+    red, green, blue = x[:, 0:1], x[:, 1:2], x[:, 2:3]
+    most = x.amax(1, keepdim=True)
+    chroma = most - x.amin(1, keepdim=True)
+    width = torch.where(chroma > 0, chroma, 1)
+    by_blue, by_green = 4 + (red - green) / width, 2 + (blue - red) / width
+    sixths = torch.where(red == most, (green - blue) / width, torch.where(green == most, by_green, by_blue))
+    # Away from the sixth that is a channel's own it falls from `most` between the second and the third.
+    away = (torch.tensor((5.0, 3.0, 1.0), device=x.device).view(1, -1, 1, 1) + sixths + 6 * turn) % 6
+    return most - chroma * torch.minimum(away, 4 - away).clamp_(0, 1)
 
 
 def mapping(angle: Tensor, right: Tensor, down: Tensor, scale: Tensor, shear: Tensor) -> Tensor:

@@ -189,6 +189,10 @@ class Augmentation(Component):
     """Brightness is multiplied by a factor from 1 ± this."""
     contrast: float = ranged(least=0, most=1)
     """Contrast is multiplied by a factor from 1 ± this."""
+    saturation: float = ranged(0.0, least=0, most=1)
+    """Saturation is multiplied by a factor from 1 ± this: of images in colour."""
+    hue: float = ranged(0.0, least=0, most=0.5)
+    """Hue is turned by up to ± this fraction of the circle of colours: of images in colour."""
     degrees: float = ranged(least=0, most=180)
     """Rotation by up to ± this."""
     pixels: float = ranged(least=0, most="data.side")

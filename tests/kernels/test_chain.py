@@ -13,13 +13,13 @@ from bantam.kernels.fuse import fuse
 IMAGE = (1, 16, 16)
 
 
-def network() -> nn.Sequential:
+def network(padding: int = 0) -> nn.Sequential:
     """A chain of three, with a max-pool, of which one has channels that are no whole vectors."""
     torch.manual_seed(1)
-    layers = [nn.Conv2d(1, 12, 3, bias=False), nn.BatchNorm2d(12), nn.ReLU()]
+    layers = [nn.Conv2d(1, 12, 3, padding=padding, bias=False), nn.BatchNorm2d(12), nn.ReLU()]
     for inputs, outputs in ((12, 16), (16, 20)):
         layers += [
-            nn.Conv2d(inputs, inputs, 3, groups=inputs, bias=False),
+            nn.Conv2d(inputs, inputs, 3, padding=padding, groups=inputs, bias=False),
             nn.Conv2d(inputs, outputs, 1, bias=False),
         ]
         layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
@@ -49,10 +49,10 @@ def step(forward: nn.Module, model: nn.Module, x: Tensor, labels: Tensor) -> tup
     return logits.detach().double(), [p.grad.double() for p in model.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_chain_computes_what_its_layers_compute(threads: int) -> None:
+@pytest.mark.parametrize(("threads", "padding"), [(1, 0), (2, 0), (1, 1), (2, 2)])
+def test_a_chain_computes_what_its_layers_compute(threads: int, padding: int) -> None:
     torch.set_num_threads(threads)
-    model = network()
+    model = network(padding)
     exact, forward = copy.deepcopy(model).double(), fused(model)[0]
     for count in (7, 33, 5):  # the memory of a larger batch serves a smaller one
         x, labels = torch.randn(count, *IMAGE), torch.randint(10, (count,))

@@ -25,7 +25,8 @@ def convolutions(draw: st.DrawFn, inputs: int, side: int) -> nn.Conv2d:
     kernel: int | tuple[int, int] = draw(st.integers(1, min(5, side)))
     odd = draw(st.integers(0, 30))
     if odd > 20:
-        return nn.Conv2d(inputs, inputs, kernel, groups=inputs, bias=False)
+        stride, padding = draw(st.integers(1, kernel)), draw(st.sampled_from([0, 0, 1, 2]))
+        return nn.Conv2d(inputs, inputs, kernel, stride, padding, groups=inputs, bias=draw(st.booleans()))
     options: dict[str, object] = {"bias": False}
     if odd == 1 and kernel > 1:  # PyTorch 2.14 writes beyond its memory in 1×1 convolutions with a stride
         options["stride"] = draw(st.sampled_from([2, (1, 2)]))
@@ -65,7 +66,7 @@ def networks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, int, int], int]
         convolution = draw(convolutions(inputs, side))
         inputs = convolution.out_channels
         padding = zero_padding(convolution) or 0
-        side = max(1, side + 2 * padding - convolution.kernel_size[0] + 1)
+        side = max(1, (side + 2 * padding - convolution.kernel_size[0]) // convolution.stride[0] + 1)
         norm = nn.BatchNorm2d(inputs, eps=draw(st.sampled_from([1e-5, 0.1])), momentum=draw(st.floats(0, 1)))
         nn.init.uniform_(norm.weight, -1, 2)
         nn.init.normal_(norm.bias)

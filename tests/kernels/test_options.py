@@ -22,8 +22,13 @@ def blocks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, int, int]]:
     padding = draw(st.integers(0, 3))
     least = max(1, kernel - 2 * padding)
     side = draw(st.integers(least, least + 12))
-    stride = draw(st.integers(1, min(3, kernel)))
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=draw(st.booleans()))
+    stride, bias = draw(st.integers(1, 3)), draw(st.booleans())
+    groups = 1
+    if draw(st.booleans()):
+        groups = inputs = outputs = max(2, outputs)  # a depthwise convolution
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=bias)
+    if groups > 1 and draw(st.booleans()):
+        return nn.Sequential(convolution), (inputs, side, side)
     norm = nn.BatchNorm2d(outputs, momentum=draw(st.floats(0.1, 0.9)))
     nn.init.uniform_(norm.weight, 0.5, 2)
     nn.init.normal_(norm.bias)
@@ -51,6 +56,8 @@ def test_a_block_computes_what_pytorchs_layers_compute(
     model, image = drawn
     torch.set_num_threads(threads)
     plain, exact = copy.deepcopy(model), copy.deepcopy(model).double()
+    if model[0].kernel_size == (1, 1):  # PyTorch 2.14 writes beyond its memory in those with a stride in float32
+        plain = exact
     done = fuse(model.to(memory_format=torch.channels_last), image)
     assert done.model is not None
     assert not done.left
@@ -58,7 +65,7 @@ def test_a_block_computes_what_pytorchs_layers_compute(
         x = torch.randn(images, *image)
         gradient = torch.randn(copy.deepcopy(model).train()(x).shape)
         ours = results(done.model, model, x, gradient)
-        theirs = results(plain, plain, x, gradient)
+        theirs = results(plain, plain, *(tensor.to(plain[0].weight.dtype) for tensor in (x, gradient)))
         wanted = results(exact, exact, x.double(), gradient.double())
         far = {
             name: (distance(ours[name], value), distance(theirs[name], value)) for name, value in wanted.items()

@@ -57,13 +57,19 @@ BLOCKS = [
     "block.c SIDE=9 CI=3 CO=7 KERNEL=3 RELU_FIRST=0 POOL=2 PADDING=1 BIAS=1",
     "block.c SIDE=10 CI=2 CO=9 KERNEL=3 RELU_FIRST=1 POOL=2 PADDING=1 STRIDE=2",
     "block.c SIDE=8 CI=5 CO=17 KERNEL=2 RELU_FIRST=1 POOL=2 PADDING=3 BIAS=1 AVERAGE=1",
+    "block.c SIDE=9 CI=12 CO=12 KERNEL=3 RELU_FIRST=0 POOL=2 PADDING=1 STRIDE=2 DEPTHWISE=1",
 ]
 SEPARABLE = [
     "separable.c SIDE=10 CI=12 CO=20 KERNEL=3 POOL=2 DEPTHWISE=1",
     "separable.c SIDE=7 CI=8 CO=13 KERNEL=3 POOL=2 DEPTHWISE=1",
-    "separable.c SIDE=18 CI=3 CO=5 KERNEL=3 POOL=3 DEPTHWISE=0",
+    "separable.c SIDE=10 CI=12 CO=20 KERNEL=3 POOL=1 DEPTHWISE=1 PADDING=1",
+    "separable.c SIDE=18 CI=3 CO=5 KERNEL=3 POOL=3 DEPTHWISE=0 PADDING=2",
 ]
-EACH = ["depthwise.c SIDE=9 CHANNELS=17 KERNEL=5", "depthwise.c SIDE=1 CHANNELS=2 KERNEL=1"]
+EACH = [
+    "depthwise.c SIDE=9 CHANNELS=17 KERNEL=5",
+    "depthwise.c SIDE=1 CHANNELS=2 KERNEL=1",
+    "depthwise.c SIDE=10 CHANNELS=9 KERNEL=3 PADDING=1 STRIDE=2 BIAS=1",
+]
 
 
 def sanitized(tmp_path: Path, cases: list[str], change: str = "") -> subprocess.CompletedProcess[str]:

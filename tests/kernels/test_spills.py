@@ -55,10 +55,11 @@ def test_products_store_nothing_on_the_stack(kind: str) -> None:
     if not shutil.which("gcc") or not shutil.which("objdump"):
         pytest.skip("there is no gcc or no objdump")
     sizes = {"SIDE": 26, "CI": 16, "CO": 16, "KERNEL": 3, "RELU_FIRST": 1, "POOL": 2}
-    text = disassembled("gcc", VECTORS[kind], sizes | {"BFLOAT16": 0, "MATRIX_UNIT": 0})
-    found = [loop for loop in loops(text) if loop.multiplications >= 8]
-    assert found
-    assert not [loop for loop in found if loop.stores]
+    for depthwise in (0, 1):
+        sizes |= {"DEPTHWISE": depthwise, "BFLOAT16": 0, "MATRIX_UNIT": 0}
+        found = [loop for loop in loops(disassembled("gcc", VECTORS[kind], sizes)) if loop.multiplications >= 8]
+        assert found
+        assert not [loop for loop in found if loop.stores]
 
 
 @pytest.mark.parametrize("source", ["block.c", "separable.c"])

@@ -20,16 +20,22 @@ FORMS = [
 FLOATS = [
     *(("block.c", BLOCK | form | {"BFLOAT16": 0, "MATRIX_UNIT": 0}) for form in FORMS),
     ("block.c", BLOCK | FORMS[1] | {"STRIDE": 2, "RELU": 0, "BFLOAT16": 0, "MATRIX_UNIT": 0}),
+    ("block.c", BLOCK | FORMS[1] | {"CI": 17, "STRIDE": 2, "DEPTHWISE": 1, "BFLOAT16": 0, "MATRIX_UNIT": 0}),
     ("depthwise.c", {"SIDE": 9, "CHANNELS": 17, "KERNEL": 3, "BFLOAT16": 0}),
+    ("depthwise.c", {"SIDE": 9, "PADDING": 2, "CHANNELS": 4, "KERNEL": 5, "STRIDE": 2, "BIAS": 1, "BFLOAT16": 0}),
     ("separable.c", {"SIDE": 18, "CI": 3, "CO": 5, "KERNEL": 3, "POOL": 3, "DEPTHWISE": 0, "BFLOAT16": 0}),
     ("separable.c", {"SIDE": 10, "CI": 12, "CO": 20, "KERNEL": 3, "POOL": 2, "DEPTHWISE": 1, "BFLOAT16": 0}),
+    (
+        "separable.c",
+        {"SIDE": 10, "PADDING": 1, "CI": 8, "CO": 20, "KERNEL": 3, "POOL": 1, "DEPTHWISE": 1, "BFLOAT16": 0},
+    ),
     ("muon.c", {"BFLOAT16": 0}),
     ("threads.c", dict[str, int]()),
 ]
 BFLOAT16 = [
     ("block.c", BLOCK | FORMS[0] | {"BFLOAT16": 1, "MATRIX_UNIT": 0}),
     ("block.c", BLOCK | FORMS[1] | {"BFLOAT16": 1, "MATRIX_UNIT": 1}),
-    ("depthwise.c", {"SIDE": 9, "CHANNELS": 17, "KERNEL": 3, "BFLOAT16": 1}),
+    ("depthwise.c", {"SIDE": 9, "PADDING": 1, "CHANNELS": 17, "KERNEL": 3, "BIAS": 1, "BFLOAT16": 1}),
 ]
 
 

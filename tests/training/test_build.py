@@ -153,3 +153,11 @@ assert "torch._dynamo" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_changes_of_colour_are_refused_for_images_without_any(composed: Callable[..., DictConfig]) -> None:
+    cfg = composed("augmentation.hue=0.1", "data=mnist5k")
+    message = "augmentation.hue is 0.1, but images of 1 channel have no colour: set augmentation.hue=0"
+    with pytest.raises(ValueError, match=message):
+        build.build(cfg, "augmentation", {})
+    assert build.build(composed("augmentation.hue=0.1", "data=cifar10"), "augmentation", {}).hue == 0.1

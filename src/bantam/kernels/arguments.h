@@ -22,12 +22,13 @@ struct block_arguments {
 };
 
 struct depthwise_arguments {
-    const element *input;                     /* images × SIDE × SIDE × CHANNELS */
-    const float *weight;                      /* KERNEL × KERNEL × CHANNELS */
+    const element *input;                     /* images × IMAGE_SIDE × IMAGE_SIDE × CHANNELS: without its padding */
+    const float *weight;                      /* CHANNELS × KERNEL × KERNEL */
+    const float *bias;                        /* CHANNELS: where it has one */
     element *output;                          /* images × OUT × OUT × CHANNELS */
     const element *grad_output;               /* like the output */
     element *grad_input;                      /* like the input; null where nobody asks for it */
-    float *grad_weight;                       /* like the weight */
+    float *grad_weight, *grad_bias;           /* like the weight and the bias */
     int images, threads;
 };
 

@@ -25,8 +25,8 @@ class DepthwiseArguments(ctypes.Structure):
     """Of `depthwise.c`."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("input", "weight", "output")),
-        *((name, ctypes.c_void_p) for name in ("grad_output", "grad_input", "grad_weight")),
+        *((name, ctypes.c_void_p) for name in ("input", "weight", "bias", "output")),
+        *((name, ctypes.c_void_p) for name in ("grad_output", "grad_input", "grad_weight", "grad_bias")),
         *((name, ctypes.c_int) for name in ("images", "threads")),
     )
 

@@ -183,8 +183,8 @@ void backward(const struct block_arguments *a)
             weights[w] += weights[(size_t)t * WEIGHTS + w];
     for (int o = 0; o < CO; o++)
         for (int tap = 0; tap < TAPS; tap++)
-            for (int c = 0; c < CI; c++)
-                a->grad_weight[(o * TAPS + tap) * CI + c] = weights[(tap * GRADIENT_INPUTS + c) * PADDED(CO) + o];
+            for (int c = 0; c < INPUTS; c++)
+                a->grad_weight[(o * TAPS + tap) * INPUTS + c] = weights[(tap * GRADIENT_INPUTS + c) * PADDED(CO) + o];
     free(thread_sums);
     free(weights);
     free(packed);

@@ -5,8 +5,8 @@
  * `compiler.py` compiles this file for every shape, with the sizes as constants, so that the compiler keeps a whole tile
  * of results in registers: SIDE and CI, side and channels of the input; PADDING, how many pixels at each end of that side
  * are zeros which the images in memory do not have: the convolution is valid on a copy that has them; CO, channels of the
- * output; KERNEL, side of the kernel; STRIDE, by how many pixels it moves, 1 in bfloat16; BIAS, 1 for a convolution that
- * has one; RELU_FIRST, 1 for ReLU before batch norm, 0 for after it; RELU, 0 for none; POOL, side of the pooled squares,
+ * output; KERNEL, side of the kernel; STRIDE, by how many pixels it moves, 1 in bfloat16; DEPTHWISE, 1 for a convolution of
+ * each of CO channels by itself, which is in floats; BIAS, 1 for one that has a bias; RELU_FIRST, 1 for ReLU before batch norm, 0 for after it; RELU, 0 for none; POOL, side of the pooled squares,
  * 1 for none; AVERAGE, 1 for their average, 0 for their maximum; BFLOAT16, 1 for images in bfloat16, and MATRIX_UNIT, 1
  * for a processor that multiplies those in tiles. What has a default below, most blocks do not have.
  *
@@ -15,15 +15,9 @@
  */
 #include "numbers.h"
 #include "arguments.h"
-#include <math.h>
-#ifndef PADDING
-#define PADDING 0
-#endif
-#ifndef STRIDE
-#define STRIDE 1
-#endif
-#ifndef BIAS
-#define BIAS 0
+#include "shape.h"
+#ifndef DEPTHWISE
+#define DEPTHWISE 0
 #endif
 #ifndef RELU
 #define RELU 1
@@ -37,23 +31,18 @@
 #define ADD_BIAS (BIAS && RELU_FIRST)
 /* Rows of weights, and of their gradients, are as long as some multiple of 16. */
 #define PADDED(channels) (((channels) + 15) / 16 * 16)
-#define IMAGE_SIDE (SIDE - 2 * PADDING)
-#define OUT ((SIDE - KERNEL) / STRIDE + 1)
-#define SPREAD ((OUT - 1) * STRIDE + 1)
-#define AREA (OUT * OUT)
-#define BORDER (KERNEL - 1)
-#define TAPS (KERNEL * KERNEL)
 #define POOLED (OUT / POOL)
 #define SQUARE (POOL * POOL)
-/* The gradient of an output lies in a frame of zeros: as wide as the input, so that the zeros at the end of a row
- * are before the next one too, with so many pixels before the first row. Pixels of it are a stride apart, SPREAD from
- * the first to the last. */
-#define FRAME_START (BORDER * SIDE + BORDER)
+/* An output's channel is made of so many of the input. */
+#define INPUTS (DEPTHWISE ? 1 : CI)
 #include "channels.h"
+#include "statistics.h"
 #if BFLOAT16
 #include "pairs.h"
 #endif
-#if MATRIX_UNIT
+#if DEPTHWISE
+#include "depthwise_products.h"
+#elif MATRIX_UNIT
 #include "tiles.h"
 #else
 #include "vectors.h"
@@ -147,8 +136,10 @@ static inline void average_pool(const float *restrict rows, float *restrict outp
                     for (int out = 0; out < (OUTPUTS); out++)                                                  \
                         packed[PACKED_INDEX(IN, OUTPUTS, row, column, in, out)] = rounded(WEIGHT);             \
     }
+#if !DEPTHWISE
 DEFINE_PACK(pack_forward, CI, CO, weight[((out * KERNEL + row) * KERNEL + column) * CI + in])
 DEFINE_PACK(pack_backward, CO, CI, weight[(in * TAPS + TAPS - 1 - row * KERNEL - column) * CI + out])
+#endif
 
 /* Convolve all images, and add the sums of each channel, then those of its squares, to a thread's own 2 × CO. */
 static inline void convolve_images(const struct block_arguments *a, const element *packed, double *thread_sums)
@@ -189,34 +180,15 @@ static inline void convolve_images(const struct block_arguments *a, const elemen
     }
 }
 
-/* Where a channel's mean is large beside its deviation, the mean of squares less the square of the mean leaves few
- * digits of a variance: below this share of the mean of squares it is computed anew, from the deviations. */
-#define INEXACT 1e-3
-static double exact_variance(const struct block_arguments *a, int channel, double mean)
-{
-    const int64_t pixels = (int64_t)a->images * AREA;
-    double sum = 0;
-    for (int64_t u = 0; u < pixels; u++) {
-        double deviation = as_float(a->convolved[u * CO + channel]) - mean;
-        sum += deviation * deviation;
-    }
-    return sum / pixels;
-}
-
 /* Mean and deviation of the batch, the running ones, and what the rest of the block multiplies by and adds. */
-static inline void batch_statistics(const struct block_arguments *a, const double *sums, float *factor, float *offset)
+static inline void norm_factors(const struct block_arguments *a, const double *sums, float *factor, float *offset)
 {
-    float *mean = a->running_mean, *variance = a->running_variance, *statistics = a->statistics;
-    double n = (double)a->images * AREA;
+    const float *statistics = a->statistics;
+    batch_statistics(a->convolved, (int64_t)a->images * AREA, sums, BIAS && !RELU_FIRST ? a->bias : NULL, a->momentum,
+                     a->epsilon, a->statistics, a->running_mean, a->running_variance);
     for (int c = 0; c < CO; c++) {
-        double m = sums[c] / n, squares = sums[CO + c] / n, v = squares - m * m;
-        v = v < INEXACT * squares ? exact_variance(a, c, m) : v;
-        statistics[c] = (float)m;
-        statistics[CO + c] = (float)(1 / sqrt(v + a->epsilon));
-        mean[c] += a->momentum * ((float)(BIAS && !RELU_FIRST ? m + a->bias[c] : m) - mean[c]);
-        variance[c] += a->momentum * ((float)(v * n / (n - 1)) - variance[c]);
         factor[c] = a->gamma[c] * statistics[CO + c] * a->dropout_scale;
-        offset[c] = a->beta[c] * a->dropout_scale - (float)m * factor[c];
+        offset[c] = a->beta[c] * a->dropout_scale - statistics[c] * factor[c];
     }
 }
 
@@ -268,7 +240,7 @@ void forward(const struct block_arguments *a)
         for (int c = 0; c < 2 * CO; c++)
             sums[c] += thread_sums[(size_t)t * 2 * CO + c];
     float factor[CO], offset[CO];
-    batch_statistics(a, sums, factor, offset);
+    norm_factors(a, sums, factor, offset);
     finish_images(a, factor, offset);
     free(thread_sums);
     free(packed);

@@ -130,7 +130,7 @@ class Block(Compiled):
         assert isinstance(convolution, nn.Conv2d)
         self.inputs, self.outputs = convolution.in_channels, convolution.out_channels
         self.kernel, self.padding = int(convolution.kernel_size[0]), zero_padding(convolution) or 0
-        self.stride = int(convolution.stride[0])
+        self.stride, self.depthwise = int(convolution.stride[0]), convolution.groups > 1
         self.relu_first = isinstance(layers[1], nn.ReLU)
         self.relu = any(isinstance(layer, nn.ReLU) for layer in layers)
         norm = layers[1 + self.relu_first]
@@ -162,6 +162,7 @@ class Block(Compiled):
             "CO": self.outputs,
             "KERNEL": self.kernel,
             "STRIDE": self.stride,
+            "DEPTHWISE": int(self.depthwise),
             "RELU_FIRST": int(self.relu_first),
             "RELU": int(self.relu),
             "BIAS": int(self.weights["bias"] is not None),

@@ -37,7 +37,9 @@ class Part(NamedTuple):
     def sizes(self, channels: int, side: int) -> dict[str, int] | None:
         """What the C file calls the sizes for inputs of C×H×H; None where it does not compute those."""
         block = self.block
-        kernel = self.depthwise.kernel if self.depthwise else block.kernel
+        first = self.depthwise or block
+        kernel, padding = first.kernel, first.padding
+        side += 2 * padding
         out = side - kernel + 1
         # Vectors run over the ends of pixels: two pixels must be whole vectors, and rows pairs of pixels.
         pairs = channels % LANES == 0 or (channels % (LANES // 2) == 0 and side % 2 == 0 and out % 2 == 0)
@@ -51,6 +53,7 @@ class Part(NamedTuple):
             return None
         return {
             "SIDE": side,
+            "PADDING": padding,
             "CI": channels,
             "CO": block.outputs,
             "KERNEL": kernel,
@@ -97,7 +100,7 @@ class Chain(nn.Module):
             if sizes is None:
                 return None
             found.append(sizes)
-            channels, side = sizes["CO"], (side - sizes["KERNEL"] + 1) // sizes["POOL"]
+            channels, side = sizes["CO"], (sizes["SIDE"] - sizes["KERNEL"] + 1) // sizes["POOL"]
             width = side
         return found
 

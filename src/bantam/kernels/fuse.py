@@ -8,17 +8,18 @@ ReLU, dropout and pooling is one `Block`, and every depthwise convolution a `Dep
 import copy
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from bantam.kernels import compiler, selfcheck
-from bantam.kernels.blocks import MOST_CHANNELS, MOST_NUMBERS, Block, Compiled, zero_padding
+from bantam.kernels.blocks import Block, Compiled
 from bantam.kernels.chain import Chain
 from bantam.kernels.depthwise import Depthwise
+from bantam.kernels.reasons import Sums, depthwise, explained, fits, hooked, unfit, why
 from bantam.models import Dropout
 
 LARGEST_AVERAGE = 4
@@ -62,7 +63,8 @@ def fuse(model: nn.Module, image: tuple[int, int, int], precision: torch.dtype =
         torch.autocast("cpu", precision, enabled=precision != torch.float32),
     ):
         images = torch.randn(2, *image, generator=torch.Generator().manual_seed(0))
-        expected = plain.eval()(images)
+        with Sums(plain) as sums:
+            expected = plain.eval()(images)
         try:
             logits, left, layers = _compile(fused.eval(), images)
         except compiler.Unavailable:
@@ -73,6 +75,7 @@ def fuse(model: nn.Module, image: tuple[int, int, int], precision: torch.dtype =
             raise compiler.Unavailable("the network computes something else with its blocks than without them")
     fused.train(training)
     reasons = {names.get(layer._parameters.get("weight"), ""): reason for layer, reason in layers.items()}
+    reasons |= sums.found
     return Fused(fused if is_fused(fused) else None, left, reasons)
 
 
@@ -85,7 +88,7 @@ def _close(ours: Tensor, theirs: Tensor, precision: torch.dtype) -> bool:
 
 def _compile(fused: nn.Module, images: Tensor) -> tuple[Tensor, str, dict[nn.Module, str]]:
     """Compile the blocks of a network for the maps that they get of these images: logits, what is left and why."""
-    unfit = {module: [*_unfit(module)] for module in fused.modules() if isinstance(module, _ConvNd)}
+    odd = {module: [*unfit(module)] for module in fused.modules() if isinstance(module, _ConvNd)}
     in_c, left, layers = 0, Counter[str](), dict[nn.Module, str]()
 
     def before(block: Compiled, inputs: tuple[Tensor, ...]) -> None:
@@ -98,9 +101,9 @@ def _compile(fused: nn.Module, images: Tensor) -> tuple[Tensor, str, dict[nn.Mod
 
     def after(layer: _ConvNd, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if output[0, 0].numel() > 1:
-            why = unfit[layer] or [_why(layer, inputs[0])]
-            left[why[0]] += 1
-            layers[layer] = "; ".join(_explained(layer, what) for what in why)
+            reasons = odd[layer] or [why(layer, inputs[0])]
+            left[reasons[0]] += 1
+            layers[layer] = "; ".join(explained(layer, what) for what in reasons)
 
     def after_chain(chain: Chain, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         shape = inputs[0].shape[1:]
@@ -111,7 +114,7 @@ def _compile(fused: nn.Module, images: Tensor) -> tuple[Tensor, str, dict[nn.Mod
     chains = [module for module in fused.modules() if isinstance(module, Chain)]
     handles = [block.register_forward_pre_hook(before) for block in blocks]
     handles += [chain.register_forward_hook(after_chain) for chain in chains]
-    handles += [layer.register_forward_hook(after) for layer in unfit]
+    handles += [layer.register_forward_hook(after) for layer in odd]
     try:
         logits = fused(images)
     finally:
@@ -139,10 +142,10 @@ def _blocks(layers: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[nn.Modu
     """Layers that run one after another, with blocks for those that fit."""
     at = 0
     while at < len(layers):
-        count = _block_length(layers[at : at + 5])
+        count = _block_length(layers[at : at + 5], dtype)
         if count:
             yield Block(layers[at : at + count], dtype)
-        elif _fits(layers[at]) and _depthwise(layers[at]):
+        elif fits(layers[at]) and depthwise(layers[at]):
             yield Depthwise(layers[at], dtype)  # type: ignore[arg-type]
         else:
             yield layers[at]
@@ -162,10 +165,10 @@ def _chains(layers: Sequence[nn.Module]) -> Iterator[nn.Module]:
 
 def _continues(first: nn.Module, layers: Sequence[nn.Module]) -> bool:
     """Whether a chain that this layer begins goes on with these two."""
-    if len(layers) < 2 or not isinstance(layers[0], Depthwise):
+    if len(layers) < 2 or not (isinstance(layers[0], Depthwise) and layers[0].simple):
         return False
     blocks = [block for block in (first, layers[1]) if isinstance(block, Block)]
-    return len(blocks) == 2 and all(_simple(block) for block in blocks) and blocks[1].kernel == 1
+    return len(blocks) == 2 and all(map(_simple, blocks)) and blocks[1].kernel == 1 and not blocks[1].padding
 
 
 def _simple(block: Block) -> bool:
@@ -174,22 +177,22 @@ def _simple(block: Block) -> bool:
         block.relu_first
         or not block.relu
         or block.dropout
-        or block.padding
         or block.stride > 1
         or block.average
+        or block.depthwise
         or block.weights["bias"] is not None
     )
     return not more and block.dtype == torch.float32
 
 
-def _block_length(layers: Sequence[nn.Module]) -> int:
+def _block_length(layers: Sequence[nn.Module], dtype: torch.dtype) -> int:
     """How many of these layers, from the first on, are a block; 0 where they are none."""
     convolution, (norm, relu) = layers[0], [*layers[1:3], None, None][:2]
     if type(norm) is nn.ReLU:
         norm, relu = relu, norm
-    if not _fits(convolution) or type(norm) is not nn.BatchNorm2d or _hooked(norm):
+    if not fits(convolution) or type(norm) is not nn.BatchNorm2d or hooked(norm):
         return 0
-    if type(relu) is not nn.ReLU or _hooked(relu):  # with none a block ends in the norm
+    if type(relu) is not nn.ReLU or hooked(relu):  # with none a block ends in the norm
         if relu is layers[1]:
             return 0
         relu = None
@@ -197,7 +200,7 @@ def _block_length(layers: Sequence[nn.Module]) -> int:
     outputs = (convolution.out_channels,)
     tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     if (
-        convolution.groups != 1
+        not (convolution.groups == 1 or (depthwise(convolution) and dtype == torch.float32))
         or norm.momentum is None
         or not all(
             tensor is not None
@@ -209,105 +212,11 @@ def _block_length(layers: Sequence[nn.Module]) -> int:
     ):
         return 0
     count = 2 if relu is None else 3
-    if count < len(layers) and type(layers[count]) in (Dropout, nn.Dropout) and not _hooked(layers[count]):
+    if count < len(layers) and type(layers[count]) in (Dropout, nn.Dropout) and not hooked(layers[count]):
         count += 1
-    if count < len(layers) and _is_pool(layers[count]) and not _hooked(layers[count]):
+    if count < len(layers) and _is_pool(layers[count]) and not hooked(layers[count]):
         count += 1
     return count
-
-
-def _hooked(layer: nn.Module) -> bool:
-    """Whether a layer calls functions of its user: among them those that compute a weight from others."""
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    return any(hooks)
-
-
-def _fits(layer: nn.Module) -> bool:
-    """Whether a layer is a convolution of a kind that there is C code for, groups aside."""
-    return type(layer) is nn.Conv2d and not any(_unfit(layer))
-
-
-def _depthwise(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels > 1
-
-
-def _unfit(layer: _ConvNd) -> Iterator[str]:
-    """What of a convolution C does not compute."""
-    shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
-    whats: dict[str, Callable[[], Any]] = {
-        "with hooks": lambda: _hooked(layer),
-        "of another kind than Conv2d": lambda: type(layer) is not nn.Conv2d,
-        "whose kernel is not square": lambda: len(set(layer.kernel_size)) > 1,
-        f"with stride {layer.stride[0]}": lambda: not _has_stride(layer),
-        f"with dilation {layer.dilation[0]}": lambda: set(layer.dilation) != {1},
-        "with padding": lambda: zero_padding(layer) is None or (layer.groups > 1 and zero_padding(layer)),
-        "with a bias": lambda: layer.groups > 1 and layer.bias is not None,
-        f"with more than {MOST_CHANNELS} channels": lambda: max(shape[0], layer.in_channels) > MOST_CHANNELS,
-        "whose weight is not of its shape in float32": lambda: (
-            layer.weight.shape != shape or any(p.dtype != torch.float32 for p in layer.parameters())
-        ),
-    }
-    return (what for what, holds in whats.items() if holds())
-
-
-def _explained(layer: _ConvNd, what: str) -> str:
-    """Why C does not compute a convolution, with what helps where something does."""
-    return {
-        "with padding": _explained_padding(layer),
-        "with a bias": "a bias: in C, convolutions of each channel by itself have none, bias=False leaves it out",
-        f"with stride {layer.stride[0]}": _explained_stride(layer),
-        STRIDE_IN_BFLOAT16: "a stride in bfloat16: the C blocks have strides in float32, use precision=float32",
-        f"with dilation {layer.dilation[0]}": f"dilation {layer.dilation[0]}: the C blocks have none",
-        BARE: "no batch norm behind it or its ReLU in the same nn.Sequential: the C blocks have one",
-    }.get(what, f"{what}: the C blocks compute no such convolution")
-
-
-def _explained_padding(layer: _ConvNd) -> str:
-    """What of a padding the C blocks do not have."""
-    if layer.padding_mode != "zeros":
-        return f"padding_mode {layer.padding_mode}: the C blocks pad with zeros"
-    if zero_padding(layer) is not None:
-        return f"padding {zero_padding(layer)}: in C, convolutions of each channel by itself are valid ones"
-    return f"padding {layer.padding}: the C blocks pad all four sides alike"
-
-
-def _has_stride(layer: _ConvNd) -> bool:
-    """Whether C computes a convolution's stride.
-
-    Not that of 1×1 kernels: PyTorch 2.14, with which C is compared, writes beyond its memory in those.
-    """
-    stride = layer.stride[0]
-    return {*layer.stride} == {1} or (
-        {*layer.stride} == {stride} and layer.groups == 1 and stride <= min(layer.kernel_size)
-    )
-
-
-def _explained_stride(layer: _ConvNd) -> str:
-    """What of a stride the C blocks do not have."""
-    if len({*layer.stride}) > 1:
-        return f"stride {layer.stride}: the C blocks move by as many pixels down as across"
-    if layer.groups > 1:
-        return f"stride {layer.stride[0]}: in C, convolutions of each channel by itself move by one pixel"
-    return f"stride {layer.stride[0]}: the C blocks have kernels at least as large as the stride"
-
-
-STRIDE_IN_BFLOAT16 = "with a stride in bfloat16"
-BARE = "without a batch norm that fits behind it"
-
-
-def _why(layer: _ConvNd, x: Tensor) -> str:
-    """Why PyTorch computes a convolution that C might."""
-    height, width = x.shape[2:]
-    if height != width:
-        return f"of maps of {height}×{width} pixels"
-    if layer.groups > 1 and not _depthwise(layer):
-        return f"in {layer.groups} groups"
-    if layer.stride[0] > 1 and torch.is_autocast_enabled("cpu"):
-        return STRIDE_IN_BFLOAT16
-    side = height + 2 * (zero_padding(layer) or 0)
-    if max(layer.in_channels, layer.out_channels) * side**2 > MOST_NUMBERS:
-        return f"of maps of {height}×{width} pixels, too many"
-    return BARE
 
 
 def _is_pool(layer: nn.Module) -> bool:

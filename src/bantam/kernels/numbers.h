@@ -5,6 +5,13 @@
 #include <string.h>
 /* Small functions within loops over channels must not stop those from becoming vectors. */
 #define INLINE inline __attribute__((always_inline))
+/* A function of its own: within a larger one gcc keeps fewer sums in registers, and a convolution is slower where gcc
+ * knows across functions that its bounds are constants. */
+#if defined(__clang__)
+#define ALONE static __attribute__((noinline))
+#else
+#define ALONE static __attribute__((noipa))
+#endif
 #if BFLOAT16
 #include "instructions.h"
 typedef uint16_t element;

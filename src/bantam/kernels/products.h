@@ -12,12 +12,6 @@ typedef int32_t integers __attribute__((vector_size(4 * LANES), aligned(4), may_
 #define VECTORS(channels) (((channels) + LANES - 1) / LANES)
 #define PADDED(channels) (VECTORS(channels) * LANES)
 #define UNROLLED(i, count) _Pragma("GCC unroll 16") for (int i = 0; i < (count); i++)
-/* A function of its own: within a larger one gcc keeps fewer of the sums in registers. */
-#if defined(__clang__)
-#define ALONE static __attribute__((noinline))
-#else
-#define ALONE static __attribute__((noipa))
-#endif
 /* What is used several times stays in a register: gcc would rather read it from memory each time. */
 #if defined(__AVX__)
 #define KEEP(value) __asm__("" : "+x"(value))

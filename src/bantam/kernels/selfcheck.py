@@ -3,6 +3,7 @@
 import copy
 import ctypes
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,10 +61,12 @@ def _block_results(
 
 def _separable_results(library: ctypes.CDLL, sizes: dict[str, int]) -> Iterator[tuple[str, Tensor, Tensor]]:
     """All that a block of a chain computes, beside what is exact."""
-    channels, side, kernel = sizes["CI"], sizes["SIDE"], sizes["KERNEL"]
-    block = _block("block.c", {**sizes, "KERNEL": 1 if sizes["DEPTHWISE"] else kernel, "RELU_FIRST": 0})
+    channels, kernel, padding = sizes["CI"], sizes["KERNEL"], sizes.get("PADDING", 0)
+    side = sizes["SIDE"] - 2 * padding
+    of_block = {"KERNEL": 1, "PADDING": 0, "DEPTHWISE": 0} if sizes["DEPTHWISE"] else {}
+    block = _block("block.c", {**sizes, "RELU_FIRST": 0, **of_block})
     assert isinstance(block, Block)
-    depthwise = nn.Conv2d(channels, channels, kernel, groups=channels, bias=False)
+    depthwise = nn.Conv2d(channels, channels, kernel, padding=padding, groups=channels, bias=False)
     layers = nn.Sequential(*([depthwise] if sizes["DEPTHWISE"] else []), *block.layers)
     layers = layers.to(memory_format=torch.channels_last)
     exact = copy.deepcopy(layers).double()
@@ -121,13 +124,12 @@ def _separable_step(
 def _block(source: str, sizes: dict[str, int]) -> Compiled:
     """The layers of these sizes with random parameters, rounded as images are."""
     dtype = torch.bfloat16 if sizes["BFLOAT16"] else torch.float32
+    inputs, outputs = (sizes["CHANNELS"],) * 2 if source == "depthwise.c" else (sizes["CI"], sizes["CO"])
+    groups = inputs if source == "depthwise.c" or sizes.get("DEPTHWISE") else 1
+    options: dict[str, Any] = {"padding": sizes.get("PADDING", 0), "bias": bool(sizes.get("BIAS"))}
+    convolution = nn.Conv2d(inputs, outputs, sizes["KERNEL"], sizes.get("STRIDE", 1), groups=groups, **options)
     if source == "depthwise.c":
-        channels = sizes["CHANNELS"]
-        each = nn.Conv2d(channels, channels, sizes["KERNEL"], groups=channels, bias=False)
-        return Depthwise(each, dtype)
-    padding, bias = sizes.get("PADDING", 0), bool(sizes.get("BIAS"))
-    stride = sizes.get("STRIDE", 1)
-    convolution = nn.Conv2d(sizes["CI"], sizes["CO"], sizes["KERNEL"], stride, padding=padding, bias=bias)
+        return Depthwise(convolution, dtype)
     convolution.weight.data = convolution.weight.data.to(dtype).float()
     norm = nn.BatchNorm2d(sizes["CO"])
     for positive in (norm.weight, norm.running_var):

@@ -3,21 +3,24 @@
  * max-pool. Only what is in front of a batch norm goes through memory; all else stays in the cache.
  *
  * `compiler.py` compiles this file for every shape, with the sizes as constants: CI and CO, channels; KERNEL, side of the
- * kernel; SIDE, side of the input; POOL, side of the max-pool's squares, 1 for none; DEPTHWISE, 1 for these blocks, 0 for
+ * kernel; SIDE, side of the input with its padding; PADDING, how many pixels at each end of it are zeros; POOL, side of the max-pool's squares, 1 for none; DEPTHWISE, 1 for these blocks, 0 for
  * the first one of a network: a dense convolution of the images as they are. Images are N×H×W×C floats. The way back is
  * in `separable_backward.h`.
  */
 #include "numbers.h"
 #include "arguments.h"
+#include "shape.h"
 #include "products.h"
-#include <math.h>
-#define OUT (SIDE - KERNEL + 1)
-#define AREA (OUT * OUT)
-#define TAPS (KERNEL * KERNEL)
+#include "statistics.h"
 #define INPUTS (DEPTHWISE ? CI : TAPS * CI)
 #define POOLED (OUT / POOL)
 #define SQUARE (POOL * POOL)
-#define IN_IMAGE (SIDE * SIDE * CI)
+#define ROW (IMAGE_SIDE * CI)
+#define IN_IMAGE (IMAGE_SIDE * ROW)
+/* The first number of a row of the image, in one with padding. */
+#define INSIDE(row) (((row) + PADDING) * SIDE * CI + PADDING * CI)
+/* What is convolved takes so much room: an image with padding, or after batch norm and ReLU. */
+enum { CONVOLVED = DEPTHWISE || PADDING ? SIDE * SIDE * CI : 1 };
 #define RELU(x) ((x) < 0 ? 0 : (x)) /* NaN stays NaN */
 #define EACH_CHANNEL(c, count) _Pragma("omp simd") for (int c = 0; c < (count); c++)
 #define SHARE ((images + threads - 1) / threads)
@@ -44,12 +47,27 @@ ALONE void activate(const struct separable_arguments *a, const float *restrict i
     float factors[STEP], offsets[STEP];
     repeat(a->in_factor, 1, factors);
     repeat(a->in_offset, 1, offsets);
-    for (int row = 0; row < IN_IMAGE; row += SIDE * CI)
+    for (int row = 0; row < IMAGE_SIDE; row++)
         for (int v = 0; v < PERIOD; v++) {
             const vector factor = load(factors + v * LANES), offset = load(offsets + v * LANES);
-            for (int u = row + v * LANES; u < row + SIDE * CI; u += STEP)
-                store(to + u, LARGER((vector){0}, load(image + u) * factor + offset));
+            for (int u = v * LANES; u < ROW; u += STEP)
+                store(to + INSIDE(row) + u, LARGER((vector){0}, load(image + row * ROW + u) * factor + offset));
         }
+}
+
+/* What is convolved of an image: in its place, or in a buffer. */
+static INLINE const float *convolved_image(const struct separable_arguments *a, int i, float *buffer)
+{
+    const float *image = a->input + (int64_t)i * IN_IMAGE;
+    if (!DEPTHWISE && !PADDING)
+        return image;
+    if (PADDING)
+        memset(buffer, 0, sizeof(float) * SIDE * SIDE * CI);
+    if (DEPTHWISE)
+        activate(a, image, buffer);
+    for (int row = 0; !DEPTHWISE && row < IMAGE_SIDE; row++)
+        memcpy(buffer + INSIDE(row), image + row * ROW, sizeof(float) * ROW);
+    return buffer;
 }
 
 /* Weights of the depthwise convolution as vectors read them: taps × STEP. */
@@ -124,33 +142,15 @@ ALONE void pool_rows(const float *restrict rows, const float *restrict gamma, in
             }
 }
 
-/* Where a channel's mean is large beside its deviation, the mean of squares less the square of the mean leaves few
- * digits of a variance: below this share of the mean of squares it is computed anew, from the deviations. */
-#define INEXACT 1e-3
-static double exact_variance(const struct separable_arguments *a, int channel, double mean)
+/* Mean and deviation of the batch, the running ones, and what batch norm multiplies by and adds. */
+static void norm_factors(const struct separable_arguments *a, const double *sums)
 {
-    const int64_t pixels = (int64_t)a->images * AREA;
-    double sum = 0;
-    for (int64_t u = 0; u < pixels; u++) {
-        double deviation = a->convolved[u * CO + channel] - mean;
-        sum += deviation * deviation;
-    }
-    return sum / pixels;
-}
-
-static void batch_statistics(const struct separable_arguments *a, const double *sums)
-{
-    float *mean = a->running_mean, *variance = a->running_variance, *statistics = a->statistics;
-    double n = (double)a->images * AREA;
+    const float *statistics = a->statistics;
+    batch_statistics(a->convolved, (int64_t)a->images * AREA, sums, NULL, a->momentum, a->epsilon, a->statistics,
+                     a->running_mean, a->running_variance);
     for (int c = 0; c < CO; c++) {
-        double m = sums[c] / n, squares = sums[CO + c] / n, v = squares - m * m;
-        v = v < INEXACT * squares ? exact_variance(a, c, m) : v;
-        statistics[c] = (float)m;
-        statistics[CO + c] = (float)(1 / sqrt(v + a->epsilon));
-        mean[c] += a->momentum * ((float)m - mean[c]);
-        variance[c] += a->momentum * ((float)(v * n / (n - 1)) - variance[c]);
         a->factor[c] = a->gamma[c] * statistics[CO + c];
-        a->offset[c] = a->beta[c] - (float)m * a->factor[c];
+        a->offset[c] = a->beta[c] - statistics[c] * a->factor[c];
     }
 }
 
@@ -166,13 +166,11 @@ void forward(const struct separable_arguments *a)
     if (DEPTHWISE)
         repeat_weights(a->depthwise, taps);
     IN_THREADS EACH_IMAGE(i) {
-        float active[DEPTHWISE ? SIDE * SIDE * CI : 1], read[FEW_ROWS * OUT * INPUTS];
-        const float *image = a->input + (int64_t)i * IN_IMAGE;
-        if (DEPTHWISE)
-            activate(a, image, active);
+        float buffer[CONVOLVED], read[FEW_ROWS * OUT * INPUTS];
+        const float *image = convolved_image(a, i, buffer);
         BANDS(row, rows) {
             float *result = a->convolved + ((int64_t)i * OUT + row) * OUT * CO;
-            read_rows(DEPTHWISE ? active : image, taps, row, rows, read);
+            read_rows(image, taps, row, rows, read);
             forward_product(read, packed, result, rows * OUT);
             add_statistics(result, rows * OUT, thread_sums + (size_t)(i / SHARE) * 2 * CO);
             if (POOL > 1)
@@ -183,7 +181,7 @@ void forward(const struct separable_arguments *a)
     for (int t = 0; t < threads; t++)
         for (int c = 0; c < 2 * CO; c++)
             sums[c] += thread_sums[(size_t)t * 2 * CO + c];
-    batch_statistics(a, sums);
+    norm_factors(a, sums);
     free(thread_sums);
 }
 

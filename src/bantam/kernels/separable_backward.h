@@ -1,9 +1,7 @@
 /* The way back through a block, the rest of `separable.c`. A block gets the gradient of its batch norm's output and the
  * sums that batch norm asks for, and leaves both for the block before it. */
-#define BORDER (KERNEL - 1)
-/* The gradient of the depthwise convolution's output lies in a frame of zeros: as wide as the input, so that the zeros
- * at the end of a row are before the next one too. */
-enum { FRAME = (BORDER + (SIDE + BORDER) * SIDE) * CI, FRAME_START = (BORDER + BORDER * SIDE) * CI };
+/* The gradient of the depthwise convolution's output lies in a frame of zeros, see `shape.h`. */
+enum { FRAME_FIRST = FRAME_START * CI, FRAME = FRAME_FIRST + SIDE * SIDE * CI };
 enum { WEIGHTS = INPUTS * PADDED(CO), ROOM = WEIGHTS + TAPS * STEP };
 
 /* By channel: by_gradient × gradient + by_value × value + constant is the gradient of the convolution's output. With a
@@ -58,7 +56,7 @@ ALONE void depthwise_gradient(const float *restrict active, const float *restric
         for (int row = 0; row < OUT; row++)
             for (int u = v * LANES; u < OUT * CI; u += STEP) {
                 const float *from = active + row * SIDE * CI + u;
-                vector gradient = load(frame + FRAME_START + row * SIDE * CI + u);
+                vector gradient = load(frame + FRAME_FIRST + row * SIDE * CI + u);
                 UNROLLED(tap, TAPS) sum[tap] += gradient * load(from + (tap / KERNEL * SIDE + tap % KERNEL) * CI);
             }
         UNROLLED(tap, TAPS) {
@@ -68,18 +66,18 @@ ALONE void depthwise_gradient(const float *restrict active, const float *restric
     }
 }
 
-/* The gradient of the depthwise convolution's input. */
+/* The gradient of the depthwise convolution's input, without its padding. */
 ALONE void input_gradient(const float *restrict frame, const float *restrict taps, float *restrict to)
 {
     for (int v = 0; v < PERIOD; v++) {
         vector weight[TAPS];
         UNROLLED(tap, TAPS) weight[tap] = load(taps + tap * STEP + v * LANES);
-        for (int row = 0; row < SIDE; row++)
-            for (int u = v * LANES; u < SIDE * CI; u += STEP) {
-                const float *from = frame + FRAME_START + row * SIDE * CI + u;
+        for (int row = 0; row < IMAGE_SIDE; row++)
+            for (int u = v * LANES; u < ROW; u += STEP) {
+                const float *from = frame + FRAME_FIRST + INSIDE(row) + u;
                 vector sum = {0};
                 UNROLLED(tap, TAPS) sum += load(from - (tap / KERNEL * SIDE + tap % KERNEL) * CI) * weight[tap];
-                store(to + row * SIDE * CI + u, sum);
+                store(to + row * ROW + u, sum);
             }
     }
 }
@@ -93,12 +91,12 @@ ALONE void pass_back(const struct separable_arguments *a, const float *restrict 
     repeat(a->in_offset, 1, offsets);
     repeat(a->in_statistics, 1, means);
     vector sum[PERIOD] = {{0}}, products[PERIOD] = {{0}};
-    for (int row = 0; row < IN_IMAGE; row += SIDE * CI)
+    for (int row = 0; row < IN_IMAGE; row += ROW)
         for (int v = 0; v < PERIOD; v++) {
             const vector factor = load(factors + v * LANES), offset = load(offsets + v * LANES);
             const vector mean = load(means + v * LANES);
             vector row_sum = {0}, row_products = {0};
-            for (int u = row + v * LANES; u < row + SIDE * CI; u += STEP) {
+            for (int u = row + v * LANES; u < row + ROW; u += STEP) {
                 const vector value = load(image + u);
                 const vector passed = (vector)((integers)load(gradient + u) & (value * factor + offset > 0));
                 store(to + u, passed);
@@ -160,28 +158,27 @@ ALONE void weight_gradient(const float *restrict x, const float *restrict gradie
 static INLINE void image_gradient(const struct separable_arguments *a, const struct coefficients *k, int i,
                                   const float *packed, const float *taps, float *weights, double *in_sums)
 {
-    const float *image = a->input + (int64_t)i * IN_IMAGE;
-    float active[DEPTHWISE ? SIDE * SIDE * CI : 1], frame[DEPTHWISE ? FRAME : 1];
-    if (DEPTHWISE) {
-        activate(a, image, active);
+    float buffer[CONVOLVED], frame[DEPTHWISE ? FRAME : 1];
+    const float *image = convolved_image(a, i, buffer);
+    if (DEPTHWISE)
         memset(frame, 0, sizeof frame);
-    }
     BANDS(row, rows) {
         float read[FEW_ROWS * OUT * INPUTS + LANES], before[FEW_ROWS * OUT * CO + LANES];
         norm_rows(a, k, i, row, rows, before);
-        read_rows(DEPTHWISE ? active : image, taps, row, rows, read);
+        read_rows(image, taps, row, rows, read);
         weight_gradient(read, before, weights, rows * OUT);
         if (!DEPTHWISE)
             continue;
         backward_product(before, packed, read, rows * OUT);
         for (int r = 0; r < rows; r++)
-            memcpy(frame + FRAME_START + (row + r) * SIDE * CI, read + r * OUT * CI, sizeof(float) * OUT * CI);
+            memcpy(frame + FRAME_FIRST + (row + r) * SIDE * CI, read + r * OUT * CI, sizeof(float) * OUT * CI);
     }
     if (DEPTHWISE) {
-        float gradient[SIDE * SIDE * CI];
-        depthwise_gradient(active, frame, weights + WEIGHTS);
+        const float *input = a->input + (int64_t)i * IN_IMAGE;
+        float gradient[IN_IMAGE];
+        depthwise_gradient(image, frame, weights + WEIGHTS);
         input_gradient(frame, taps, gradient);
-        pass_back(a, image, gradient, a->in_gradient + (int64_t)i * IN_IMAGE, in_sums);
+        pass_back(a, input, gradient, a->in_gradient + (int64_t)i * IN_IMAGE, in_sums);
     }
 }
 

@@ -8,12 +8,6 @@
 #else
 #define NUMBERS 1
 #endif
-/* gcc's optimisation across functions makes a convolution slower where it knows that `first` and `last` are constants. */
-#if defined(__clang__)
-#define ALONE static __attribute__((noinline))
-#else
-#define ALONE static __attribute__((noipa))
-#endif
 /* A factor of several products stays in its register: gcc would load it from memory for each of them. */
 #if defined(__AVX512F__)
 #define IN_REGISTER(value) __asm__("" : "+v"(value))

@@ -14,7 +14,17 @@ from bantam.report.runs import Run, number
 Finding = tuple[str, str]
 """A topic and a sentence."""
 
-HARDER = ("brightness", "contrast", "degrees", "pixels", "scale", "shear_degrees", "elastic_pixels")
+HARDER = (
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+    "degrees",
+    "pixels",
+    "scale",
+    "shear_degrees",
+    "elastic_pixels",
+)
 """Keys of an augmentation that change images."""
 
 

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from bantam import activations, budget, config, receptive
+from bantam.augmentation import COLOURS
 from bantam.own import code
 from bantam.schedulers import Schedule, TorchSchedule
 from bantam.suggestions import nearest
@@ -31,6 +32,8 @@ Choices = Mapping[str, Any]
 
 def build(cfg: DictConfig, key: str, choices: Choices) -> Any:
     """Instantiate a group; what its constructor refuses becomes a ValueError that names the group."""
+    if key == "augmentation":
+        _check_colour(cfg)
     try:
         if key == "model" and cfg.model.get("_target_") == code.TARGET:
             settings: Any = OmegaConf.to_container(cfg.model, resolve=True)
@@ -47,6 +50,17 @@ def build(cfg: DictConfig, key: str, choices: Choices) -> Any:
     if key == "model" and not isinstance(built, nn.Module):
         raise cannot_be_built(key, choices, ValueError(f"it is no network but {type(built).__name__}"))
     return built
+
+
+def _check_colour(cfg: DictConfig) -> None:
+    """Raise ValueError for changes of colour where images have none."""
+    channels = cfg.data.channels
+    for key in ("saturation", "hue") if channels != COLOURS else ():
+        if cfg.augmentation.get(key):
+            raise ValueError(
+                f"augmentation.{key} is {cfg.augmentation[key]}, but images of {channels} "
+                f"channel{'s' * (channels != 1)} have no colour: set augmentation.{key}=0"
+            )
 
 
 def image_shape(cfg: DictConfig) -> tuple[int, int, int]:

@@ -119,12 +119,15 @@ def _schema(kind: Any) -> DictConfig:
 def _complete(cfg: DictConfig) -> DictConfig:
     """A configuration that was saved, with the keys that older runs lack and what these had instead of them."""
     nodes: Any = OmegaConf.to_container(cfg, resolve=False)
-    data, model = (nodes.get(group) for group in ("data", "model"))
+    data, model, augmentation = (nodes.get(group) for group in ("data", "model", "augmentation"))
     if isinstance(data, dict):
         for key, value in {"channels": 1, "side": 28, "classes": 10}.items():
             data.setdefault(key, value)
         if data.get("_target_") == "bantam.data.auto":
             data.setdefault("became", None)
+    if isinstance(augmentation, dict) and augmentation.get("_target_") == "bantam.augmentation.Augmentation":
+        for key in ("saturation", "hue"):
+            augmentation.setdefault(key, 0.0)
     for kind in SCHEMAS["model"].values() if isinstance(model, dict) else ():
         keys = {entry.name for entry in fields(kind)}
         if keys - FROM_DATA.keys() == model.keys() - FROM_DATA.keys():
