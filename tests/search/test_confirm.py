@@ -426,8 +426,8 @@ def test_a_search_that_is_confirmed_at_its_end(bantam: Bantam, finished: Finishe
             "number,state,reason,objective\n0,complete",
             r"is no study's folder: its trials.csv is damaged \(line 2\): type",
         ),
-        ("summary.json", '{"trials"', r"summary.json is damaged \(JSONDecodeError.*type the command line"),
-        ("summary.json", "[]", r"summary.json is damaged \(TypeError"),
+        ("summary.json", '{"trials"', r"summary.json is damaged \(Expecting ':'.*type the command line"),
+        ("summary.json", "[]", r"summary.json is damaged \(it does not count the trials\): type"),
         ("3/result.json", None, r"study/3 holds no result.json.*, or choose other trials"),
         ("3/result.json", "{", r"3/result.json cannot be read.*, or choose other trials"),
         (

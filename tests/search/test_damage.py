@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from commands import Bantam
+from commands import PROJECT, Bantam
 from omegaconf import read_write
 from searches import work
 
@@ -123,4 +123,4 @@ def test_what_is_missing_of_a_trial_is_said_with_other_trials_to_confirm(
         study = shutil.copytree(finished_study, tmp_path / name)
         (study / "0" / ".hydra" / name).unlink()
         with pytest.raises(ValueError, match=f"its .hydra/{name} is missing; restore it.*--trials"):
-            confirm._choose(study, 1, ())
+            confirm.confirm(study, 1, 2, PROJECT / "train.py")

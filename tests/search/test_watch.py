@@ -347,6 +347,11 @@ def test_a_search_ends_without_the_folder_of_its_best_trial(
         (study / str(number) / ".hydra" / "config.yaml").write_bytes(b"")
     done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith("--config-dir multirun/optuna experiment=best")  # which is whole
+    assert "confirm.py" not in done.stdout
+    (study / "experiment" / "best.yaml").unlink()
+    done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
+    assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1]
     assert last.startswith(f"It cannot be run again: multirun/optuna/{number}")
     assert "restore it" in last or "train it" in last

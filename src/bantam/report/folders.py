@@ -139,8 +139,10 @@ def _missing(folder: Path, states: list[str]) -> list[str]:
         ]
     except FileNotFoundError:
         return []  # the search goes on, or was killed
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         return [f"summary.json is damaged ({unreadable(error)})"]
+    except (KeyError, TypeError, AttributeError):
+        return ["summary.json is damaged (it does not count the trials)"]
 
 
 def read_study(folder: Path) -> Study:

@@ -25,6 +25,9 @@ from bantam.suggestions import SEARCH_AGAIN
 from bantam.training import folder as files
 from bantam.training import saved
 
+OTHER = "or choose other trials of {} with --trials"
+"""What helps as well where a trial's folder is damaged; the study's belongs into the braces."""
+
 
 @dataclass(frozen=True)
 class Confirmation:
@@ -133,11 +136,10 @@ def _choose(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, fl
     if not done:
         raise ValueError(f"{study} has no completed trial to confirm")
     ended = dict(done)
-    for number in numbers:
-        if number not in ended:
-            raise ValueError(
-                f"--trials names {number}, which is no completed trial of {study}: see trials.csv there"
-            )
+    if unknown := [number for number in numbers if number not in ended]:
+        raise ValueError(
+            f"--trials names {unknown[0]}, which is no completed trial of {study}: see trials.csv there"
+        )
     if not numbers and len(folders.objectives(study)) == 2:
         front = ", ".join(str(t.number) for t in folders.read_study(study).front)
         raise ValueError(
@@ -168,12 +170,11 @@ def _front(study: Path, overrides: Sequence[str]) -> list[int]:
 def _refuse_damaged(study: Path, number: int, row: Mapping[str, str]) -> None:
     """Raise ValueError where a trial's folder is gone, damaged, or has another result than `trials.csv`."""
     trial = study / str(number)
-    other = f"or choose other trials of {study} with --trials"
+    other = OTHER.format(study)
     of_seeds = [float(value) for value in row.get("seeds", "").split()] or [float(row["objective"])]
     for folder, objective in zip_longest([trial, *files.seed_folders(trial)], of_seeds):
         try:
             found = files.read_result(folder).get("objective") if folder else None
-            experiment(trial)  # reads all else of it
         except ValueError as error:
             raise ValueError(f"{error}, {other}") from error
         if found is None or objective is None or not math.isclose(found, objective):
@@ -196,6 +197,11 @@ def _plan(
     lock: list[int],
 ) -> Confirmation:
     """What is to be trained. Raises ValueError where a trial was confirmed with other overrides."""
+    try:
+        for number, _ in best:
+            experiment(study / str(number))
+    except ValueError as error:
+        raise ValueError(f"{error}, {OTHER.format(study)}") from error
     own = saved.load(study / str(best[0][0]))
     cfg = own.config
     fresh = cfg.seed + int(OmegaConf.select(own.hydra, "sweeper.seeds", default=1))  # those of the search are not

@@ -145,6 +145,13 @@ def lacks(search: Search, trial: FrozenTrial) -> str:
     return ""
 
 
+def is_confirmable(search: Search, trial: FrozenTrial) -> bool:
+    """Whether a trial's folder has what `confirm.py` reads."""
+    with suppress(ValueError):
+        return bool(experiment(search.folder / str(trial.number)))
+    return False
+
+
 def _is_whole(file: Path, trial: FrozenTrial) -> bool:
     """Whether the experiment of a trial is there, and needs nothing of the trial's folder, which may be gone."""
     try:
