@@ -137,9 +137,7 @@ def _choose(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, fl
         raise ValueError(f"{study} has no completed trial to confirm")
     ended = dict(done)
     if unknown := [number for number in numbers if number not in ended]:
-        raise ValueError(
-            f"--trials names {unknown[0]}, which is no completed trial of {study}: see trials.csv there"
-        )
+        raise ValueError(f"--trials names {unknown[0]}, which is no completed trial of {study}: see its trials.csv")
     if not numbers and len(folders.objectives(study)) == 2:
         front = ", ".join(str(t.number) for t in folders.read_study(study).front)
         raise ValueError(
@@ -169,8 +167,7 @@ def _front(study: Path, overrides: Sequence[str]) -> list[int]:
 
 def _refuse_damaged(study: Path, number: int, row: Mapping[str, str]) -> None:
     """Raise ValueError where a trial's folder is gone, damaged, or has another result than `trials.csv`."""
-    trial = study / str(number)
-    other = OTHER.format(study)
+    trial, other = study / str(number), OTHER.format(study)
     of_seeds = [float(value) for value in row.get("seeds", "").split()] or [float(row["objective"])]
     for folder, objective in zip_longest([trial, *files.seed_folders(trial)], of_seeds):
         try:
