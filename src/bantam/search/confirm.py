@@ -137,7 +137,7 @@ def _choose(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, fl
         raise ValueError(f"{study} has no completed trial to confirm")
     ended = dict(done)
     if unknown := [number for number in numbers if number not in ended]:
-        raise ValueError(f"--trials names {unknown[0]}, which is no completed trial of {study}: see its trials.csv")
+        raise ValueError(f"--trials names {unknown[0]}, no completed trial of {study}: see its trials.csv")
     if not numbers and len(folders.objectives(study)) == 2:
         front = ", ".join(str(t.number) for t in folders.read_study(study).front)
         raise ValueError(
