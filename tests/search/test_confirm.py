@@ -120,7 +120,7 @@ def test_trials_can_be_named(study: Path, tmp_path: Path) -> None:
     confirm.confirm(study, 3, 5, pretender(tmp_path), [2, 1, 2])
     assert commands(study)[0]["experiment"] == "trial_1,trial_2"
     assert summary(study)["winner"] == 1
-    with pytest.raises(ValueError, match="--trials names 4, which is no completed trial of .*study"):
+    with pytest.raises(ValueError, match="--trials names 4, no completed trial of .*study"):
         confirm.confirm(study, 3, 5, pretender(tmp_path), [1, 4])
 
 
