@@ -75,7 +75,7 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console()
     with console.status("compiling"), tempfile.TemporaryDirectory() as folder:
-        widths = [sys.executable, TRAIN, "-m", "model.width=range(8,17)", "dry_run=true", *SMALL]
+        widths = [sys.executable, TRAIN, "-m", "model.width=range(8,17)", "epochs=1", "report=false", *SMALL]
         subprocess.run(widths, cwd=folder, capture_output=True, check=True)
     found: dict[str, list[tuple[float, int, int, float]]] = {name: [] for name in CASES}
     for turn in range(arguments.repeats):
