@@ -214,21 +214,21 @@ def test_where_the_cache_cannot_be_written_another_folder_serves(
 
 
 def test_what_computes_something_else_is_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = Path(compiler.__file__).with_name("depthwise.c").read_text(encoding="utf-8")
     compiled = compiler._compile
     changes = [
-        ("sum[c] += from", "sum[c] -= from"),
-        ("weights[tap * CHANNELS + c] += g[c]", "weights[tap * CHANNELS + c] += 2 * g[c]"),
-        ("int row = 0; row < OUT", "int row = 1; row < OUT"),
+        ("depthwise.h", "sum += LOADED(from - TAP_OFFSET", "sum -= LOADED(from - TAP_OFFSET"),
+        ("block.c", "sums[k] += weights[k]", "sums[k] += 2 * weights[k]"),
+        ("block.c", "int row = 0; row < OUT", "int row = 1; row < OUT"),
     ]
 
     def compile_wrong(command: tuple[str, ...], building: Path) -> None:
-        text = (building / "block.c").read_text(encoding="utf-8")
-        (building / "block.c").write_text(text.replace(*changes[-1]), encoding="utf-8")
+        name, right, wrong = changes[-1]
+        text = (building / name).read_text(encoding="utf-8")
+        assert right in text
+        (building / name).write_text(text.replace(right, wrong), encoding="utf-8")
         compiled(command, building)
 
     while changes:
-        assert changes[-1][0] in source
         with monkeypatch.context() as patch:
             patch.setattr(compiler, "_compile", compile_wrong)
             with pytest.raises(compiler.Unavailable, match="what this compiler makes of depthwise.c is wrong"):

@@ -109,6 +109,7 @@ def test_what_refused_threads_would_have_computed_is_computed_too(
     assert of("shared", 3, 8, 3) == of("equal", 3, 8, 0) == [[*range(8)]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separable", [False, True])
 def test_results_are_those_of_openmp_to_the_bit(
     separable: bool, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -387,6 +387,7 @@ def test_the_command_line_refuses_nonsense_in_one_sentence(
         assert refused.stderr.startswith(sentence)
 
 
+@pytest.mark.slow
 def test_a_search_that_is_confirmed_at_its_end(bantam: Bantam, finished: Finished) -> None:
     """The whole way with real trainings."""
     done = bantam(

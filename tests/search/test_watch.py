@@ -55,6 +55,7 @@ def test_a_study_that_has_its_trials_says_so_and_does_nothing(bantam: Bantam, fi
     assert stored(finished.folder).trials == before
 
 
+@pytest.mark.slow
 def test_bad_trials_are_pruned_and_good_ones_are_not(bantam: Bantam, tmp_path: Path) -> None:
     """Rates of nearly nothing after two good ones: the median pruner has to see that across processes."""
     done = bantam(
@@ -311,6 +312,7 @@ def test_a_search_goes_on_when_postgresql_was_restarted(
     assert "waiting for it" in output + "".join(log.read_text() for log in tmp_path.rglob("worker-*.log"))
 
 
+@pytest.mark.slow
 def test_what_is_printed_can_be_pasted_whatever_the_folder_is_called(bantam: Bantam, tmp_path: Path) -> None:
     name = "s, (x)=ü it's [1] {2} $HOME?"
     found = bantam(
@@ -445,6 +447,7 @@ def test_data_that_vanish_in_the_middle_of_a_search_stop_it_and_cost_no_trial(
     assert (counts["complete"] + counts["pruned"], counts["failed"]) == (2, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 def test_a_damaged_kernel_is_built_anew_in_a_search(
     bantam: Bantam, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
