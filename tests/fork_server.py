@@ -184,10 +184,12 @@ def request_for(arguments: list[str], descriptors: list[int], **other: Any) -> d
 
 def import_from(path: str) -> None:
     """Have Bantam imported again, from another copy in the folders of `path`, and Hydra forget its classes."""
+    from hydra._internal.sources_registry import SourcesRegistry
     from hydra.core.plugins import Plugins
     from hydra.core.singleton import Singleton
 
-    Singleton._instances.pop(Plugins, None)  # type: ignore[attr-defined]
+    for kept in (Plugins, SourcesRegistry):
+        Singleton._instances.pop(kept, None)
     for name in [name for name in sys.modules if name.split(".")[0] == "bantam"]:
         del sys.modules[name]
     sys.path[1:1] = path.split(os.pathsep)
