@@ -322,11 +322,9 @@ def test_a_run_needs_no_option_files_afterwards(bantam: Bantam, few: Few, few_ro
         ("confirm.py", "study", "optimizer.momentum=0.8", "--top", "1", "--seeds", "2", "--validation-only"),
         ("train.py", "--config-dir", "study", "experiment=best", "hydra.run.dir=again"),
     ):
-        command = bantam
         if "optimizer.momentum=0.8" in words:
             shutil.rmtree(tmp_path / "study" / "confirm")
-            pass
-        done = command(*words)
+        done = bantam(*words)
         assert done.returncode == 0, (words, done.stdout + done.stderr)
     again, trial = (files.read_result(tmp_path / name) for name in ("again", "study/0"))
     assert again["objective"] == trial["objective"]

@@ -6,9 +6,10 @@
  * of results in registers: SIDE and CI, side and channels of the input; PADDING, how many pixels at each end of that side
  * are zeros which the images in memory do not have: the convolution is valid on a copy that has them; CO, channels of the
  * output; KERNEL, side of the kernel; STRIDE, by how many pixels it moves, 1 in bfloat16; DEPTHWISE, 1 for a convolution of
- * each of CO channels by itself, which is in floats; BIAS, 1 for one that has a bias; RELU_FIRST, 1 for ReLU before batch norm, 0 for after it; RELU, 0 for none; POOL, side of the pooled squares,
- * 1 for none; AVERAGE, 1 for their average, 0 for their maximum; BFLOAT16, 1 for images in bfloat16, and MATRIX_UNIT, 1
- * for a processor that multiplies those in tiles. What has a default below, most blocks do not have.
+ * each of CO channels by itself, which is in floats; BIAS, 1 for one that has a bias; RELU_FIRST, 1 for ReLU before batch
+ * norm, 0 for after it; RELU, 0 for none; POOL, side of the pooled squares, 1 for none; AVERAGE, 1 for their average, 0 for
+ * their maximum; BFLOAT16, 1 for images in bfloat16, and MATRIX_UNIT, 1 for a processor that multiplies those in tiles.
+ * What has a default below or in `shape.h`, most blocks do not have.
  *
  * What differs between the two kinds of number is in `numbers.h`; the convolution's products are in `vectors.h` and, by
  * the matrix unit, in `tiles.h`; the way back is in `backward.h`.

@@ -20,7 +20,7 @@ from bantam import budget
 from bantam.overrides import command_line, override
 from bantam.report import folders
 from bantam.search import terminal
-from bantam.search.outcome import Candidate, experiment, own_network, write_experiment, write_options
+from bantam.search.outcome import Candidate, damage_of, experiment, own_network, write_experiment, write_options
 from bantam.suggestions import SEARCH_AGAIN
 from bantam.training import folder as files
 from bantam.training import saved
@@ -194,11 +194,9 @@ def _plan(
     lock: list[int],
 ) -> Confirmation:
     """What is to be trained. Raises ValueError where a trial was confirmed with other overrides."""
-    try:
-        for number, _ in best:
-            experiment(study / str(number))
-    except ValueError as error:
-        raise ValueError(f"{error}, {OTHER.format(study)}") from error
+    for number, _ in best:
+        if damage := damage_of(study / str(number)):
+            raise ValueError(f"{damage}, {OTHER.format(study)}")
     own = saved.load(study / str(best[0][0]))
     cfg = own.config
     fresh = cfg.seed + int(OmegaConf.select(own.hydra, "sweeper.seeds", default=1))  # those of the search are not

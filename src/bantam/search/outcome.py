@@ -135,21 +135,18 @@ def lacks(search: Search, trial: FrozenTrial) -> str:
             return f"{place} is no {kind}: move it away"
     if _is_whole(file, trial):
         return ""
-    folder = search.folder / str(trial.number)
-    if not folder.exists():
-        return f"{folder} is gone: restore it"
+    return damage_of(search.folder / str(trial.number))
+
+
+def damage_of(trial: Path) -> str:
+    """Why a trial's folder does not say how it was trained; empty where it does."""
+    if not trial.exists():
+        return f"{trial} is gone: restore it"
     try:
-        experiment(folder)
+        experiment(trial)
     except ValueError as error:
         return str(error)
     return ""
-
-
-def is_confirmable(search: Search, trial: FrozenTrial) -> bool:
-    """Whether a trial's folder has what `confirm.py` reads."""
-    with suppress(ValueError):
-        return bool(experiment(search.folder / str(trial.number)))
-    return False
 
 
 def _is_whole(file: Path, trial: FrozenTrial) -> bool:

@@ -255,5 +255,5 @@ def finish(search: Search, study: Study) -> None:
     top, seeds = search.settings.confirm.top, search.settings.confirm.seeds
     if top:
         confirm.confirm(search.folder, top, seeds, Path(sys.argv[0]))
-    elif all(outcome.is_confirmable(search, trial) for trial in found):
+    elif not any(outcome.damage_of(search.folder / str(trial.number)) for trial in found):
         terminal.show_confirmation(search)
