@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bantam.images import idx
+
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -56,6 +58,8 @@ class Source:
     """SHA-256 of each file, where it is known beforehand."""
     archive: str = ""
     """Below `data.root`: all files as they are served in one, where they are."""
+    classes: tuple[str, ...] = ()
+    """Their names, where the files are four in MNIST's format and can be read without torchvision."""
 
 
 def _idx(train: str, test: str, labels: str = "labels-idx1-ubyte") -> tuple[str, ...]:
@@ -64,7 +68,7 @@ def _idx(train: str, test: str, labels: str = "labels-idx1-ubyte") -> tuple[str,
 
 
 SOURCES = {
-    "MNIST": Source("MNIST", "MNIST/raw", tuple(MNIST_SHA256), digests=MNIST_SHA256),
+    "MNIST": Source("MNIST", "MNIST/raw", tuple(MNIST_SHA256), digests=MNIST_SHA256, classes=tuple("0123456789")),
     "FashionMNIST": Source("FashionMNIST", "FashionMNIST/raw", tuple(MNIST_SHA256)),
     "KMNIST": Source("KMNIST", "KMNIST/raw", tuple(MNIST_SHA256)),
     "QMNIST": Source("QMNIST", "QMNIST/raw", _idx("qmnist-train", "qmnist-test", "labels-idx2-int")),
@@ -289,21 +293,37 @@ def read(dataset: str, root: str) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple
     source, raw = SOURCES[dataset], folder(dataset, root)
     checksum = _verify(dataset, raw)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # CIFAR's files were written by a NumPy of long ago
-            parts = [_kind(source)(_root(dataset, root), train=part, **source.arguments) for part in (True, False)]
+        parts, names = _read_idx(dataset, raw) if source.classes else _read_by_torchvision(dataset, root)
     except (AssertionError, RuntimeError, ValueError, TypeError, LookupError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"the files in {raw} are not those of {dataset}: {reason}") from error
-    for part in parts:
-        if len(part.data) != len(part.targets):
+    for images, labels in parts:
+        if len(images) != len(labels):
             raise ValueError(
-                f"{raw} has {len(part.data):,} images but {len(part.targets):,} labels: "
+                f"{raw} has {len(images):,} images but {len(labels):,} labels: "
                 "the files are swapped or not from one dataset"
             )
+    train, test = (_upright(dataset, *part) for part in parts)
+    return *train, *test, names, checksum
+
+
+Parts = list[tuple[Tensor, Tensor]]
+"""Images and labels as they are in the files, to train on and to test on."""
+
+
+def _read_idx(dataset: str, raw: Path) -> tuple[Parts, tuple[str, ...]]:
+    arrays = [idx.read(raw / name, 3 if "images" in name else 1) for name in SOURCES[dataset].files]
+    return [(arrays[0], arrays[1]), (arrays[2], arrays[3])], SOURCES[dataset].classes
+
+
+def _read_by_torchvision(dataset: str, root: str) -> tuple[Parts, tuple[str, ...]]:
+    source = SOURCES[dataset]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # CIFAR's files were written by a NumPy of long ago
+        parts = [_kind(source)(_root(dataset, root), train=part, **source.arguments) for part in (True, False)]
     names = tuple(name.split(" - ")[0] for name in parts[0].classes)
-    train, test = (_upright(dataset, torch.as_tensor(part.data), torch.as_tensor(part.targets)) for part in parts)
-    return *train, *test, names[1:] if dataset == "EMNISTLetters" else names, checksum
+    arrays = [(torch.as_tensor(part.data), torch.as_tensor(part.targets)) for part in parts]
+    return arrays, names[1:] if dataset == "EMNISTLetters" else names
 
 
 def _upright(dataset: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
