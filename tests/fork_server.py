@@ -24,7 +24,7 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-SPARES = {"joblib": 5, "launcher=ray": 5, "confirm.py": 5, "hparams_search": 1, "sweeper=bantam": 1}
+SPARES = {"launcher=joblib": 5, "launcher=ray": 5, "confirm.py": 5, "hparams_search": 1, "sweeper=bantam": 1}
 """How many interpreters that a command starts are forks too, where a word of its line contains this."""
 
 LATE = (
