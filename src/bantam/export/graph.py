@@ -138,10 +138,17 @@ class Session:
 
 
 def weight_bytes(model: Any) -> int:
-    """Bytes of all the tensors that a model holds: weights, biases, scales and other constants."""
+    """Bytes of all the tensors that a model holds, in its operations too: weights, biases, scales, constants."""
+    return _tensor_bytes(model.graph)
+
+
+def _tensor_bytes(graph: Any) -> int:
     from onnx import numpy_helper
 
-    return sum(numpy_helper.to_array(tensor).nbytes for tensor in model.graph.initializer)
+    attributes = [attribute for node in graph.node for attribute in node.attribute]
+    tensors = [*graph.initializer, *(attribute.t for attribute in attributes if attribute.HasField("t"))]
+    branches = [attribute.g for attribute in attributes if attribute.HasField("g")]
+    return sum(numpy_helper.to_array(tensor).nbytes for tensor in tensors) + sum(map(_tensor_bytes, branches))
 
 
 def operations(model: Any) -> dict[str, int]:

@@ -43,10 +43,10 @@ def check_extra() -> None:
             ) from error
 
 
-def export(prepared: Prepared, scales: str = "auto") -> dict[str, Any]:
+def export(prepared: Prepared) -> dict[str, Any]:
     """Write a finished run's network as ONNX in float32 and int8, and what was measured; returns the latter.
 
-    `scales` is one of `int8.SCALES`. Raises ValueError, with nothing written, where the weights are damaged, the
+    Raises ValueError, with nothing written, where the weights are damaged, the
     images are not those on which the run was scored, or the network in ONNX predicts otherwise than in PyTorch.
     """
     folder, images, name = prepared.info.folder, prepared.data, f"model={prepared.info.choices.get('model')}"
@@ -64,7 +64,7 @@ def export(prepared: Prepared, scales: str = "auto") -> dict[str, Any]:
             f"differ by up to {measured['largest_difference']:.2g}), so nothing is written: does it draw random "
             "numbers when it is scored?"
         )
-    small, how = quantised(model, as_pictures(images.train_images).cpu().numpy(), scales, name)
+    small, how = quantised(model, as_pictures(images.train_images).cpu().numpy(), name)
     in_int8 = small.SerializeToString()
     answer = {
         "opset": next(entry.version for entry in model.opset_import if not entry.domain),
