@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_networks import Residual
@@ -128,3 +129,13 @@ def test_what_onnx_runtime_refuses_is_one_sentence() -> None:
     model = helper.make_model(helper.make_graph([node], "graph", [given], [answer]))
     with pytest.raises(ValueError, match="model=mine cannot be exported: ONNX Runtime refuses it: .*Unheard"):
         Session(model.SerializeToString(), "model=mine")
+
+
+def test_bytes_of_constants_in_operations_count() -> None:
+    helper = onnx.helper
+    held = onnx.numpy_helper.from_array(np.zeros(5, np.float32), "held")
+    constant = helper.make_node("Constant", [], ["c"], value=onnx.numpy_helper.from_array(np.zeros(3, np.int64)))
+    inner = helper.make_graph([constant], "inner", [], [], [held])
+    branch = helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)
+    model = helper.make_model(helper.make_graph([branch, constant], "outer", [], [], [held]))
+    assert weight_bytes(model) == 3 * (4 * 5) + 3 * (8 * 3)

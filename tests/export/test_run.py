@@ -74,7 +74,7 @@ def test_bytes_are_those_of_the_budget_without_batch_norm(
     trained = bantam("train.py", *few, "model=skeleton", "hydra.run.dir=run")
     assert trained.returncode == 0, trained.stderr
     cfg = composed(*few, "model=skeleton", "kernels=torch")
-    answer = exporting.export(prepare_finished(cfg, at(tmp_path / "run")), "tensor")
+    answer = exporting.export(prepare_finished(cfg, at(tmp_path / "run")))
     assert answer["bytes"] == files.read_result(tmp_path / "run")["bytes"]
     assert 0 < answer["float32"]["weight_bytes"] - answer["bytes"] < 64  # the normalisation, and shapes
 
