@@ -127,8 +127,25 @@ def test_what_onnx_runtime_refuses_is_one_sentence() -> None:
     answer = helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N"])
     node = helper.make_node("Unheard", ["images"], ["logits"])
     model = helper.make_model(helper.make_graph([node], "graph", [given], [answer]))
-    with pytest.raises(ValueError, match="model=mine cannot be exported: ONNX Runtime refuses it: .*Unheard"):
+    with pytest.raises(ValueError, match=r"ONNX Runtime refuses it: \[ONNXRuntimeError\].*Unheard"):
         Session(model.SerializeToString(), "model=mine")
+
+
+def test_what_onnx_runtime_cannot_run_is_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+    helper = onnx.helper
+    given = helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["N"])
+    answer = helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, None)
+    shape = onnx.numpy_helper.from_array(np.array([2, 10]), "shape")
+    node = helper.make_node("Reshape", ["images", "shape"], ["logits"])
+    model = helper.make_model(
+        helper.make_graph([node], "graph", [given], [answer], [shape]), ir_version=10,
+        opset_imports=[helper.make_opsetid("", 18)],
+    )  # fmt: skip
+    session = Session(model.SerializeToString(), "model=mine")
+    assert session(np.zeros(20, np.float32)).shape == (2, 10)
+    with pytest.raises(ValueError, match="model=mine cannot be exported: ONNX Runtime cannot run it: .*Reshape"):
+        session(np.zeros(30, np.float32))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_bytes_of_constants_in_operations_count() -> None:

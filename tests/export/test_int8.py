@@ -65,3 +65,20 @@ def test_logits_are_not_rounded(last: tuple[nn.Module, ...], images: Data) -> No
 def test_what_cannot_be_quantised_is_one_sentence(model: Any) -> None:
     with pytest.raises(ValueError, match="model=flexible cannot be quantised by ONNX Runtime: .*images"):
         int8.quantised(model, np.zeros((4, 5, 5), np.uint8), "model=flexible")
+
+
+class InHalf(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3).half()
+        self.last = nn.Linear(4, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x.half()).relu().float().mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_eight_bits_that_onnx_does_not_allow_are_one_sentence(images: Data) -> None:
+    model = graph(InHalf().eval(), images, "model=mine")
+    with pytest.raises(ValueError, match=r"^model=mine cannot be in eight bits in ONNX: .*float16") as refused:
+        int8.quantised(model, as_pictures(images.train_images).numpy(), "model=mine")
+    assert "\n" not in str(refused.value)

@@ -25,10 +25,16 @@ def quantised(model: Any, images: "NDArray[Any]", name: str) -> tuple[Any, dict[
 
     Raises ValueError where ONNX Runtime cannot quantise it.
     """
+    import onnx
+
     count = min(CALIBRATION_IMAGES, max(1, len(images) // 2))
     found = _quantise(model, images[np.random.default_rng(0).permutation(len(images))[:count]], name)
     _keep_logits(found)
     compact(found, model)
+    try:
+        onnx.checker.check_model(found, full_check=True)
+    except Exception as error:  # of its own kinds; ONNX Runtime may write what ONNX does not allow, as for float16
+        raise ValueError(f"{name} cannot be in eight bits in ONNX: {shortened(str(error))}") from error
     return found, {"calibration": "minmax", "calibration_images": count}
 
 
