@@ -16,12 +16,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of a finished run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"change {', '.join(MAY_CHANGE)}")
-    parser.add_argument(
-        "--scales",
-        choices=("auto", "tensor", "channel"),
-        default="auto",
-        help="of the weights in int8: one a tensor or one a channel; auto: one a tensor unless it predicts worse",
-    )
     arguments = parser.parse_intermixed_args()
     config.register()
     sweeper.register()
@@ -33,9 +27,7 @@ def main() -> None:
         from bantam.training.setup import RunInfo, prepare_finished
 
         run.check_extra()
-        answer = run.export(
-            prepare_finished(cfg, RunInfo(arguments.folder, dict(own.choices), 1, None)), arguments.scales
-        )
+        answer = run.export(prepare_finished(cfg, RunInfo(arguments.folder, dict(own.choices), 1, None)))
         print(run.in_words(answer, arguments.folder))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_networks import Residual
@@ -126,5 +127,32 @@ def test_what_onnx_runtime_refuses_is_one_sentence() -> None:
     answer = helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N"])
     node = helper.make_node("Unheard", ["images"], ["logits"])
     model = helper.make_model(helper.make_graph([node], "graph", [given], [answer]))
-    with pytest.raises(ValueError, match="model=mine cannot be exported: ONNX Runtime refuses it: .*Unheard"):
+    with pytest.raises(ValueError, match=r"ONNX Runtime refuses it: \[ONNXRuntimeError\].*Unheard"):
         Session(model.SerializeToString(), "model=mine")
+
+
+def test_what_onnx_runtime_cannot_run_is_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+    helper = onnx.helper
+    given = helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["N"])
+    answer = helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, None)
+    shape = onnx.numpy_helper.from_array(np.array([2, 10]), "shape")
+    node = helper.make_node("Reshape", ["images", "shape"], ["logits"])
+    model = helper.make_model(
+        helper.make_graph([node], "graph", [given], [answer], [shape]), ir_version=10,
+        opset_imports=[helper.make_opsetid("", 18)],
+    )  # fmt: skip
+    session = Session(model.SerializeToString(), "model=mine")
+    assert session(np.zeros(20, np.float32)).shape == (2, 10)
+    with pytest.raises(ValueError, match="model=mine cannot be exported: ONNX Runtime cannot run it: .*Reshape"):
+        session(np.zeros(30, np.float32))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_bytes_of_constants_in_operations_count() -> None:
+    helper = onnx.helper
+    held = onnx.numpy_helper.from_array(np.zeros(5, np.float32), "held")
+    constant = helper.make_node("Constant", [], ["c"], value=onnx.numpy_helper.from_array(np.zeros(3, np.int64)))
+    inner = helper.make_graph([constant], "inner", [], [], [held])
+    branch = helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)
+    model = helper.make_model(helper.make_graph([branch, constant], "outer", [], [], [held]))
+    assert weight_bytes(model) == 3 * (4 * 5) + 3 * (8 * 3)

@@ -12,6 +12,7 @@ import torch
 from commands import Bantam
 from conftest import SMALL
 from omegaconf import DictConfig
+from safetensors.torch import load_file, save_file
 from single_runs import at
 from torch import nn
 
@@ -74,7 +75,7 @@ def test_bytes_are_those_of_the_budget_without_batch_norm(
     trained = bantam("train.py", *few, "model=skeleton", "hydra.run.dir=run")
     assert trained.returncode == 0, trained.stderr
     cfg = composed(*few, "model=skeleton", "kernels=torch")
-    answer = exporting.export(prepare_finished(cfg, at(tmp_path / "run")), "tensor")
+    answer = exporting.export(prepare_finished(cfg, at(tmp_path / "run")))
     assert answer["bytes"] == files.read_result(tmp_path / "run")["bytes"]
     assert 0 < answer["float32"]["weight_bytes"] - answer["bytes"] < 64  # the normalisation, and shapes
 
@@ -153,6 +154,36 @@ def test_of_a_full_disk_no_half_export_remains(
 
     monkeypatch.setattr(files, "write", full)
     with pytest.raises(ValueError, match=r"cannot be written \(No space left on device\): make room"):
+        exporting.export(prepare_finished(composed(*SMALL, "kernels=torch"), at(run)))
+    assert not [*run.glob("*.onnx"), *run.glob("export.json")]
+
+
+def test_of_ctrl_c_no_half_export_remains(
+    composed: Compose, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    plain = files.write
+
+    def interrupted(path: Path, content: bytes) -> None:
+        if path.name == "network-int8.onnx":
+            raise KeyboardInterrupt
+        plain(path, content)
+
+    monkeypatch.setattr(files, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        exporting.export(prepare_finished(composed(*SMALL, "kernels=torch"), at(run)))
+    assert not [*run.glob("*.onnx"), *run.glob("export.json")]
+
+
+def test_weights_that_are_not_finite_are_one_sentence(
+    composed: Compose, finished_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    weights = load_file(run / "weights.safetensors")
+    next(tensor for name, tensor in weights.items() if name.endswith("weight"))[:] = torch.nan
+    save_file(weights, run / "weights.safetensors")
+    sentence = r"weights.safetensors is damaged \(logits of 1,000 of 1,000 images are not finite\): restore it"
+    with pytest.raises(ValueError, match=sentence):
         exporting.export(prepare_finished(composed(*SMALL, "kernels=torch"), at(run)))
     assert not [*run.glob("*.onnx"), *run.glob("export.json")]
 

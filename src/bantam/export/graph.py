@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +25,9 @@ OPSET = 18
 
 IMAGES, LOGITS = "images", "logits"
 """The input, N×H×W or N×H×W×C bytes, and the output, N×classes floats, of any number N of images."""
+
+AT_ONCE = 1000
+"""Images that ONNX Runtime is given at once, so that they fit the memory."""
 
 
 def as_pictures(images: Tensor) -> Tensor:
@@ -123,25 +127,37 @@ class Session:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors
+        options.log_severity_level = 4  # none: what it says is in the error
         options.intra_op_num_threads = torch.get_num_threads()
+        self.name = name
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # it has exceptions of its own, which derive from nothing else
-            raise ValueError(
-                f"{name} cannot be exported: ONNX Runtime refuses it: {shortened(told(error))}"
-            ) from error
+            reason = shortened(str(error))
+            raise ValueError(f"{name} cannot be exported: ONNX Runtime refuses it: {reason}") from error
 
     def __call__(self, images: "NDArray[Any]") -> "NDArray[Any]":
-        """The logits of images in bytes."""
-        return self._session.run([LOGITS], {IMAGES: images})[0]  # type: ignore[no-any-return]
+        """The logits of images in bytes; raises ValueError where it cannot compute them for as many images."""
+        parts = [images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE)]
+        try:
+            return np.concatenate([self._session.run([LOGITS], {IMAGES: part})[0] for part in parts])
+        except Exception as error:  # as above
+            reason = shortened(str(error))
+            raise ValueError(f"{self.name} cannot be exported: ONNX Runtime cannot run it: {reason}") from error
 
 
 def weight_bytes(model: Any) -> int:
-    """Bytes of all the tensors that a model holds: weights, biases, scales and other constants."""
+    """Bytes of all the tensors that a model holds, in its operations too: weights, biases, scales, constants."""
+    return _tensor_bytes(model.graph)
+
+
+def _tensor_bytes(graph: Any) -> int:
     from onnx import numpy_helper
 
-    return sum(numpy_helper.to_array(tensor).nbytes for tensor in model.graph.initializer)
+    attributes = [attribute for node in graph.node for attribute in node.attribute]
+    tensors = [*graph.initializer, *(attribute.t for attribute in attributes if attribute.HasField("t"))]
+    branches = [attribute.g for attribute in attributes if attribute.HasField("g")]
+    return sum(numpy_helper.to_array(tensor).nbytes for tensor in tensors) + sum(map(_tensor_bytes, branches))
 
 
 def operations(model: Any) -> dict[str, int]:

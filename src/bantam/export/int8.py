@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bantam.export.graph import LOGITS, Session, quiet, shortened
+from bantam.export.compact import compact
+from bantam.export.graph import LOGITS, quiet, shortened
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -16,39 +17,28 @@ if TYPE_CHECKING:
 CALIBRATION_IMAGES = 1000
 """Training images whose activations say which range eight bits are to cover."""
 
-COMPARED_IMAGES = 5000
-"""Other training images, on which one scale a tensor is compared with one a channel."""
-
-TOLERANCE = 0.1
-"""Percent of the predictions that may differ more with one scale a tensor, which takes fewer bytes."""
-
-SCALES = ("auto", "tensor", "channel")
-"""What the weights of a convolution have a scale for."""
-
 RESHAPING = ("Reshape", "Flatten", "Squeeze", "Transpose", "Identity")
 
 
-def quantised(model: Any, images: "NDArray[Any]", scales: str, name: str) -> tuple[Any, dict[str, Any]]:
-    """A model in QDQ format, and how it was made; `images` are training images as bytes, `scales` of `SCALES`.
+def quantised(model: Any, images: "NDArray[Any]", name: str) -> tuple[Any, dict[str, Any]]:
+    """A model in QDQ format, and how it was made; `images` are training images as bytes.
 
-    auto takes one scale a tensor unless it changes more predictions on training images than one a channel does,
-    by more than `TOLERANCE`. Raises ValueError where ONNX Runtime cannot quantise or run it.
+    Raises ValueError where ONNX Runtime cannot quantise it.
     """
-    order = np.random.default_rng(0).permutation(len(images))
+    import onnx
+
     count = min(CALIBRATION_IMAGES, max(1, len(images) // 2))
-    calibration, others = images[order[:count]], images[order[count : count + COMPARED_IMAGES]]
-    made = {kind: _quantise(model, calibration, kind, name) for kind in SCALES[1:] if scales in ("auto", kind)}
-    if len(made) > 1:
-        expected = Session(model.SerializeToString(), name)(others).argmax(1)
-        agreement = {
-            kind: 100 * float((Session(found.SerializeToString(), name)(others).argmax(1) == expected).mean())
-            for kind, found in made.items()
-        }
-        scales = "tensor" if agreement["tensor"] >= agreement["channel"] - TOLERANCE else "channel"
-    return made[scales], {"scales": scales, "calibration": "minmax", "calibration_images": count}
+    found = _quantise(model, images[np.random.default_rng(0).permutation(len(images))[:count]], name)
+    _keep_logits(found)
+    compact(found, model)
+    try:
+        onnx.checker.check_model(found, full_check=True)
+    except Exception as error:  # of its own kinds; ONNX Runtime may write what ONNX does not allow, as for float16
+        raise ValueError(f"{name} cannot be in eight bits in ONNX: {shortened(str(error))}") from error
+    return found, {"calibration": "minmax", "calibration_images": count}
 
 
-def _quantise(model: Any, images: "NDArray[Any]", scales: str, name: str) -> Any:
+def _quantise(model: Any, images: "NDArray[Any]", name: str) -> Any:
     import onnx
     from onnxruntime import quantization
 
@@ -74,15 +64,14 @@ def _quantise(model: Any, images: "NDArray[Any]", scales: str, name: str) -> Any
                     quant_format=quantization.QuantFormat.QDQ,
                     activation_type=quantization.QuantType.QUInt8,
                     weight_type=quantization.QuantType.QUInt8,
-                    per_channel=scales == "channel",
+                    per_channel=True,
                     calibrate_method=quantization.CalibrationMethod.MinMax,
+                    extra_options={"QuantizeBias": False},  # it would take 4 bytes, and 8 more for scale and zero
                 )
         except Exception as error:  # it has exceptions of its own, which derive from nothing else
             reason = shortened(str(error) or type(error).__name__)
             raise ValueError(f"{name} cannot be quantised by ONNX Runtime: {reason}") from error
-        found = onnx.load(file)
-    _keep_logits(found)
-    return found
+        return onnx.load(file)
 
 
 def _keep_logits(model: Any) -> None:

@@ -43,11 +43,11 @@ def check_extra() -> None:
             ) from error
 
 
-def export(prepared: Prepared, scales: str = "auto") -> dict[str, Any]:
+def export(prepared: Prepared) -> dict[str, Any]:
     """Write a finished run's network as ONNX in float32 and int8, and what was measured; returns the latter.
 
-    `scales` is one of `int8.SCALES`. Raises ValueError, with nothing written, where the weights are damaged, the
-    images are not those on which the run was scored, or the network in ONNX predicts otherwise than in PyTorch.
+    Raises ValueError, with nothing written, where the weights are damaged, the images are not those on which the
+    run was scored, or the network in ONNX predicts otherwise than in PyTorch.
     """
     folder, images, name = prepared.info.folder, prepared.data, f"model={prepared.info.choices.get('model')}"
     history = _history(folder, images)
@@ -55,6 +55,11 @@ def export(prepared: Prepared, scales: str = "auto") -> dict[str, Any]:
     files.read_weights(folder, prepared.result_model)
     scored = as_pictures(images.held_out_images).cpu().numpy()
     expected = score(prepared.result_model, images.held_out_images, images, torch.float32).cpu()
+    if wrong := int((~expected.isfinite()).any(1).sum()):
+        raise ValueError(
+            f"{folder / files.WEIGHTS} is damaged (logits of {wrong:,} of {len(scored):,} images are not finite): "
+            f"{files.REMEDY}"
+        )
     model = graph(prepared.result_model, images, name)
     in_float = model.SerializeToString()
     measured = _measured(model, in_float, Session(in_float, name)(scored), expected, images)
@@ -64,7 +69,7 @@ def export(prepared: Prepared, scales: str = "auto") -> dict[str, Any]:
             f"differ by up to {measured['largest_difference']:.2g}), so nothing is written: does it draw random "
             "numbers when it is scored?"
         )
-    small, how = quantised(model, as_pictures(images.train_images).cpu().numpy(), scales, name)
+    small, how = quantised(model, as_pictures(images.train_images).cpu().numpy(), name)
     in_int8 = small.SerializeToString()
     answer = {
         "opset": next(entry.version for entry in model.opset_import if not entry.domain),
@@ -105,16 +110,18 @@ def _refuse_folders(folder: Path) -> None:
 
 
 def _write(folder: Path, in_float: bytes, in_int8: bytes, answer: dict[str, Any]) -> None:
-    """Write all three files, or none where the disk is full or the folder cannot be written."""
+    """Write all three files, or none where the disk is full, the folder cannot be written, or Ctrl-C is typed."""
     try:
         (folder / EXPORT).unlink(missing_ok=True)  # it is of other files than those that come
         files.write(folder / FLOAT, in_float)
         files.write(folder / INT8, in_int8)
         write_export(folder, answer)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C too
         for name in (FLOAT, INT8, EXPORT):
             with suppress(OSError):
                 (folder / name).unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise ValueError(
             f"{folder} cannot be written ({error.strerror}): make room or allow it, and export again"
         ) from error
