@@ -222,7 +222,7 @@ def show_warning(sentence: str) -> None:
 
 def show_lost(info: "RunInfo", name: str) -> None:
     """Say that a run starts anew, since what it would go on from is gone."""
-    text = f"{short_path(info.folder, info.typed_in)} has a history but no {name}: it starts anew with epoch 1"
+    text = f"{short_path(info.folder, info.typed_in)} was begun, but its {name} is gone: it starts anew with epoch 1"
     console.print(f"[bold yellow]Warning:[/] {escape(text)}", soft_wrap=True)
 
 
