@@ -292,7 +292,8 @@ def _prepare_resumed(cfg: DictConfig, hydra: DictConfig) -> "Prepared":
     checked = own.checked
     given = [item for item in hydra.overrides.task if not item.startswith("resume=")]
     new, keys = saved.merged(own, given)
-    contradictions = [key for key in keys if key.partition(".")[0] not in ("dry_run", "tracker")]
+    ignored = ("dry_run", "tracker", code.FILE)  # what a file contains counts, not how its path is typed
+    contradictions = [key for key in keys if not {key, key.partition(".")[0]} & {*ignored}]
     if contradictions:
         key, old, now = saved.in_words(own, new, saved.chosen(own, given), contradictions[0])
         if key == code.CHECKSUM:

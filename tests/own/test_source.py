@@ -119,8 +119,11 @@ def test_an_interrupted_run_goes_on_when_the_file_has_changed(
         "mine.py has changed since the run in run was begun, which is resumed with its own network, run/network.py"
     )
     assert f"{said}: leave model=mine.py:Net out" in result.stderr
+    same = tmp_path / "same" / "mine.py"
+    same.parent.mkdir()
+    same.write_text(mine.read_text()[:-1])
     mine.write_text("raise SystemExit(3)\n")
-    result = bantam("train.py", "resume=run")
+    result = bantam("train.py", "resume=run", f"model={same}:Net")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "run" / "result.json").exists()
 
@@ -136,6 +139,12 @@ def test_its_arguments_are_searched_and_the_best_is_confirmed(bantam: Bantam, mi
     assert f"study/{number}/network.py:Net" in last
     experiment = (tmp_path / "study" / "experiment" / "best.yaml").read_text()
     assert "override /model" not in experiment
+    same = tmp_path / "same" / "mine.py"
+    same.parent.mkdir()
+    same.write_text(mine.read_text())
+    result = bantam("train.py", "-m", "hydra/sweeper=bantam", f"model={same}:Net", *line[1:], *study)
+    assert result.returncode == 0, result.stderr
+    assert "2 complete" in result.stdout
     mine.write_text(mine.read_text() + "\n")
     result = bantam("train.py", "-m", "hydra/sweeper=bantam", *line, *study)
     assert result.returncode == 1
