@@ -227,9 +227,21 @@ def _rerun_overrides(job_dir: str) -> tuple[str | None, list[str]]:
     with in_one_sentence():
         own = saved.load(Path(job_dir))
         _ = own.choices
-        name, typed = _plain_rerun_overrides(job_dir)
-        if not all(isinstance(item, str) for item in typed):
+        if not own.are_words:
             raise ValueError(f"{job_dir}/.hydra/overrides.yaml is no list of overrides: restore it")
+        try:
+            name, typed = _plain_rerun_overrides(job_dir)
+            job = own.hydra.job
+            sound = isinstance(name, str) and all(isinstance(item, str) for item in typed)
+            if (
+                not sound
+                or not isinstance(job.get("id"), str | None)
+                or not isinstance(job.get("num"), int | None)
+            ):
+                raise ValueError("hydra.job or hydra.overrides is not what Hydra has written")
+        except Exception as error:  # whatever a damaged file leads to
+            what = f"{job_dir}/.hydra/hydra.yaml is damaged ({unreadable(error)})"
+            raise ValueError(f"{what}: restore it, or train the run again") from error
         return name, typed
 
 

@@ -21,8 +21,9 @@ from hydra.errors import (
     SearchPathException,
 )
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ValidationError
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
+from bantam.config import sentence
 from bantam.overrides import override
 
 ALL = "python train.py --help lists them all"
@@ -54,7 +55,7 @@ def suggestion(error: BaseException) -> ValueError | None:
     if isinstance(error, HydraException) and str(error).startswith("BasicSweeper does not support"):
         own = "hydra/sweeper=bantam hydra.sweep.dir=multirun/mine"
         return ValueError(f"a range is searched, not listed: add hparams_search=optuna, or {own}, or give a list")
-    return None
+    return _about_value(error) if isinstance(error, OmegaConfBaseException) else None
 
 
 FUNCTION = re.compile(r"[\[{]|\w+\(")
@@ -106,6 +107,18 @@ def _about_grammar(word: str, message: str) -> ValueError | None:
     return ValueError(
         f"{word} has letters that Hydra takes only in quotes: write {shlex.join([f'{key}={quoted}'])}"
     )
+
+
+def _about_value(error: OmegaConfBaseException) -> ValueError:
+    """What OmegaConf says of a value in several lines, in one, after the key that it is about."""
+    text = sentence(error)
+    if unset := re.search(r"Environment variable '(.+)' not found", text):
+        key = f"{error.full_key}: " if error.full_key else ""
+        name = unset[1]
+        return ValueError(
+            f"{key}the environment variable {name} is not set, which ${{oc.env:{name}}} takes: set it"
+        )
+    return ValueError(text)
 
 
 def _about_folder(error: BaseException) -> ValueError | None:
@@ -222,12 +235,12 @@ def _about_several(error: BaseException) -> ValueError | None:
 def _about_choice(error: BaseException) -> ValueError | None:
     """The options of a group for which null or a number was typed, alone or in a list."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        for override in frame.f_locals.get("overrides_list") or ():
-            chosen = override.value() if isinstance(override, Override) else ""
+        for item in frame.f_locals.get("overrides_list") or ():
+            chosen = item.value() if isinstance(item, Override) else ""
             if all(isinstance(one, str) for one in (chosen if isinstance(chosen, list) else [chosen])):
                 continue
-            if there := _options(str(override.key_or_group)):
-                return ValueError(f"{override.input_line} chooses nothing: there are {', '.join(there)}")
+            if there := _options(str(item.key_or_group)):
+                return ValueError(f"{item.input_line} chooses nothing: there are {', '.join(there)}")
     return None
 
 
@@ -296,9 +309,9 @@ def keys(node: Any, hydra: bool = False, within: str = "") -> Iterator[str]:
 def _override(error: BaseException) -> tuple[str, str, DictConfig] | None:
     """The key, the text and the configuration of the override at which Hydra was: its message lacks the last."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        override, cfg = frame.f_locals.get("override"), frame.f_locals.get("cfg")
-        if frame.f_code.co_name == "_apply_overrides_to_config" and isinstance(cfg, DictConfig) and override:
-            return str(override.key_or_group), str(override.input_line), cfg
+        item, cfg = frame.f_locals.get("override"), frame.f_locals.get("cfg")
+        if frame.f_code.co_name == "_apply_overrides_to_config" and isinstance(cfg, DictConfig) and item:
+            return str(item.key_or_group), str(item.input_line), cfg
     return None
 
 

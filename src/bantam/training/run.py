@@ -203,8 +203,8 @@ def _look_for_results(info: RunInfo) -> None:
     ended = os.path.lexists(info.folder / files.WEIGHTS)
     if ended and info.job is None:
         raise ValueError(
-            f"{info.folder} was trained to its end, since it has {files.WEIGHTS} and no {files.CHECKPOINT}, but its "
-            f"{files.RESULT} is gone: restore it, or delete {files.WEIGHTS} to train this run anew"
+            f"{info.folder} was trained to its end, since it has {files.WEIGHTS} and no {files.CHECKPOINT}, but "
+            f"its {files.RESULT} is gone: restore it, or delete {files.WEIGHTS} to train this run anew"
         )
     if ended or (info.folder / files.HISTORY).exists():
         terminal.show_lost(info, files.RESULT if ended else files.CHECKPOINT)

@@ -31,7 +31,9 @@ class Saved:
     config: DictConfig
     """The composed configuration, its interpolations not resolved."""
     overrides: list[str]
-    """What was typed for it."""
+    """What was typed for it, its interpolations not resolved."""
+    are_words: bool = True
+    """Whether that is text, as what is typed is."""
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -134,8 +136,9 @@ def _complete(cfg: DictConfig) -> DictConfig:
 def load(folder: Path) -> Saved:
     """Read a run's configuration and overrides. Raises ValueError, with the reason, if it is no run."""
     config = _complete(_read(folder, "config.yaml"))
-    overrides = _read(folder, "overrides.yaml")
-    return Saved(folder, config, [str(item) for item in overrides])
+    overrides: Any = OmegaConf.to_container(OmegaConf.create(_read(folder, "overrides.yaml")), resolve=False)
+    are_words = all(isinstance(item, str) for item in overrides)
+    return Saved(folder, config, [str(item) for item in overrides], are_words)
 
 
 def _read(folder: Path, name: str) -> Any:
