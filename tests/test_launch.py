@@ -393,8 +393,8 @@ def test_a_run_that_hydra_cannot_run_again_is_one_sentence(
     parts = {
         "no overrides": "job: {}",
         "no job": "overrides: {hydra: [], task: []}\n  job: null",
-        "config 5": "overrides: {hydra: [], task: []}\n  job: {config_name: 5}",
-        "id": "overrides: {hydra: [], task: []}\n  job: {config_name: config, id: {a: 1}}",
+        "config 5": "overrides: {hydra: [], task: []}\n  job: {config_name: 5, id: '???', num: '???'}",
+        "id": "overrides: {hydra: [], task: []}\n  job: {config_name: config, id: {a: 1}, num: '???'}",
     }
     if words[0] in parts:
         (own / "hydra.yaml").write_text("hydra:\n  runtime: {choices: {}}\n  " + parts[words[0]])

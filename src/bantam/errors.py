@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from hydra._internal import utils
 from hydra.errors import HydraException, MissingConfigException
@@ -115,10 +115,8 @@ def in_one_sentence(folder: Path | None = None) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         terminal.show_stopped()
         raise SystemExit(stopped_by(stop)) from None
-    except BrokenPipeError:  # nobody reads on, as in `python report.py runs | head`
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+    except BrokenPipeError:
+        end_unread()
     except Exception as error:
         show_traceback()
         if about := in_our_words(error):
@@ -127,6 +125,13 @@ def in_one_sentence(folder: Path | None = None) -> Iterator[None]:
             error = RuntimeError(_with_remedy(error, folder))
         terminal.show_error(error)
         raise SystemExit(1) from None
+
+
+def end_unread() -> NoReturn:
+    """Exit with 1 where nobody reads on, as in `python report.py runs | head`."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(1) from None
 
 
 def is_meant_for_users(error: BaseException) -> bool:
@@ -253,6 +258,8 @@ def _run_hydra(*positional: Any, **named: Any) -> None:
     """Hydra's own, except for how it shows which of its options do not go together."""
     try:
         _plain_run_hydra(*positional, **named)
+    except BrokenPipeError:
+        end_unread()
     except ValueError as error:
         if raised_in(error) != utils.__name__ or wants_tracebacks():
             raise

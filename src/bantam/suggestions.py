@@ -49,6 +49,8 @@ def suggestion(error: BaseException) -> ValueError | None:
     if isinstance(error, OverrideParseException):
         return _about_grammar(str(error.override), str(error))
     if isinstance(error, ConfigCompositionException):
+        if re.match(r"model=.+ cannot be used: ", str(error)):  # code of one's own
+            return ValueError(str(error))
         return _about_parent(error) or _about_several(error) or _about_key(error)
     if str(error).startswith(NO_OPTION):
         return _about_choice(error)

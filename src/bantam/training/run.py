@@ -63,7 +63,7 @@ def _run(prepared: Prepared, should_prune: Callable[[int, float], bool]) -> floa
         return _end_early(prepared, tracked, "diverged", str(error), history, started)
     except BadRate as error:
         raise PartFailed(f"scheduler={info.choices.get('scheduler')} {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         blamed = blame(error, prepared.parts, info.choices)
         if blamed is error:
             raise

@@ -278,8 +278,9 @@ def show_evaluation(sentence: str) -> None:
 def summarize(sweep: Path, wanted: Sequence[str] = ()) -> bool:
     """Print a table of the jobs in a multirun's folder; returns whether all ended with an objective.
 
-    `wanted` are the folders of its jobs, all of which must be there, and which may be deeper. Accuracies are percent, the last one the mean of the last epochs. The multirun's folder stands above: in every
-    row it would leave no room for the others.
+    `wanted` are the folders of its jobs, all of which must be there, and which may be deeper. Accuracies are
+    percent, the last one the mean of the last epochs. The multirun's folder stands above: in every row it would
+    leave no room for the others.
     """
     from bantam.training.folder import RESULT, read_result
 
