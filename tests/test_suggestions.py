@@ -97,7 +97,7 @@ def test_a_folder_of_options_that_is_none_is_one_sentence(
         ("hydra.job.nam=x", "did you mean hydra.job.name=x? +hydra.job.nam=x would add it"),
         ("model=", "model= does not exist: There are dilated, flexible, "),
         ("+optimizer.lr=1", "+optimizer.lr=1 adds a key that is there already: write optimizer.lr=1"),
-        ("model=../a/mine.py:Net", "takes in no option: write model="),
+        ("model=../a/mine.py:Net", "takes in no option: write model=/"),
         ("model=null", "model=null chooses nothing: there are dilated, flexible, "),
         ("hydra/launcher=null", "hydra/launcher=null chooses nothing: there are basic, "),
         ("tracker=3", "tracker=3 chooses nothing: there are mlflow, none, "),

@@ -23,9 +23,6 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from bantam.config import sentence
-from bantam.overrides import override
-
 ALL = "python train.py --help lists them all"
 
 LEAST = 0.6
@@ -113,14 +110,12 @@ def _about_grammar(word: str, message: str) -> ValueError | None:
 
 def _about_value(error: OmegaConfBaseException) -> ValueError:
     """What OmegaConf says of a value in several lines, in one, after the key that it is about."""
-    text = sentence(error)
+    key = f"{error.full_key}: " if error.full_key else ""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
     if unset := re.search(r"Environment variable '(.+)' not found", text):
-        key = f"{error.full_key}: " if error.full_key else ""
         name = unset[1]
-        return ValueError(
-            f"{key}the environment variable {name} is not set, which ${{oc.env:{name}}} takes: set it"
-        )
-    return ValueError(text)
+        text = f"the environment variable {name} is not set, which ${{oc.env:{name}}} takes: set it"
+    return ValueError(f"{key}{text}")
 
 
 def _about_folder(error: BaseException) -> ValueError | None:
@@ -148,8 +143,11 @@ def _about_parent(error: BaseException) -> ValueError | None:
     file, _, name = found[1].rpartition(":")
     if not file.endswith(".py"):
         return ValueError(f"{found[1]} has .., which no option can have: see python train.py --help")
-    option = override("model", f"{os.path.abspath(file)}:{name}")
-    return ValueError(f"model={found[1]} has .., which Hydra takes in no option: write {shlex.join([option])}")
+    option = f"{os.path.abspath(file)}:{name}"
+    if not re.fullmatch(r"[\w./:-]+", option, re.ASCII):
+        option = QuotedString(option, Quote.double).with_quotes()
+    option = shlex.join([f"model={option}"])
+    return ValueError(f"model={found[1]} has .., which Hydra takes in no option: write {option}")
 
 
 def _about_option(error: MissingConfigException) -> ValueError | None:
