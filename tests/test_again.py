@@ -109,6 +109,61 @@ def test_another_multirun_is_refused_before_anything_is_touched(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "subdir", ["${optimizer.lr}/${seed}", "${hydra.job.id}", "${hydra.job.override_dirname}", "a/${hydra.job.num}"]
+)
+def test_a_multirun_finds_its_jobs_in_whatever_folders_they_are(
+    bantam: Bantam, few: Few, tmp_path: Path, subdir: str
+) -> None:
+    line = ["-m", *few, "seed=1,2", "report=false", "hydra.sweep.dir=runs", f"hydra.sweep.subdir='{subdir}'"]
+    done = bantam("train.py", *line)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "left no folder" not in done.stdout
+    before = contents(tmp_path)
+    again = bantam("train.py", *line)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count("finished before") == 2
+    assert contents(tmp_path) == before
+
+
+def test_two_jobs_with_one_folder_are_refused(bantam: Bantam, few: Few, tmp_path: Path) -> None:
+    done = bantam("train.py", "-m", *few, "seed=1,2", "hydra.sweep.dir=runs", "hydra.sweep.subdir=same")
+    assert done.returncode == 1
+    assert "Error: hydra.sweep.subdir is same for the jobs 0 and 1, but every job has a folder" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reference_to_a_key_that_differs_among_jobs_is_of_every_job(
+    bantam: Bantam, few: Few, tmp_path: Path
+) -> None:
+    rates = ("scheduler.gamma=0.2,0.3", "optimizer.lr='${scheduler.gamma}'")
+    line = ["-m", *few, *rates, "report=false", "hydra.sweep.dir=runs"]
+    for _ in range(2):  # typed again it goes on
+        done = bantam("train.py", *line)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["lr"] for number in "01" for row in history(tmp_path / "runs" / number)] == ["0.2", "0.3"]
+    shown = bantam("train.py", "-m", *few, *rates, "dry_run=true")
+    assert "gamma 0.3" in shown.stdout
+    (tmp_path / "runs" / "1" / "result.json").unlink()
+    (tmp_path / "runs" / "1" / "weights.safetensors").unlink()
+    resumed = bantam("train.py", "resume=runs/1")
+    assert resumed.returncode == 0, resumed.stderr
+    assert [row["lr"] for row in history(tmp_path / "runs" / "1")] == ["0.3"]
+
+
+def test_a_run_needs_no_variable_of_the_environment_that_it_was_begun_with(
+    bantam: Bantam, few: Few, tmp_path: Path
+) -> None:
+    begun = bantam("train.py", *few, "hydra.run.dir=run", "seed='${oc.env:OWN_SEED}'", OWN_SEED="3")
+    assert begun.returncode == 0, begun.stderr
+    scored = bantam("evaluate.py", "run")
+    assert scored.returncode == 0, scored.stderr
+    missing = bantam("train.py", *few, "hydra.run.dir=other", "seed='${oc.env:OWN_SEED}'")
+    assert missing.stderr.count("\n") == 1
+    assert "the environment variable OWN_SEED is not set, which ${oc.env:OWN_SEED} takes: set it" in missing.stderr
+
+
 def test_a_multirun_without_folders_of_hydra_is_summed_up_all_the_same(
     bantam: Bantam, few: Few, tmp_path: Path
 ) -> None:

@@ -382,8 +382,37 @@ def test_a_run_without_its_checkpoint_says_that_it_starts_anew(
     (run / "checkpoint.pt").unlink()
     done = bantam("train.py", "resume=run")
     assert done.returncode == 0, done.stderr
-    assert "Warning: run has a history but no checkpoint.pt: it starts anew with epoch 1" in done.stdout
+    assert "Warning: run was begun, but its checkpoint.pt is gone: it starts anew with epoch 1" in done.stdout
     assert history(run) == history(few_run)
+
+
+def test_a_run_that_has_lost_its_result_is_not_trained_anew(
+    bantam: Bantam, few: tuple[str, ...], few_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(few_run, tmp_path / "run")
+    (run / "result.json").unlink()
+    for gone in (None, "history.csv"):
+        if gone:
+            (run / gone).unlink()
+        before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+        done = bantam("train.py", "resume=run")
+        assert done.returncode == 1
+        assert is_one_sentence(done.stderr, "result.json"), done.stderr
+        again = bantam("train.py", *few, "hydra.run.dir=run")
+        assert "run already holds a run" in again.stderr
+        assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_job_that_has_lost_its_result_says_that_it_starts_anew(
+    bantam: Bantam, few: tuple[str, ...], tmp_path: Path
+) -> None:
+    line = ("-m", *few, "seed=1", "report=false", "hydra.sweep.dir=runs")
+    assert bantam("train.py", *line).returncode == 0
+    (tmp_path / "runs" / "0" / "result.json").unlink()
+    (tmp_path / "runs" / "0" / "history.csv").unlink()
+    done = bantam("train.py", *line)
+    assert done.returncode == 0, done.stderr
+    assert "Warning: runs/0 was begun, but its result.json is gone: it starts anew" in done.stdout
 
 
 @pytest.mark.parametrize(

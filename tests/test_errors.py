@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -356,3 +358,13 @@ def test_a_full_disk_leaves_no_empty_traceback(bantam: Bantam, few: Few, tmp_pat
     assert done.returncode == 1
     assert "HYDRA_FULL_ERROR=1 shows it" in done.stderr
     assert not (tmp_path / "run" / "error.txt").exists()
+
+
+def test_help_that_nobody_reads_to_its_end_is_no_error(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = [sys.executable, str(PROJECT / "train.py"), "--help"]
+    done = subprocess.run(line, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.returncode == 1
+    assert done.stderr == ""

@@ -374,6 +374,10 @@ def test_a_dry_run_creates_nothing(bantam: Bantam, tmp_path: Path, chdir: str) -
             ("no choices",),
             "no choices is no run folder: its .hydra/hydra.yaml has no hydra.runtime.choices; restore",
         ),
+        (("no overrides",), "no overrides/.hydra/hydra.yaml is damaged (Missing key overrides): restore it"),
+        (("no job",), "no job/.hydra/hydra.yaml is damaged (Input cfg is not an OmegaConf config object"),
+        (("config 5",), "config 5/.hydra/hydra.yaml is damaged (hydra.job or hydra.overrides is not what"),
+        (("id",), "id/.hydra/hydra.yaml is damaged (hydra.job or hydra.overrides is not what"),
         (("numbers",), "numbers/.hydra/overrides.yaml is no list of overrides: restore it"),
         (("no hydra",), "no hydra is no run folder: its .hydra/config.yaml is missing; restore it"),
         (("run", "-m"), "--experimental-rerun does not support --multirun"),
@@ -386,6 +390,14 @@ def test_a_run_that_hydra_cannot_run_again_is_one_sentence(
         own = shutil.copytree(finished_run, tmp_path / words[0]) / ".hydra"
     if words[0] == "no choices":
         (own / "hydra.yaml").write_text("hydra: {}")
+    parts = {
+        "no overrides": "job: {}",
+        "no job": "overrides: {hydra: [], task: []}\n  job: null",
+        "config 5": "overrides: {hydra: [], task: []}\n  job: {config_name: 5, id: '???', num: '???'}",
+        "id": "overrides: {hydra: [], task: []}\n  job: {config_name: config, id: {a: 1}, num: '???'}",
+    }
+    if words[0] in parts:
+        (own / "hydra.yaml").write_text("hydra:\n  runtime: {choices: {}}\n  " + parts[words[0]])
     if words[0] == "numbers":
         (own / "overrides.yaml").write_text("- 1")
     if words[0] == "no hydra":

@@ -68,6 +68,9 @@ def test_what_is_to_be_left_out_can_be_found_in_what_was_typed(bantam: Bantam, r
     assert done.returncode == 1
     done = bantam("train.py", "-m", override("resume", NAME), *SMALL, "dry_run=true")
     assert "resume continues one run: leave -m out" in done.stdout
+    done = bantam("train.py", "-m", override("resume", NAME), *SMALL)
+    assert done.stderr == "Error: resume continues one run: leave -m out\n"
+    assert not (tmp_path / "multirun").exists()
     done = bantam("confirm.py", NAME, override("data.root", NAME))
     assert done.returncode == 1
     with pytest.raises(ValueError, match="leave .* out") as refused:

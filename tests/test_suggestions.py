@@ -61,6 +61,28 @@ def test_a_value_that_is_cut_off_is_one_sentence(typed: str, said: str) -> None:
     assert "https" not in about
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--config-dir", "nowhere"), "nowhere does not exist: give one with options, such as "),
+        (("--config-dir", "optionen"), "optionen does not exist: did you mean --config-dir options?"),
+        (("-m", "--config-dir", "options/file"), "options/file is no folder: give one with options"),
+        (("--config-path", "nowhere"), "nowhere is no folder; options of your own are found with --config-dir"),
+        (("--config-name", "nowhere"), "--config-name nowhere does not exist: leave it out"),
+    ],
+)
+def test_a_folder_of_options_that_is_none_is_one_sentence(
+    bantam: Bantam, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "options").mkdir()
+    (tmp_path / "options" / "file").touch()
+    result = bantam("train.py", *words, "dry_run=true")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: --config-")
+    assert said in line
+
+
 @pytest.mark.parametrize("several", [(), ("-m",)], ids=["one run", "multirun"])
 @pytest.mark.parametrize(
     ("typed", "said"),
@@ -74,6 +96,8 @@ def test_a_value_that_is_cut_off_is_one_sentence(typed: str, said: str) -> None:
         ("hydra/sweeper=bantm", "hydra/sweeper=bantm does not exist: did you mean hydra/sweeper=bantam? "),
         ("hydra.job.nam=x", "did you mean hydra.job.name=x? +hydra.job.nam=x would add it"),
         ("model=", "model= does not exist: There are dilated, flexible, "),
+        ("+optimizer.lr=1", "+optimizer.lr=1 adds a key that is there already: write optimizer.lr=1"),
+        ("model=../a/mine.py:Net", "takes in no option: write model=/"),
         ("model=null", "model=null chooses nothing: there are dilated, flexible, "),
         ("hydra/launcher=null", "hydra/launcher=null chooses nothing: there are basic, "),
         ("tracker=3", "tracker=3 chooses nothing: there are mlflow, none, "),

@@ -136,7 +136,8 @@ def unreadable(error: Exception) -> str:
         return error.strerror or "it has no keys"
     if isinstance(error, UnicodeError):
         return "it is no text"
-    return (" ".join(str(error).split()) or type(error).__name__).partition(' in "')[0]
+    text = " ".join(str(error).split()).partition(" full_key:")[0]  # OmegaConf adds what it is about
+    return (text or type(error).__name__).partition(' in "')[0]
 
 
 def sentence(error: Exception) -> str:

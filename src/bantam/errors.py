@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from hydra._internal import utils
 from hydra.errors import HydraException, MissingConfigException
@@ -115,10 +115,8 @@ def in_one_sentence(folder: Path | None = None) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         terminal.show_stopped()
         raise SystemExit(stopped_by(stop)) from None
-    except BrokenPipeError:  # nobody reads on, as in `python report.py runs | head`
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+    except BrokenPipeError:
+        end_unread()
     except Exception as error:
         show_traceback()
         if about := in_our_words(error):
@@ -127,6 +125,13 @@ def in_one_sentence(folder: Path | None = None) -> Iterator[None]:
             error = RuntimeError(_with_remedy(error, folder))
         terminal.show_error(error)
         raise SystemExit(1) from None
+
+
+def end_unread() -> NoReturn:
+    """Exit with 1 where nobody reads on, as in `python report.py runs | head`."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(1) from None
 
 
 def is_meant_for_users(error: BaseException) -> bool:
@@ -227,9 +232,21 @@ def _rerun_overrides(job_dir: str) -> tuple[str | None, list[str]]:
     with in_one_sentence():
         own = saved.load(Path(job_dir))
         _ = own.choices
-        name, typed = _plain_rerun_overrides(job_dir)
-        if not all(isinstance(item, str) for item in typed):
+        if not own.are_words:
             raise ValueError(f"{job_dir}/.hydra/overrides.yaml is no list of overrides: restore it")
+        try:
+            name, typed = _plain_rerun_overrides(job_dir)
+            job = own.hydra.job
+            sound = isinstance(name, str) and all(isinstance(item, str) for item in typed)
+            if (
+                not sound
+                or not isinstance(job.get("id"), str | None)
+                or not isinstance(job.get("num"), int | None)
+            ):
+                raise ValueError("hydra.job or hydra.overrides is not what Hydra has written")
+        except Exception as error:  # whatever a damaged file leads to
+            what = f"{job_dir}/.hydra/hydra.yaml is damaged ({unreadable(error)})"
+            raise ValueError(f"{what}: restore it, or train the run again") from error
         return name, typed
 
 
@@ -241,6 +258,8 @@ def _run_hydra(*positional: Any, **named: Any) -> None:
     """Hydra's own, except for how it shows which of its options do not go together."""
     try:
         _plain_run_hydra(*positional, **named)
+    except BrokenPipeError:
+        end_unread()
     except ValueError as error:
         if raised_in(error) != utils.__name__ or wants_tracebacks():
             raise

@@ -1,7 +1,9 @@
 """The jobs of a multirun before the first of them starts: composed, shown, compared with their folders."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -18,22 +20,34 @@ Jobs = Sequence[tuple[DictConfig, DictConfig]]
 
 def split(config: DictConfig) -> list[list[str]]:
     """The overrides of every job of a multirun, as Hydra's basic sweeper makes them."""
-    params = config.hydra.sweeper.params or {}
-    typed = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+    params = as_typed(config.hydra.sweeper.params or {})
+    typed = [*(f"{key}={value}" for key, value in params.items()), *as_typed(config.hydra.overrides.task)]
     batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(typed), None)
     return [overrides for batch in batches for overrides in batch]
+
+
+def as_typed(node: Any) -> Any:
+    """A list or a mapping of Hydra's configuration whose `${…}` are left to every job: they differ among jobs."""
+    return OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
 
 
 def composed(config: DictConfig, config_name: str) -> Iterator[tuple[DictConfig, DictConfig]]:
     """The configuration of every job of a multirun, and Hydra's for it."""
     for number, overrides in enumerate(split(config)):
-        job_config = compose(config_name, [*config.hydra.overrides.hydra, *overrides], return_hydra_config=True)
+        typed = [*as_typed(config.hydra.overrides.hydra), *overrides]
+        job_config = compose(config_name, typed, return_hydra_config=True)
         with read_write(job_config), open_dict(job_config):
-            job_config.hydra.job.num = number
+            job_config.hydra.job.num, job_config.hydra.job.id = number, _id(config, number)
             job_config.hydra.job.override_dirname = ",".join(sorted(overrides))
             job_config.hydra.sweep.subdir = str(job_config.hydra.sweep.subdir)
             hydra = job_config.pop("hydra")
         yield job_config, hydra
+
+
+def _id(config: DictConfig, number: int) -> str:
+    """What a launcher calls a job."""
+    basic = str(config.hydra.launcher._target_).endswith("BasicLauncher")
+    return str(number) if basic else f"{config.hydra.job.name}_{number}"
 
 
 def show(config: DictConfig, jobs: Jobs) -> int:
@@ -58,6 +72,21 @@ def show(config: DictConfig, jobs: Jobs) -> int:
             terminal.show_refusal(info, error)
             code = 1
     return code
+
+
+def refuse_mixed(jobs: Jobs) -> None:
+    """Raise ValueError where a job is to go on with another run, or two of them have one folder."""
+    owners: dict[str, int] = {}
+    for number, (cfg, hydra) in enumerate(jobs):
+        if cfg.get("resume") is not None:
+            raise ValueError("resume continues one run: leave -m out")
+        subdir = os.path.normpath(hydra.sweep.subdir)
+        other = owners.setdefault(subdir, number)
+        if other != number:
+            raise ValueError(
+                f"hydra.sweep.subdir is {subdir} for the jobs {other} and {number}, but every job has a folder of "
+                "its own: add ${hydra.job.num}"
+            )
 
 
 def refuse_others(config: DictConfig, jobs: Jobs) -> None:

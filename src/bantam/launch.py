@@ -111,7 +111,7 @@ def _multirun_job(cfg: DictConfig, hydra: Any, reporter: Reporter) -> float:
         if searching and isinstance(error, NoImages):  # they were there when the search began
             raise
         if errors.is_meant_for_users(error):
-            refuse(error, info, seed)
+            refuse(errors.in_our_words(error) or error, info, seed)
         else:
             fail(error, traceback.format_exc(), info, seed)
     return FAILED
@@ -150,6 +150,9 @@ class Preflight(Callback):
     prepared: "Prepared | None" = None
     """What `job` trains: Hydra calls both in one process, one after the other."""
 
+    subdirs: Sequence[str] = ()
+    """The folders of the jobs of a multirun, within its own."""
+
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse with one sentence and exit code 1, show a dry run, or continue an interrupted run."""
         with errors.in_one_sentence():
@@ -182,10 +185,12 @@ class Preflight(Callback):
                 resolve.keep_nothing()
             basic = config.hydra.sweeper._target_ == BASIC
             composed = list(jobs.composed(config, kwargs["config_name"])) if basic else []
+            Preflight.subdirs = [hydra.sweep.subdir for _, hydra in composed]
             resolve.decide_for_jobs([cfg for cfg, _ in composed] or [config], Path(config.hydra.runtime.cwd))
             if basic and config.dry_run:
                 raise SystemExit(jobs.show(config, composed))
             if basic:
+                jobs.refuse_mixed(composed)
                 jobs.refuse_others(config, composed)
                 make(folder, "hydra.sweep.dir")
 
@@ -214,8 +219,7 @@ class Preflight(Callback):
             terminal.show_stopped(_again(config))
             raise SystemExit(1)
         with errors.in_one_sentence(folder):
-            wanted = len(jobs.split(config)) if config.hydra.sweeper._target_ == BASIC else 0
-            good = terminal.summarize(folder, wanted)
+            good = terminal.summarize(folder, Preflight.subdirs)
             if config.tracker:  # of the jobs that were refused they do not know yet
                 from bantam import tracking
                 from bantam.training.build import build_trackers
@@ -292,7 +296,8 @@ def _prepare_resumed(cfg: DictConfig, hydra: DictConfig) -> "Prepared":
     checked = own.checked
     given = [item for item in hydra.overrides.task if not item.startswith("resume=")]
     new, keys = saved.merged(own, given)
-    contradictions = [key for key in keys if key.partition(".")[0] not in ("dry_run", "tracker")]
+    ignored = ("dry_run", "tracker", code.FILE)  # what a file contains counts, not how its path is typed
+    contradictions = [key for key in keys if not {key, key.partition(".")[0]} & {*ignored}]
     if contradictions:
         key, old, now = saved.in_words(own, new, saved.chosen(own, given), contradictions[0])
         if key == code.CHECKSUM:

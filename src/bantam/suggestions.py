@@ -18,9 +18,10 @@ from hydra.errors import (
     HydraException,
     MissingConfigException,
     OverrideParseException,
+    SearchPathException,
 )
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ValidationError
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 ALL = "python train.py --help lists them all"
 
@@ -38,18 +39,22 @@ NO_OPTION = (
 
 def suggestion(error: BaseException) -> ValueError | None:
     """One sentence with what is nearest to what was typed; None where the error is about something else."""
+    if isinstance(error, SearchPathException) or str(error).startswith("Primary config directory"):
+        return _about_folder(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _about_option(error)
     if isinstance(error, OverrideParseException):
         return _about_grammar(str(error.override), str(error))
     if isinstance(error, ConfigCompositionException):
-        return _about_several(error) or _about_key(error)
+        if re.match(r"model=.+ cannot be used: ", str(error)):  # code of one's own
+            return ValueError(str(error))
+        return _about_parent(error) or _about_several(error) or _about_key(error)
     if str(error).startswith(NO_OPTION):
         return _about_choice(error)
     if isinstance(error, HydraException) and str(error).startswith("BasicSweeper does not support"):
         own = "hydra/sweeper=bantam hydra.sweep.dir=multirun/mine"
         return ValueError(f"a range is searched, not listed: add hparams_search=optuna, or {own}, or give a list")
-    return None
+    return _about_value(error) if isinstance(error, OmegaConfBaseException) else None
 
 
 FUNCTION = re.compile(r"[\[{]|\w+\(")
@@ -103,9 +108,53 @@ def _about_grammar(word: str, message: str) -> ValueError | None:
     )
 
 
+def _about_value(error: OmegaConfBaseException) -> ValueError:
+    """What OmegaConf says of a value in several lines, in one, after the key that it is about."""
+    key = f"{error.full_key}: " if error.full_key else ""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    if unset := re.search(r"Environment variable '(.+)' not found", text):
+        name = unset[1]
+        text = f"the environment variable {name} is not set, which ${{oc.env:{name}}} takes: set it"
+    return ValueError(f"{key}{text}")
+
+
+def _about_folder(error: BaseException) -> ValueError | None:
+    """What to say of a folder of options that is none, such as that of --config-dir."""
+    found = re.search(r"'(.*)' (not found|exists)", str(error), re.DOTALL)
+    if found is None:
+        return None
+    folder, option = Path(found[1]), "--config-dir" if found[2] == "not found" else "--config-path"
+    if option == "--config-path":
+        return ValueError(f"{option}: {folder} is no folder; options of your own are found with --config-dir")
+    there = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+    near = difflib.get_close_matches(folder.name, there, n=1, cutoff=LEAST)
+    what = "is no folder" if os.path.lexists(folder) else "does not exist"
+    if near:
+        name = os.path.relpath(folder.with_name(near[0]))
+        return ValueError(f"{option}: {folder} {what}: did you mean {shlex.join([option, name])}?")
+    return ValueError(f"{option}: {folder} {what}: give one with options, such as {folder}/model/mine.yaml")
+
+
+def _about_parent(error: BaseException) -> ValueError | None:
+    """The absolute path of a file that is chosen with .. in its path, as in model=../mine.py:Net."""
+    found = re.search(r"Parent traversal .* is not supported \('(.+)'\)", str(error))
+    if found is None:
+        return None
+    file, _, name = found[1].rpartition(":")
+    if not file.endswith(".py"):
+        return ValueError(f"{found[1]} has .., which no option can have: see python train.py --help")
+    option = f"{os.path.abspath(file)}:{name}"
+    if not re.fullmatch(r"[\w./:-]+", option, re.ASCII):
+        option = QuotedString(option, Quote.double).with_quotes()
+    option = shlex.join([f"model={option}"])
+    return ValueError(f"model={found[1]} has .., which Hydra takes in no option: write {option}")
+
+
 def _about_option(error: MissingConfigException) -> ValueError | None:
     """The nearest option of a group, such as model=v2 for model=v3."""
     group, _, typed = str(error.missing_cfg_file).rpartition("/")
+    if not group:
+        return ValueError(f"--config-name {typed} does not exist: leave it out, as Bantam has one configuration")
     if gone := _about_experiment(group, typed):
         return gone
     there = sorted(error.options or _options(group))
@@ -186,12 +235,12 @@ def _about_several(error: BaseException) -> ValueError | None:
 def _about_choice(error: BaseException) -> ValueError | None:
     """The options of a group for which null or a number was typed, alone or in a list."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        for override in frame.f_locals.get("overrides_list") or ():
-            chosen = override.value() if isinstance(override, Override) else ""
+        for item in frame.f_locals.get("overrides_list") or ():
+            chosen = item.value() if isinstance(item, Override) else ""
             if all(isinstance(one, str) for one in (chosen if isinstance(chosen, list) else [chosen])):
                 continue
-            if there := _options(str(override.key_or_group)):
-                return ValueError(f"{override.input_line} chooses nothing: there are {', '.join(there)}")
+            if there := _options(str(item.key_or_group)):
+                return ValueError(f"{item.input_line} chooses nothing: there are {', '.join(there)}")
     return None
 
 
@@ -202,6 +251,8 @@ def _about_key(error: ConfigCompositionException) -> ValueError | None:
         return None
     key, line, cfg = found
     value = line.partition("=")[2]
+    if line.startswith("+") and str(error).startswith("Could not append"):
+        return ValueError(f"{line} adds a key that is there already: write {shlex.join([line.lstrip('+')])}")
     if line.startswith("~") and str(error).startswith("Error merging override"):
         return ValueError(f"{line} is refused: a key of a run cannot be taken away; give it a value")
     node = OmegaConf.select(cfg, key, throw_on_missing=False, throw_on_resolution_failure=False)
@@ -258,9 +309,9 @@ def keys(node: Any, hydra: bool = False, within: str = "") -> Iterator[str]:
 def _override(error: BaseException) -> tuple[str, str, DictConfig] | None:
     """The key, the text and the configuration of the override at which Hydra was: its message lacks the last."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        override, cfg = frame.f_locals.get("override"), frame.f_locals.get("cfg")
-        if frame.f_code.co_name == "_apply_overrides_to_config" and isinstance(cfg, DictConfig) and override:
-            return str(override.key_or_group), str(override.input_line), cfg
+        item, cfg = frame.f_locals.get("override"), frame.f_locals.get("cfg")
+        if frame.f_code.co_name == "_apply_overrides_to_config" and isinstance(cfg, DictConfig) and item:
+            return str(item.key_or_group), str(item.input_line), cfg
     return None
 
 

@@ -119,8 +119,11 @@ def test_an_interrupted_run_goes_on_when_the_file_has_changed(
         "mine.py has changed since the run in run was begun, which is resumed with its own network, run/network.py"
     )
     assert f"{said}: leave model=mine.py:Net out" in result.stderr
+    same = tmp_path / "same" / "mine.py"
+    same.parent.mkdir()
+    same.write_text(mine.read_text()[:-1])
     mine.write_text("raise SystemExit(3)\n")
-    result = bantam("train.py", "resume=run")
+    result = bantam("train.py", "resume=run", f"model={same}:Net")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "run" / "result.json").exists()
 
@@ -136,6 +139,12 @@ def test_its_arguments_are_searched_and_the_best_is_confirmed(bantam: Bantam, mi
     assert f"study/{number}/network.py:Net" in last
     experiment = (tmp_path / "study" / "experiment" / "best.yaml").read_text()
     assert "override /model" not in experiment
+    same = tmp_path / "same" / "mine.py"
+    same.parent.mkdir()
+    same.write_text(mine.read_text())
+    result = bantam("train.py", "-m", "hydra/sweeper=bantam", f"model={same}:Net", *line[1:], *study)
+    assert result.returncode == 0, result.stderr
+    assert "2 complete" in result.stdout
     mine.write_text(mine.read_text() + "\n")
     result = bantam("train.py", "-m", "hydra/sweeper=bantam", *line, *study)
     assert result.returncode == 1
@@ -187,14 +196,55 @@ def test_what_cannot_be_is_one_sentence(
         ("class Net(:\n", "SyntaxError in {file}, line 1: invalid syntax"),
         ("import nowhere\n", "ModuleNotFoundError in {file}, line 1: No module named 'nowhere'"),
         ("x = 1\n\ny = x / 0\n", "ZeroDivisionError in {file}, line 3: division by zero"),
+        ("", "{file} has no class Net"),
+        ("import sys\nsys.exit(3)\n", "SystemExit in {file}, line 2: 3"),
     ],
 )
 def test_a_file_that_cannot_be_imported_is_one_sentence(bantam: Bantam, mine: Path, text: str, said: str) -> None:
     mine.write_text(text)
     result = bantam("train.py", "model=mine.py:Net")
     assert result.returncode == 1
-    assert f"model=mine.py:Net cannot be used: {said.format(file=mine)}" in result.stderr
+    assert f"Error: model=mine.py:Net cannot be used: {said.format(file=mine)}" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+LEAVING = """
+import sys
+
+from torch import nn
+
+
+class Net(nn.Sequential):
+    calls = 0
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(784, 10))
+        {made}
+
+    def forward(self, x):
+        Net.calls += 1
+        if Net.calls > {calls}:
+            sys.exit(3)
+        return super().forward(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("made", "calls", "said"),
+    [
+        ("sys.exit(3)", 0, "line 12: 3"),
+        ("", 0, "a 1×28×28 image does not fit through this network: SystemExit in {file}, line 17: 3"),
+        ("", 2, "cannot compute a batch of two images: SystemExit in {file}, line 17: 3"),
+        ("", 5, "run was not trained (model=mine.py:Net fails: SystemExit in {file}, line 17: 3"),
+    ],
+)
+def test_a_network_that_exits_is_one_sentence(
+    bantam: Bantam, mine: Path, images: tuple[str, ...], made: str, calls: int, said: str
+) -> None:
+    mine.write_text(LEAVING.format(made=made, calls=calls))
+    result = bantam("train.py", "model=mine.py:Net", *images, "hydra.run.dir=run")
+    assert result.returncode == 1, result.stdout
+    assert said.format(file=mine) in result.stderr
 
 
 OUTPUTS = """

@@ -116,6 +116,26 @@ def test_the_end_of_a_search_keeps_the_experiment_of_a_trial_that_is_gone(
     assert not best.exists()
 
 
+@pytest.mark.parametrize("content", ["version: 2\nservices: {}\n", "model: 5\n"])
+def test_the_end_of_a_search_repeats_no_foreign_configuration(
+    bantam: Bantam, finished_study: Path, few: tuple[str, ...], tmp_path: Path, content: str
+) -> None:
+    one = ("hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1", "data.validation=100", "report=false")
+    study = shutil.copytree(finished_study, tmp_path / "multirun" / "optuna")
+    best = study / "experiment" / "best.yaml"
+    kept = best.read_bytes()
+    (study / "0" / ".hydra" / "config.yaml").write_text(content)
+    done = bantam("train.py", "-m", "hparams_search=optuna", *few, *one)
+    assert done.returncode == 0, done.stderr
+    assert best.read_bytes() == kept
+    best.unlink()
+    done = bantam("train.py", "-m", "hparams_search=optuna", *few, *one)
+    assert done.returncode == 0, done.stderr
+    said = "It cannot be run again: multirun/optuna/0/.hydra/config.yaml is damaged, or of another version"
+    assert said in " ".join(done.stdout.split())
+    assert not best.exists()
+
+
 def test_what_is_missing_of_a_trial_is_said_with_other_trials_to_confirm(
     finished_study: Path, tmp_path: Path
 ) -> None:

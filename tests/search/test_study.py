@@ -188,6 +188,13 @@ def test_a_study_goes_on_with_what_auto_became_there(searching: Callable[..., Se
     open_study(searching("device=cpu"))
 
 
+def test_a_study_goes_on_where_a_reference_is_typed_as_its_value(searching: Callable[..., Search]) -> None:
+    open_study(searching("seed=3"))
+    open_study(searching("seed=3", "data.split_seed=3"))
+    with pytest.raises(ValueError, match="data.split_seed is 4 here"):
+        open_study(searching("seed=3", "data.split_seed=4"))
+
+
 def test_fixed_keys_of_a_searched_group_belong_to_the_study(searching: Callable[..., Search]) -> None:
     space = ("optimizer=choice(sgd,adamw)",)
     begun = open_study(searching("optimizer.weight_decay=0.1", space=space))

@@ -95,3 +95,11 @@ def test_a_run_that_is_older_than_the_shape_of_images_has_the_one_of_then(
         assert saved.differences(own.config, cfg) == []
         assert own.checked.model.classes == 10
         assert own.settings["model.channels"] == 1
+
+
+def test_a_reference_is_the_same_as_the_value_that_it_has(composed: Compose) -> None:
+    plain = composed("seed=3")
+    assert saved.differences(plain, composed("seed=3", "data.split_seed=3")) == []
+    assert saved.differences(plain, composed("seed=3", "data.split_seed=4")) == ["data.split_seed"]
+    assert saved.differences(plain, composed("seed=4")) == ["seed"]
+    assert saved.followed({"a": "${b}", "b": "${a}"}, "a") == "${a}"

@@ -102,7 +102,7 @@ def find(code: Code, name: str) -> Any:
     if name not in own:
         close = get_close_matches(name, own, 1) or list(own)[:1]
         what = f"has no class {name}" if found is None else f"has {name}, which is no class of a network"
-        raise ValueError(f"{code.file} {what}" + f": did you mean {close[0]}?" * bool(close))
+        raise ValueError(f"{code.file} {what}" + (f": did you mean {close[0]}?" if close else ""))
     return found
 
 

@@ -101,7 +101,7 @@ class OwnNetworks(ConfigSource):
                 raise ValueError(own)
             code.allow(own)
             keys = _keys(own, option.rpartition(":")[2])
-        except Exception as error:  # code of one's own may raise anything
+        except (Exception, SystemExit) as error:  # code of one's own may raise anything
             raise ConfigCompositionException(f"model={option} cannot be used: {_told(error, own)}") from error
         return ConfigResult(
             config=keys,
@@ -138,7 +138,7 @@ def _keys(own: code.Code, name: str) -> DictConfig:
     return DictConfig(keys)
 
 
-def _told(error: Exception, own: code.Code | str) -> str:
+def _told(error: BaseException, own: code.Code | str) -> str:
     """What an error says, and the line of the file in which it was raised."""
     text = " ".join(str(error).split())
     if isinstance(own, str) or (isinstance(error, ValueError) and text.startswith(own.file)):

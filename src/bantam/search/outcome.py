@@ -224,6 +224,7 @@ def experiment(trial: Path, overrides: Sequence[str] = (), repeats: str = "") ->
     an override is no `key=value` of the trial's configuration, or `NOT_OVERRIDABLE`.
     """
     own = saved.load(trial)
+    _ = own.checked  # of a damaged or foreign file there is nothing to repeat
     result = files.read_result(trial)
     for key in ("objective", *PINNED):
         if result.get(key) is None:
@@ -246,10 +247,11 @@ def experiment(trial: Path, overrides: Sequence[str] = (), repeats: str = "") ->
 def own_network(trial: Path) -> list[str]:
     """The override for a trial's network where that is of one's own: it must be typed, no experiment names it."""
     try:
-        settings = saved.load(trial).config.model
+        settings = saved.load(trial).config.get("model")
     except ValueError:  # what reads more of the folder says so
         return []
-    return [override("model", f"{trial / code.COPY}:{settings._class_}")] if "_sha256_" in settings else []
+    own = isinstance(settings, DictConfig) and "_sha256_" in settings
+    return [override("model", f"{trial / code.COPY}:{settings.get('_class_')}")] if own else []
 
 
 def write_options(folder: Path, trial: Path, script: Path) -> None:

@@ -210,6 +210,8 @@ def _check_same(search: Search, study: Study) -> None:
         old, new = before.get(key, "not set"), now.get(key, "not set")
         if old == new or {old, new} == {"not set", "None"}:  # older versions lacked keys that are null by default
             continue
+        if key in before and saved.followed(before, key) == saved.followed(now, key):  # one is typed as ${other}
+            continue
         for group in ("experiment", key.partition(".")[0]):
             chosen = str(search.choices.get(group))
             if group not in search.space and str(options.get(group, chosen)) != chosen:
@@ -240,6 +242,7 @@ def _to_compare(search: Search, before: Mapping[str, str], now: Mapping[str, str
         key
         for key in {**before, **now}
         if key not in asked
+        and key.partition(OPTION)[0] != code.FILE  # what it contains counts, not how its path is typed
         and not (key in before and re.search(r"\$\{[\w.]+:", before[key]))  # older: not resolved
         and not (older and (_is_resolved(key) or OPTION in key))
         and not (key in before and OPTION not in key and key.startswith(of_searched))

@@ -40,7 +40,7 @@ def build(cfg: DictConfig, key: str, choices: Choices) -> Any:
             built = code.network(**{name: value for name, value in settings.items() if name != "_target_"})
         else:
             built = instantiate(cfg[key], _execution_whitelist_=config.TARGETS[key])
-    except Exception as error:  # a constructor that refuses its arguments may raise anything
+    except (Exception, SystemExit) as error:  # a constructor that refuses its arguments may raise anything
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if key == "data" and cause is not None and config.raised_in(cause):
             raise NoImages(str(cause)) from cause
@@ -137,7 +137,7 @@ def failure(error: Exception) -> str:
     return text
 
 
-def blame(error: Exception, parts: Mapping[str, Iterable[object]], choices: Choices) -> Exception:
+def blame(error: BaseException, parts: Mapping[str, Iterable[object]], choices: Choices) -> BaseException:
     """What to raise for an error in the training: a sentence that names the option which raised it."""
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         owner, file = frame.f_locals.get("self"), frame.f_code.co_filename
@@ -205,7 +205,7 @@ def check_logits(choices: Choices, model: nn.Module, shape: tuple[int, int, int]
         when = " in training" * training
         try:
             logits = _logits(model, shape, training)
-        except Exception as error:  # a network of one's own may raise anything
+        except (Exception, SystemExit) as error:  # a network of one's own may raise anything
             raise ValueError(f"{name} cannot compute a batch of two images{when}: {told(error)}") from error
         found = "×".join(map(str, logits.shape)) if isinstance(logits, torch.Tensor) else type(logits).__name__
         if found != f"2×{classes}":

@@ -38,7 +38,7 @@ def count(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer], dict[s
         model = _network(cfg, choices, "cpu")
     try:
         layers = budget.layers(model, shape)
-    except Exception as error:  # a network of one's own may raise anything
+    except (Exception, SystemExit) as error:  # a network of one's own may raise anything
         cause, size = error.__cause__ or error, "×".join(map(str, shape))
         raise ValueError(
             f"model={choices.get('model')}: a {size} image does not fit through this network: {told(cause)}"

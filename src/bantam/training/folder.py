@@ -92,7 +92,8 @@ def locked(folder: Path) -> Iterator[list[int]]:
 
 def refuse_used(folder: Path) -> None:
     """Raise ValueError where a folder holds a run already: another would overwrite it."""
-    used = [name for name in (RESULT, CHECKPOINT, CHECKPOINT_BEFORE, HISTORY) if os.path.lexists(folder / name)]
+    names = (RESULT, CHECKPOINT, CHECKPOINT_BEFORE, HISTORY, WEIGHTS)
+    used = [name for name in names if os.path.lexists(folder / name)]
     if used:
         how = f"continue it with {resuming(folder)}, or choose another folder"
         raise ValueError(f"{folder} already holds a run ({used[0]}): {how}")

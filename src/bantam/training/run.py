@@ -63,7 +63,7 @@ def _run(prepared: Prepared, should_prune: Callable[[int, float], bool]) -> floa
         return _end_early(prepared, tracked, "diverged", str(error), history, started)
     except BadRate as error:
         raise PartFailed(f"scheduler={info.choices.get('scheduler')} {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         blamed = blame(error, prepared.parts, info.choices)
         if blamed is error:
             raise
@@ -153,7 +153,7 @@ def _state(prepared: Prepared, history: list[Epoch]) -> dict[str, Any]:
 def _restore(prepared: Prepared) -> list[Epoch]:
     """Load the folder's checkpoint, if it has one, into what was prepared; returns its history.
 
-    Raises ValueError where the run is finished or was begun with other data or another precision.
+    Raises ValueError where the run is finished, or was begun with other data or another precision.
     """
     folder = prepared.info.folder
     if os.path.lexists(folder / files.RESULT):
@@ -161,8 +161,7 @@ def _restore(prepared: Prepared) -> list[Epoch]:
         raise ValueError(f"{folder} is finished ({result.get('verdict')}): there is nothing to resume")
     state = files.read_checkpoint(folder, prepared.device)
     if state is None:
-        if (folder / files.HISTORY).exists():
-            terminal.show_lost(prepared.info, files.CHECKPOINT)
+        _look_for_results(prepared.info)
         return []
     if state["checksum"] != prepared.data.checksum:
         raise ValueError(
@@ -194,6 +193,21 @@ def _restore(prepared: Prepared) -> list[Epoch]:
         ) from error
     files.write_history(folder, history)
     return history
+
+
+def _look_for_results(info: RunInfo) -> None:
+    """Say that a run without a checkpoint starts anew where it had begun.
+
+    Raises ValueError for a single one that was trained to its end, and whose result is gone.
+    """
+    ended = os.path.lexists(info.folder / files.WEIGHTS)
+    if ended and info.job is None:
+        raise ValueError(
+            f"{info.folder} was trained to its end, since it has {files.WEIGHTS} and no {files.CHECKPOINT}, but "
+            f"its {files.RESULT} is gone: restore it, or delete {files.WEIGHTS} to train this run anew"
+        )
+    if ended or (info.folder / files.HISTORY).exists():
+        terminal.show_lost(info, files.RESULT if ended else files.CHECKPOINT)
 
 
 def _result(prepared: Prepared, verdict: Verdict, history: list[Epoch], started: float) -> dict[str, Any]:

@@ -31,17 +31,15 @@ class Saved:
     config: DictConfig
     """The composed configuration, its interpolations not resolved."""
     overrides: list[str]
-    """What was typed for it."""
+    """What was typed for it, its interpolations not resolved."""
+    are_words: bool = True
+    """Whether that is text, as what is typed is."""
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The configuration under its dotted keys; `${key}` is what that key says, other interpolations stay."""
         values = dict(flat(OmegaConf.to_container(self.config, resolve=False)))
-        for key, value in values.items():
-            reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
-            if reference:
-                values[key] = values.get(reference[1], value)
-        return values
+        return {key: followed(values, key) for key in values}
 
     @cached_property
     def hydra(self) -> DictConfig:
@@ -138,8 +136,9 @@ def _complete(cfg: DictConfig) -> DictConfig:
 def load(folder: Path) -> Saved:
     """Read a run's configuration and overrides. Raises ValueError, with the reason, if it is no run."""
     config = _complete(_read(folder, "config.yaml"))
-    overrides = _read(folder, "overrides.yaml")
-    return Saved(folder, config, [str(item) for item in overrides])
+    overrides: Any = OmegaConf.to_container(OmegaConf.create(_read(folder, "overrides.yaml")), resolve=False)
+    are_words = all(isinstance(item, str) for item in overrides)
+    return Saved(folder, config, [str(item) for item in overrides], are_words)
 
 
 def _read(folder: Path, name: str) -> Any:
@@ -284,7 +283,23 @@ def differences(old: DictConfig, new: DictConfig) -> list[str]:
     Neither does a key that is null from one that is not there: older versions lack some that are null by default.
     """
     before, after = dict(flat(pinned(old))), dict(flat(pinned(new)))
-    return [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return [
+        key
+        for key in {**before, **after}
+        if before.get(key) != after.get(key) and followed(before, key) != followed(after, key)
+    ]
+
+
+def followed(values: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key; where that is `${other}`, what the other one says, and None without the key."""
+    value, seen = values.get(key), {key}
+    while isinstance(value, str) and (found := re.fullmatch(r"\$\{([\w.]+)\}", value)):
+        other = found[1]
+        if other in seen or other not in values:
+            break
+        seen.add(other)
+        value = values[other]
+    return value
 
 
 def chosen(own: Saved, overrides: list[str]) -> dict[str, Any]:

@@ -222,7 +222,9 @@ def show_warning(sentence: str) -> None:
 
 def show_lost(info: "RunInfo", name: str) -> None:
     """Say that a run starts anew, since what it would go on from is gone."""
-    text = f"{short_path(info.folder, info.typed_in)} has a history but no {name}: it starts anew with epoch 1"
+    text = (
+        f"{short_path(info.folder, info.typed_in)} was begun, but its {name} is gone: it starts anew with epoch 1"
+    )
     console.print(f"[bold yellow]Warning:[/] {escape(text)}", soft_wrap=True)
 
 
@@ -273,11 +275,12 @@ def show_evaluation(sentence: str) -> None:
     console.print(escape(sentence), soft_wrap=True)
 
 
-def summarize(sweep: Path, wanted: int = 0) -> bool:
-    """Print a table of the jobs in a multirun's folder; returns whether all `wanted` ended with an objective.
+def summarize(sweep: Path, wanted: Sequence[str] = ()) -> bool:
+    """Print a table of the jobs in a multirun's folder; returns whether all ended with an objective.
 
-    Accuracies are percent, the last one the mean of the last epochs. The multirun's folder stands above: in every
-    row it would leave no room for the others.
+    `wanted` are the folders of its jobs, all of which must be there, and which may be deeper. Accuracies are
+    percent, the last one the mean of the last epochs. The multirun's folder stands above: in every row it would
+    leave no room for the others.
     """
     from bantam.training.folder import RESULT, read_result
 
@@ -287,8 +290,10 @@ def summarize(sweep: Path, wanted: int = 0) -> bool:
         text = column in ("folder", "network", "verdict")
         table.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     good = True
-    folders = [path for path in sweep.iterdir() if (path / ".hydra").is_dir() or (path / RESULT).exists()]
-    for folder in sorted(folders, key=lambda path: (len(path.name), path.name)):
+    there = {*(path.relative_to(sweep) for path in sweep.iterdir()), *map(Path, wanted)}
+    folders = {name for name in there if (sweep / name / ".hydra").is_dir() or (sweep / name / RESULT).exists()}
+    for name in sorted(folders, key=lambda path: (len(str(path)), path)):
+        folder = sweep / name
         try:
             result = read_result(folder)
         except ValueError:
@@ -299,7 +304,7 @@ def summarize(sweep: Path, wanted: int = 0) -> bool:
             return "" if result.get(key) is None else style(result[key])
 
         table.add_row(
-            escape(folder.name),
+            escape(str(name)),
             str(result.get("experiment") or result.get("model") or ""),
             cell("seed", str),
             cell("parameters", "{:,}".format),
@@ -310,6 +315,7 @@ def summarize(sweep: Path, wanted: int = 0) -> bool:
         )
     console.print(f"\n{escape(short_path(sweep))}", soft_wrap=True)
     console.print(table)
-    if len(folders) < wanted:
-        console.print(f"[bold red]{wanted - len(folders)} of {wanted} jobs left no folder[/]")
-    return good and len(folders) >= wanted
+    missing = len({Path(name) for name in wanted} - folders)
+    if missing:
+        console.print(f"[bold red]{missing} of {len(wanted)} jobs left no folder[/]")
+    return good and not missing
