@@ -31,7 +31,10 @@ LAYERS = (
     tuple(f"bantam.{name}" for name in ("models", "optimizers", "schedulers", "augmentation", "data", "trackers")),
     ("bantam.images", "bantam.budget", "bantam.cluster", "bantam.config", "bantam.snapshot"),
     ("bantam.own", "bantam.options", "bantam.tracker_keys"),
-    ("bantam.ranges", "bantam.overrides", "bantam.suggestions", "bantam.activations", "bantam.receptive"),
+    tuple(
+        f"bantam.{name}"
+        for name in ("ranges", "overrides", "suggestions", "activations", "receptive", "option_files")
+    ),
 )
 """From the entry points down; a module imports only from below it, or from its own folder."""
 
@@ -73,6 +76,7 @@ def knows_configurations(file: Path) -> bool:
         "overrides.py",
         "resolve.py",
         "snapshot.py",
+        "option_files.py",
         "suggestions.py",
         "tracker_keys.py",
         "own/source.py",

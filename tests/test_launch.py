@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import Bantam
+from commands import Bantam, Forks
 from conftest import PROJECT, SMALL
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -228,6 +228,21 @@ def test_a_broken_job_is_recorded_with_its_traceback(tmp_path: Path, monkeypatch
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["verdict"], result["reason"]) == ("failed", "RuntimeError: the roof fell in")
     assert "in broken" in (tmp_path / "error.txt").read_text()
+
+
+def test_a_fault_of_a_launcher_is_not_hidden_by_the_jobs_it_left(forks: Forks, tmp_path: Path) -> None:
+    before = (
+        "from hydra_plugins.hydra_joblib_launcher import _core\n"
+        "def launch(*args, **kwargs):\n"
+        "    raise KeyError('of the launcher')\n"
+        "_core.launch = launch\n"
+    )
+    bantam = Bantam(tmp_path, forks, before)
+    done = bantam("train.py", "-m", *SMALL, "hydra/launcher=joblib", "seed=1,2")
+    bantam.close()
+    assert done.returncode == 1
+    assert "of the launcher" in done.stderr
+    assert "left no folder" not in done.stdout
 
 
 def test_jobs_side_by_side_divide_the_threads(bantam: Bantam, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from bantam import option_files
 from bantam.options import SCHEMAS
 from bantam.own import source
 from bantam.ranges import ranged
@@ -106,6 +107,7 @@ def register() -> None:
     What is stored stays, so further calls of a process do nothing.
     """
     source.register()
+    option_files.register()
     store = ConfigStore.instance()
     store.store(name="schema", node=Config, replace=True)
     for group, components in {**SCHEMAS, "tracker": TRACKERS}.items():

@@ -203,21 +203,22 @@ class Preflight(Callback):
             return
         ending = sys.exception()
         code = errors.stopped_by(ending)
-        if code is not None:  # Hydra calls this however a multirun ends
+        if isinstance(ending, SystemExit) and code is None:
+            return
+        if ending is not None:  # Hydra calls this however a multirun ends
             terminal.summarize(folder)
+        if code is not None:
             terminal.show_stopped(_again(config))
             raise SystemExit(code)
-        if isinstance(ending, SystemExit):
-            return
         if isinstance(ending, OSError):  # Hydra could not write the folder of a job: it would show a traceback
-            terminal.summarize(folder)
             with errors.in_one_sentence(folder):
                 raise ending
         if isinstance(ending, cluster.NoCluster | cluster.JobDied):
-            terminal.summarize(folder)
             terminal.show_error(ending)
             terminal.show_stopped(_again(config))
             raise SystemExit(1)
+        if ending is not None:  # a fault of the launcher, or ours: Hydra shows it
+            return
         with errors.in_one_sentence(folder):
             good = terminal.summarize(folder, Preflight.subdirs)
             if config.tracker:  # of the jobs that were refused they do not know yet

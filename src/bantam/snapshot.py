@@ -14,7 +14,7 @@ from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 
-from bantam import overrides
+from bantam import option_files, overrides
 from bantam.own import source
 from bantam.own.source import OwnNetworks, Typed
 
@@ -38,7 +38,7 @@ class Snapshot(ConfigRepository):
         """Take the contents of folders that were read before, and read the others."""
         super().initialize_sources(config_search_path)
         self.sources = [
-            Kept(each, self.folders.read(each.path)) if type(each) is FileConfigSource else each
+            Kept(each, self.folders.read(each.path)) if isinstance(each, FileConfigSource) else each
             for each in self.sources
         ]
         for each in self.sources:
@@ -79,6 +79,7 @@ class Kept(FileConfigSource):
             raise ConfigLoadError(f"Config not found : {self.path}/{config_path}")
         full_path = os.path.join(self.path, self._normalize_file_name(config_path))  # noqa: F841 # errors name it
         text = content.decode()
+        option_files.refuse_cut(text)
         return ConfigResult(
             config=OmegaConf.load(io.StringIO(text)),
             path=f"{self.scheme()}://{self.path}",

@@ -7,12 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import PROJECT, Bantam
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from searches import LINE, Finished, wait_for
 
 from bantam.report import analysis, folders
@@ -43,23 +44,15 @@ for name in given["experiment"].split(","):
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Path:
+def study(tmp_path: Path, composed: Callable[..., DictConfig]) -> Path:
     """A study of four completed trials; 3 was the best by a single seed."""
     folder = tmp_path / "study"
+    cfg = composed("model=v2", "data=mnist", "data.validation=5000")
     rows = ["number,state,reason,objective"]
     for number, objective in enumerate((99.1, 99.3, 99.2, 99.5)):
         trial = folder / str(number)
         (trial / ".hydra").mkdir(parents=True)
-        cfg = {
-            "seed": 1,
-            "model": {"width": 16},
-            "data": {"validation": 5000, "split_seed": "${seed}"},
-            "device": "auto",
-            "threads": None,
-            "precision": "auto",
-            "target": {"accuracy": 99.4, "last_epochs": 5},
-        }
-        OmegaConf.save(OmegaConf.create(cfg), trial / ".hydra" / "config.yaml")
+        OmegaConf.save(cfg, trial / ".hydra" / "config.yaml")
         OmegaConf.save(OmegaConf.create([]), trial / ".hydra" / "overrides.yaml")
         choices = {"hydra": {"runtime": {"choices": {"model": "v2", "data": "mnist", "experiment": None}}}}
         OmegaConf.save(OmegaConf.create(choices), trial / ".hydra" / "hydra.yaml")
@@ -260,7 +253,7 @@ def test_a_trial_that_diverges_on_a_seed_does_not_win(study: Path, tmp_path: Pat
 def test_an_experiment_of_a_trial_is_complete(study: Path) -> None:
     confirm.write_experiment(study / "experiment" / "best.yaml", confirm.experiment(study / "3"))
     text = (study / "experiment" / "best.yaml").read_text()
-    assert text.startswith("# @package _global_\n")
+    assert text.startswith("# @last_line whole\n# @package _global_\n")
     values = OmegaConf.create(text)
     assert values.defaults == [{"override /model": "v2"}, {"override /data": "mnist"}]
     assert (values.device, values.threads, values.precision) == ("cpu", 1, "float32")

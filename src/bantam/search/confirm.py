@@ -16,7 +16,7 @@ from typing import Any
 from joblib import cpu_count
 from omegaconf import OmegaConf
 
-from bantam import budget
+from bantam import budget, option_files
 from bantam.overrides import command_line, override
 from bantam.report import folders
 from bantam.search import terminal
@@ -226,7 +226,8 @@ def _plan(
 def _experiment_before(path: Path, wanted: str) -> Any:
     """The experiment that was confirmed. Raises ValueError where its file is damaged, or a part of `wanted`."""
     try:
-        if wanted.startswith(before := path.read_text(encoding="utf-8")) and before != wanted:
+        before = path.read_text(encoding="utf-8")
+        if option_files.is_cut(before) or (wanted.startswith(before) and before != wanted):
             raise ValueError("it was cut off")
         found = OmegaConf.create(before)
         if "defaults" not in found:

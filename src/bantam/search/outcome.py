@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from bantam import budget
+from bantam import budget, option_files
 from bantam.config import Config
 from bantam.overrides import command_line, override
 from bantam.own import code
@@ -155,8 +155,13 @@ def _is_whole(file: Path, trial: FrozenTrial) -> bool:
         text = file.read_text(encoding="utf-8")
         found = OmegaConf.create(text)
         keys = {entry.name for entry in fields(Config)} - {"tracker"}
-        of_trial = re.match(rf"# @package _global_\n# Trial {trial.number}\b", text)
-        return bool(of_trial) and text.endswith("\n") and keys <= found.keys() and "_sha256_" not in found.model
+        of_trial = re.match(rf"(# @.*\n)+# Trial {trial.number}\b", text)
+        return (
+            bool(of_trial)
+            and not option_files.is_cut(text)
+            and keys <= found.keys()
+            and "_sha256_" not in found.model
+        )
     except Exception:  # whatever a damaged YAML file leads to
         return False
 
@@ -266,7 +271,8 @@ def write_options(folder: Path, trial: Path, script: Path) -> None:
         if group in own.config and not no_option and not known.exists():
             file = folder / group / f"{option}.yaml"
             file.parent.mkdir(parents=True, exist_ok=True)
-            files.write(file, OmegaConf.to_yaml(OmegaConf.create(saved.pinned(own.config)[group])).encode())
+            text = OmegaConf.to_yaml(OmegaConf.create(saved.pinned(own.config)[group]))
+            files.write(file, option_files.marked(text).encode())
 
 
 def _apply(plain: DictConfig, given: str, trial: Path) -> None:
@@ -285,7 +291,7 @@ def _apply(plain: DictConfig, given: str, trial: Path) -> None:
 def write_experiment(path: Path, text: str) -> None:
     """Write a file that `experiment` made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, text.encode())
+    files.write(path, option_files.marked(text).encode())
 
 
 @dataclass(frozen=True)
