@@ -60,7 +60,7 @@ def explained(layer: _ConvNd, what: str) -> str:
         UNEVEN_STRIDE: f"stride {layer.stride}: the C blocks move by as many pixels down as across",
         STRIDE_IN_BFLOAT16: "a stride in bfloat16: the C blocks have strides in float32, use precision=float32",
         f"with dilation {layer.dilation[0]}": f"dilation {layer.dilation[0]}: the C blocks have none",
-        BARE: "no batch norm behind it or its ReLU in the same nn.Sequential: the C blocks have one",
+        BARE: "no batch norm behind it or its ReLU that alone gets what it computes: the C blocks have one",
     }.get(what, f"{what}: the C blocks compute no such convolution")
 
 
