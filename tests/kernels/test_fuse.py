@@ -314,7 +314,7 @@ def test_a_residual_network_is_trained_by_its_blocks_and_pytorchs_sums() -> None
     exact, done = copy.deepcopy(model).double(), fuse(model, IMAGE)
     assert done.model is not None
     assert not done.left
-    assert [*done.reasons] == ["sum in 3", "sum in 4"]
+    assert not done.reasons
     x, gradient = torch.randn(6, *IMAGE), torch.randn(6, 8, 13, 13)
     # PyTorch 2.14 writes beyond its memory in 1×1 convolutions with a stride in float32: the exact ones are asked.
     wanted = results(exact, exact, x.double(), gradient.double())

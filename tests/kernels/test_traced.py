@@ -153,6 +153,19 @@ def without_gradient(net: Any, x: Tensor) -> Tensor:
     return net.end(net.begin(x)) + kept
 
 
+def not_behind_a_norm(net: Any, x: Tensor) -> Tensor:
+    x = net.begin(x)
+    return x + net.end(x)
+
+
+def changed_before_the_sum(net: Any, x: Tensor) -> Tensor:
+    """What is added is changed while the block that would add it is computed."""
+    y = 1 * net.bn(net.conv(x))
+    z = net.norm(net.again(torch.relu(y)))
+    y += 1
+    return z + y
+
+
 def of_types(net: Any, x: Tensor) -> Tensor:
     return net.end(net.begin(x)) if isinstance(x, Tensor) else net.begin(x)
 
@@ -165,6 +178,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "hooks": (hooked, 6),
     "layers used twice": (lambda: Around(used_twice), 3),
     "wanted elsewhere": (lambda: Around(both_wanted), 1),
+    "sum not behind a norm": (lambda: Around(not_behind_a_norm), 2),
+    "changed before the sum": (lambda: Around(changed_before_the_sum), 2),
     "of types": (lambda: nn.Sequential(Around(of_types), nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3)), 1),
     **{
         f"by itself: {does.__name__}": (

@@ -2,14 +2,16 @@
 
 import inspect
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from bantam.kernels.traced import Mode
+from bantam.kernels.blocks import Compiled
+from bantam.kernels.chain import Chain
+from bantam.kernels.reasons import hooked
+from bantam.kernels.traced import Mode, is_layer
 
 RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 POOLS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
@@ -23,6 +25,9 @@ POOLS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
     ),
 }
 """The layers of functions, with what those take behind the maps, in their order."""
+
+
+IN_PLACE = ("iadd", "isub", "imul", "itruediv", "setitem")
 
 
 class FunctionalDropout(nn.Dropout):
@@ -79,10 +84,26 @@ def _pool(node: fx.Node) -> nn.Module | None:
     return kind(**given)
 
 
-def sum_of(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """The two maps that a node adds; None where it does something else."""
-    sums: tuple[Callable[..., Any] | str, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
-    if node.op not in ("call_function", "call_method") or node.target not in sums or node.kwargs:
+def other_of(node: fx.Node, one: fx.Node) -> fx.Node | None:
+    """What a node adds to a value; None where it does not, or changes something else in its place."""
+    if node.op not in ("call_function", "call_method") or node.kwargs or len(node.args) != 2:
         return None
-    maps = [each for each in node.args if isinstance(each, fx.Node)]
-    return (maps[0], maps[1]) if len(node.args) == len(maps) == 2 else None
+    if node.target in (operator.iadd, "add_"):
+        other = node.args[1] if node.args[0] is one else None
+    elif node.target in (operator.add, torch.add, "add"):
+        other = node.args[1] if node.args[0] is one else node.args[0]
+    else:
+        return None
+    # A parameter is no map, but has the same value for all images or pixels.
+    return other if isinstance(other, fx.Node) and other.op != "get_attr" and other is not one else None
+
+
+def changes_something(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node may change a value in its place."""
+    if node.op == "call_module":
+        layer = root.get_submodule(str(node.target))
+        known = isinstance(layer, Compiled | Chain | Mode) or (is_layer(layer) and not hooked(layer))
+        return not known or bool(getattr(layer, "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = node.op in ("call_function", "call_method") and (name.endswith("_") or name in IN_PLACE)
+    return in_place or bool(node.kwargs.get("inplace"))

@@ -16,9 +16,9 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from bantam.kernels import compiler, selfcheck
-from bantam.kernels.blocks import Block, Compiled
+from bantam.kernels.blocks import Block, Compiled, Sum
 from bantam.kernels.chain import Chain
-from bantam.kernels.functional import layer_of
+from bantam.kernels.functional import changes_something, layer_of, other_of
 from bantam.kernels.reasons import Sums, explained, hooked, unfit, why
 from bantam.kernels.runs import in_c
 from bantam.kernels.traced import Traced, graphs
@@ -94,7 +94,7 @@ def _fused(
             raise compiler.Unavailable("the network computes something else with its blocks than without them")
     fused.train(training)
     reasons = {names.get(layer._parameters.get("weight"), ""): reason for layer, reason in layers.items()}
-    reasons |= sums.found
+    reasons |= sums.reasons(fused.sums)
     return Fused(fused if is_fused(fused) else None, left, reasons)
 
 
@@ -161,8 +161,12 @@ class Network(nn.Module):
         super().__init__()
         # The blocks are no children of the modules that have their layers: those may go through their children.
         self.network, self.blocks = network, nn.ModuleList()
+        names = {module: name for name, module in network.named_modules()}
+        self.sums = Counter[str]()
+        """How many sums blocks compute, by the names of the modules in whose forward they are."""
         for traced in graphs(network, through):
-            found = _replaced(traced, dtype)
+            found, sums = _replaced(traced, dtype)
+            self.sums.update(names[module] for module in sums)
             if found:
                 self.blocks.extend(found)
                 graph = fx.GraphModule(traced.root, traced.graph)
@@ -197,15 +201,15 @@ def _forward(module: nn.Module, computed: Callable[[Tensor], Any]) -> Callable[.
     return forward
 
 
-def _replaced(traced: Traced, dtype: torch.dtype) -> list[nn.Module]:
-    """Put blocks into a graph, and return them."""
+def _replaced(traced: Traced, dtype: torch.dtype) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Put blocks into a graph: these, and the modules in whose forward the sums are that they compute."""
     root, graph = traced
     for node in graph.nodes:
         layer = layer_of(node, root)
         if type(layer) is nn.Identity and not hooked(layer):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-    taken, found = set[fx.Node](), list[nn.Module]()
+    taken, found, sums = set[fx.Node](), list[nn.Module](), list[nn.Module]()
     for first in [*graph.nodes]:
         if first in taken or not isinstance(layer_of(first, root), nn.Conv2d):
             continue
@@ -215,10 +219,11 @@ def _replaced(traced: Traced, dtype: torch.dtype) -> list[nn.Module]:
         for module, count in in_c(layers, dtype):
             if isinstance(module, Compiled | Chain):
                 root.add_module(f"block_{len(found)}", module)
-                _put(graph, nodes[at : at + count], f"block_{len(found)}")
+                where = _put(graph, nodes[at : at + count], module, f"block_{len(found)}")
                 found.append(module)
+                sums += [] if where is None else [where]
             at += count
-    return found
+    return found, sums
 
 
 def _run(node: fx.Node, root: nn.Module) -> list[tuple[fx.Node, nn.Module]]:
@@ -231,13 +236,31 @@ def _run(node: fx.Node, root: nn.Module) -> list[tuple[fx.Node, nn.Module]]:
             break
         last, (node,) = node, node.users
         layer = layer_of(node, root) if node.args and node.args[0] is last else None
+        if other_of(node, last) is not None and _undisturbed(run, node, root):
+            layer = Sum()
     return run
 
 
-def _put(graph: fx.Graph, nodes: tuple[fx.Node, ...], name: str) -> None:
-    """Let a module compute what nodes do, at the place of the first: what that gets may be changed later."""
-    with graph.inserting_before(nodes[0]):
-        new = graph.call_module(name, (nodes[0].args[0],))
+def _undisturbed(run: list[tuple[fx.Node, nn.Module]], end: fx.Node, root: nn.Module) -> bool:
+    """Whether all of a block that ends in a sum may be computed there: what it gets stays as it is until then."""
+    node, own = run[-2][0] if len(run) > 1 else end, {each for each, _ in run}
+    while (node := node.next) is not end and node.op != "root":
+        if node not in own and changes_something(node, root):
+            return False
+    return True
+
+
+def _put(graph: fx.Graph, nodes: tuple[fx.Node, ...], module: nn.Module, name: str) -> nn.Module | None:
+    """Let a module compute what nodes do; returns the module in whose forward that was a sum.
+
+    It is at the place of the first, since what that gets may be changed later, or of the sum.
+    """
+    summed = isinstance(module, Block) and module.sum
+    place = nodes[2] if summed else nodes[0]
+    others = [other_of(place, nodes[1])] if summed else []
+    with graph.inserting_before(place):
+        new = graph.call_module(name, (nodes[0].args[0], *others))
     nodes[-1].replace_all_uses_with(new)
     for node in reversed(nodes):
         graph.erase_node(node)
+    return place.meta["module"] if summed else None

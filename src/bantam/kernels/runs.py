@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from bantam.kernels.blocks import Block
+from bantam.kernels.blocks import Block, Sum
 from bantam.kernels.chain import Chain
 from bantam.kernels.depthwise import Depthwise
 from bantam.kernels.functional import FunctionalDropout
@@ -67,6 +67,7 @@ def _simple(block: Block) -> bool:
         or block.dropout
         or block.stride > 1
         or block.average
+        or block.sum
         or block.depthwise
         or block.weights["bias"] is not None
     )
@@ -76,6 +77,8 @@ def _simple(block: Block) -> bool:
 def _block_length(layers: Sequence[nn.Module], dtype: torch.dtype) -> int:
     """How many of these layers, from the first on, are a block; 0 where they are none."""
     convolution, (norm, relu) = layers[0], [*layers[1:3], None, None][:2]
+    if isinstance(relu, Sum) and dtype == torch.float32:
+        return _length_with_sum(layers, dtype)
     if type(norm) is nn.ReLU:
         norm, relu = relu, norm
     if not fits(convolution) or type(norm) is not nn.BatchNorm2d or hooked(norm):
@@ -105,6 +108,14 @@ def _block_length(layers: Sequence[nn.Module], dtype: torch.dtype) -> int:
     if count < len(layers) and _is_pool(layers[count]) and not hooked(layers[count]):
         count += 1
     return count
+
+
+def _length_with_sum(layers: Sequence[nn.Module], dtype: torch.dtype) -> int:
+    """The same of a convolution, batch norm and a sum, and perhaps ReLU."""
+    count = _block_length(layers[:2], dtype)
+    if count < 2 or type(layers[1]) is not nn.BatchNorm2d:
+        return count
+    return 4 if len(layers) > 3 and type(layers[3]) is nn.ReLU and not hooked(layers[3]) else 3
 
 
 def _is_pool(layer: nn.Module) -> bool:

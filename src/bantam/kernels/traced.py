@@ -53,6 +53,7 @@ class Traced(NamedTuple):
     root: Root
     """By whose names the nodes call the module's own layers: `network.conv1`."""
     graph: fx.Graph
+    """Of whose nodes `meta["module"]` is the module in whose forward they are."""
 
 
 class _InPlace(fx.Proxy):
@@ -76,6 +77,7 @@ class _Tracer(fx.Tracer):
     def __init__(self, through: Callable[[nn.Module], bool]) -> None:
         super().__init__()
         self.through, self.contexts = through, _contexts()
+        self.running = list[nn.Module]()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _InPlace(node, self)
@@ -83,7 +85,9 @@ class _Tracer(fx.Tracer):
     def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
         if _contexts() != self.contexts:
             raise TraceError("a graph does not know in which context it computes")
-        return super().create_proxy(*args, **kwargs)
+        proxy = super().create_proxy(*args, **kwargs)
+        proxy.node.meta["module"] = self.running[-1] if self.running else None
+        return proxy
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -104,10 +108,12 @@ class _Tracer(fx.Tracer):
         mode = self.create_proxy("call_module", name, (), {})
         training = module.training
         module.__dict__["training"] = mode
+        self.running.append(module)
         try:
             with _nothing_else(module):
                 result = forward()
         finally:
+            self.running.pop()
             module.__dict__["training"] = training
         if not mode.node.users and not _is_part(mode, result):
             self.graph.erase_node(mode.node)
