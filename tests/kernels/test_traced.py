@@ -315,6 +315,13 @@ def test_what_a_graph_does_not_have_is_neither_lost_nor_done_twice(
     assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["network.0", "network.1"]
 
 
+def test_what_keeps_a_forward_from_being_traced_is_said() -> None:
+    done = fuse(nn.Sequential(Around(prints), nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3)), IMAGE)
+    assert done.left == "PyTorch computes 2 of 3 convolutions (2 in a forward that cannot be traced)"
+    assert [*done.reasons] == ["0.conv", "0.again"]
+    assert "prints" in done.reasons["0.conv"]
+
+
 def test_a_network_that_is_never_twice_the_same_is_left_to_pytorch() -> None:
     noisy = Around(lambda net, x: net.begin(x) + random.random())
     with pytest.raises(compiler.Unavailable, match="computes something else with its blocks"):

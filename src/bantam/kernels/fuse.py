@@ -105,7 +105,7 @@ def _close(ours: Tensor, theirs: Tensor, precision: torch.dtype) -> bool:
     return bool((ours - theirs).norm() <= TOLERANCE[precision] * theirs.norm() + 1e-6)
 
 
-def _compile(fused: nn.Module, images: Tensor) -> tuple[Tensor, str, dict[nn.Module, str]]:
+def _compile(fused: "Network", images: Tensor) -> tuple[Tensor, str, dict[nn.Module, str]]:
     """Compile the blocks of a network for the maps that they get of these images: logits, what is left and why."""
     odd = {module: [*unfit(module)] for module in fused.modules() if isinstance(module, _ConvNd)}
     in_c, left, layers = 0, Counter[str](), dict[nn.Module, str]()
@@ -120,7 +120,7 @@ def _compile(fused: nn.Module, images: Tensor) -> tuple[Tensor, str, dict[nn.Mod
 
     def after(layer: _ConvNd, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if output[0, 0].numel() > 1:
-            reasons = odd[layer] or [why(layer, inputs[0])]
+            reasons = odd[layer] or [why(layer, inputs[0], layer in fused.traced)]
             left[reasons[0]] += 1
             layers[layer] = "; ".join(explained(layer, what) for what in reasons)
 
@@ -164,7 +164,11 @@ class Network(nn.Module):
         names = {module: name for name, module in network.named_modules()}
         self.sums = Counter[str]()
         """How many sums blocks compute, by the names of the modules in whose forward they are."""
+        self.traced = set[nn.Module]()
+        """What is called in a forward that could be traced."""
         for traced in graphs(network, through):
+            nodes = (node for node in traced.graph.nodes if node.op == "call_module")
+            self.traced |= {traced.root.get_submodule(str(node.target)) for node in nodes}
             found, sums = _replaced(traced, dtype)
             self.sums.update(names[module] for module in sums)
             if found:
