@@ -50,7 +50,9 @@ class Residual(nn.Module):
 
 CHAMPION = {"early1": 12, "early2": 24, "transition": 0, "late1": 32, "late2": 40, "late3": 48, "late4": 56}
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "residual": lambda: nn.Sequential(nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), Residual(), nn.Flatten()),
+    "residual": lambda: nn.Sequential(
+        nn.Conv2d(1, 5, 3, bias=False), nn.BatchNorm2d(5), nn.ReLU(), Residual(), nn.Flatten()
+    ),
     "v2": lambda: V2(dropout=0.0),
     "champion": lambda: Flexible(**CHAMPION, early_separable=True, late_separable=True),
 }

@@ -327,6 +327,7 @@ class _Block(torch.autograd.Function):
             grad_input = block.buffer("grad_input", images, inputs, side, ctx.fresh_gradient)
             arguments.grad_input = grad_input.data_ptr()
         grad_other = grad_output if block.sum else None
+        arguments.output = arguments.grad_other = None
         if ctx.masked:
             grad_other = block.buffer("grad_other", images, block.outputs, y.shape[2], ctx.fresh_other)
             arguments.output, arguments.grad_other = y.data_ptr(), grad_other.data_ptr()
