@@ -74,9 +74,11 @@ for _name in ("iadd", "isub", "imul", "itruediv"):
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, through: Callable[[nn.Module], bool]) -> None:
+    def __init__(self, through: Callable[[nn.Module], bool], fixed: bool) -> None:
         super().__init__()
-        self.through, self.contexts = through, _contexts()
+        self.through, self.fixed, self.contexts = through, fixed, _contexts()
+        self.whole = set[nn.Module]()
+        """The modules that are called as a whole."""
         self.running = list[nn.Module]()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -99,6 +101,7 @@ class _Tracer(fx.Tracer):
             except Exception:  # its own code, which does what cannot be traced
                 while self.graph._root.prev is not last:
                     self.graph.erase_node(self.graph._root.prev)
+        self.whole.add(m)
         return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
     def looked_into(self, module: nn.Module, forward: Callable[[], Any]) -> Any:
@@ -107,7 +110,8 @@ class _Tracer(fx.Tracer):
         self.root.add_module(name, Mode(module))
         mode = self.create_proxy("call_module", name, (), {})
         training = module.training
-        module.__dict__["training"] = mode
+        if not self.fixed:
+            module.__dict__["training"] = mode
         self.running.append(module)
         try:
             with _nothing_else(module):
@@ -149,20 +153,32 @@ def is_layer(module: nn.Module) -> bool:
 
 def _in_both_modes(module: nn.Module, through: Callable[[nn.Module], bool]) -> Traced | None:
     """What a module does, in training and outside; None where that cannot be said, or is not the same."""
-    modes = {each: each.training for each in module.modules()}
+    attributes = _attributes(module)
     try:
-        found = [_trace(module.train(mode), through) for mode in (True, False)]
+        found, other = (_trace(module.train(mode), through) for mode in (True, False))
+        # Where a forward does not ask whether it is in training as a graph does, its operations are others then.
+        whole = found.root.tracer.whole
+        asked = [
+            _trace(module.train(mode), lambda each: through(each) and each not in whole, fixed=True)
+            for mode in (True, False)
+        ]
     except Exception:  # its own code, as above
         return None
     finally:
-        for each, training in modes.items():
-            each.training = training
-    return found[0] if str(found[0].graph) == str(found[1].graph) else None
+        _restore_attributes(attributes)
+    alike = all(_operations(each) == _operations(found) for each in asked)
+    return found if alike and str(found.graph) == str(other.graph) else None
 
 
-def _trace(module: nn.Module, through: Callable[[nn.Module], bool]) -> Traced:
+def _operations(traced: Traced) -> list[tuple[str, Any]]:
+    """What the nodes of a graph do, but for those that ask for modes."""
+    return [(node.op, node.target) for node in traced.graph.nodes if not str(node.target).startswith("mode_")]
+
+
+def _trace(module: nn.Module, through: Callable[[nn.Module], bool], fixed: bool = False) -> Traced:
+    """With `fixed` modules are in training, or are not, as they are now."""
     with torch.enable_grad(), torch.autocast("cpu", enabled=False):
-        tracer = _Tracer(through)
+        tracer = _Tracer(through, fixed)
         root = Root(module, tracer)
         return Traced(root, tracer.trace(root))
 
