@@ -4,7 +4,7 @@
 
 A small network is trained for a few steps, by turns with its blocks in C and with PyTorch's layers, on one thread.
 Printed are the medians of a step's processor time and the minima, and their ratios: above 1, C is faster. A
-residual network is also trained without its sums, which shows what a function in C for them could save at most.
+residual network is also trained without its sums, which shows what these cost.
 """
 
 import copy

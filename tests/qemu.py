@@ -26,9 +26,9 @@ BACKWARD = ("input", "weight", "gamma", "beta", "convolved", "statistics", "argm
 SUMS = ("gradient", "sums", "in_gradient", "in_sums")
 USED: dict[str, dict[str, tuple[str, ...]]] = {
     "block.c": {
-        "forward": ("input", "weight", *NORM, "convolved", "output", "statistics", "argmax"),
-        "score": ("input", "weight", "factor", "offset", "output"),
-        "backward": (*BACKWARD, "grad_input", *GRADIENTS),
+        "forward": ("input", "weight", *NORM, "other", "convolved", "output", "statistics", "argmax"),
+        "score": ("input", "weight", "factor", "offset", "other", "output"),
+        "backward": (*BACKWARD, "output", "grad_input", "grad_other", *GRADIENTS),
     },
     "depthwise.c": {
         "forward": ("input", "weight", "output"),
@@ -50,11 +50,12 @@ def lengths(source: str, sizes: dict[str, int], images: int) -> dict[str, int]:
     inputs, outputs = (sizes.get(name, sizes.get("CHANNELS", 0)) for name in ("CI", "CO"))
     side, taps, pool = sizes["SIDE"], sizes["KERNEL"] ** 2, sizes.get("POOL", 1)
     out = side - sizes["KERNEL"] + 1
-    image, pooled = images * side**2 * inputs, images * (out // pool) ** 2 * outputs
+    image_side = side - 2 * sizes.get("PADDING", 0)
+    image, pooled = images * image_side**2 * inputs, images * (out // pool) ** 2 * outputs
     dense = source == "block.c" or (source == "separable.c" and not sizes["DEPTHWISE"])
     weight = outputs * taps * inputs if dense else outputs * inputs if source == "separable.c" else taps * inputs
     numbers = dict.fromkeys(("input", "grad_input", "in_gradient"), image)
-    numbers |= dict.fromkeys(("output", "pooled", "grad_output", "gradient"), pooled)
+    numbers |= dict.fromkeys(("output", "other", "pooled", "grad_output", "grad_other", "gradient"), pooled)
     numbers |= dict.fromkeys((*NORM, "factor", "offset", "grad_gamma", "grad_beta"), outputs)
     numbers |= dict.fromkeys(("weight", "grad_weight"), weight)
     numbers |= dict.fromkeys(("depthwise", "grad_depthwise"), inputs * taps)

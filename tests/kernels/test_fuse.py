@@ -211,14 +211,13 @@ def test_odd_networks_compute_what_they_compute_without_blocks(name: str) -> Non
         )
 
 
-def test_a_network_that_takes_its_layers_by_number_is_left_to_pytorch() -> None:
-    with pytest.raises(compiler.Unavailable, match="the network does not run with its blocks: index 2"):
-        fuse(ByNumber(), IMAGE)
-    shifted = ByNumber()
-    shifted.body.extend(block(4, 4))
-    shifted.body.extend(block(4, 4))
-    with pytest.raises(compiler.Unavailable, match="computes something else with its blocks"):
-        fuse(shifted, IMAGE)
+def test_a_network_may_take_its_layers_by_number() -> None:
+    model = ByNumber()
+    done = fuse(model, IMAGE)
+    assert done.model is not None
+    x = torch.randn(2, *IMAGE)
+    with torch.no_grad():
+        torch.testing.assert_close(done.model.eval()(x), model.eval()(x), rtol=1e-4, atol=1e-5)
 
 
 def test_what_changes_after_a_network_was_fused_is_what_counts() -> None:
@@ -315,7 +314,7 @@ def test_a_residual_network_is_trained_by_its_blocks_and_pytorchs_sums() -> None
     exact, done = copy.deepcopy(model).double(), fuse(model, IMAGE)
     assert done.model is not None
     assert not done.left
-    assert [*done.reasons] == ["sum in 3", "sum in 4"]
+    assert not done.reasons
     x, gradient = torch.randn(6, *IMAGE), torch.randn(6, 8, 13, 13)
     # PyTorch 2.14 writes beyond its memory in 1×1 convolutions with a stride in float32: the exact ones are asked.
     wanted = results(exact, exact, x.double(), gradient.double())
@@ -329,6 +328,6 @@ def test_each_convolution_that_is_left_has_all_its_reasons() -> None:
     assert fuse(Course(), IMAGE).reasons == {
         "conv1.0": "padding_mode reflect: the C blocks pad with zeros",
         "conv2": "dilation 2: the C blocks have none",
-        "conv3": "no batch norm behind it or its ReLU in the same nn.Sequential: the C blocks have one",
+        "conv3": "no batch norm behind it or its ReLU that alone gets what it computes: the C blocks have one",
     }
     assert not fuse(models.V2(), IMAGE).reasons

@@ -35,8 +35,24 @@ def step(forward: nn.Module, model: nn.Module, x: Tensor, labels: Tensor) -> tup
     return logits.detach().double(), {**found, **dict(model.named_buffers())}
 
 
+class Residual(nn.Module):
+    """Two sums, one with ReLU behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Sequential(nn.Conv2d(5, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5))
+        self.two = nn.Sequential(nn.Conv2d(5, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5), nn.MaxPool2d(9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x) + x
+        return self.two[2](F.relu(x + self.two[:2](x)))
+
+
 CHAMPION = {"early1": 12, "early2": 24, "transition": 0, "late1": 32, "late2": 40, "late3": 48, "late4": 56}
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "residual": lambda: nn.Sequential(
+        nn.Conv2d(1, 5, 3, bias=False), nn.BatchNorm2d(5), nn.ReLU(), Residual(), nn.Flatten()
+    ),
     "v2": lambda: V2(dropout=0.0),
     "champion": lambda: Flexible(**CHAMPION, early_separable=True, late_separable=True),
 }

@@ -21,6 +21,7 @@ FLOATS = [
     *(("block.c", BLOCK | form | {"BFLOAT16": 0, "MATRIX_UNIT": 0}) for form in FORMS),
     ("block.c", BLOCK | FORMS[1] | {"STRIDE": 2, "RELU": 0, "BFLOAT16": 0, "MATRIX_UNIT": 0}),
     ("block.c", BLOCK | FORMS[1] | {"CI": 17, "STRIDE": 2, "DEPTHWISE": 1, "BFLOAT16": 0, "MATRIX_UNIT": 0}),
+    ("block.c", BLOCK | FORMS[1] | {"POOL": 1, "AVERAGE": 0, "SUM": 1, "BFLOAT16": 0, "MATRIX_UNIT": 0}),
     ("depthwise.c", {"SIDE": 9, "CHANNELS": 17, "KERNEL": 3, "BFLOAT16": 0}),
     ("depthwise.c", {"SIDE": 9, "PADDING": 2, "CHANNELS": 4, "KERNEL": 5, "STRIDE": 2, "BIAS": 1, "BFLOAT16": 0}),
     ("separable.c", {"SIDE": 18, "CI": 3, "CO": 5, "KERNEL": 3, "POOL": 3, "DEPTHWISE": 0, "BFLOAT16": 0}),

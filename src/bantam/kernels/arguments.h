@@ -7,12 +7,14 @@ struct block_arguments {
     const float *gamma, *beta;                /* CO: weight and bias of batch norm */
     float *running_mean, *running_variance;   /* CO */
     const float *factor, *offset;             /* CO: batch norm outside training, factor × value + offset */
+    const element *other;                     /* like the output: what is added to it, where there is a sum */
     element *convolved;                       /* images × OUT × OUT × CO: after ReLU where that comes first */
     element *output;                          /* images × POOLED × POOLED × CO */
     float *statistics;                        /* 2 × CO: mean and 1/deviation of the batch */
     int32_t *argmax;                          /* like the output: which element of its square a max-pool took */
     const element *grad_output;               /* like the output */
     element *grad_input;                      /* like the input; null where nobody asks for it */
+    element *grad_other;                      /* like the output: of the sum, where ReLU follows it */
     float *grad_weight, *grad_bias, *grad_gamma, *grad_beta;
     uint64_t dropout_seed;
     uint32_t dropout_limit;                   /* so many of 65,536 elements are dropped */

@@ -42,7 +42,8 @@ static inline const float *gradient_row(const struct block_arguments *a, int i, 
     return buffer;
 }
 
-/* One row of that gradient: add each channel's gradients, and their products with the deviations from the mean. */
+/* One row of that gradient: add each channel's gradients, and their products with the deviations from the mean. Of a
+ * sum in front of ReLU they are also what the other map gets. */
 static inline void sum_row(const struct block_arguments *a, const struct coefficients *k, int i, int row, double *sums)
 {
     const int64_t to = ((int64_t)i * GIVEN + row) * GIVEN * CO;
@@ -63,7 +64,10 @@ static inline void sum_row(const struct block_arguments *a, const struct coeffic
                 }
                 gradient = ONLY_WHERE(index < SQUARE, gradient);
             }
-            if (RELU_LAST) {
+            if (RELU_LAST && SUM) {
+                gradient = ONLY_WHERE(GIVEN_CHANNELS(a->output + to + u * CO, v) > (channels){0}, gradient);
+                CHANNELS_AT(a->grad_other + to + u * CO, v) = gradient;
+            } else if (RELU_LAST) {
                 channels normalized = value * GIVEN_CHANNELS(k->factor, v) + GIVEN_CHANNELS(k->offset, v);
                 gradient = ONLY_WHERE(normalized > (channels){0}, gradient);
             }
@@ -96,7 +100,10 @@ static inline void frame_row(const struct block_arguments *a, const struct coeff
     const float *convolved = floats_of(a->convolved + ((int64_t)i * OUT + row) * OUT * CO, OUT * CO, converted);
     const int given_row = row / CHOICE < GIVEN ? row / CHOICE : 0;
     const int64_t start = ((int64_t)i * GIVEN + given_row) * GIVEN * CO;
-    const float *gradients = gradient_row(a, i, given_row, converted_gradients);
+    /* Of a sum in front of ReLU it is there already, as what the other map gets. */
+    const int summed = RELU_LAST && SUM;
+    const float *gradients = summed ? (const float *)(a->grad_other + start)
+                                    : gradient_row(a, i, given_row, converted_gradients);
     channels sum[CHANNEL_VECTORS] = {{0}};
     for (int u = 0; u < OUT; u++) {
         const int inside = row < GIVEN * CHOICE && u < GIVEN * CHOICE;
@@ -107,7 +114,7 @@ static inline void frame_row(const struct block_arguments *a, const struct coeff
                 numbers index = *(const numbers *)(a->argmax + start + given + FIRST(v));
                 gradient = ONLY_WHERE(index == p, gradient);
             }
-            if (RELU_LAST) {
+            if (RELU_LAST && !SUM) {
                 channels normalized = value * GIVEN_CHANNELS(k->factor, v) + GIVEN_CHANNELS(k->offset, v);
                 gradient = ONLY_WHERE(normalized > (channels){0}, gradient);
             }

@@ -7,7 +7,8 @@
  * are zeros which the images in memory do not have: the convolution is valid on a copy that has them; CO, channels of the
  * output; KERNEL, side of the kernel; STRIDE, by how many pixels it moves, 1 in bfloat16; DEPTHWISE, 1 for a convolution of
  * each of CO channels by itself, which is in floats; BIAS, 1 for one that has a bias; RELU_FIRST, 1 for ReLU before batch
- * norm, 0 for after it; RELU, 0 for none; POOL, side of the pooled squares, 1 for none; AVERAGE, 1 for their average, 0 for
+ * norm, 0 for after it; RELU, 0 for none; SUM, 1 where another map is added behind batch norm, in front of ReLU, which is
+ * in floats and has neither dropout nor a pool behind it; POOL, side of the pooled squares, 1 for none; AVERAGE, 1 for their average, 0 for
  * their maximum; BFLOAT16, 1 for images in bfloat16, and MATRIX_UNIT, 1 for a processor that multiplies those in tiles.
  * What has a default below or in `shape.h`, most blocks do not have.
  *
@@ -24,6 +25,9 @@
 #define RELU 1
 #endif
 #define RELU_LAST (RELU && !RELU_FIRST)
+#ifndef SUM
+#define SUM 0
+#endif
 #ifndef AVERAGE
 #define AVERAGE 0
 #endif
@@ -214,6 +218,8 @@ static inline void finish_images(const struct block_arguments *a, const float *f
                     EACH_VECTOR(v) {
                         channels value = GIVEN_CHANNELS(from + u * CO, v);
                         value = value * GIVEN_CHANNELS(factor, v) + GIVEN_CHANNELS(offset, v);
+                        if (SUM)
+                            value += GIVEN_CHANNELS(a->other + to + u * CO, v);
                         CHANNELS_AT(rows + (r * OUT + u) * CO, v) = RELU_LAST ? relu(value) : value;
                     }
                 if (limit)
@@ -274,6 +280,8 @@ void score(const struct block_arguments *a)
                             value += GIVEN_CHANNELS(a->bias, v);
                         value = RELU_FIRST ? relu(value) : value;
                         value = value * GIVEN_CHANNELS(factor, v) + GIVEN_CHANNELS(offset, v);
+                        if (SUM)
+                            value += GIVEN_CHANNELS(a->other + (((int64_t)i * OUT + row) * OUT + u) * CO, v);
                         CHANNELS_AT(rows + (row % POOL * OUT + u) * CO, v) = RELU_LAST ? relu(value) : value;
                     }
                 if (row % POOL == POOL - 1) {

@@ -6,7 +6,7 @@ for every processor, in bfloat16 for those that compute in it.
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +28,21 @@ OVERWRITTEN = (
 
 MOST_DROPPED = 0.99
 """C decides on an element by 16 random bits, too few to tell apart rates near 1."""
+
+
+class Sum(nn.Module):
+    """Adds another map, as the last layers of residual blocks do."""
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        """B×C×H×W twice in, B×C×H×W out."""
+        return x + other
+
+
+def through(layers: Iterable[nn.Module], x: Tensor, other: Tensor | None = None) -> Tensor:
+    """What layers make of a map; a `Sum` among them adds the other one."""
+    for layer in layers:
+        x = layer(x, other) if isinstance(layer, Sum) else layer(x)
+    return x
 
 
 class Compiled(nn.Module):
@@ -68,7 +83,7 @@ class Compiled(nn.Module):
             function.argtypes, function.restype = [ctypes.POINTER(type(self.arguments))], None
         self.libraries[shape] = library
 
-    def library(self, x: Tensor) -> ctypes.CDLL | None:
+    def library(self, x: Tensor, other: Tensor | None = None) -> ctypes.CDLL | None:
         """What computes this input now; None where PyTorch's layers do."""
         weight = self.weights["weight"]
         if x.dim() == 4 and x.is_cpu and weight.is_cpu and weight.dtype == torch.float32 and len(x):
@@ -120,7 +135,10 @@ def zero_padding(convolution: _ConvNd) -> int | None:
 
 
 class Block(Compiled):
-    """A convolution, batch norm, perhaps ReLU before or behind it, dropout and pooling: one function."""
+    """A convolution, batch norm, perhaps ReLU before or behind it, dropout and pooling: one function.
+
+    In its place dropout and pooling may be the `Sum` of a residual block, in front of ReLU.
+    """
 
     source, functions = "block.c", ("forward", "backward", "score")
 
@@ -139,6 +157,7 @@ class Block(Compiled):
         self.pool = int(pool.kernel_size) if isinstance(pool, nn.MaxPool2d | nn.AvgPool2d) else 1  # type: ignore[arg-type]
         # In tuples, since a module would look these up slowly.
         self.norm: tuple[Any, dict[str, Any], dict[str, Any]] = (norm, norm._parameters, norm._buffers)
+        self.sum = any(isinstance(layer, Sum) for layer in layers)
         self.dropout = tuple(layer for layer in layers if isinstance(layer, nn.Dropout))
         self.arguments = BlockArguments()
 
@@ -149,7 +168,7 @@ class Block(Compiled):
             channels != self.inputs
             or height != width
             or out < self.pool
-            or (self.stride > 1 and self.dtype == torch.bfloat16)
+            or ((self.stride > 1 or self.sum) and self.dtype == torch.bfloat16)
             or max(self.inputs, self.outputs) > MOST_CHANNELS
             or max(self.inputs, self.outputs) * side**2 > MOST_NUMBERS
         ):
@@ -168,6 +187,7 @@ class Block(Compiled):
             "BIAS": int(self.weights["bias"] is not None),
             "POOL": self.pool,
             "AVERAGE": int(self.average),
+            "SUM": int(self.sum),
             "BFLOAT16": int(bfloat16),
             "MATRIX_UNIT": int(bfloat16 and compiler.matrix_unit()),
         }
@@ -187,13 +207,16 @@ class Block(Compiled):
             and not (dropout and (dropout.training is not self.training or dropout.p > MOST_DROPPED))
         )
 
-    def library(self, x: Tensor) -> ctypes.CDLL | None:
+    def library(self, x: Tensor, other: Tensor | None = None) -> ctypes.CDLL | None:
         library = super().library(x) if self.usual() else None
+        if library is not None and other is not None:
+            side = self.side_of_output(x.shape[2])
+            same = other.shape == (len(x), self.outputs, side, side) and other.dtype == self.dtype == x.dtype
+            library = library if same and other.is_cpu else None
         if not self.training:
             # The function for scoring brings no gradients.
-            wanted = torch.is_grad_enabled() and (
-                x.requires_grad or any(p.requires_grad for p in self.parameters())
-            )
+            tensors = (x, *self.parameters()) if other is None else (x, other, *self.parameters())
+            wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
             return None if wanted else library
         # PyTorch refuses a single value a channel, which has no variance.
         return None if len(x) == 1 and self.side_of_output(x.shape[2]) == 1 else library
@@ -204,20 +227,22 @@ class Block(Compiled):
         weight, gamma, beta = self.weights["weight"], norm["weight"], norm["bias"]
         return [weight, gamma, beta, buffers["running_mean"], buffers["running_var"]]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """B×C×H×W in, B×C×H×W out, channels last."""
-        library = self.library(x)
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """B×C×H×W in, B×C×H×W out, channels last; `other`, which a sum adds, is like the output."""
+        library = self.library(x, other)
         if library is None:
-            return self.layers(x)  # type: ignore[no-any-return]
+            return through(self.layers, x, other)
         x = x.to(self.dtype)
+        if other is not None:
+            other = other.contiguous(memory_format=torch.channels_last)
         if not self.training:
-            return self.score(x, library)
+            return self.score(x, other, library)
         self.norm[2]["num_batches_tracked"].add_(1)
         weight, gamma, beta, _, _ = self.tensors()
-        return _Block.apply(x, weight, self.weights["bias"], gamma, beta, self, library)  # type: ignore[no-any-return]
+        return _Block.apply(x, weight, self.weights["bias"], gamma, beta, other, self, library)  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def score(self, x: Tensor, library: ctypes.CDLL) -> Tensor:
+    def score(self, x: Tensor, other: Tensor | None, library: ctypes.CDLL) -> Tensor:
         """What `forward` returns outside training."""
         weight, gamma, beta, mean, variance = self.tensors()
         x = x.contiguous(memory_format=torch.channels_last)
@@ -233,6 +258,7 @@ class Block(Compiled):
         arguments.input, arguments.weight, arguments.output = x.data_ptr(), weight.data_ptr(), y.data_ptr()
         arguments.factor, arguments.offset = factor.data_ptr(), offset.data_ptr()
         arguments.bias = None if bias is None else bias.data_ptr()
+        arguments.other = None if other is None else other.data_ptr()
         arguments.images, arguments.threads = images, torch.get_num_threads()
         library.score(arguments)
         return y
@@ -247,6 +273,7 @@ class _Block(torch.autograd.Function):
         bias: Tensor | None,
         gamma: Tensor,
         beta: Tensor,
+        other: Tensor | None,
         block: Block,
         library: ctypes.CDLL,
     ) -> Tensor:
@@ -275,16 +302,20 @@ class _Block(torch.autograd.Function):
         arguments.running_mean, arguments.running_variance = mean.data_ptr(), variance.data_ptr()
         arguments.convolved, arguments.output = convolved.data_ptr(), y.data_ptr()
         arguments.statistics, arguments.argmax = statistics.data_ptr(), argmax.data_ptr()
+        arguments.other = None if other is None else other.data_ptr()
         arguments.images, arguments.threads = images, torch.get_num_threads()
         library.forward(arguments)
-        ctx.save_for_backward(x, weight, gamma, beta, statistics, argmax)
+        # ReLU behind a sum has a gradient where the output is more than zero.
+        ctx.masked = other is not None and block.relu
+        ctx.fresh_other = ctx.fresh or (other is not None and (other.is_leaf or other.retains_grad))
+        ctx.save_for_backward(x, weight, gamma, beta, statistics, argmax, y if ctx.masked else None)
         ctx.convolved, ctx.library, ctx.biased = convolved, library, bias is not None
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, gamma, beta, statistics, argmax = ctx.saved_tensors
+        x, weight, gamma, beta, statistics, argmax, y = ctx.saved_tensors
         block, convolved = ctx.block, ctx.convolved
         block.end(ctx)
         images, inputs, side, _ = x.shape
@@ -295,6 +326,11 @@ class _Block(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_input = block.buffer("grad_input", images, inputs, side, ctx.fresh_gradient)
             arguments.grad_input = grad_input.data_ptr()
+        grad_other = grad_output if block.sum else None
+        arguments.output = arguments.grad_other = None
+        if ctx.masked:
+            grad_other = block.buffer("grad_other", images, block.outputs, y.shape[2], ctx.fresh_other)
+            arguments.output, arguments.grad_other = y.data_ptr(), grad_other.data_ptr()
         grad_gamma, grad_beta = torch.empty_like(gamma), torch.empty_like(beta)
         grad_weight = torch.empty_like(weight, memory_format=torch.channels_last)
         arguments.dropout_seed, arguments.dropout_limit, arguments.dropout_scale = ctx.dropout
@@ -308,4 +344,4 @@ class _Block(torch.autograd.Function):
         arguments.grad_gamma, arguments.grad_beta = grad_gamma.data_ptr(), grad_beta.data_ptr()
         arguments.images, arguments.threads = images, torch.get_num_threads()
         ctx.library.backward(arguments)
-        return grad_input, grad_weight, grad_bias, grad_gamma, grad_beta, None, None
+        return grad_input, grad_weight, grad_bias, grad_gamma, grad_beta, grad_other, None, None

@@ -1,29 +1,27 @@
-"""Which layers of a network are one function in C: `fuse` puts the blocks in their place.
+"""A network with blocks in C: `fuse` puts them in the place of the layers that they compute.
 
-A network is built of PyTorch's layers, and those remain what is counted and saved. Of it `fuse`
-makes a second network with the same parameters, in which every run of convolution, batch norm,
-ReLU, dropout and pooling is one `Block`, and every depthwise convolution a `Depthwise`.
+A network is built of PyTorch's layers, and those remain what is counted and saved. Of it `fuse` makes a second
+network with the same parameters. What its modules do is traced, and in these graphs every run of convolution,
+batch norm, ReLU, dropout and pooling is one `Block`, and every depthwise convolution a `Depthwise`.
 """
 
 import copy
 import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from bantam.kernels import compiler, selfcheck
-from bantam.kernels.blocks import Block, Compiled
+from bantam.kernels.blocks import Block, Compiled, Sum
 from bantam.kernels.chain import Chain
-from bantam.kernels.depthwise import Depthwise
-from bantam.kernels.reasons import Sums, depthwise, explained, fits, hooked, unfit, why
-from bantam.models import Dropout
-
-LARGEST_AVERAGE = 4
-"""Squares of more pixels a side are the whole map, of which a network takes the average once, at its end."""
+from bantam.kernels.functional import changes_something, layer_of, other_of
+from bantam.kernels.reasons import Sums, explained, hooked, unfit, why
+from bantam.kernels.runs import in_c
+from bantam.kernels.traced import Traced, graphs
 
 TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.25}
 """How far logits may be from PyTorch's, as a fraction of their length."""
@@ -54,7 +52,25 @@ def fuse(model: nn.Module, image: tuple[int, int, int], precision: torch.dtype =
     """
     if precision == torch.bfloat16 and not compiler.bfloat16():
         raise compiler.Unavailable("this processor does not compute in bfloat16: use precision=float32")
-    plain, fused = _twin(model, None), _twin(model, precision)
+    try:
+        return _fused(model, image, precision, lambda module: True)
+    except compiler.Unavailable:  # its forward asks for more than a trace tells: what it is given, for example
+        of_sequentials = _fused(
+            model, image, precision, lambda module: type(module).forward is nn.Sequential.forward
+        )
+        if of_sequentials.model is None:
+            raise
+        return of_sequentials
+
+
+def _fused(
+    model: nn.Module,
+    image: tuple[int, int, int],
+    precision: torch.dtype,
+    through: Callable[[nn.Module], bool],
+) -> Fused:
+    """`fuse`, by what the forward does of those modules that may be looked into."""
+    plain = _twin(model, {})
     names = {layer._parameters.get("weight"): name for name, layer in model.named_modules()}
     training = model.training
     with (
@@ -63,19 +79,22 @@ def fuse(model: nn.Module, image: tuple[int, int, int], precision: torch.dtype =
         torch.autocast("cpu", precision, enabled=precision != torch.float32),
     ):
         images = torch.randn(2, *image, generator=torch.Generator().manual_seed(0))
+        torch.manual_seed(0)
         with Sums(plain) as sums:
             expected = plain.eval()(images)
+        fused = Network(_twin(model, {}), precision, through)
+        torch.manual_seed(0)  # what it draws, it draws outside of the blocks
         try:
             logits, left, layers = _compile(fused.eval(), images)
         except compiler.Unavailable:
             raise
-        except Exception as error:  # its own code, which found other layers than it expects
+        except Exception as error:  # its own code, which found something else than it expects
             raise compiler.Unavailable(f"the network does not run with its blocks: {error}") from error
         if is_fused(fused) and not _close(logits, expected, precision):
             raise compiler.Unavailable("the network computes something else with its blocks than without them")
     fused.train(training)
     reasons = {names.get(layer._parameters.get("weight"), ""): reason for layer, reason in layers.items()}
-    reasons |= sums.found
+    reasons |= sums.reasons(fused.sums)
     return Fused(fused if is_fused(fused) else None, left, reasons)
 
 
@@ -86,7 +105,7 @@ def _close(ours: Tensor, theirs: Tensor, precision: torch.dtype) -> bool:
     return bool((ours - theirs).norm() <= TOLERANCE[precision] * theirs.norm() + 1e-6)
 
 
-def _compile(fused: nn.Module, images: Tensor) -> tuple[Tensor, str, dict[nn.Module, str]]:
+def _compile(fused: "Network", images: Tensor) -> tuple[Tensor, str, dict[nn.Module, str]]:
     """Compile the blocks of a network for the maps that they get of these images: logits, what is left and why."""
     odd = {module: [*unfit(module)] for module in fused.modules() if isinstance(module, _ConvNd)}
     in_c, left, layers = 0, Counter[str](), dict[nn.Module, str]()
@@ -101,7 +120,7 @@ def _compile(fused: nn.Module, images: Tensor) -> tuple[Tensor, str, dict[nn.Mod
 
     def after(layer: _ConvNd, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if output[0, 0].numel() > 1:
-            reasons = odd[layer] or [why(layer, inputs[0])]
+            reasons = odd[layer] or [why(layer, inputs[0], layer in fused.traced)]
             left[reasons[0]] += 1
             layers[layer] = "; ".join(explained(layer, what) for what in reasons)
 
@@ -125,108 +144,127 @@ def _compile(fused: nn.Module, images: Tensor) -> tuple[Tensor, str, dict[nn.Mod
     return logits, f"PyTorch computes {count} ({reasons})" if reasons else "", layers
 
 
-def _twin(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """A copy that shares all parameters, its runs of fitting layers replaced by blocks of this type of number."""
-    twin = object.__new__(type(module))  # copy.copy refuses layers that compute their weights from others
-    twin.__dict__ = {**module.__dict__, "_forward_hooks": copy.copy(module._forward_hooks)}
-    children = {name: child and _twin(child, dtype) for name, child in module._modules.items()}
-    # Whatever has a forward of its own may ask for its layers by their numbers.
-    if dtype is not None and isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-        layers = [child for child in children.values() if child is not None]
-        children = {str(i): layer for i, layer in enumerate(_chains([*_blocks(layers, dtype)]))}
-    twin._modules = children
-    return twin
+def _twin(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
+    """A copy that shares all parameters; those of modules in it that are `known` already are not made again."""
+    if module not in known:
+        twin = object.__new__(type(module))  # copy.copy refuses layers that compute their weights from others
+        known[module] = twin
+        twin.__dict__ = {**module.__dict__, "_forward_hooks": copy.copy(module._forward_hooks)}
+        twin._modules = {name: child and _twin(child, known) for name, child in module._modules.items()}
+    return known[module]
 
 
-def _blocks(layers: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[nn.Module]:
-    """Layers that run one after another, with blocks for those that fit."""
-    at = 0
-    while at < len(layers):
-        count = _block_length(layers[at : at + 5], dtype)
-        if count:
-            yield Block(layers[at : at + count], dtype)
-        elif fits(layers[at]) and depthwise(layers[at]):
-            yield Depthwise(layers[at], dtype)  # type: ignore[arg-type]
-        else:
-            yield layers[at]
-        at += count or 1
+class Network(nn.Module):
+    """A network some of whose modules compute by graphs that have blocks."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype, through: Callable[[nn.Module], bool]) -> None:
+        super().__init__()
+        # The blocks are no children of the modules that have their layers: those may go through their children.
+        self.network, self.blocks = network, nn.ModuleList()
+        names = {module: name for name, module in network.named_modules()}
+        self.sums = Counter[str]()
+        """How many sums blocks compute, by the names of the modules in whose forward they are."""
+        self.traced = set[nn.Module]()
+        """What is called in a forward that could be traced."""
+        for traced in graphs(network, through):
+            nodes = (node for node in traced.graph.nodes if node.op == "call_module")
+            self.traced |= {traced.root.get_submodule(str(node.target)) for node in nodes}
+            found, sums = _replaced(traced, dtype)
+            self.sums.update(names[module] for module in sums)
+            if found:
+                self.blocks.extend(found)
+                graph = fx.GraphModule(traced.root, traced.graph)
+                traced.root.network.__dict__["forward"] = _forward(traced.root.network, graph.forward)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the network returns."""
+        return self.network(x)  # type: ignore[no-any-return]
+
+    def train(self, mode: bool = True) -> "Network":
+        """The network has the last word: it may keep some of its layers as they are."""
+        self.training = mode
+        self.blocks.train(mode)
+        self.network.train(mode)
+        for block in self.blocks.modules():
+            if isinstance(block, Block):
+                block.training = block.norm[0].training
+        for chain in self.blocks:
+            if isinstance(chain, Chain):
+                chain.training = all(part.block.training for part in chain.parts)
+        return self
 
 
-def _chains(layers: Sequence[nn.Module]) -> Iterator[nn.Module]:
-    """These layers, with a chain for every block and the separable convolutions behind it."""
-    at = 0
-    while at < len(layers):
-        end = at + 1
-        while _continues(layers[at], layers[end : end + 2]):
-            end += 2
-        yield Chain(layers[at:end]) if end > at + 1 else layers[at]  # type: ignore[arg-type]
-        at = end
+def _forward(module: nn.Module, computed: Callable[[Tensor], Any]) -> Callable[..., Any]:
+    """The forward of a module that was traced with one tensor: `computed` for these, its own for all else."""
+    own = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+        return computed(args[0]) if alone else own(*args, **kwargs)
+
+    return forward
 
 
-def _continues(first: nn.Module, layers: Sequence[nn.Module]) -> bool:
-    """Whether a chain that this layer begins goes on with these two."""
-    if len(layers) < 2 or not (isinstance(layers[0], Depthwise) and layers[0].simple):
-        return False
-    blocks = [block for block in (first, layers[1]) if isinstance(block, Block)]
-    return len(blocks) == 2 and all(map(_simple, blocks)) and blocks[1].kernel == 1 and not blocks[1].padding
+def _replaced(traced: Traced, dtype: torch.dtype) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Put blocks into a graph: these, and the modules in whose forward the sums are that they compute."""
+    root, graph = traced
+    for node in graph.nodes:
+        layer = layer_of(node, root)
+        if type(layer) is nn.Identity and not hooked(layer):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    taken, found, sums = set[fx.Node](), list[nn.Module](), list[nn.Module]()
+    for first in [*graph.nodes]:
+        if first in taken or not isinstance(layer_of(first, root), nn.Conv2d):
+            continue
+        nodes, layers = zip(*_run(first, root), strict=True)
+        taken |= {*nodes}
+        at = 0
+        for module, count in in_c(layers, dtype):
+            if isinstance(module, Compiled | Chain):
+                root.add_module(f"block_{len(found)}", module)
+                where = _put(graph, nodes[at : at + count], module, f"block_{len(found)}")
+                found.append(module)
+                sums += [] if where is None else [where]
+            at += count
+    return found, sums
 
 
-def _simple(block: Block) -> bool:
-    """Whether `separable.c` computes a block: it has only what the networks of such blocks have."""
-    more = (
-        block.relu_first
-        or not block.relu
-        or block.dropout
-        or block.stride > 1
-        or block.average
-        or block.depthwise
-        or block.weights["bias"] is not None
-    )
-    return not more and block.dtype == torch.float32
+def _run(node: fx.Node, root: nn.Module) -> list[tuple[fx.Node, nn.Module]]:
+    """Nodes and their layers from this one on, each of which computes what only the next one gets."""
+    run = list[tuple[fx.Node, nn.Module]]()
+    layer = layer_of(node, root)
+    while layer is not None:
+        run.append((node, layer))
+        if len(node.users) != 1:
+            break
+        last, (node,) = node, node.users
+        layer = layer_of(node, root) if node.args and node.args[0] is last else None
+        if other_of(node, last) is not None and _undisturbed(run, node, root):
+            layer = Sum()
+    return run
 
 
-def _block_length(layers: Sequence[nn.Module], dtype: torch.dtype) -> int:
-    """How many of these layers, from the first on, are a block; 0 where they are none."""
-    convolution, (norm, relu) = layers[0], [*layers[1:3], None, None][:2]
-    if type(norm) is nn.ReLU:
-        norm, relu = relu, norm
-    if not fits(convolution) or type(norm) is not nn.BatchNorm2d or hooked(norm):
-        return 0
-    if type(relu) is not nn.ReLU or hooked(relu):  # with none a block ends in the norm
-        if relu is layers[1]:
-            return 0
-        relu = None
-    assert isinstance(convolution, nn.Conv2d)
-    outputs = (convolution.out_channels,)
-    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    if (
-        not (convolution.groups == 1 or (depthwise(convolution) and dtype == torch.float32))
-        or norm.momentum is None
-        or not all(
-            tensor is not None
-            and tensor.shape == outputs
-            and tensor.dtype == torch.float32
-            and tensor.is_contiguous()
-            for tensor in tensors
-        )
-    ):
-        return 0
-    count = 2 if relu is None else 3
-    if count < len(layers) and type(layers[count]) in (Dropout, nn.Dropout) and not hooked(layers[count]):
-        count += 1
-    if count < len(layers) and _is_pool(layers[count]) and not hooked(layers[count]):
-        count += 1
-    return count
+def _undisturbed(run: list[tuple[fx.Node, nn.Module]], end: fx.Node, root: nn.Module) -> bool:
+    """Whether all of a block that ends in a sum may be computed there: what it gets stays as it is until then."""
+    node, own = run[-2][0] if len(run) > 1 else end, {each for each, _ in run}
+    while (node := node.next) is not end and node.op != "root":
+        if node not in own and changes_something(node, root):
+            return False
+    return True
 
 
-def _is_pool(layer: nn.Module) -> bool:
-    """Whether a layer takes the maximum or the average of squares that lie side by side."""
-    if type(layer) is nn.MaxPool2d:
-        odd = layer.return_indices or layer.dilation != 1
-    elif type(layer) is nn.AvgPool2d:
-        odd = layer.divisor_override is not None or layer.kernel_size not in range(LARGEST_AVERAGE + 1)
-    else:
-        return False
-    side = layer.kernel_size
-    simple = type(side) is int and side > 1 and layer.stride == side and layer.padding == 0
-    return simple and not layer.ceil_mode and not odd
+def _put(graph: fx.Graph, nodes: tuple[fx.Node, ...], module: nn.Module, name: str) -> nn.Module | None:
+    """Let a module compute what nodes do; returns the module in whose forward that was a sum.
+
+    It is at the place of the first, since what that gets may be changed later, or of the sum.
+    """
+    summed = isinstance(module, Block) and module.sum
+    place = nodes[2] if summed else nodes[0]
+    others = [other_of(place, nodes[1])] if summed else []
+    with graph.inserting_before(place):
+        new = graph.call_module(name, (nodes[0].args[0], *others))
+    nodes[-1].replace_all_uses_with(new)
+    for node in reversed(nodes):
+        graph.erase_node(node)
+    return place.meta["module"] if summed else None

@@ -1,5 +1,6 @@
 """Why PyTorch computes what it does of a network with blocks in C: its convolutions, and its sums."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,8 +15,9 @@ from bantam.kernels.blocks import MOST_CHANNELS, MOST_NUMBERS, zero_padding
 UNEVEN_STRIDE = "with a stride for each side"
 STRIDE_IN_BFLOAT16 = "with a stride in bfloat16"
 BARE = "without a batch norm that fits behind it"
+UNTRACED = "in a forward that cannot be traced"
 
-SUM = "a residual sum: tried in C, a step took as long"
+SUM = "a residual sum: the C blocks add, in float32, what a batch norm alone hands to the sum"
 """Why the sum of a residual block is PyTorch's."""
 
 
@@ -60,7 +62,9 @@ def explained(layer: _ConvNd, what: str) -> str:
         UNEVEN_STRIDE: f"stride {layer.stride}: the C blocks move by as many pixels down as across",
         STRIDE_IN_BFLOAT16: "a stride in bfloat16: the C blocks have strides in float32, use precision=float32",
         f"with dilation {layer.dilation[0]}": f"dilation {layer.dilation[0]}: the C blocks have none",
-        BARE: "no batch norm behind it or its ReLU in the same nn.Sequential: the C blocks have one",
+        BARE: "no batch norm behind it or its ReLU that alone gets what it computes: the C blocks have one",
+        UNTRACED: "in a forward that does more than to compute (it looks at values, changes attributes, prints, "
+        "draws, enters a context): the C blocks take the place of layers in one that can be traced by torch.fx",
     }.get(what, f"{what}: the C blocks compute no such convolution")
 
 
@@ -71,8 +75,8 @@ def _explained_padding(layer: _ConvNd) -> str:
     return f"padding {layer.padding}: the C blocks pad all four sides alike"
 
 
-def why(layer: _ConvNd, x: Tensor) -> str:
-    """Why PyTorch computes a convolution that C might."""
+def why(layer: _ConvNd, x: Tensor, traced: bool = True) -> str:
+    """Why PyTorch computes a convolution that C might; `traced` says whether a graph has it."""
     height, width = x.shape[2:]
     if height != width:
         return f"of maps of {height}×{width} pixels"
@@ -83,7 +87,7 @@ def why(layer: _ConvNd, x: Tensor) -> str:
     side = height + 2 * (zero_padding(layer) or 0)
     if max(layer.in_channels, layer.out_channels) * side**2 > MOST_NUMBERS:
         return f"of maps of {height}×{width} pixels, too many"
-    return BARE
+    return BARE if traced else UNTRACED
 
 
 class Sums(TorchFunctionMode):
@@ -93,8 +97,12 @@ class Sums(TorchFunctionMode):
         super().__init__()
         self.names = {module: name for name, module in model.named_modules()}
         self.running: list[nn.Module] = []
-        self.found: dict[str, str] = {}
-        """The reason for each, by what the line `in PyTorch` calls it."""
+        self.found = Counter[str]()
+        """How many each has."""
+
+    def reasons(self, in_c: Counter[str]) -> dict[str, str]:
+        """Why PyTorch computes those that blocks do not, by what the line `in PyTorch` calls them."""
+        return {f"sum in {name}" if name else "sum": SUM for name in self.found - in_c}
 
     def __enter__(self) -> "Sums":
         def begin(module: nn.Module, inputs: object) -> None:
@@ -122,5 +130,5 @@ class Sums(TorchFunctionMode):
             and maps[0][0, 0].numel() > 1
         ):
             name = self.names.get(self.running[-1], "") if self.running else ""
-            self.found[f"sum in {name}" if name else "sum"] = SUM
+            self.found[name] += 1
         return function(*arguments, **(options or {}))

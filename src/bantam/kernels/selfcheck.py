@@ -2,14 +2,14 @@
 
 import copy
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bantam.kernels import chain
-from bantam.kernels.blocks import Block, Compiled
+from bantam.kernels.blocks import Block, Compiled, Sum, through
 from bantam.kernels.compiler import Unavailable
 from bantam.kernels.depthwise import Depthwise
 
@@ -136,8 +136,12 @@ def _block(source: str, sizes: dict[str, int]) -> Compiled:
         nn.init.uniform_(positive, 0.5, 2)  # type: ignore[arg-type]
     for any_sign in (norm.bias, norm.running_mean):
         nn.init.normal_(any_sign)  # type: ignore[arg-type]
-    middle = [nn.ReLU(), norm] if sizes["RELU_FIRST"] else [norm, nn.ReLU()] if sizes.get("RELU", 1) else [norm]
+    middle: list[nn.Module] = (
+        [nn.ReLU(), norm] if sizes["RELU_FIRST"] else [norm, nn.ReLU()] if sizes.get("RELU", 1) else [norm]
+    )
     pool = nn.AvgPool2d if sizes.get("AVERAGE") else nn.MaxPool2d
+    if sizes.get("SUM"):
+        middle.insert(1, Sum())
     return Block([convolution, *middle, *([pool(sizes["POOL"])] if sizes["POOL"] > 1 else [])], dtype)
 
 
@@ -147,15 +151,26 @@ def _results(block: Compiled, exact: nn.Sequential, x: Tensor) -> Iterator[tuple
         with torch.no_grad():
             network.eval()
     with torch.no_grad():
-        yield "the output outside training", block(x), exact(x.double())
-    inputs, exact_inputs = x.clone().requires_grad_(), x.double().requires_grad_()
-    y, exact_y = block.train()(inputs), exact.train()(exact_inputs)
+        # Like the output of a sum is that of the layers in front of it.
+        others = [torch.randn_like(through([*block.layers][:2], x))] if _has_sum(block) else []
+        yield "the output outside training", block(x, *others), through(exact, x.double(), *_doubled(others))
+    inputs, exact_inputs = ([each.requires_grad_() for each in (x.clone(), *others)], _doubled([x, *others]))
+    y, exact_y = block.train()(*inputs), through(exact.train(), *(each.requires_grad_() for each in exact_inputs))
     gradient = torch.randn(exact_y.shape).to(y.dtype)
     y.backward(gradient)
-    exact_y.backward(gradient.double())
+    exact_y.backward(gradient.double())  # type: ignore[no-untyped-call]
     yield "the output", y, exact_y
-    yield "the gradient of the input", inputs.grad, exact_inputs.grad  # type: ignore[misc]
+    for name, each, exact_each in zip(("the input", "the other map"), inputs, exact_inputs, strict=False):
+        yield f"the gradient of {name}", each.grad, exact_each.grad  # type: ignore[misc]
     for (name, ours), theirs in zip(block.layers.named_parameters(), exact.parameters(), strict=True):
         yield f"the gradient of {name}", ours.grad, theirs.grad  # type: ignore[misc]
     for (name, buffer), wanted in zip(block.layers.named_buffers(), exact.buffers(), strict=True):
         yield name, buffer, wanted
+
+
+def _has_sum(block: Compiled) -> bool:
+    return isinstance(block, Block) and block.sum
+
+
+def _doubled(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [tensor.detach().double() for tensor in tensors]
