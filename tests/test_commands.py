@@ -141,7 +141,7 @@ def test_interpreters_that_a_command_starts_are_forks_too(bantam: Bantam, tmp_pa
         "    done = subprocess.run(command, input='child', capture_output=True, text=True)\n"
         "    print(done.stdout, done.stderr, done.returncode)",
     )
-    done = bantam(path, "joblib", str(tmp_path))  # for whose word forks are kept aside
+    done = bantam(path, "launcher=joblib", str(tmp_path))  # for whose word forks are kept aside
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n") == [
         "worker second True True",

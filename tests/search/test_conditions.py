@@ -83,6 +83,10 @@ def test_all_options_of_a_group(searching: Callable[..., Search]) -> None:
         "step",
     }
     check(search)
+    with pytest.raises(
+        ValueError, match=r"glob\(w\*\) cannot be searched: it chooses no option: model has dilated, "
+    ):
+        searching(space=("model=glob(w*)",))
 
 
 def test_conditions_that_are_written_down(searching: Callable[..., Search]) -> None:

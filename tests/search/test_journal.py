@@ -87,6 +87,10 @@ def test_a_journal_with_a_damaged_line_and_a_file_that_is_none_are_refused(tmp_p
     with pytest.raises(ValueError, match="cannot be opened: the file is there, and no journal"):
         journal.open_journal(file)
     assert file.read_bytes() == b"what somebody has written"
+    with pytest.raises(
+        ValueError, match=r"\(No such file or directory\): choose a file in a folder that is there"
+    ):
+        journal.open_journal(tmp_path / "nowhere" / "study.log")
 
 
 def test_a_lock_that_a_dead_process_has_left_is_taken_over(tmp_path: Path) -> None:

@@ -59,8 +59,18 @@ def _distribution(override: Override) -> BaseDistribution | None:
         _refuse_shuffle(sweep.shuffle)
         return CategoricalDistribution([_choice(value) for value in sweep.list])
     if isinstance(sweep, Glob):
-        return CategoricalDistribution(list(override.sweep_iterator()))
+        return CategoricalDistribution(_matched(override))
     return None
+
+
+def _matched(override: Override) -> list[Any]:
+    """The options that a glob(…) chooses. Raises ValueError where there is none."""
+    chosen = list(override.sweep_iterator())
+    if not chosen:
+        assert override.config_loader is not None
+        options = override.config_loader.get_group_options(override.key_or_group)
+        raise ValueError(f"it chooses no option: {override.key_or_group} has {', '.join(options) or 'none'}")
+    return chosen
 
 
 def _choice(value: Any) -> int | float | str:
@@ -75,6 +85,9 @@ def _interval(sweep: IntervalSweep) -> BaseDistribution:
     assert sweep.end is not None
     _refuse_tags(sweep.tags - {"log"}, "only log is known")
     log = "log" in sweep.tags
+    if sweep.start > sweep.end:
+        raise ValueError(f"{sweep.start} is above {sweep.end}: write the lower end first")
+    _refuse_log(log, sweep.start)
     if isinstance(sweep.start, int) and isinstance(sweep.end, int):
         return IntDistribution(sweep.start, sweep.end, log=log)
     return FloatDistribution(sweep.start, sweep.end, log=log)
@@ -94,6 +107,7 @@ def _range(sweep: RangeSweep) -> BaseDistribution:
     whole, log = isinstance(low, int) and isinstance(high, int), "log" in sweep.tags
     if log and not (whole and step == 1):
         raise ValueError("a logarithmic range has steps of 1 only: use tag(log, interval(…))")
+    _refuse_log(log, low)
     if whole and (isinstance(values, range) or values == list(range(low, high + 1, step))):
         return IntDistribution(low, high, step=step, log=log)
     if not whole:
@@ -102,6 +116,11 @@ def _range(sweep: RangeSweep) -> BaseDistribution:
             return steps
     # Steps that binary numbers do not have would end beside the values that were asked for.
     return CategoricalDistribution(values)
+
+
+def _refuse_log(log: bool, low: float) -> None:
+    if log and low <= 0:
+        raise ValueError(f"a logarithmic scale begins above 0, not at {low}")
 
 
 def _refuse_tags(tags: set[str], reason: str) -> None:

@@ -43,7 +43,8 @@ def open_journal(file: Path) -> JournalStorage:
                 raise ValueError(f"{refusal}: the file is there, and no journal")
         return JournalStorage(Journal(file))
     except OSError as error:
-        raise ValueError(f"{refusal}: {error.strerror}") from error
+        remedy = "choose a file in a folder that is there and can be written"
+        raise ValueError(f"{refusal} ({error.strerror}): {remedy}") from error
     except StorageInternalError as error:
         raise ValueError(f"{refusal}: {error}, so restore it, or begin another study in another file") from error
 
