@@ -3,7 +3,8 @@
     python benchmarks/startup.py
 
 Measured, taking turns: `import torch` alone for comparison, a refused typo, `--help`, a refused budget, a dry run
-and the first step of training, on the images that come with a package, and a dry run on MNIST, which must be there.
+and the first step of training, on the images that come with a package, and a dry run on MNIST, which must be
+there.
 """
 
 import argparse
