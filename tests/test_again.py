@@ -43,6 +43,7 @@ def multirun(bantam: Bantam, few: Few, tmp_path: Path) -> list[str]:
     return line
 
 
+@pytest.mark.whole
 def test_a_multirun_typed_again_skips_what_is_finished_and_starts_what_is_missing(
     bantam: Bantam, tmp_path: Path, multirun: list[str]
 ) -> None:
@@ -57,6 +58,7 @@ def test_a_multirun_typed_again_skips_what_is_finished_and_starts_what_is_missin
     assert (tmp_path / "runs" / "1" / "weights.safetensors").read_bytes() == weights
 
 
+@pytest.mark.whole
 def test_an_interrupted_job_goes_on_from_its_checkpoint(bantam: Bantam, few: Few, tmp_path: Path) -> None:
     line = ["-m", *few, "epochs=2", "seed=1,2", "report=false"]
     assert bantam("train.py", *line, "hydra.sweep.dir=whole").returncode == 0
@@ -72,6 +74,7 @@ def test_an_interrupted_job_goes_on_from_its_checkpoint(bantam: Bantam, few: Few
         assert (again / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
 
 
+@pytest.mark.whole
 def test_a_job_that_failed_or_was_refused_is_tried_again(bantam: Bantam, few: Few, tmp_path: Path) -> None:
     line = ["-m", *few, "epochs=2", "seed=1,2", "report=false"]
     body = "raise OSError(28, 'No space left on device', str(folder))"
@@ -134,6 +137,7 @@ def test_two_jobs_with_one_folder_are_refused(bantam: Bantam, few: Few, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.whole
 def test_a_reference_to_a_key_that_differs_among_jobs_is_of_every_job(
     bantam: Bantam, few: Few, tmp_path: Path
 ) -> None:
@@ -164,6 +168,7 @@ def test_a_run_needs_no_variable_of_the_environment_that_it_was_begun_with(
     assert "the environment variable OWN_SEED is not set, which ${oc.env:OWN_SEED} takes: set it" in missing.stderr
 
 
+@pytest.mark.whole
 def test_a_multirun_without_folders_of_hydra_is_summed_up_all_the_same(
     bantam: Bantam, few: Few, tmp_path: Path
 ) -> None:
@@ -213,6 +218,7 @@ def test_a_damaged_checkpoint_is_refused_and_no_other_run_begins(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.whole
 def test_what_is_no_mistake_of_the_user_is_one_sentence_with_the_traceback_in_a_file(
     bantam: Bantam, few: Few, tmp_path: Path
 ) -> None:
@@ -232,6 +238,7 @@ def test_what_is_no_mistake_of_the_user_is_one_sentence_with_the_traceback_in_a_
     assert "Traceback" in shown.stderr
 
 
+@pytest.mark.whole
 def test_a_run_is_evaluated_without_the_files_that_it_was_composed_from(
     bantam: Bantam, tmp_path: Path, mnist_root: str
 ) -> None:
@@ -259,6 +266,7 @@ def test_a_result_without_its_keys_is_one_sentence(bantam: Bantam, finished_run:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.whole
 def test_every_job_that_trains_on_other_images_says_so(bantam: Bantam, tmp_path: Path) -> None:
     refused = "http://127.0.0.1:9"  # no proxy answers at this address
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), refused)
@@ -315,6 +323,7 @@ def test_a_dry_run_keeps_no_download(
     assert (tmp_path / "none" / "FashionMNIST" / "raw" / "SHA256SUMS").exists()
 
 
+@pytest.mark.whole
 def test_what_auto_stands_for_is_decided_once_for_all_jobs(bantam: Bantam, few: Few, tmp_path: Path) -> None:
     code = (
         "import runpy, sys, bantam.data as d\n"
@@ -330,6 +339,7 @@ def test_what_auto_stands_for_is_decided_once_for_all_jobs(bantam: Bantam, few: 
     assert (tmp_path / "decided").read_text() == f"{tmp_path}/none\n", done.stdout + done.stderr
 
 
+@pytest.mark.whole
 def test_a_resumed_run_has_the_seed_of_the_environment_in_which_it_was_begun(
     bantam: Bantam, few: Few, tmp_path: Path
 ) -> None:

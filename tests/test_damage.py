@@ -386,6 +386,7 @@ def test_a_run_without_its_checkpoint_says_that_it_starts_anew(
     assert history(run) == history(few_run)
 
 
+@pytest.mark.whole
 def test_a_run_that_has_lost_its_result_is_not_trained_anew(
     bantam: Bantam, few: tuple[str, ...], few_run: Path, tmp_path: Path
 ) -> None:
@@ -403,6 +404,7 @@ def test_a_run_that_has_lost_its_result_is_not_trained_anew(
         assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
+@pytest.mark.whole
 def test_a_job_that_has_lost_its_result_says_that_it_starts_anew(
     bantam: Bantam, few: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -145,6 +145,7 @@ def test_the_messages_in_troubleshooting_are_those_of_the_code(bantam: Bantam) -
             assert re.search(".*".join(map(re.escape, message.split("…"))), known), message
 
 
+@pytest.mark.whole
 def test_the_reference_is_of_the_schema_as_it_is() -> None:
     spec = importlib.util.spec_from_file_location("reference", DOCS / "reference.py")
     assert spec is not None
@@ -162,6 +163,7 @@ def added() -> list[tuple[str, str]]:
     ]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("code", "file"), added())
 def test_what_the_page_about_networks_adds_works(bantam: Bantam, tmp_path: Path, code: str, file: str) -> None:
     _, module, name = yaml.safe_load(file)["_target_"].split(".")

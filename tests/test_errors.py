@@ -30,6 +30,7 @@ def changed(folder: Path, name: str, code: str) -> str:
     return str(path)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_a_multirun_that_a_signal_stops_starts_no_other_job_and_goes_on(
@@ -120,6 +121,7 @@ def test_output_that_a_terminal_cannot_show_degrades(
     run("confirm.py", "--help")
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("code", "override", "said"),
     [
@@ -203,6 +205,7 @@ def test_a_machine_that_fails_is_one_sentence_in_every_command(
         assert "Traceback" in bantam(mine, *line, HYDRA_FULL_ERROR="1").stderr
 
 
+@pytest.mark.whole
 def test_nobody_reads_on(bantam: Bantam, finished_run: Path, tmp_path: Path) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
     mine = changed(tmp_path, "closed", "import os\nr, w = os.pipe()\nos.dup2(w, 1)\nos.close(r)\nos.close(w)")
@@ -228,6 +231,7 @@ def test_a_disk_that_is_full_at_the_start_is_one_sentence(
     assert said.endswith(".dir=runs cannot be written (No space left on device): choose another one")
 
 
+@pytest.mark.whole
 def test_a_disk_that_is_full_between_two_jobs_is_one_sentence(bantam: Bantam, few: Few, tmp_path: Path) -> None:
     code = (
         "import hydra.core.utils as u\n"
@@ -256,6 +260,7 @@ OWN_FAULT = "import bantam.training.setup as s\ndef mine(name):\n    return int(
 """A ValueError that Python raises within Bantam: no sentence for the user."""
 
 
+@pytest.mark.whole
 def test_a_fault_of_ours_is_not_shown_as_a_mistake_of_the_user(bantam: Bantam, few: Few, tmp_path: Path) -> None:
     script, train = changed(tmp_path, "mine", OWN_FAULT), str(PROJECT / "train.py")
     single = bantam(script, train, *few, "hydra.run.dir=run")

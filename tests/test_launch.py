@@ -191,6 +191,7 @@ def test_shell_completion_knows_groups_and_keys(bantam: Bantam) -> None:
     assert "optimizer.lr=" in complete("optimizer.")
 
 
+@pytest.mark.whole
 def test_a_multirun_goes_on_after_refused_and_diverged_jobs(bantam: Bantam, tmp_path: Path) -> None:
     result = bantam("train.py", "-m", *SMALL, "model.width=17,4", "optimizer.lr=0.02,1e30", "hydra.sweep.dir=runs")
     assert result.returncode == 1
@@ -245,6 +246,7 @@ def test_a_fault_of_a_launcher_is_not_hidden_by_the_jobs_it_left(forks: Forks, t
     assert "left no folder" not in done.stdout
 
 
+@pytest.mark.whole
 def test_jobs_side_by_side_divide_the_threads(bantam: Bantam, tmp_path: Path) -> None:
     result = bantam(
         "train.py",
@@ -290,6 +292,7 @@ def interrupt(bantam: Bantam, arguments: list[str], epochs: int, sign: signal.Si
     return process.wait(), output
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
 def test_an_interrupted_run_resumes_in_place_and_ends_bitwise_the_same(
     bantam: Bantam, few: tuple[str, ...], tmp_path: Path, sign: signal.Signals
@@ -360,6 +363,7 @@ def test_a_fallback_to_mnist5k_cannot_be_overlooked(bantam: Bantam, tmp_path: Pa
     assert "could not be downloaded" in recorded["reason"]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("chdir", ["true", "false"])
 def test_a_dry_run_creates_nothing(bantam: Bantam, tmp_path: Path, chdir: str) -> None:
     small = ("data=mnist5k", "data.validation=1000", "dry_run=true", f"hydra.job.chdir={chdir}")
@@ -423,6 +427,7 @@ def test_a_run_that_hydra_cannot_run_again_is_one_sentence(
     assert said in done.stderr
 
 
+@pytest.mark.whole
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_jobs_end_when_the_process_that_launched_them_is_killed(tmp_path: Path) -> None:
     """Those of joblib would train on, and then wait for work for five minutes."""

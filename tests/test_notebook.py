@@ -22,6 +22,7 @@ def texts(cell: Any) -> str:
     return "\n".join(found)
 
 
+@pytest.mark.whole
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path / "jupyter"))

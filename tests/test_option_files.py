@@ -18,6 +18,7 @@ def test_a_file_is_cut_wherever_it_ends_too_early() -> None:
         assert not option_files.is_cut(other)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "line",
     [

@@ -26,6 +26,7 @@ def trained_npz(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     return once(tmp_path_factory, "trained-npz", train)
 
 
+@pytest.mark.whole
 def test_a_dry_run_counts_the_network_for_these_images(bantam: Bantam, tmp_path: Path) -> None:
     write_npz(tmp_path / "letters.npz", **arrays(classes=26, side=32, train=104))
     settings = ("data=npz", "data.root=letters.npz", "model=flexible", "batch_size=10", "dry_run=true")
@@ -100,6 +101,7 @@ def test_images_of_another_shape_are_refused(
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.whole
 def test_a_folder_and_a_multirun_of_several_data(bantam: Bantam, tmp_path: Path) -> None:
     write_folder(tmp_path / "pets")
     (tmp_path / "mine.py").write_text(
@@ -128,6 +130,7 @@ def test_a_single_class_is_refused_where_it_is_the_images_that_have_it(bantam: B
         assert f"{root} has a single class, and a network tells several apart: add images" in done.stderr
 
 
+@pytest.mark.whole
 def test_a_search_on_images_of_ones_own(bantam: Bantam, tmp_path: Path) -> None:
     write_npz(tmp_path / "my.npz")
     search = (

@@ -62,6 +62,7 @@ def test_importing_is_quick_and_offers_what_there_is() -> None:
         _ = package.trian
 
 
+@pytest.mark.whole
 def test_a_run_is_that_of_the_command_line(bantam: Bantam, few: Few, tmp_path: Path) -> None:
     typed = bantam("train.py", *few, "hydra.run.dir=typed")
     assert typed.returncode == 0, typed.stderr
@@ -102,6 +103,7 @@ def test_a_run_has_history_verdict_and_network(few: Few, capsys: pytest.CaptureF
     assert network.classes == images.classes
 
 
+@pytest.mark.whole
 def test_drawing_leaves_matplotlib_as_it_is(few: Few) -> None:
     import matplotlib
 
@@ -145,6 +147,7 @@ class InEpoch:
         raise self.error
 
 
+@pytest.mark.whole
 def test_a_run_that_was_stopped_is_resumed_to_the_same_bits(
     few: Few, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

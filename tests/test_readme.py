@@ -57,6 +57,7 @@ def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= 150
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "command",
     [

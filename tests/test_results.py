@@ -50,6 +50,7 @@ def test_what_holds_the_target_does_so_on_the_seeds_that_it_claims(name: str) ->
     assert len(held) == group.met >= least
 
 
+@pytest.mark.whole
 def test_the_table_of_the_readme_is_of_the_published_runs(
     bantam: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:

@@ -38,6 +38,7 @@ def rates(folder: Path) -> list[float]:
     return [cfg.optimizer.lr for cfg in configs if "momentum" in cfg.optimizer]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_editing_an_option_changes_no_later_job(bantam: Bantam, tmp_path: Path, launcher: str) -> None:
     file = options(tmp_path)
@@ -58,6 +59,7 @@ def test_editing_an_option_changes_no_later_job(bantam: Bantam, tmp_path: Path, 
     assert rates(tmp_path / "jobs") == [0.025, 0.025]
 
 
+@pytest.mark.whole
 def test_editing_an_option_of_a_searched_group_changes_no_later_trial(bantam: Bantam, tmp_path: Path) -> None:
     """In a folder with a time stamp, which workers that begin in another second must find."""
     file = options(tmp_path)

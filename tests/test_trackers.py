@@ -216,6 +216,7 @@ def test_mlflow_marks_a_pruned_trial(
     assert [metric.step for metric in client.get_metric_history(entry.info.run_id, "test_accuracy")] == [1]
 
 
+@pytest.mark.whole
 def test_tensorboard_reads_its_files(bantam: Bantam, few: tuple[str, ...], tmp_path: Path) -> None:
     installed("tensorboard")
     line = ("train.py", *few, "tracker=tensorboard", "epochs=2", "pictures=true", "hydra.run.dir=run")
@@ -287,6 +288,7 @@ def test_a_missing_package_is_one_sentence_before_anything_is_made(
         prepare(composed(*few, f"tracker={option}"), at(tmp_path))
 
 
+@pytest.mark.whole
 def test_a_run_continues_with_another_tracker(bantam: Bantam, few: tuple[str, ...], tmp_path: Path) -> None:
     installed("tensorboard")
     process = bantam.start("train.py", *few, "epochs=2", "hydra.run.dir=run", hold=1)
@@ -322,6 +324,7 @@ def test_a_server_that_is_not_there_costs_a_warning(bantam: Bantam, few: tuple[s
     assert (tmp_path / "run" / "result.json").exists()
 
 
+@pytest.mark.whole
 def test_a_refused_job_of_a_multirun_is_sent_when_it_ends(
     bantam: Bantam, few: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -57,6 +57,7 @@ def computed(model: Any, operation: str, place: int) -> dict[str, Any]:
     return {output: found[name] for output, name in names.items()}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("make", [separable, shared, with_biases])
 def test_another_reader_predicts_the_same(make: Callable[[], nn.Module], images: Data) -> None:
     torch.manual_seed(0)
@@ -69,6 +70,7 @@ def test_another_reader_predicts_the_same(make: Callable[[], nn.Module], images:
     assert np.abs(by_reference - by_runtime).max() < 0.05 * np.abs(by_runtime).max()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("make", [separable, shared])
 def test_onnx_runtime_still_multiplies_bytes(make: Callable[[], nn.Module], images: Data, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -86,6 +88,7 @@ def test_onnx_runtime_still_multiplies_bytes(make: Callable[[], nn.Module], imag
     assert not made["Expand"] + made["Shape"] + made["Mul"]
 
 
+@pytest.mark.whole
 def test_each_channel_has_a_scale_of_its_own(images: Data) -> None:
     torch.manual_seed(0)
     network = separable()

@@ -29,6 +29,7 @@ def settle(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "make",
     [
@@ -74,6 +75,7 @@ def test_three_channels_and_the_normalisation_are_inside(images: Data) -> None:
     torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.whole
 def test_batch_norm_is_folded_and_nothing_of_the_code_is_in_the_file(images: Data) -> None:
     model = graph(settle(models.Flexible(early1=4, early2=4, late1=4, late2=4, late3=4)), images, "model=flexible")
     assert "BatchNormalization" not in operations(model)

@@ -39,6 +39,7 @@ def test_eight_bits_take_little_and_predict_nearly_the_same(model: Any, images: 
     assert rounded.shape == exact.shape
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "last",
     [

@@ -42,6 +42,7 @@ class Net(nn.Module):
 """
 
 
+@pytest.mark.whole
 def test_a_run_of_ones_own_network_leaves_its_folder(bantam: Bantam, few: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     trained = bantam("train.py", *few, "model=mine.py:Net", "ema=0.9", "hydra.run.dir=run")
@@ -69,6 +70,7 @@ def test_a_run_of_ones_own_network_leaves_its_folder(bantam: Bantam, few: tuple[
     assert table[2].endswith(f"| {answer['int8']['weight_bytes']:,} | {answer['int8']['accuracy']:.2f} |")
 
 
+@pytest.mark.whole
 def test_bytes_are_those_of_the_budget_without_batch_norm(
     bantam: Bantam, few: tuple[str, ...], composed: Compose, tmp_path: Path
 ) -> None:
@@ -80,6 +82,7 @@ def test_bytes_are_those_of_the_budget_without_batch_norm(
     assert 0 < answer["float32"]["weight_bytes"] - answer["bytes"] < 64  # the normalisation, and shapes
 
 
+@pytest.mark.whole
 def test_a_network_that_predicts_otherwise_is_not_written(
     composed: Compose, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +144,7 @@ def test_a_folder_in_the_place_of_a_file_is_said_before_anything_is_written(
     assert [path.name for path in [*run.glob("*.onnx"), *run.glob("export.json")]] == [name]
 
 
+@pytest.mark.whole
 def test_of_a_full_disk_no_half_export_remains(
     composed: Compose, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +162,7 @@ def test_of_a_full_disk_no_half_export_remains(
     assert not [*run.glob("*.onnx"), *run.glob("export.json")]
 
 
+@pytest.mark.whole
 def test_of_ctrl_c_no_half_export_remains(
     composed: Compose, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
         idx.read(tmp_path / "images", 3)
 
 
+@pytest.mark.whole
 def test_mnist_is_read_without_torchvision(tmp_path: Path) -> None:
     """Importing it takes as long as all else before the first step."""
     raw = tmp_path / "MNIST" / "raw"

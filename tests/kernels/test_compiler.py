@@ -254,6 +254,7 @@ compiler.library("depthwise.c", selfcheck.compare, **{SIZES})
 """
 
 
+@pytest.mark.whole
 def test_two_processes_may_compile_at_once_and_what_a_killed_one_left_is_removed(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -78,6 +78,7 @@ def networks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, int, int], int]
     return nn.Sequential(*layers), (channels, height, width), draw(st.integers(1, 9))
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("quick")
 @settings(
     max_examples=20,

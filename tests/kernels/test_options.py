@@ -77,6 +77,7 @@ def blocks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, int, int]]:
     return nn.Sequential(*layers), (inputs, side, side)
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("quick")
 @settings(
     max_examples=15,
@@ -95,6 +96,7 @@ def test_a_block_computes_what_pytorchs_layers_compute(
     compare(model, image, images, threads, exact=model[0].kernel_size == (1, 1))
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("quick")
 @settings(
     max_examples=15,

@@ -86,6 +86,7 @@ def test_typed_in_a_folder_it_is_trained_and_evaluated_when_it_is_gone(
     assert result.stderr == "Error: run/network.py is not the file that the run was trained with: restore it\n"
 
 
+@pytest.mark.whole
 def test_a_class_without_arguments_beside_one_of_bantams(
     bantam: Bantam, mine: Path, images: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -128,6 +129,7 @@ def test_an_interrupted_run_goes_on_when_the_file_has_changed(
     assert (tmp_path / "run" / "result.json").exists()
 
 
+@pytest.mark.whole
 def test_its_arguments_are_searched_and_the_best_is_confirmed(bantam: Bantam, mine: Path, tmp_path: Path) -> None:
     line = ("model=mine.py:Net", "model.width=4,6", *REST, "data=mnist5k", "data.validation=500")
     study = ("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", "hydra.sweep.dir=study")

@@ -182,6 +182,7 @@ def contents(page: str) -> dict[str, str]:
     return found
 
 
+@pytest.mark.whole
 def test_every_study_and_its_parts_are_in_the_table_of_contents(tmp_path: Path) -> None:
     studies = [write_study(tmp_path / name, (97.0, 99.0, 98.0, 98.5, 98.7)) for name in ("first", "second")]
     write_run(studies[0] / "confirm" / "trial_1-validation-2", (90.0, 98.0, 98.5, 98.2), 2)
@@ -246,6 +247,7 @@ def test_many_groups_are_shown_by_the_best(tmp_path: Path) -> None:
     assert rows(section(found, "runs")) == 30
 
 
+@pytest.mark.whole
 def test_a_thousand_trials_stay_small(tmp_path: Path) -> None:
     started = time.time()
     page = html(thousand(tmp_path / "study"))
@@ -318,6 +320,7 @@ def test_a_page_that_cannot_be_written_does_not_touch_the_search(
     assert captured.out + captured.err == ""
 
 
+@pytest.mark.whole
 def test_the_command(bantam: Bantam, tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     result = bantam("report.py", "run")
@@ -329,6 +332,7 @@ def test_the_command(bantam: Bantam, tmp_path: Path) -> None:
     assert result.stderr == "Error: nowhere is no folder: give that of a run, a multirun or a study\n"
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("override", "written"), [("report=true", True), ("report=false", False)])
 def test_a_multirun_ends_with_its_report(bantam: Bantam, tmp_path: Path, override: str, written: bool) -> None:
     small = ("data=mnist5k", "epochs=1", "pictures=false", "threads=1", "hydra.sweep.dir=runs", override)
@@ -362,6 +366,7 @@ def texts(browser: Browser, column: int) -> list[str]:
     return found
 
 
+@pytest.mark.whole
 def test_in_a_browser_wide_and_narrow_light_and_dark(browser: Browser, tmp_path: Path) -> None:
     folder = story(tmp_path / EVIL.replace("/", "∕") / "runs")
     study = write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 98.7))
@@ -392,6 +397,7 @@ def test_in_a_browser_wide_and_narrow_light_and_dark(browser: Browser, tmp_path:
     assert browser.evaluate("window.evil") is None
 
 
+@pytest.mark.whole
 def test_tables_are_sorted_filtered_and_saved(browser: Browser, tmp_path: Path) -> None:
     browser.show(report.write([story(tmp_path / "runs")]))
     assert [Path(name).name for name in texts(browser, 0)] == list("01234567")
@@ -426,6 +432,7 @@ def test_tables_are_sorted_filtered_and_saved(browser: Browser, tmp_path: Path) 
     assert browser.complaints == []
 
 
+@pytest.mark.whole
 def test_a_figure_says_that_it_is_not_drawn_yet_and_follows_the_colours(browser: Browser, tmp_path: Path) -> None:
     browser.show(report.write([story(tmp_path / "runs")]))
     place = "[...document.querySelectorAll('.plot')].at(-1)"
@@ -440,6 +447,7 @@ def test_a_figure_says_that_it_is_not_drawn_yet_and_follows_the_colours(browser:
     assert browser.complaints == []
 
 
+@pytest.mark.whole
 def test_a_running_page_loads_itself_again_and_keeps_its_place_and_its_filter(
     browser: Browser, tmp_path: Path
 ) -> None:
@@ -464,6 +472,7 @@ def test_a_running_page_loads_itself_again_and_keeps_its_place_and_its_filter(
     assert browser.complaints == []
 
 
+@pytest.mark.whole
 def test_a_wide_table_of_trials_fits_a_screen(browser: Browser, tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 98.7))
     lines = (folder / "trials.csv").read_text().splitlines()
@@ -476,6 +485,7 @@ def test_a_wide_table_of_trials_fits_a_screen(browser: Browser, tmp_path: Path) 
     assert browser.evaluate(fits)
 
 
+@pytest.mark.whole
 def test_a_table_of_trials_with_all_costs_fits_a_screen(browser: Browser, tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 98.7))
     with (folder / "trials.csv").open(newline="") as stream:
@@ -493,6 +503,7 @@ def test_a_table_of_trials_with_all_costs_fits_a_screen(browser: Browser, tmp_pa
     assert browser.evaluate(fits)
 
 
+@pytest.mark.whole
 def test_an_axis_of_few_trials_has_every_number_once(browser: Browser, tmp_path: Path) -> None:
     for count in (2, 4, 7):
         folder = write_study(tmp_path / f"{count}", tuple(97.0 + i / 10 for i in range(count)), pruned=0, over=0)
@@ -504,6 +515,7 @@ def test_an_axis_of_few_trials_has_every_number_once(browser: Browser, tmp_path:
         assert browser.complaints == []
 
 
+@pytest.mark.whole
 def test_labels_that_stand_in_two_figures_are_written_once(browser: Browser, tmp_path: Path) -> None:
     page = report.write([write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 98.7))])
     assert page.read_text().count("trial 0: 97.000 %<br>optimizer.lr 0.01<br>model v2") == 1

@@ -63,6 +63,7 @@ def test_a_wide_terminal_shows_every_column(tmp_path: Path) -> None:
     assert "optimizer.lr" in shown.split("\nTrials\n")[1]
 
 
+@pytest.mark.whole
 def test_of_many_trials_the_best_are_shown_and_of_many_runs_all(
     tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:

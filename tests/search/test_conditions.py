@@ -28,6 +28,7 @@ STEP = "{when:{scheduler:step},params:{optimizer.lr:'interval(0.01,0.02)',schedu
 CYCLE = "{when:{scheduler:[one_cycle,cosine]},params:{optimizer.lr:'interval(0.1,0.2)'}}"
 
 
+@pytest.mark.whole
 def test_a_key_is_searched_only_where_the_network_has_it(searching: Callable[..., Search]) -> None:
     search = searching("hydra.sweeper.n_trials=12", space=NETWORKS, result=anything)
     listed = work(search)
@@ -52,6 +53,7 @@ def test_every_sampler_searches_a_conditional_space(searching: Callable[..., Sea
     assert {"model.dropout" in trial.params for trial in complete} == {True, False}
 
 
+@pytest.mark.whole
 def test_a_grid_has_every_point_of_every_option_once(searching: Callable[..., Search]) -> None:
     space = ("model=v1,skeleton", "model.dropout=0.0,0.1", "model.width=8,10", "optimizer.momentum=0.5,0.9")
     search = searching("hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=99", space=space, result=anything)
@@ -71,6 +73,7 @@ def test_every_point_of_a_grid_is_listed_once(searching: Callable[..., Search]) 
         searching(space=("optimizer.momentum=interval(0,0.9)", "optimizer.lr=0.1,0.2")).points()
 
 
+@pytest.mark.whole
 def test_all_options_of_a_group(searching: Callable[..., Search]) -> None:
     search = searching(space=("model=glob(v*)", "scheduler=glob(*,exclude=loss_dip)"))
     assert search.space["model"].choices == ("v1", "v2")
@@ -89,6 +92,7 @@ def test_all_options_of_a_group(searching: Callable[..., Search]) -> None:
         searching(space=("model=glob(w*)",))
 
 
+@pytest.mark.whole
 def test_conditions_that_are_written_down(searching: Callable[..., Search]) -> None:
     space = ("scheduler=step,one_cycle,cosine,constant", "optimizer.momentum=interval(0.5,0.9)")
     search = searching(spaces(STEP, CYCLE), "hydra.sweeper.n_trials=20", space=space, result=anything)
@@ -120,6 +124,7 @@ def test_a_condition_comes_before_what_has_none(searching: Callable[..., Search]
     assert not any(name.startswith("scheduler.") for name in low["cosine"])
 
 
+@pytest.mark.whole
 def test_the_command_line_wins_over_conditions(searching: Callable[..., Search]) -> None:
     search = searching(spaces(STEP), space=("scheduler=step,cosine", "optimizer.lr=interval(0.3,0.4)"))
     assert by_key(end(search, 0, {"scheduler": "step"}))["optimizer.lr"] == 0.3
@@ -145,6 +150,7 @@ def test_a_condition_on_a_value(searching: Callable[..., Search]) -> None:
     assert end(search, 0, {"model.early_separable": False}) == {"model.early_separable": False}
 
 
+@pytest.mark.whole
 def test_whole_experiments_are_searched(searching: Callable[..., Search]) -> None:
     space = ("experiment=v1,v2", "model.dropout=interval(0,0.1)")
     search = searching("hydra.sweeper.n_trials=4", space=space, result=anything)
@@ -163,6 +169,7 @@ def test_fixed_keys_are_for_the_options_that_have_them(searching: Callable[..., 
     assert compose(search, step)[0].scheduler.gamma == 0.3
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "space",
     [
@@ -184,6 +191,7 @@ def test_a_fixed_key_may_be_one_that_the_default_option_lacks(
     assert not any(line.startswith(key) for line in overrides(search, lacking))
 
 
+@pytest.mark.whole
 def test_a_fixed_key_that_no_option_has_is_refused_by_name(searching: Callable[..., Search]) -> None:
     with pytest.raises(ValueError, match="scheduler.warmp=0.3 is no key of any option that is searched"):
         check(searching("scheduler.warmp=0.3", space=("scheduler=step,one_cycle",)))
@@ -236,6 +244,7 @@ def test_what_cannot_be_searched_is_refused_by_name(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.whole
 def test_known_settings_of_an_option(searching: Callable[..., Search]) -> None:
     enqueue = "[{scheduler:one_cycle,optimizer.lr:0.15},{scheduler:step,optimizer.lr:0.015,scheduler.gamma:0.15}]"
     search = searching(
@@ -251,6 +260,7 @@ def test_known_settings_of_an_option(searching: Callable[..., Search]) -> None:
     assert by_key(second.params) == {"scheduler": "step", "optimizer.lr": 0.015, "scheduler.gamma": 0.15}
 
 
+@pytest.mark.whole
 def test_a_study_is_about_its_conditions(searching: Callable[..., Search]) -> None:
     line = ("hydra.sweeper.n_trials=2",)
     work(searching(*line, spaces(STEP), space=("scheduler=step,cosine",), result=anything))
@@ -259,6 +269,7 @@ def test_a_study_is_about_its_conditions(searching: Callable[..., Search]) -> No
         work(searching(*line, spaces(other), space=("scheduler=step,cosine",), result=anything))
 
 
+@pytest.mark.whole
 def test_networks_over_the_budget_among_options(searching: Callable[..., Search]) -> None:
     space = ("model=v1,flexible", "model.width=range(8,21)", "model.late1=range(8,30)")
     listed = work(searching("hydra.sweeper.n_trials=10", *TWO, space=space, result=anything))
@@ -275,6 +286,7 @@ OF_SCHEDULES = {
 }
 
 
+@pytest.mark.whole
 def test_one_value_for_a_key_that_only_some_options_have(searching: Callable[..., Search]) -> None:
     space = ("scheduler=step,one_cycle", "scheduler.warmup=choice(0.3)", "optimizer.lr=interval(0.01,0.1)")
     search = searching("hydra.sweeper.n_trials=8", "hydra/sweeper/sampler=random", space=space, result=anything)

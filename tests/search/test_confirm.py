@@ -133,6 +133,7 @@ def test_of_a_front_trials_must_be_named(study: Path, tmp_path: Path) -> None:
     assert summary(study)["winner"] == 1
 
 
+@pytest.mark.whole
 def test_a_front_is_taken_within_the_budget(study: Path, tmp_path: Path) -> None:
     rows = ["number,state,reason,parameters,multiply_adds,objective,seconds,folder"]
     sizes = [(9, 90, 99.1), (8, 80, 99.3), (7, 99, 99.2)]
@@ -193,6 +194,7 @@ def test_what_cannot_be_changed_is_refused_and_blocks_nothing(
     confirm.confirm(study, 3, 5, script, [1], ["model.width=12"])
 
 
+@pytest.mark.whole
 def test_the_test_images_may_wait(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = pretender(tmp_path)
     confirm.confirm(study, 3, 5, script, test=False)
@@ -270,6 +272,7 @@ def test_a_second_confirmation_of_a_study_says_that_there_is_one(study: Path, tm
     confirm.confirm(study, 3, 5, script)
 
 
+@pytest.mark.whole
 def test_the_lock_of_a_confirmation_dies_with_what_it_trains(study: Path, tmp_path: Path) -> None:
     """confirm.py is killed, and its trainings go on: the next one may not remove their folders."""
     script = pretender(tmp_path)

@@ -17,6 +17,7 @@ def in_journal(folder: Path) -> str:
     return f"hydra.sweeper.storage=journal://{folder}/study.log"
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("sampler", ["multivariate_tpe", "nsgaii"])
 def test_a_search_in_a_journal_goes_on_where_it_was(
     searching: Callable[..., Search], tmp_path: Path, sampler: str

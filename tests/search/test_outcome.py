@@ -50,6 +50,7 @@ def test_the_best_trial_loses_its_weights_when_it_is_no_longer_the_best(searchin
     assert settled == {0, 1, 2}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "sampler",
     ["multivariate_tpe", "nsgaii", "gp", "random"],
@@ -86,6 +87,7 @@ def test_with_two_objectives_the_result_is_the_front(
             )
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("cost", ["multiply_adds", "bytes", "activations"])
 def test_any_cost_may_be_the_second_objective(searching: Callable[..., Search], cost: str) -> None:
     wanted = searching(
@@ -109,6 +111,7 @@ def test_any_cost_may_be_the_second_objective(searching: Callable[..., Search], 
     ]
 
 
+@pytest.mark.whole
 def test_the_front_is_written_and_every_network_on_it_can_be_run(
     searching: Callable[..., Search], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,7 @@ def wait_for(log: Path, text: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.whole
 def test_a_worker_is_the_same_command_line_in_a_session_of_its_own(
     started_worker: Callable[[str], tuple[BaseProcess, Path]],
 ) -> None:
@@ -92,6 +93,7 @@ def watcher(folder: Path, works: str, watches: str) -> subprocess.Popen[bytes]:
     return process
 
 
+@pytest.mark.whole
 def test_a_worker_learns_that_nobody_watches_any_more(tmp_path: Path) -> None:
     works = (
         "print('works', flush=True)\n"
@@ -104,6 +106,7 @@ def test_a_worker_learns_that_nobody_watches_any_more(tmp_path: Path) -> None:
     wait_for(tmp_path / "worker.log", "abandoned")
 
 
+@pytest.mark.whole
 def test_a_signal_to_the_group_leaves_the_workers_to_who_watches(tmp_path: Path) -> None:
     process = watcher(
         tmp_path,

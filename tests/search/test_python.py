@@ -58,6 +58,7 @@ def test_a_mistake_is_one_sentence_before_a_process_starts(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.whole
 def test_a_search_leaves_its_study(few: Few, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     one = {"n_trials": 1, "n_jobs": 1, "study_name": "small"}
     study = search("hparams_search=optuna", *few, "data.validation=100", "report=false", **one)

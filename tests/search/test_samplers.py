@@ -12,6 +12,7 @@ from bantam.training import folder as record
 from bantam.training.loop import Epoch
 
 
+@pytest.mark.whole
 def test_one_seed_gives_the_same_search_twice(searching: Callable[..., Search]) -> None:
     first = work(searching("hydra.sweeper.n_trials=3"))
     second = work(searching("hydra.sweeper.n_trials=3", folder="other"))
@@ -72,6 +73,7 @@ def test_a_trial_that_is_pruned_beside_two_objectives_does_not_stop_the_sampler(
     assert not {1, 4, 7} & {trial.number for trial in outcome.front(listed)}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("sampler", ["random", "multivariate_tpe"])
 def test_neighbouring_seeds_have_nothing_in_common(searching: Callable[..., Search], sampler: str) -> None:
     """Seed 2 was seed 1, one trial later."""

@@ -42,6 +42,7 @@ def by_width(listed: list[Any]) -> dict[int, Any]:
     return {trial.params["model.width"]: trial for trial in listed}
 
 
+@pytest.mark.whole
 def test_the_objective_is_the_mean_of_the_seeds_which_are_the_same_for_all(
     searching: Callable[..., Search], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,6 +80,7 @@ def test_the_objective_is_the_mean_of_the_seeds_which_are_the_same_for_all(
     assert [float(row["deviation"]) for row in rows] == [pytest.approx(0.1), pytest.approx(0.1)]
 
 
+@pytest.mark.whole
 def test_the_head_of_an_experiment_names_a_network_of_ones_own(
     searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +94,7 @@ def test_the_head_of_an_experiment_names_a_network_of_ones_own(
     assert heads[0].rstrip().endswith(f" experiment=best seed=1,2 model={wanted.folder}/0/network.py:Net")
 
 
+@pytest.mark.whole
 def test_one_seed_leaves_no_trace_of_several(searching: Callable[..., Search]) -> None:
     wanted = searching("hydra.sweeper.n_trials=2")
     listed = work(wanted)
@@ -104,6 +107,7 @@ def test_one_seed_leaves_no_trace_of_several(searching: Callable[..., Search]) -
     assert "seeds" not in json.loads((wanted.folder / "summary.json").read_text())
 
 
+@pytest.mark.whole
 def test_the_lower_bound_is_the_mean_less_one_standard_error(searching: Callable[..., Search]) -> None:
     accuracies = {(8, 1): 95.0, (8, 2): 99.0, (10, 1): 96.5, (10, 2): 96.6, (12, 1): 96.0, (12, 2): 96.4}
     line = ("hydra.sweeper.seeds=2", GRID, "hydra/sweeper/pruner=none")
@@ -128,6 +132,7 @@ def test_a_lower_bound_of_one_seed_is_refused(searching: Callable[..., Search]) 
         check(searching("hydra.sweeper.seeds=0"))
 
 
+@pytest.mark.whole
 def test_a_study_is_continued_with_its_seeds_only(searching: Callable[..., Search]) -> None:
     line = ("hydra.sweeper.n_trials=1",)
     work(searching(*line, "hydra.sweeper.seeds=2"))
@@ -153,6 +158,7 @@ def test_a_study_is_continued_with_its_seeds_only(searching: Callable[..., Searc
 QUEUE = "hydra.sweeper.enqueue=[{model.width:8},{model.width:10},{model.width:12}]"
 
 
+@pytest.mark.whole
 def test_a_trial_that_cannot_catch_up_is_not_trained_on_the_next_seed(searching: Callable[..., Search]) -> None:
     accuracies = {
         **{(8, 1): 95.0, (8, 2): 97.0, (8, 3): 96.0},
@@ -178,6 +184,7 @@ def test_a_trial_that_cannot_catch_up_is_not_trained_on_the_next_seed(searching:
     assert everything.launcher.launched == [0] * 3 + [1] * 3 + [2] * 3
 
 
+@pytest.mark.whole
 def test_beside_a_cost_only_networks_that_cost_no_more_count(searching: Callable[..., Search]) -> None:
     accuracies = {
         **{(10, 1): 97.0, (10, 2): 97.5, (10, 3): 97.0},
@@ -195,6 +202,7 @@ def test_beside_a_cost_only_networks_that_cost_no_more_count(searching: Callable
     assert [trial.number for trial in outcome.result(wanted, listed)] == [1, 0]
 
 
+@pytest.mark.whole
 def test_a_seed_that_diverges_fails_its_trial(searching: Callable[..., Search]) -> None:
     def result(number: int, settings: dict[str, str]) -> dict[str, Any]:
         if (number, settings.get("seed")) == (1, "2"):
@@ -238,6 +246,7 @@ def pretend_to_save(wanted: Search) -> None:
     wanted.launcher.launch = launch_and_save  # type: ignore[method-assign]
 
 
+@pytest.mark.whole
 def test_the_finished_seeds_of_a_stopped_trial_are_taken_over(searching: Callable[..., Search]) -> None:
     stop = True
 
@@ -270,6 +279,7 @@ def test_the_finished_seeds_of_a_stopped_trial_are_taken_over(searching: Callabl
     assert not (again.folder / "1" / "seed-2" / "seed-2").exists()
 
 
+@pytest.mark.whole
 def test_only_the_best_trial_keeps_the_weights_of_its_seeds(searching: Callable[..., Search]) -> None:
     accuracies = {(8, 1): 95.0, (8, 2): 97.0, (10, 1): 98.0, (10, 2): 98.5, (12, 1): 98.1, (12, 2): 98.0}
     wanted = searching("hydra.sweeper.seeds=2", GRID, QUEUE, result=reached(accuracies), space=WIDTHS)
@@ -325,6 +335,7 @@ def test_the_live_table_says_which_seed_is_trained(searching: Callable[..., Sear
 SEARCH = ("hydra.sweeper.seeds=3", "hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1", "epochs=2")
 
 
+@pytest.mark.whole
 def test_a_search_that_is_killed_between_two_seeds_trains_no_seed_twice(
     started: Callable[..., Forked], bantam: Bantam, tmp_path: Path
 ) -> None:
@@ -364,6 +375,7 @@ def test_a_search_that_is_killed_between_two_seeds_trains_no_seed_twice(
     assert json.loads((study / "confirm" / "confirm.json").read_text())["seeds"] == [4, 5]  # fresh ones
 
 
+@pytest.mark.whole
 def test_two_terminals_train_every_seed_of_every_trial_once(
     started: Callable[..., Forked], bantam: Bantam, tmp_path: Path
 ) -> None:
@@ -382,6 +394,7 @@ def test_two_terminals_train_every_seed_of_every_trial_once(
     assert runs == sorted(name for i in range(4) for name in (f"{i}", f"{i}/seed-2"))
 
 
+@pytest.mark.whole
 def test_the_report_counts_the_seeds_of_a_trial_as_one_experiment(searching: Callable[..., Search]) -> None:
     accuracies = {
         **{(8, 1): 95.0, (8, 2): 96.0, (8, 3): 97.0},

@@ -13,6 +13,7 @@ from bantam.search.space import Search
 from bantam.search.study import hopeless, open_study
 
 
+@pytest.mark.whole
 def test_a_space_without_a_network_in_the_budget_ends_with_one_error(
     searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -26,6 +27,7 @@ def test_a_space_without_a_network_in_the_budget_ends_with_one_error(
     )
 
 
+@pytest.mark.whole
 def test_n_trials_counts_every_finished_training_over_all_continuations(
     searching: Callable[..., Search],
 ) -> None:
@@ -61,6 +63,7 @@ def test_a_study_of_one_objective_is_not_continued_with_two(searching: Callable[
         open_study(searching(*TWO, "hydra.sweeper.n_trials=1"))
 
 
+@pytest.mark.whole
 def test_known_settings_are_tried_first_and_once(searching: Callable[..., Search]) -> None:
     enqueue = "hydra.sweeper.enqueue=[{optimizer.lr:0.025,model.width:16},{model.dropout:0}]"
     work(searching(enqueue, "hydra.sweeper.n_trials=2"))
@@ -82,6 +85,7 @@ def test_a_grid_is_searched_once_without_its_networks_over_the_budget(
     assert len({tuple(trial.params.values()) for trial in listed}) == 6
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "known",
     [
@@ -104,6 +108,7 @@ def test_a_grid_and_known_settings_try_every_point_once(searching: Callable[...,
     assert len(wanted.launcher.launched) == 6
 
 
+@pytest.mark.whole
 def test_failures_of_before_do_not_refuse_a_line_that_is_typed_again(searching: Callable[..., Search]) -> None:
     broken = True
 
@@ -119,6 +124,7 @@ def test_failures_of_before_do_not_refuse_a_line_that_is_typed_again(searching: 
     assert trials.count(work(searching(*settings, result=result, space=SPACE[:1]))) == {"failed": 2, "complete": 6}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -139,6 +145,7 @@ def test_a_study_is_continued_only_as_it_was_begun(
     assert str(error.value).startswith(sentence)
 
 
+@pytest.mark.whole
 def test_workers_trials_and_the_address_of_the_storage_may_change(
     searching: Callable[..., Search], tmp_path: Path
 ) -> None:
@@ -155,6 +162,7 @@ def test_workers_trials_and_the_address_of_the_storage_may_change(
     assert trials.count(listed)["complete"] == 2
 
 
+@pytest.mark.whole
 def test_a_folder_with_trials_that_the_storage_does_not_know_is_refused(
     searching: Callable[..., Search], tmp_path: Path
 ) -> None:
@@ -164,6 +172,7 @@ def test_a_folder_with_trials_that_the_storage_does_not_know_is_refused(
         work(searching("hydra.sweeper.n_trials=1"))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
@@ -183,11 +192,13 @@ def test_a_machine_on_which_auto_stands_for_something_else_is_refused(
         open_study(searching())
 
 
+@pytest.mark.whole
 def test_a_study_goes_on_with_what_auto_became_there(searching: Callable[..., Search]) -> None:
     open_study(searching())
     open_study(searching("device=cpu"))
 
 
+@pytest.mark.whole
 def test_a_study_goes_on_where_a_reference_is_typed_as_its_value(searching: Callable[..., Search]) -> None:
     open_study(searching("seed=3"))
     open_study(searching("seed=3", "data.split_seed=3"))
@@ -195,6 +206,7 @@ def test_a_study_goes_on_where_a_reference_is_typed_as_its_value(searching: Call
         open_study(searching("seed=3", "data.split_seed=4"))
 
 
+@pytest.mark.whole
 def test_fixed_keys_of_a_searched_group_belong_to_the_study(searching: Callable[..., Search]) -> None:
     space = ("optimizer=choice(sgd,adamw)",)
     begun = open_study(searching("optimizer.weight_decay=0.1", space=space))
@@ -217,6 +229,7 @@ def test_fixed_keys_of_a_searched_group_belong_to_the_study(searching: Callable[
     open_study(searching("optimizer.weight_decay=0.1", space=space))
 
 
+@pytest.mark.whole
 def test_a_study_of_a_version_without_the_other_limits_goes_on(searching: Callable[..., Search]) -> None:
     line = ("hydra.sweeper.n_trials=2",)
     work(searching(*line))
@@ -230,6 +243,7 @@ def test_a_study_of_a_version_without_the_other_limits_goes_on(searching: Callab
         open_study(searching("budget.bytes=30000"))
 
 
+@pytest.mark.whole
 def test_a_space_with_networks_over_several_limits_only_is_given_up(
     searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +264,7 @@ def test_a_space_with_networks_over_several_limits_only_is_given_up(
     )
 
 
+@pytest.mark.whole
 def test_an_option_of_a_searched_group_is_not_edited_between_two_command_lines(
     searching: Callable[..., Search], tmp_path: Path
 ) -> None:
@@ -266,6 +281,7 @@ def test_an_option_of_a_searched_group_is_not_edited_between_two_command_lines(
         open_study(searching(*line, space=space))
 
 
+@pytest.mark.whole
 def test_a_study_that_was_begun_before_a_key_existed_goes_on_where_that_is_as_it_was(
     searching: Callable[..., Search],
 ) -> None:
@@ -279,6 +295,7 @@ def test_a_study_that_was_begun_before_a_key_existed_goes_on_where_that_is_as_it
         open_study(searching("label_smoothing=0.1"))
 
 
+@pytest.mark.whole
 def test_what_comes_from_the_environment_belongs_to_the_study(
     searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,6 +308,7 @@ def test_what_comes_from_the_environment_belongs_to_the_study(
     open_study(searching("seed=${oc.env:SEED}"))
 
 
+@pytest.mark.whole
 def test_the_option_is_named_where_another_one_was_chosen(searching: Callable[..., Search]) -> None:
     begun = open_study(searching())
     with pytest.raises(
@@ -306,6 +324,7 @@ def test_the_option_is_named_where_another_one_was_chosen(searching: Callable[..
         open_study(searching("data=auto", "data.became=mnist5k"))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -34,6 +34,7 @@ def look_for(seconds: float, silence: trials.Silence, clock: Clock, study: Study
     return [trial.number for trial in found]
 
 
+@pytest.mark.whole
 def test_a_trial_whose_process_died_at_once_is_run_again(
     searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,6 +51,7 @@ def test_a_trial_whose_process_died_at_once_is_run_again(
     assert trials.states(work(wanted)) == ["stopped", "complete", "complete"]
 
 
+@pytest.mark.whole
 def test_a_trial_whose_process_died_with_its_settings_is_run_again(
     searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +81,7 @@ def test_a_trial_whose_process_died_with_its_settings_is_run_again(
     assert listed[1].params == listed[0].params
 
 
+@pytest.mark.whole
 def test_a_heartbeat_that_changes_is_alive_whatever_the_clocks_say(
     searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +106,7 @@ def began(study: Study, number: int, later: str) -> None:
         )
 
 
+@pytest.mark.whole
 def test_the_time_in_which_nobody_looked_is_no_silence(
     searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +137,7 @@ def test_a_trial_that_was_stopped_is_queued_once_with_its_settings_alone(searchi
     assert again.constraints == {}
 
 
+@pytest.mark.whole
 def test_a_known_setting_is_not_lost_where_its_process_died_at_once(searching: Callable[..., Search]) -> None:
     known = "hydra.sweeper.enqueue=[{optimizer.lr:0.025,model.width:16}]"
     wanted = searching(known, "hydra.sweeper.n_trials=2")
@@ -198,6 +203,7 @@ def test_trials_of_older_studies_have_their_states() -> None:
     assert trials.states(listed) == ["pruned", "complete", "stopped", "complete", "failed", "failed"]
 
 
+@pytest.mark.whole
 def test_the_list_of_trials_tells_what_became_of_each(searching: Callable[..., Search], tmp_path: Path) -> None:
     listed = work(searching("hydra.sweeper.n_trials=4", space=("model.width=range(14,19)", SPACE[0])))
     trials.write(tmp_path / "study", listed)

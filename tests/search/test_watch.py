@@ -85,6 +85,7 @@ def test_bad_trials_are_pruned_and_good_ones_are_not(bantam: Bantam, tmp_path: P
     assert sorted(path.name for path in folder.iterdir()) == [".hydra", "history.csv", "result.json"]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("storage", STORAGES)
 def test_a_killed_search_goes_on_where_it_was(
     started: Callable[..., Forked], bantam: Bantam, tmp_path: Path, storage: str
@@ -107,6 +108,7 @@ def test_a_killed_search_goes_on_where_it_was(
     assert listed[2].params == listed[1].params or listed[3].params == listed[1].params
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("storage", STORAGES)
 def test_ctrl_c_requeues_the_trials(
     started: Callable[..., Forked], bantam: Bantam, tmp_path: Path, storage: str
@@ -128,6 +130,7 @@ def test_ctrl_c_requeues_the_trials(
     assert states == ["stopped", "stopped", "complete", "complete"]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("storage", STORAGES)
 def test_a_killed_worker_is_replaced(
     started: Callable[..., Forked], bantam: Bantam, tmp_path: Path, storage: str
@@ -143,6 +146,7 @@ def test_a_killed_worker_is_replaced(
     assert (counts["complete"], counts["stopped"], counts["running"]) == (3, 1, 0)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("storage", STORAGES)
 def test_the_same_command_line_in_a_second_terminal_joins_the_search(
     started: Callable[..., Forked], bantam: Bantam, tmp_path: Path, storage: str
@@ -168,6 +172,7 @@ def test_the_same_command_line_in_a_second_terminal_joins_the_search(
     assert len(folders) == 4
 
 
+@pytest.mark.whole
 def test_timeout_lets_running_trials_end(bantam: Bantam, tmp_path: Path) -> None:
     done = bantam(
         "train.py", *LINE, "hydra.sweeper.timeout=1", "hydra.sweeper.n_jobs=1", "hydra.sweeper.n_trials=9"
@@ -178,6 +183,7 @@ def test_timeout_lets_running_trials_end(bantam: Bantam, tmp_path: Path) -> None
     assert done.returncode == (0 if counts["complete"] else 1)
 
 
+@pytest.mark.whole
 def test_a_search_needs_m_and_a_fitting_schedule(bantam: Bantam) -> None:
     for arguments, sentence in (
         (("hparams_search=optuna",), "hparams_search=optuna searches only with -m"),
@@ -192,6 +198,7 @@ def test_a_search_needs_m_and_a_fitting_schedule(bantam: Bantam) -> None:
         assert refused.stderr.count("\n") == 1
 
 
+@pytest.mark.whole
 def test_four_workers_on_postgresql_lose_nothing_when_two_are_killed(
     started: Callable[..., Forked], bantam: Bantam, postgresql: Postgresql, tmp_path: Path
 ) -> None:
@@ -219,6 +226,7 @@ def test_four_workers_on_postgresql_lose_nothing_when_two_are_killed(
         assert record.read_result(tmp_path / "multirun" / "optuna" / str(trial.number))["objective"] == trial.value
 
 
+@pytest.mark.whole
 def test_trials_run_where_submitit_puts_them(bantam: Bantam, tmp_path: Path) -> None:
     pytest.importorskip("submitit", reason="submitit is not installed: pip install -e '.[submitit]'")
     done = bantam(
@@ -231,6 +239,7 @@ def test_trials_run_where_submitit_puts_them(bantam: Bantam, tmp_path: Path) -> 
     assert record.read_result(tmp_path / "multirun" / "optuna" / "0")["objective"] == trial.value
 
 
+@pytest.mark.whole
 def test_sigterm_is_in_the_summary(started: Callable[..., Forked], bantam: Bantam, tmp_path: Path) -> None:
     process = started("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1")
     bantam.wait_until_held("0")
@@ -276,6 +285,7 @@ def test_a_worker_whose_machine_cannot_train_stops_the_search_with_its_sentence(
     assert summary["ended_by"] == str(error.value)
 
 
+@pytest.mark.whole
 def test_the_page_is_written_while_the_search_goes_on(
     started: Callable[..., Forked], bantam: Bantam, tmp_path: Path
 ) -> None:
@@ -293,6 +303,7 @@ def test_the_page_is_written_while_the_search_goes_on(
     assert page.read_text() != running
 
 
+@pytest.mark.whole
 def test_a_search_goes_on_when_postgresql_was_restarted(
     started: Callable[..., Forked], bantam: Bantam, postgresql: Postgresql, tmp_path: Path
 ) -> None:
@@ -334,6 +345,7 @@ def test_what_is_printed_can_be_pasted_whatever_the_folder_is_called(bantam: Ban
     assert (tmp_path / name / "confirm" / "confirm.json").exists()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("damage", ["gone", "result", "configuration"])
 def test_a_search_ends_without_the_folder_of_its_best_trial(
     bantam: Bantam, finished: Finished, tmp_path: Path, damage: str
@@ -360,6 +372,7 @@ def test_a_search_ends_without_the_folder_of_its_best_trial(
     assert not (study / "experiment" / "best.yaml").exists()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("wanted", ["0", "1"])
 def test_the_traceback_of_a_trial_is_in_the_terminal_where_that_is_asked_for(
     forks: Forks, tmp_path: Path, wanted: str
@@ -377,6 +390,7 @@ def test_the_traceback_of_a_trial_is_in_the_terminal_where_that_is_asked_for(
     assert ("Traceback" in shown) == (wanted == "1")
 
 
+@pytest.mark.whole
 def test_a_search_that_goes_on_says_how_far_it_is_and_one_that_is_refused_writes_no_report(
     bantam: Bantam, finished: Finished, tmp_path: Path
 ) -> None:
@@ -392,6 +406,7 @@ def test_a_search_that_goes_on_says_how_far_it_is_and_one_that_is_refused_writes
     assert (tmp_path / "multirun" / "optuna" / "report.html").exists()
 
 
+@pytest.mark.whole
 def test_where_there_is_no_table_a_line_says_how_far_a_search_is(
     tmp_path: Path, forks: Forks, few: tuple[str, ...]
 ) -> None:
@@ -404,6 +419,7 @@ def test_where_there_is_no_table_a_line_says_how_far_a_search_is(
     assert re.search(r"^optuna: 0 of 1 trials .* no best yet", done.stdout, flags=re.MULTILINE)
 
 
+@pytest.mark.whole
 def test_a_search_says_once_on_what_images_it_trains_instead(bantam: Bantam, tmp_path: Path) -> None:
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     line = ("-m", "hydra/sweeper=bantam", "hydra.sweep.dir=study", "optimizer.lr=interval(0.01,0.1)", "epochs=1")
@@ -421,6 +437,7 @@ def test_a_search_says_once_on_what_images_it_trains_instead(bantam: Bantam, tmp
     assert "1,000 validation images are held out, not 2,000" in images["instead"]
 
 
+@pytest.mark.whole
 def test_data_that_vanish_in_the_middle_of_a_search_stop_it_and_cost_no_trial(
     started: Callable[..., Forked], bantam: Bantam, few_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -466,6 +483,7 @@ def test_a_damaged_kernel_is_built_anew_in_a_search(
     assert kernels == {"native"}
 
 
+@pytest.mark.whole
 def test_processes_with_other_clocks_and_time_zones_leave_each_others_trials_alone(
     forks: Forks, few_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from bantam.training import costs
 from bantam.training import folder as record
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("sampler", "told"),
     [
@@ -51,6 +52,7 @@ def test_a_network_over_the_budget_never_becomes_a_job(
     assert best.params["model.width"] <= 16
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("sampler", ["multivariate_tpe", "gp", "nsgaii"])
 def test_every_limit_of_the_budget_is_a_constraint(searching: Callable[..., Search], sampler: str) -> None:
     wanted = searching(
@@ -78,6 +80,7 @@ def test_every_limit_of_the_budget_is_a_constraint(searching: Callable[..., Sear
         assert trials.reason(trial, "over budget") == ", ".join(amounts)
 
 
+@pytest.mark.whole
 def test_failures_are_told_and_the_search_goes_on(searching: Callable[..., Search]) -> None:
     def result(number: int, settings: dict[str, str]) -> dict[str, Any]:
         if number == 0:
@@ -100,6 +103,7 @@ def test_failures_are_told_and_the_search_goes_on(searching: Callable[..., Searc
     assert hopeless(wanted, listed) == ""
 
 
+@pytest.mark.whole
 def test_pruned_trials_are_finished_trainings(searching: Callable[..., Search]) -> None:
     def result(number: int, settings: dict[str, str]) -> dict[str, Any]:
         early = {"verdict": "pruned", "reason": "pruned after epoch 2", "objective": None}
@@ -110,6 +114,7 @@ def test_pruned_trials_are_finished_trainings(searching: Callable[..., Search]) 
     assert listed[1].state == TrialState.PRUNED
 
 
+@pytest.mark.whole
 def test_an_interrupted_trial_is_run_again(searching: Callable[..., Search]) -> None:
     def result(number: int, settings: dict[str, str]) -> dict[str, Any]:
         if number == 1:
@@ -146,6 +151,7 @@ def test_two_workers_that_begin_the_same_last_trial_finish_one(searching: Callab
     assert trials.states(study.trials)[2] == "surplus"
 
 
+@pytest.mark.whole
 def test_settings_that_were_trained_are_not_trained_again(searching: Callable[..., Search]) -> None:
     wanted = searching(
         "hydra/sweeper/sampler=random",
@@ -192,6 +198,7 @@ def test_settings_that_were_pruned_are_pruned_again_without_training(
     assert wanted.launcher.launched == [0]
 
 
+@pytest.mark.whole
 def test_known_settings_that_were_queued_twice_are_trained_once_in_a_space_without_steps_too(
     searching: Callable[..., Search],
 ) -> None:
@@ -224,6 +231,7 @@ def test_settings_that_another_process_trains_are_waited_for(searching: Callable
     assert wanted.launcher.launched == []
 
 
+@pytest.mark.whole
 def test_the_result_of_a_trial_that_others_have_ended_is_dropped(
     searching: Callable[..., Search], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,6 +261,7 @@ def recorded(number: int, settings: dict[str, str]) -> dict[str, Any]:
     return {"verdict": "failed", "reason": reason, "objective": None}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("fault", [full, recorded])
 def test_a_full_disk_is_not_the_trials_fault(
     searching: Callable[..., Search], fault: Callable[[int, dict[str, str]], dict[str, Any]]

@@ -136,6 +136,7 @@ def test_a_fault_in_reading_images_is_not_about_the_files(
         build.build(composed("data=mnist5k"), "data", {"data": "mnist5k"})
 
 
+@pytest.mark.whole
 def test_an_optimizer_of_pytorchs_steps_without_its_compiler() -> None:
     code = """
 import sys, torch

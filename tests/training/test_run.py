@@ -20,6 +20,7 @@ Compose = Callable[..., DictConfig]
 Few = tuple[str, ...]
 
 
+@pytest.mark.whole
 def test_a_run_is_its_folder(composed: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cfg = composed(*SMALL, "epochs=2", "pictures=true", "threads=1")
     objective = train(cfg, at(tmp_path))

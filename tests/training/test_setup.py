@@ -155,6 +155,7 @@ def test_a_schedule_that_leaves_the_sensible_is_refused_before_training(composed
         prepare(cfg, info)
 
 
+@pytest.mark.whole
 def test_precision_auto_is_bfloat16_where_the_processor_computes_in_it(
     composed: Compose, info: RunInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +170,7 @@ def test_precision_auto_is_bfloat16_where_the_processor_computes_in_it(
     assert chosen("precision=bfloat16") == torch.bfloat16
 
 
+@pytest.mark.whole
 def test_kernels_auto_takes_c_on_a_cpu_where_it_can_and_else_pytorch(
     composed: Compose, info: RunInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
