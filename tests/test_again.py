@@ -305,6 +305,7 @@ def served(folder: Path, few_root: Path) -> str:
     return str(folder / "served.py")
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("line", [(), ("-m", "seed=1,2")])
 def test_a_dry_run_keeps_no_download(
     bantam: Bantam, few_root: Path, tmp_path: Path, line: tuple[str, ...]

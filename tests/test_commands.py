@@ -16,6 +16,7 @@ def script(folder: Path, lines: str, name: str = "script.py") -> str:
     return str(path)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("lines", "code"),
     [

@@ -508,6 +508,7 @@ def test_what_is_typed_wrongly_is_no_damaged_file(bantam: Bantam) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.whole
 def test_who_reads_a_report_or_confirms_needs_no_storage(
     call: Callable[..., tuple[int, str, str]], finished_study: Path, tmp_path: Path
 ) -> None:

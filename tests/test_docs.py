@@ -132,6 +132,7 @@ FOREIGN = {
 """Messages of Hydra's that the page about trouble quotes, and what brings them about."""
 
 
+@pytest.mark.whole
 def test_the_messages_in_troubleshooting_are_those_of_the_code(bantam: Bantam) -> None:
     rows = re.findall(r"^\| `([^`]+)` \|", (DOCS / "troubleshooting.md").read_text(), flags=re.MULTILINE)
     assert len(rows) > 15

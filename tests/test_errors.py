@@ -58,6 +58,7 @@ def test_a_multirun_that_a_signal_stops_starts_no_other_job_and_goes_on(
     assert history(tmp_path / "my runs" / "0") == history(tmp_path / "whole")
 
 
+@pytest.mark.whole
 def test_a_run_that_is_terminated_says_how_it_goes_on(bantam: Bantam, few: Few, tmp_path: Path) -> None:
     process = bantam.start("train.py", *few, "epochs=3", "hydra.run.dir=run", hold=1)
     bantam.wait_until_held("run")

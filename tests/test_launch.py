@@ -33,6 +33,7 @@ def only_run(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.whole
 def test_a_typo_is_refused_before_torch_is_imported(bantam: Bantam, tmp_path: Path) -> None:
     # An interpreter of its own, since it is about what that imports.
     for override, message in (
@@ -266,6 +267,7 @@ def test_jobs_side_by_side_divide_the_threads(bantam: Bantam, tmp_path: Path) ->
     assert results[0]["objective"] != results[1]["objective"]
 
 
+@pytest.mark.whole
 def test_a_used_folder_is_not_overwritten(bantam: Bantam, few: tuple[str, ...], tmp_path: Path) -> None:
     arguments = [*few, "hydra.run.dir=run"]
     assert bantam("train.py", *arguments).returncode == 0
@@ -325,6 +327,7 @@ def test_an_interrupted_run_resumes_in_place_and_ends_bitwise_the_same(
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.whole
 def test_evaluate_a_finished_run(bantam: Bantam, finished_run: Path, tmp_path: Path, mnist_root: str) -> None:
     folder = str(shutil.copytree(finished_run, tmp_path / "run"))
     result = bantam("evaluate.py", folder)

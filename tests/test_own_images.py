@@ -52,6 +52,7 @@ def test_a_run_has_all_that_it_has_of_digits(trained_npz: Path) -> None:
     assert (trained_npz / "run" / "mistakes.png").exists()
 
 
+@pytest.mark.whole
 def test_it_is_scored_again_and_on_others_with_the_numbers_of_its_training(
     bantam: Bantam, trained_npz: Path, tmp_path: Path
 ) -> None:

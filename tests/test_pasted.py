@@ -62,6 +62,7 @@ def test_what_continues_a_run_can_be_pasted(run: Path, capsys: pytest.CaptureFix
     assert resumes(shlex.split(resuming(run)), run)
 
 
+@pytest.mark.whole
 def test_what_is_to_be_left_out_can_be_found_in_what_was_typed(bantam: Bantam, run: Path, tmp_path: Path) -> None:
     given = override("data.root", NAME)
     done = bantam("train.py", override("resume", NAME), given, "epochs=7")

@@ -83,6 +83,7 @@ def test_a_run_is_that_of_the_command_line(bantam: Bantam, few: Few, tmp_path: P
     assert "exactly as recorded" in again.stdout, again.stderr
 
 
+@pytest.mark.whole
 def test_a_run_has_history_verdict_and_network(few: Few, capsys: pytest.CaptureFixture[str]) -> None:
     run = package.train(*few, "epochs=2", "ema=0.9", "seed=3")
     assert "epoch  2/2" in capsys.readouterr().out

@@ -105,6 +105,7 @@ def test_command(
         assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.whole
 def test_adding_a_network_takes_the_class_of_the_readme(bantam: Bantam, tmp_path: Path) -> None:
     (class_,) = (block for language, block in pages.blocks(RUN[0]) if language == "python")
     (tmp_path / "mine.py").write_text(class_)

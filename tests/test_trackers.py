@@ -311,6 +311,7 @@ def test_a_run_continues_with_another_tracker(bantam: Bantam, few: tuple[str, ..
     assert (sent.returncode, sent.stdout.splitlines()[-1]) == (0, "1 sent"), sent.stderr
 
 
+@pytest.mark.whole
 def test_a_server_that_is_not_there_costs_a_warning(bantam: Bantam, few: tuple[str, ...], tmp_path: Path) -> None:
     installed("mlflow")
     with socket.socket() as nobody:

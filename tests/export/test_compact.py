@@ -112,6 +112,7 @@ def test_each_channel_has_a_scale_of_its_own(images: Data) -> None:
         assert len(np.unique(after[1])) > min(before[1].size, 100) * 0.6
 
 
+@pytest.mark.whole
 def test_a_bias_takes_two_bytes_unless_it_is_too_large(images: Data) -> None:
     torch.manual_seed(0)
     network = with_biases()

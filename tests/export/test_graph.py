@@ -56,6 +56,7 @@ def test_a_network_in_onnx_computes_the_same(make: Callable[[], nn.Module], imag
         torch.testing.assert_close(torch.from_numpy(session(some.numpy())), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.whole
 def test_three_channels_and_the_normalisation_are_inside(images: Data) -> None:
     colour = replace(
         images,

@@ -78,6 +78,7 @@ class InHalf(nn.Module):
         return self.last(self.first(x.half()).relu().float().mean((2, 3)))  # type: ignore[no-any-return]
 
 
+@pytest.mark.whole
 def test_eight_bits_that_onnx_does_not_allow_are_one_sentence(images: Data) -> None:
     model = graph(InHalf().eval(), images, "model=mine")
     with pytest.raises(ValueError, match=r"^model=mine cannot be in eight bits in ONNX: .*float16") as refused:

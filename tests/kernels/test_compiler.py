@@ -213,6 +213,7 @@ def test_where_the_cache_cannot_be_written_another_folder_serves(
         library()
 
 
+@pytest.mark.whole
 def test_what_computes_something_else_is_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = compiler._compile
     changes = [

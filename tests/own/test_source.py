@@ -105,6 +105,7 @@ def test_a_class_without_arguments_beside_one_of_bantams(
     assert "mine.py:Plain reshapes with view, which needs channels_last=false and has it now" in result.stdout
 
 
+@pytest.mark.whole
 def test_an_interrupted_run_goes_on_when_the_file_has_changed(
     bantam: Bantam, mine: Path, images: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -235,6 +235,7 @@ def test_the_confirmation_is_shown(tmp_path: Path) -> None:
     assert "Fresh seeds, validation images" in figure_titles(page)
 
 
+@pytest.mark.whole
 def test_many_groups_are_shown_by_the_best(tmp_path: Path) -> None:
     for i in range(30):
         write_run(

@@ -75,6 +75,7 @@ def test_settings_side_by_side_have_the_best_tenth_in_colour(tmp_path: Path) -> 
     assert figure.see.startswith("The best tenth of the trials have lr 0.01259 to 0.01585")
 
 
+@pytest.mark.whole
 def test_a_thousand_trials_are_a_few_traces(tmp_path: Path) -> None:
     trials = [trial(i, lr=0.1 + i, width=i % 7) for i in range(1000)]
     found = drawn(Study(tmp_path, trials, ["lr", "width"]))

@@ -160,6 +160,7 @@ def test_whole_experiments_are_searched(searching: Callable[..., Search]) -> Non
         assert cfg.data.validation == 1000
 
 
+@pytest.mark.whole
 def test_fixed_keys_are_for_the_options_that_have_them(searching: Callable[..., Search]) -> None:
     search = searching("scheduler.gamma=0.3", space=("scheduler=one_cycle,step",))
     check(search)

@@ -152,6 +152,7 @@ def test_a_front_is_taken_within_the_budget(study: Path, tmp_path: Path) -> None
     assert summary(study)["winner"] == 1
 
 
+@pytest.mark.whole
 def test_all_may_be_changed_alike_but_not_half_of_them(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,6 +233,7 @@ def test_the_verdict_is_over_the_seeds(
     assert "Mean of the last epochs 99.454 ± 0.002 %" in shown
 
 
+@pytest.mark.whole
 def test_an_interrupted_confirmation_trains_only_what_is_missing(study: Path, tmp_path: Path) -> None:
     script = pretender(tmp_path)
     confirm.confirm(study, 3, 5, script)

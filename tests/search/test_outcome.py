@@ -13,6 +13,7 @@ from bantam.search.study import open_study
 from bantam.training import folder as record
 
 
+@pytest.mark.whole
 def test_only_the_best_trial_keeps_its_weights(searching: Callable[..., Search]) -> None:
     wanted = searching("hydra.sweeper.n_trials=5", space=SPACE[:1])
 
@@ -152,6 +153,7 @@ def test_the_front_is_written_and_every_network_on_it_can_be_run(
     assert f"front of {len(front)}: " in terminal.best(wanted, listed)
 
 
+@pytest.mark.whole
 def test_what_killed_processes_left_half_written_is_removed_at_the_end(searching: Callable[..., Search]) -> None:
     wanted = searching("hydra.sweeper.n_trials=2")
     work(wanted)
@@ -165,6 +167,7 @@ def test_what_killed_processes_left_half_written_is_removed_at_the_end(searching
     assert [path for path in left if path.exists()] == []
 
 
+@pytest.mark.whole
 def test_results_that_were_taken_over_are_counted_in_the_summary(
     searching: Callable[..., Search], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -217,6 +217,7 @@ def test_a_seed_that_diverges_fails_its_trial(searching: Callable[..., Search]) 
     assert wanted.launcher.launched == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3]
 
 
+@pytest.mark.whole
 def test_settings_that_were_trained_already_are_not_trained_again(searching: Callable[..., Search]) -> None:
     wanted = searching(
         "hydra.sweeper.seeds=2",
@@ -289,6 +290,7 @@ def test_only_the_best_trial_keeps_the_weights_of_its_seeds(searching: Callable[
     assert kept == {"1", "1/seed-2"}
 
 
+@pytest.mark.whole
 def test_a_trial_whose_process_died_counts_where_all_its_seeds_have_ended(
     searching: Callable[..., Search],
 ) -> None:
@@ -426,6 +428,7 @@ def test_the_report_counts_the_seeds_of_a_trial_as_one_experiment(searching: Cal
     assert trial.folder.name == "1"
 
 
+@pytest.mark.whole
 def test_a_confirmation_refuses_a_damaged_seed(searching: Callable[..., Search]) -> None:
     wanted = searching("hydra.sweeper.seeds=2", "hydra.sweeper.n_trials=1", space=SPACE[:1])
     outcome.write(wanted, work(wanted), "enough")

@@ -10,6 +10,7 @@ from bantam.search.space import Search
 from bantam.search.study import open_study
 
 
+@pytest.mark.whole
 def test_an_unreachable_storage_is_one_sentence_without_the_password(
     searching: Callable[..., Search],
 ) -> None:
@@ -34,6 +35,7 @@ def away() -> OperationalError:
     return OperationalError("SELECT 1", {}, Refused("connection refused\nIs the server running?"))
 
 
+@pytest.mark.whole
 def test_a_server_that_is_away_for_a_while_is_waited_for(
     searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

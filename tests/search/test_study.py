@@ -41,6 +41,7 @@ def test_n_trials_counts_every_finished_training_over_all_continuations(
     assert len(set(settings)) == len(settings)  # the seed is fixed, and no trial is repeated
 
 
+@pytest.mark.whole
 def test_a_search_in_which_everything_fails_stops_with_the_first_error(
     searching: Callable[..., Search],
 ) -> None:
@@ -57,6 +58,7 @@ def test_a_search_in_which_everything_fails_stops_with_the_first_error(
     assert "nan in trial" in reason
 
 
+@pytest.mark.whole
 def test_a_study_of_one_objective_is_not_continued_with_two(searching: Callable[..., Search]) -> None:
     work(searching("hydra.sweeper.n_trials=1"))
     with pytest.raises(ValueError, match=r"^hydra.sweeper.objectives is \[accuracy,parameters\] here, but \[acc"):
@@ -73,6 +75,7 @@ def test_known_settings_are_tried_first_and_once(searching: Callable[..., Search
     assert all(trial.params["optimizer.lr"] <= 0.1 for trial in listed)
 
 
+@pytest.mark.whole
 def test_a_grid_is_searched_once_without_its_networks_over_the_budget(
     searching: Callable[..., Search],
 ) -> None:

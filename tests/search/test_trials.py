@@ -121,6 +121,7 @@ def test_the_time_in_which_nobody_looked_is_no_silence(
     assert look_for(30, silence, clock, study) == [0]
 
 
+@pytest.mark.whole
 def test_a_trial_that_was_stopped_is_queued_once_with_its_settings_alone(searching: Callable[..., Search]) -> None:
     study = open_study(searching("hydra.sweeper.n_trials=2", space=SPACE[:1]))
     trial = study.ask()
@@ -148,6 +149,7 @@ def test_a_known_setting_is_not_lost_where_its_process_died_at_once(searching: C
     assert listed[1].params == {"optimizer.lr": 0.025, "model.width": 16}
 
 
+@pytest.mark.whole
 def test_two_processes_that_queue_a_trial_at_once_run_it_once(searching: Callable[..., Search]) -> None:
     wanted = searching("hydra.sweeper.n_trials=2", space=SPACE[:1])
     study = open_study(wanted)
@@ -161,6 +163,7 @@ def test_two_processes_that_queue_a_trial_at_once_run_it_once(searching: Callabl
     assert wanted.launcher.launched == [1, 3]
 
 
+@pytest.mark.whole
 def test_a_trial_whose_process_died_after_its_training_is_not_trained_again(
     searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def test_the_best_trial_is_repeated_exactly_by_the_line_that_the_search_prints(
     assert same.returncode == 0, same.stdout
 
 
+@pytest.mark.whole
 def test_a_study_that_has_its_trials_says_so_and_does_nothing(bantam: Bantam, finished: Finished) -> None:
     before = stored(finished.folder).trials
     done = bantam("train.py", *LINE, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2")
@@ -253,6 +254,7 @@ def test_sigterm_is_in_the_summary(started: Callable[..., Forked], bantam: Banta
     assert trials.states(stored(tmp_path).trials) == ["stopped", "waiting"]
 
 
+@pytest.mark.whole
 def test_the_end_says_why(bantam: Bantam, finished: Finished) -> None:
     folder = finished.folder / "multirun" / "optuna"
     assert "Ended since all trials are done." in finished.output

@@ -128,6 +128,7 @@ def test_an_interrupted_trial_is_run_again(searching: Callable[..., Search]) -> 
     assert listed[2].params == listed[1].params
 
 
+@pytest.mark.whole
 def test_a_failed_trial_beside_two_objectives_is_failed(searching: Callable[..., Search]) -> None:
     def result(number: int, settings: dict[str, str]) -> dict[str, Any]:
         if number == 0:
@@ -138,6 +139,7 @@ def test_a_failed_trial_beside_two_objectives_is_failed(searching: Callable[...,
     assert trials.states(listed) == ["failed", "complete", "complete", "complete"]
 
 
+@pytest.mark.whole
 def test_two_workers_that_begin_the_same_last_trial_finish_one(searching: Callable[..., Search]) -> None:
     wanted = searching("hydra.sweeper.n_trials=2", space=SPACE[:1])
     check(wanted)
@@ -180,6 +182,7 @@ def test_settings_that_were_trained_are_not_trained_again(searching: Callable[..
     assert {row["folder"] for row in rows} == {str(number) for number in originals.values()}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("objectives", [(), TWO])
 def test_settings_that_were_pruned_are_pruned_again_without_training(
     searching: Callable[..., Search], objectives: tuple[str, ...]
@@ -277,6 +280,7 @@ def test_a_full_disk_is_not_the_trials_fault(
     assert listed[1].params == listed[0].params
 
 
+@pytest.mark.whole
 def test_a_job_that_was_killed_is_run_again_but_not_for_ever(searching: Callable[..., Search]) -> None:
     class TerminatedWorkerError(Exception):
         """As joblib's."""

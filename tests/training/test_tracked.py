@@ -125,6 +125,7 @@ def test_a_pruned_run_is_marked_as_such(train: Callable[..., float]) -> None:
     assert tracker.told[1:] == [EPOCHS[0], ("end", "pruned", [])]
 
 
+@pytest.mark.whole
 def test_damaged_notes_make_a_new_entry(train: Callable[..., float], tmp_path: Path) -> None:
     for text in ("", "[]", '{"fake here": 5}', '{"fake here": {"epochs": "2", "id": 7}}'):
         for path in tmp_path.iterdir():
