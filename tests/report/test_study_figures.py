@@ -52,8 +52,8 @@ def test_trials_are_distinguished_by_their_state(tmp_path: Path) -> None:
 def test_trials_below_the_scale_are_counted_in_the_picture(tmp_path: Path) -> None:
     study = folders.read_study(write_study(tmp_path / "study", (50.0, 60.0, 97.0, 99.0, 98.0, 98.5)))
     for title, note in (
-        ("History", "below this scale: completed trials (2)<br>double-click to see all"),
-        ("Epoch by epoch", "below this scale: ends of lines (2)<br>double-click to see all"),
+        ("History", "below this scale: 2 completed trials<br>double-click to see all"),
+        ("Epoch by epoch", "below this scale: the ends of 2 lines<br>double-click to see all"),
     ):
         assert note in [each.text for each in drawn(study)[title].plot.layout.annotations]
 

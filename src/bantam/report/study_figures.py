@@ -132,7 +132,8 @@ def _mark_states(plot: go.Figure, study: Study, low: float, high: float, sizes: 
             opacity=0.7 if many else 1,
             hovertemplate="%{text}" + f"<br>%{{x:,}} {budget.COSTS[study.cost]}" * sizes + "<extra></extra>",
         )
-    note_outside(plot, ["completed trials" for t in study.completed if (t.objective or 0.0) < low])
+    if outside := sum((t.objective or 0.0) < low for t in study.completed):
+        note_outside(plot, [plural(outside, "completed trial")])
     plot.update_yaxes(accuracies(TITLE, low - 0.06 * (high - low), high))
 
 
@@ -228,7 +229,8 @@ def intermediate(study: Study, rebuilt: optuna.Study) -> Figure | None:
     _regroup(plot, lines, groups, "trial %{text}, epoch %{x}: %{y:.2f} %")
     ends = [t.epochs[-1][1] for t in drawn]
     low, high = _scale(ends)
-    note_outside(plot, ["ends of lines" for end in ends if end < low])
+    if outside := sum(end < low for end in ends):
+        note_outside(plot, [f"the ends of {plural(outside, 'line')}"])
     plot.update_xaxes(epochs(max(t.epochs[-1][0] for t in drawn))).update_yaxes(accuracies(TITLE, low, high))
     pruned = [t.epochs[-1][0] for t in drawn if t.state == "pruned" and not t.seeds]
     were = f"{plural(len(pruned), 'trial')} {'was' if len(pruned) == 1 else 'were'} pruned"
