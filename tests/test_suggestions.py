@@ -117,6 +117,8 @@ def test_a_folder_of_options_that_is_none_is_one_sentence(
         ("data.root=a=b.npz", """takes only in quotes: write 'data.root="a=b.npz"'"""),
         ("model=v2 epochs=1", "'model=v2 epochs=1' is no override: give each by itself, as key=value"),
         ("optimizer.lr=fast", "optimizer.lr=fast is refused: Value 'fast' of type 'str' could not be converted"),
+        ("hydra.job.env_copy=5", "is refused: hydra.job.env_copy is a list, so write 'hydra.job.env_copy=[5]'"),
+        ("hydra.job.env_copy={a:1}", "hydra.job.env_copy is a list, so write 'hydra.job.env_copy=[{a:1}]'"),
         ("device=gpu", "device=gpu is refused: Invalid value 'gpu', expected one of"),
     ],
 )

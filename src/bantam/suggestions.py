@@ -20,8 +20,8 @@ from hydra.errors import (
     OverrideParseException,
     SearchPathException,
 )
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException, ValidationError
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 ALL = "python train.py --help lists them all"
 
@@ -259,7 +259,9 @@ def _about_key(error: ConfigCompositionException) -> ValueError | None:
     if isinstance(node, DictConfig):
         inner = ", ".join(_within(node, key))
         return ValueError(f"{line} gives one value to a group of keys: choose from {inner}")
-    if isinstance(error.__cause__, ValidationError):
+    if isinstance(node, ListConfig) and not value.startswith("["):
+        return ValueError(f"{line} is refused: {key} is a list, so write {shlex.join([f'{key}=[{value}]'])}")
+    if error.__cause__ is not None and str(error).startswith("Error merging override"):
         return ValueError(f"{line} is refused: {str(error.__cause__).splitlines()[0]}")
     if node is not None or not str(error).startswith("Could not override"):
         return None
