@@ -1,7 +1,6 @@
 """Option files as they were when a command was typed: what is edited afterwards changes no later job or trial."""
 
 import builtins
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
-from omegaconf import OmegaConf
 
 from bantam import option_files, overrides
 from bantam.own import source
@@ -60,7 +58,7 @@ class Folders(dict[str, dict[str, bytes | None]]):
         return self[folder]
 
 
-class Kept(FileConfigSource):
+class Kept(option_files.FileConfigSource):
     """A folder of options that is in memory."""
 
     def __init__(self, own: ConfigSource, entries: dict[str, bytes | None]) -> None:
@@ -77,15 +75,7 @@ class Kept(FileConfigSource):
         content = self.entries.get(os.path.normpath(self._normalize_file_name(config_path)))
         if content is None:
             raise ConfigLoadError(f"Config not found : {self.path}/{config_path}")
-        full_path = os.path.join(self.path, self._normalize_file_name(config_path))  # noqa: F841 # errors name it
-        text = content.decode()
-        option_files.refuse_cut(text)
-        return ConfigResult(
-            config=OmegaConf.load(io.StringIO(text)),
-            path=f"{self.scheme()}://{self.path}",
-            provider=self.provider,
-            header=ConfigSource._get_header_dict(text[:512]),
-        )
+        return self.result(content, os.path.join(self.path, self._normalize_file_name(config_path)))
 
     def is_group(self, config_path: str) -> bool:
         """Whether it is a folder."""
