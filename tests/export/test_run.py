@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -145,37 +146,35 @@ def test_a_folder_in_the_place_of_a_file_is_said_before_anything_is_written(
 
 
 @pytest.mark.whole
-def test_of_a_full_disk_no_half_export_remains(
-    composed: Compose, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("stop", "ends"),
+    [
+        (
+            OSError(28, "No space left on device"),
+            pytest.raises(ValueError, match=r"cannot be written \(No space left on device\): make room"),
+        ),
+        (KeyboardInterrupt(), pytest.raises(KeyboardInterrupt)),
+    ],
+    ids=["full disk", "ctrl-c"],
+)
+def test_of_what_stops_an_export_no_half_remains(
+    composed: Compose,
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: BaseException,
+    ends: AbstractContextManager[object],
 ) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     plain = files.write
 
-    def full(path: Path, content: bytes) -> None:
+    def stopped(path: Path, content: bytes) -> None:
         if path.name == "network-int8.onnx":
-            raise OSError(28, "No space left on device")
+            raise stop
         plain(path, content)
 
-    monkeypatch.setattr(files, "write", full)
-    with pytest.raises(ValueError, match=r"cannot be written \(No space left on device\): make room"):
-        exporting.export(prepare_finished(composed(*SMALL, "kernels=torch"), at(run)))
-    assert not [*run.glob("*.onnx"), *run.glob("export.json")]
-
-
-@pytest.mark.whole
-def test_of_ctrl_c_no_half_export_remains(
-    composed: Compose, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = shutil.copytree(finished_run, tmp_path / "run")
-    plain = files.write
-
-    def interrupted(path: Path, content: bytes) -> None:
-        if path.name == "network-int8.onnx":
-            raise KeyboardInterrupt
-        plain(path, content)
-
-    monkeypatch.setattr(files, "write", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(files, "write", stopped)
+    with ends:
         exporting.export(prepare_finished(composed(*SMALL, "kernels=torch"), at(run)))
     assert not [*run.glob("*.onnx"), *run.glob("export.json")]
 

@@ -77,9 +77,7 @@ def blocks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, int, int]]:
     return nn.Sequential(*layers), (inputs, side, side)
 
 
-@pytest.mark.whole
-@pytest.mark.usefixtures("quick")
-@settings(
+fifteen = settings(
     max_examples=15,
     deadline=None,
     derandomize=True,
@@ -87,6 +85,12 @@ def blocks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, int, int]]:
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
+"""So many are drawn, the same ones every time."""
+
+
+@pytest.mark.whole
+@pytest.mark.usefixtures("quick")
+@fifteen
 @given(drawn=blocks(), images=st.integers(4, 9), threads=st.integers(1, 2))
 def test_a_block_computes_what_pytorchs_layers_compute(
     drawn: tuple[nn.Sequential, tuple[int, int, int]], images: int, threads: int
@@ -98,14 +102,7 @@ def test_a_block_computes_what_pytorchs_layers_compute(
 
 @pytest.mark.whole
 @pytest.mark.usefixtures("quick")
-@settings(
-    max_examples=15,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+@fifteen
 @given(drawn=residuals(), images=st.integers(4, 9), threads=st.integers(1, 2))
 def test_a_block_with_a_sum_computes_what_pytorchs_layers_compute(
     drawn: tuple[Residual, tuple[int, int, int]], images: int, threads: int
