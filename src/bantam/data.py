@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bantam.images import arrays, downloads, pictures
+from bantam.images.split import stratified
 
 MOST_VALIDATION = 1000
 """Images of mnist5k that are held out at most where they stand in for MNIST."""
@@ -292,12 +293,8 @@ def _statistics(data: Data) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def _stratified(labels: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
     """Positions to train on and to hold out, every class in proportion."""
-    from sklearn.model_selection import train_test_split
-
-    keep, hold = train_test_split(
-        np.arange(len(labels)), test_size=held_out, stratify=labels.numpy(), random_state=seed
-    )
-    return torch.from_numpy(np.sort(keep)), torch.from_numpy(np.sort(hold))
+    train, hold = stratified(labels.numpy(), held_out, seed)
+    return torch.from_numpy(train), torch.from_numpy(hold)
 
 
 def _hold_out(data: Data, validation: int, split_seed: int) -> Data:
