@@ -1,13 +1,13 @@
 """What all workers need, imported and registered with Hydra before the first of them is forked."""
 
+import gc
 import importlib
 
 from bantam import cluster, config
-from bantam.search import sweeper, worker
+from bantam.search import sweeper
 
-__all__ = ["worker"]
-
-LATE = (
+NEEDED = (
+    "bantam.search.worker",
     "torch._dynamo",
     "alembic.command",
     "alembic.config",
@@ -16,9 +16,12 @@ LATE = (
     "optuna.storages._rdb.models",
     "sqlalchemy.dialects.sqlite",
 )
-"""What PyTorch's optimizers and Optuna's storage import when they are first used."""
+"""Our own, and what PyTorch's optimizers and Optuna's storage import when they are first used."""
 
-for name in LATE:
+gc.disable()  # what is imported stays: not to be looked at, here or in a worker
+for name in NEEDED:
     importlib.import_module(name)
 for module in (config, sweeper, cluster):
     module.register()
+gc.freeze()
+gc.enable()
