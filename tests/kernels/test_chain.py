@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bantam.kernels import compiler
 from bantam.kernels.chain import Chain
 from bantam.kernels.fuse import fuse
 
@@ -33,8 +34,8 @@ def network(padding: int = 0) -> nn.Sequential:
     return model.to(memory_format=torch.channels_last).train()
 
 
-def fused(model: nn.Module) -> tuple[nn.Module, Chain]:
-    found = fuse(model, IMAGE).model
+def fused(model: nn.Module, precision: torch.dtype = torch.float32) -> tuple[nn.Module, Chain]:
+    found = fuse(model, IMAGE, precision).model
     assert found is not None
     (chain,) = (module for module in found.modules() if isinstance(module, Chain))
     assert len(chain.parts) == 3
@@ -117,3 +118,19 @@ def test_a_backward_pass_of_overwritten_results_is_refused() -> None:
 def test_nan_stays_nan() -> None:
     forward, _ = fused(network())
     assert forward(torch.full((3, *IMAGE), float("nan"))).isnan().all()
+
+
+@pytest.mark.skipif(not compiler.bfloat16(), reason="of a processor that computes in bfloat16")
+def test_in_bfloat16_a_chain_gets_the_images_and_computes_in_float32() -> None:
+    maps = []
+    for precision in (torch.float32, torch.bfloat16):
+        forward, chain = fused(network(), precision)
+        chain.register_forward_hook(lambda module, inputs, output: maps.append(output.detach().clone()))
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            forward(torch.randn(7, *IMAGE, generator=torch.Generator().manual_seed(1))).float().sum().backward()
+    assert maps[0].dtype == torch.float32
+    assert torch.equal(*maps)
+    # Farther on a chain would be asked for the gradient of its input.
+    later = fuse(nn.Sequential(nn.Conv2d(1, 1, 1), *network()), IMAGE, torch.bfloat16).model
+    assert later is not None
+    assert not any(isinstance(module, Chain) for module in later.modules())

@@ -220,7 +220,8 @@ def _replaced(traced: Traced, dtype: torch.dtype) -> tuple[list[nn.Module], list
         nodes, layers = zip(*_run(first, root), strict=True)
         taken |= {*nodes}
         at = 0
-        for module, count in in_c(layers, dtype):
+        images = isinstance(first.args[0], fx.Node) and first.args[0].op == "placeholder"
+        for module, count in in_c(layers, dtype, images):
             if isinstance(module, Compiled | Chain):
                 root.add_module(f"block_{len(found)}", module)
                 where = _put(graph, nodes[at : at + count], module, f"block_{len(found)}")

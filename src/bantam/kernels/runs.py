@@ -21,9 +21,20 @@ Counted = tuple[nn.Module, int]
 """A module, and how many layers it stands for."""
 
 
-def in_c(layers: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[Counted]:
-    """These layers, with blocks and chains for those that fit."""
-    return _chains([*_blocks(layers, dtype)])
+def in_c(layers: Sequence[nn.Module], dtype: torch.dtype, images: bool) -> Iterator[Counted]:
+    """These layers, with blocks and chains for those that fit; `images` says that they get the network's input.
+
+    A chain computes in float32. In a network in bfloat16 there is one only at the beginning, where nobody asks for
+    the gradient of its input: it is faster there than blocks in bfloat16, since it moves fewer bytes.
+    """
+    if dtype == torch.float32:
+        yield from _chains([*_blocks(layers, dtype)])
+        return
+    first, count = next(_chains([*_blocks(layers, torch.float32)]))
+    if images and isinstance(first, Chain):
+        yield first, count
+        layers = layers[count:]
+    yield from _blocks(layers, dtype)
 
 
 def _blocks(layers: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[Counted]:
