@@ -1,10 +1,9 @@
-import dataclasses
 from pathlib import Path
 
 import pytest
 from made_folders import of_seeds, one, write_run
 
-from bantam.report import analysis, figures, folders, groups, runs
+from bantam.report import analysis, folders, groups, runs
 from bantam.report.groups import Group
 from bantam.training import folder as record
 
@@ -25,12 +24,9 @@ def test_a_diverged_seed_belongs_to_its_group_and_to_no_mean(tmp_path: Path) -> 
 def test_the_analysis_of_a_run(tmp_path: Path) -> None:
     matrix = [[98, 2], [1, 99]]
     found = topics(one(tmp_path / "0", 97.0, 98.95, 99.2, 99.3, confusion=matrix, classes=["zero", "one"]))
-    assert found["Target"] == "reaches 99 % in epoch 3 and stays there"
+    assert found["Target"] == "reaches 99 % in epoch 3, and stays there"
     assert "0.40 points below test" in found["Gap"]
-    assert "dropout makes the training images harder" in found["Gap"]
-    assert found["Stability"] == "the last 3 epochs lie within 0.35 points, 35 of 10,000 images"
-    assert "from epoch 2 to 3 the rate falls from 0.025 to 0.0025" in found["Rate"]
-    assert "(+0.25)" in found["Rate"]
+    assert "no overfitting to be seen" in found["Gap"]
     assert found["Errors"] == (
         "class zero is the hardest (98.00 % right); the most frequent mistake is zero taken for one, 2 times"
     )
@@ -40,8 +36,8 @@ def test_the_analysis_of_a_run(tmp_path: Path) -> None:
     ("accuracies", "said"),
     [
         ((97.0, 98.0, 98.5, 98.98), "never reaches 99 %: the best epoch is 0.02 points short, 2 images"),
-        ((97.0, 99.2, 98.5, 98.9), "first reaches 99 % in epoch 2, is there in 1 epoch, and does not hold it"),
-        ((99.1, 98.2, 99.5, 99.0), "first reaches 99 % in epoch 1 and stays there from 3 on"),
+        ((97.0, 99.2, 98.5, 98.9), "reaches 99 % in epoch 2, and is below it in 2 epochs after that"),
+        ((99.1, 98.2, 99.5, 99.0), "reaches 99 % in epoch 1, and is below it in 1 epoch after that"),
     ],
 )
 def test_the_way_to_the_target(tmp_path: Path, accuracies: tuple[float, ...], said: str) -> None:
@@ -50,7 +46,7 @@ def test_the_way_to_the_target(tmp_path: Path, accuracies: tuple[float, ...], sa
 
 def test_nothing_is_said_without_numbers(tmp_path: Path) -> None:
     found = topics(one(tmp_path / "0", 97.0, 98.0, 98.5, 98.9, verdict="not judged", scored_images=None))
-    assert set(found) == {"Stability", "Rate"}
+    assert found == {}
     assert topics(one(tmp_path / "1", 9.8, 9.8, 9.8, 9.8, at_chance=True)) == {"Outcome": "because"}
 
 
@@ -61,33 +57,22 @@ def test_a_collapse_is_said(tmp_path: Path) -> None:
     seeds = [runs.read_run(write_run(tmp_path / "0", (97.0, 98.0, 98.1, 98.2), verdict="not met"))]
     seeds.append(runs.read_run(write_run(tmp_path / "1", (97.0, 50.0, 9.8, 9.8), 2, verdict="not met")))
     (g,) = groups.group(seeds)
-    assert g.spread_out
     assert "1 of 2 seeds fell back after their best epoch: seed 2 from 97.00 to 9.80 %" in topics(g)["Collapse"]
     assert g.verdict == "met by 0 of 2 seeds"
-    assert [row[1] for row in g.by_epoch("accuracy")] == pytest.approx([97.0, 74.0, 53.95, 54.0])
+    assert [row[1] for row in g.by_epoch("accuracy")] == pytest.approx([97.0, 74.0, 53.95, 54.0])  # the median
 
 
 def test_a_repeated_seed_is_said(tmp_path: Path) -> None:
     for folder in ("0", "1"):
         write_run(tmp_path / folder)
     (g,) = groups.group(folders.gather([tmp_path]).runs)
-    assert topics(g)["Repeats"] == "seed 1 twice: it counts once, by its first run that ended"
+    assert topics(g)["Repeats"] == "seed 1 2 times: it counts once, by its first run that ended"
     assert "Seeds" not in topics(g)
 
 
 def test_fewer_epochs_than_the_target_is_about_say_nothing_of_the_last_ones(tmp_path: Path) -> None:
     found = one(tmp_path / "0", 90.0, 98.0, 98.3, verdict="not judged", settings={"target": {"last_epochs": 5}})
-    assert not {"Gap", "Stability", "Trend"} & topics(found).keys()
-
-
-def test_gap_and_figure_tell_the_same_about_training(tmp_path: Path) -> None:
-    found = one(tmp_path / "0", 97.0, 98.0, 98.5, 98.6)
-    history = found.first.history
-    found.first.history[-1] = dataclasses.replace(history[-1], train_accuracy=99.0)  # above in this epoch alone
-    drawn = figures.step(found)
-    assert drawn is not None
-    assert "0.13 points below test" in topics(found)["Gap"]
-    assert drawn.see.startswith("In the last epochs training accuracy is 0.13 points below test")
+    assert not {"Gap", "Trend"} & topics(found).keys()
 
 
 def test_what_was_scored_on_other_images_is_not_compared(tmp_path: Path) -> None:

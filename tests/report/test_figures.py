@@ -1,13 +1,15 @@
 import inspect
+import math
 import re
 from importlib.resources import files
 from pathlib import Path
 
+import plotly.graph_objects as go
 import pytest
 from made_folders import of_seeds, one, write_run
 
-from bantam.report import axes, figures, groups, runs, study_figures
-from bantam.report.axes import Figure
+from bantam.report import figures, runs, study_figures
+from bantam.report.figures import Figure
 from bantam.report.groups import Group
 
 
@@ -20,7 +22,7 @@ def notes(drawn: Figure | None) -> list[str]:
 def test_every_colour_is_one_of_the_page_in_light_and_in_dark() -> None:
     page = files("bantam.report").joinpath("page.css").read_text(encoding="utf-8")
     light, dark = page.split("@media (prefers-color-scheme: dark) {", 1)
-    sources = "".join(map(inspect.getsource, (axes, figures, study_figures)))
+    sources = "".join(map(inspect.getsource, (figures, study_figures)))
     names = set(re.findall(r"var\(--([\w-]+)\)", sources))
     names |= {f"c{number}" for number in range(figures.SERIES)}
     names |= {colour for colour, _ in study_figures.MARKERS.values()}
@@ -30,18 +32,13 @@ def test_every_colour_is_one_of_the_page_in_light_and_in_dark() -> None:
         assert f"--{name}:" in dark, name
 
 
-def test_seeds_are_a_band_and_where_they_end_far_apart_a_line_each(tmp_path: Path) -> None:
-    together = figures.curves([of_seeds(tmp_path / "a", (99.0, 99.1, 99.2))])
-    apart = figures.curves([of_seeds(tmp_path / "b", (99.0, 99.1, 9.8))])
-    assert together is not None
-    assert apart is not None
-    assert [trace.fill for trace in together.plot.data] == ["toself", None]
-    assert together.plot.data[1].y == pytest.approx([90, 99.1, 99.1, 99.1])  # their mean
-    assert "a band is the range of the seeds" in together.see
-    assert [trace.fill for trace in apart.plot.data] == [None, None]
-    assert list(apart.plot.data[0].x) == [1, 2, 3, 4, None] * 3
-    assert apart.plot.data[1].y == pytest.approx([90, 99.0, 99.0, 99.0])  # their median
-    assert "where seeds end far apart, each is a thin line" in apart.see
+def test_seeds_are_thin_lines_behind_their_median(tmp_path: Path) -> None:
+    drawn = figures.curves([of_seeds(tmp_path, (99.0, 99.1, 9.8))])
+    seeds, median = drawn.plot.data
+    assert list(seeds.x) == [1, 2, 3, 4, None] * 3
+    assert (seeds.mode, median.y) == ("lines", pytest.approx([90, 99.0, 99.0, 99.0]))
+    assert "A line is the median of the seeds" in drawn.see
+    assert figures.curves([of_seeds(tmp_path / "x", (99.0,))]).see == ""
 
 
 def test_what_is_off_the_scale_is_said_in_the_picture(tmp_path: Path) -> None:
@@ -52,15 +49,14 @@ def test_what_is_off_the_scale_is_said_in_the_picture(tmp_path: Path) -> None:
     assert "below this scale: low<br>double-click to see all" in notes(figures.curves(compared))
     assert "left of this scale: low (3)<br>double-click to see all" in notes(figures.last_epochs(compared))
     alone = figures.step(compared[1])
-    assert alone is not None
-    assert "the target, 99 %, is above the scale" in alone.see
+    assert "The target, 99 %, is above the scale" in alone.see
     assert not any("this scale" in note for note in notes(alone))
 
 
 def test_a_seed_that_ends_below_the_scale_is_counted(tmp_path: Path) -> None:
     group = of_seeds(tmp_path, (99.0, 99.1, 9.8, 9.8))
     assert "below this scale: v2 (2)<br>double-click to see all" in notes(figures.curves([group]))
-    low, _ = figures.curves([group]).plot.layout.yaxis.range  # type: ignore[union-attr]
+    low, _ = figures.curves([group]).plot.layout.yaxis.range
     drawn = [r for r in group.runs if r.accuracies[-1] >= low]
     assert len(drawn) == 2  # every line ends in the picture or is counted
     assert "below this scale: training (2), test (2)<br>double-click to see all" in notes(figures.step(group))
@@ -69,7 +65,6 @@ def test_a_seed_that_ends_below_the_scale_is_counted(tmp_path: Path) -> None:
 def test_a_network_at_chance_is_shown_on_the_whole_scale(tmp_path: Path) -> None:
     found = one(tmp_path / "0", 10.0, 9.7, 9.8, 9.8, at_chance=True)
     for drawn in (figures.curves([found]), figures.step(found)):
-        assert drawn is not None
         assert list(drawn.plot.layout.yaxis.range) == [0, 100]
 
 
@@ -78,20 +73,19 @@ def test_there_is_no_figure_of_nothing(tmp_path: Path) -> None:
     (folder / "history.csv").unlink()
     (folder / "result.json").unlink()
     nothing = [Group("v2", [runs.read_run(folder)])]
-    for draw in (figures.curves, figures.rates, figures.last_epochs, figures.classes):
-        assert draw(nothing) is None
-    assert figures.step(nothing[0]) is None
+    assert not nothing[0].trained
+    assert figures.last_epochs(nothing) is None
+    assert figures.classes(nothing) is None
     assert figures.confusion(nothing[0]) is None
-    assert figures.differences([]) is None
 
 
 def test_the_last_epochs_of_all_seeds_are_points(tmp_path: Path) -> None:
     compared = [of_seeds(tmp_path, (99.1, 99.2)), one(tmp_path / "x", 97.0, 98.9, 99.2, 99.3)]
     drawn = figures.last_epochs(compared)
     assert drawn is not None
-    assert [len(trace.x) for trace in drawn.plot.data] == [6, 1, 3, 1]
-    assert len(set(drawn.plot.data[2].y)) == 3  # equal epochs do not hide one another
-    assert "all points of v2 are right of the target" in drawn.see
+    assert [len(trace.x) for trace in drawn.plot.data] == [6, 3]
+    assert all(trace.jitter and trace.boxpoints == "all" for trace in drawn.plot.data)  # equal ones do not hide
+    assert list(drawn.plot.data[1].text) == ["seed 1, epoch 2", "seed 1, epoch 3", "seed 1, epoch 4"]
 
 
 def test_the_confusion_matrix_colours_mistakes_only(tmp_path: Path) -> None:
@@ -117,42 +111,34 @@ def test_mistakes_of_a_network_at_chance_are_no_structure(tmp_path: Path) -> Non
     assert "without guessing, which never left chance" in shares.see
 
 
-def test_differences_have_their_intervals_and_far_ones_are_named(tmp_path: Path) -> None:
-    compared = [
-        of_seeds(tmp_path, ends, name)
-        for name, ends in (("a", (99.0, 99.2)), ("b", (99.5, 99.6)), ("far", (60.0, 61.0)))
-    ]
-    found = groups.compare(compared)
-    drawn = figures.differences(found)
-    assert drawn is not None
-    shown = [trace for trace in drawn.plot.data if trace.visible]
-    assert sum(len(trace.x) for trace in shown) == 2
-    for trace in shown:
-        for x, above, below, ends in zip(
-            trace.x, trace.error_x.array, trace.error_x.arrayminus, trace.customdata, strict=True
-        ):
-            assert (x - below, x + above) == pytest.approx(tuple(ends[:2]))
-    (note,) = drawn.plot.layout.annotations
-    assert note.text.startswith("left of this scale: far")
-
-
-def test_a_scale_that_begins_above_the_first_epochs_says_so(tmp_path: Path) -> None:
-    found = one(tmp_path / "0", 80.0, 99.2, 99.3, 99.4)
-    for drawn in (figures.curves([found]), figures.step(found)):
-        assert drawn is not None
-        assert "above the first epochs: double-click to see all" in drawn.see
-    level = figures.curves([one(tmp_path / "1", 99.3, 99.3, 99.3, 99.4)])
-    assert level is not None
-    assert "first epochs" not in level.see
-
-
 def test_curves_on_different_images_have_no_highest(tmp_path: Path) -> None:
     drawn = figures.curves([one(tmp_path / "0", 97.0, 99.0), one(tmp_path / "1", 97.0, 98.0, data="mnist5k")])
-    assert drawn is not None
     assert drawn.see.startswith("These were scored on different images")
 
 
-def test_no_row_right_of_the_target_is_said(tmp_path: Path) -> None:
-    drawn = figures.last_epochs([one(tmp_path / "0", 97.0, 98.0, 98.5)])
-    assert drawn is not None
-    assert drawn.see.endswith("in no row are all of them right of the target.")
+@pytest.mark.parametrize(
+    ("values", "target", "low", "high"),
+    [
+        ([99.3, 99.5], 99.4, (99.0, 99.3), (99.5, 100.02)),  # around the target
+        ([99.3, 99.5, 87.0], 99.4, (99.0, 99.3), (99.5, 100.02)),  # a collapsed one does not squeeze the others
+        ([60.0, 55.0], 99.4, (40, 55), (60, 80)),  # a target out of reach neither
+        ([98.0], math.nan, (97.0, 98.0), (98.0, 99.0)),
+        ([100.0], 99.4, (99.0, 99.4), (100.0, 100.1)),
+        ([10.0, 9.7], 99.4, (0, 0), (100, 100)),  # what guesses has no structure to look at
+    ],
+)
+def test_the_scale_is_about_what_matters(
+    values: list[float], target: float, low: tuple[float, float], high: tuple[float, float]
+) -> None:
+    bottom, top = figures.scale(values, target)
+    assert low[0] <= bottom <= low[1]
+    assert high[0] <= top <= high[1]
+
+
+def test_a_label_of_an_upright_line_stands_beside_it_within_the_picture() -> None:
+    plot = go.Figure()
+    figures.draw_line(plot, 10_000, "budget", "x")
+    figures.note_outside(plot, ["trial 1"])
+    label, outside = plot.layout.annotations
+    assert (label.text, label.yanchor, label.textangle) == ("budget", "top", -90)
+    assert outside.yanchor == "bottom"

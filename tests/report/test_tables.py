@@ -1,9 +1,11 @@
 from pathlib import Path
 
-from made_folders import of_seeds, one, story, write_run, write_study
+from made_folders import LAYERS, of_seeds, one, story, write_run, write_study
 
+from bantam import budget
 from bantam.report import folders, groups, runs, tables
 from bantam.report.folders import Study, Trial
+from bantam.report.tables import Table
 
 
 def test_runs_have_a_row_each_with_the_way_to_their_step(tmp_path: Path) -> None:
@@ -79,14 +81,14 @@ def test_all_costs_and_limits_of_a_run_are_told(tmp_path: Path) -> None:
 
 
 def test_the_last_epochs_are_good_or_bad_by_the_target(tmp_path: Path) -> None:
-    what, cells = tables.last(one(tmp_path / "0", 97.0, 98.9, 99.2, 99.0))
+    ((what, cells),) = tables.last(one(tmp_path / "0", 97.0, 98.9, 99.2, 99.0))
     assert what == "last epochs"
     assert [(cell.text, cell.value, cell.mark) for cell in cells] == [
         ("98.90", "epoch 2", "bad"),
         ("99.20", "epoch 3", "good"),
         ("99.00", "epoch 4", "good"),
     ]
-    what, cells = tables.last(of_seeds(tmp_path, (98.9, 99.1), "v1"))
+    ((what, cells),) = tables.last(of_seeds(tmp_path, (98.9, 99.1), "v1"))
     assert what == "lowest of the last epochs, by seed"
     assert [(cell.text, cell.value, cell.mark) for cell in cells] == [
         ("98.90", "seed 0", "bad"),
@@ -114,7 +116,7 @@ def test_a_comparison_marks_what_is_distinguishable(tmp_path: Path) -> None:
     table = tables.comparison(groups.compare(compared))
     assert table is not None
     (row,) = table.rows
-    assert (row[0].text, row[2].text, row[2].mark) == ("a against b", "−1.00", "warn")
+    assert (row[0].text, row[1].text, row[1].mark) == ("a against b", "−1.00", "warn")
 
 
 def test_a_run_without_a_configuration_has_no_target(tmp_path: Path) -> None:
@@ -146,3 +148,38 @@ def test_a_part_of_a_training_set_is_no_test_set(tmp_path: Path) -> None:
     best = one(tmp_path / "1", 97.0, 99.0)
     (fact,) = (each for each in tables.facts(folders.Contents(), [found, best]) if each[0].startswith("best mean"))
     assert fact[2] == "v2, 10,000 test images of MNIST"
+
+
+def texts(table: Table | None) -> list[list[str]]:
+    """What stands in the rows of a table."""
+    return [[cell.text for cell in row] for row in table.rows] if table else []
+
+
+def test_what_changed_is_a_row_a_group_without_seed_and_machine(tmp_path: Path) -> None:
+    constant = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1.0}
+    before = one(tmp_path / "0", 97.0)
+    settings = {"scheduler": constant, "optimizer": {"lr": 0.1}, "batch_size": 64, "threads": 3}
+    after = one(tmp_path / "1", 97.0, seed=2, settings=settings)
+    found = {key: (old, new) for key, old, new in texts(tables.changes(before, after))}
+    assert found["optimizer"] == ("lr 0.025", "lr 0.1")
+    assert found["scheduler"][0] == "StepLR: step_size 2, gamma 0.1"
+    assert found["scheduler"][1].startswith("ConstantLR: ")
+    assert found["batch_size"] == ("128", "64")
+    assert set(found) == {"optimizer", "scheduler", "batch_size"}
+    assert tables.changes(before, before) is None
+
+
+def test_layers_that_went_and_came(tmp_path: Path) -> None:
+    def changed(old: list[budget.Layer], new: list[budget.Layer]) -> list[str]:
+        for g, layers in ((before, old), (after, new)):
+            g.first.layers = layers
+        return [row[0] for row in texts(tables.layer_changes(before, after))]
+
+    before, after = one(tmp_path / "0", 97.0), one(tmp_path / "1", 97.0)
+    smaller = [LAYERS[0], budget.Layer("linear", (10, 1, 1), 28, 90, 80)]
+    assert changed(LAYERS, smaller) == ["− linear, 10, 250 parameters", "+ linear, 10, 90 parameters"]
+    other = [budget.Layer("conv 5×5", (10, 24, 24), 5, 250, 240)]
+    assert changed(LAYERS, other) == ["Another network: none of its 1 layers is one of the other's."]
+    assert changed([], other) == ["+ conv 5×5, 10×24×24, 250 parameters"]
+    same = [LAYERS[0], budget.Layer("linear", (10, 1, 1), 28, 250, 240)]
+    assert changed(LAYERS, same) == []

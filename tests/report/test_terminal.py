@@ -32,7 +32,7 @@ def test_a_front_is_a_table_of_its_own(tmp_path: Path, console: Console) -> None
     shown = console.export_text()
     assert "Study study\n" in shown
     assert "\nThe front\n" in shown
-    assert "\nThe front\nNo trial is as accurate with fewer parameters:\n" in shown
+    assert "\nThe front\nNo trial is as accurate with fewer parameters.\n" in shown
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100])

@@ -1,28 +1,130 @@
-"""The figures of runs and groups: by epoch, and with a row for each group."""
+"""The figures of runs and groups, and what all figures share: their style, their axes, what is written into them.
 
+A figure names its colours ("var(--c0)"), so that the page can draw it in light and in dark. All
+numbers are accuracies in percent unless an axis says something else.
+"""
+
+import html
 import math
-import statistics
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 
-from bantam.report.axes import FAR, Figure, accuracies, begins, draw_line, epochs, note_outside, scale, text
-from bantam.report.groups import Difference, Group, same_images
-from bantam.report.numbers import apart, listed, plural, shown
+from bantam.report.groups import Group, same_images
+from bantam.report.numbers import listed, plural, shown
+
+NEAR = 4.0
+"""An accuracy with up to so many times the errors of the best decides about the scale."""
+
+FAR = 5.0
+"""A target so many points above the best would squeeze the differences of the others."""
+
+CHANCE = 20.0
+"""Where no accuracy is above it, the scale is the whole one: noise would look like structure."""
 
 SERIES = 7
 """Colours of the page; further groups are drawn in grey."""
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "5px 2px")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
+
 HEAT = ("var(--heat0)", "var(--heat1)", "var(--heat2)")
 """From few mistakes to many."""
+
+NUMBERED = 30
+"""Classes up to which cells have their numbers: those of more would be too small to read."""
+
+_AXIS: dict[str, Any] = {
+    **{"gridcolor": "var(--grid)", "linecolor": "var(--line)", "zerolinecolor": "var(--faint)"},
+    **{"automargin": True, "ticks": "", "tickfont_size": 12, "zeroline": False},
+    **{"title_standoff": 10, "title_font_size": 12.5},
+}
+
+STYLE = go.layout.Template(
+    layout={
+        **{"xaxis": _AXIS, "yaxis": _AXIS, "hovermode": "closest"},
+        **{"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"},
+        "font": {"family": "inherit", "size": 13, "color": "var(--ink)"},
+        "margin": {"l": 10, "r": 16, "t": 34, "b": 10, "pad": 2},
+        "legend": {"orientation": "h", "x": 0, "y": 0, "yref": "container", "font_size": 12, "itemwidth": 30},
+        "hoverlabel": {"bgcolor": "var(--paper)", "bordercolor": "var(--line)", "font_color": "var(--ink)"},
+        "annotationdefaults": {"showarrow": False, "font": {"size": 12}},
+    },
+    data={"heatmap": [{"showscale": False, "xgap": 2, "ygap": 2}]},
+)
+"""What all figures have in common."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart and, in a sentence, what to see in it where it does not show that by itself."""
+
+    title: str
+    see: str
+    plot: go.Figure
+
+
+def text(value: object) -> str:
+    """A text that Plotly shows as it is, instead of taking a part of it for HTML."""
+    return html.escape(str(value), quote=False)
+
+
+def scale(values: Sequence[float], target: float) -> tuple[float, float]:
+    """The interesting part of an accuracy axis: the best, what comes near it, and the target if it does."""
+    top = max(values)
+    if top <= CHANCE:
+        return 0.0, 100.0
+    error = 100 - top + 0.1
+    near = [value for value in values if 100 - value <= NEAR * error]
+    near += [target] if 100 - target >= error / NEAR and target - top < FAR else []
+    low, high = min(near), max(near)
+    pad = max(0.12, 0.3 * (high - low), 0.1 * error)
+    return max(0.0, low - pad), min(100.0 + 0.02 * (100 - low), high + 0.5 * pad)
+
+
+def accuracies(title: str, low: float, high: float) -> dict[str, Any]:
+    """An axis of accuracies, all of its labels with as many decimals."""
+    decimals = 0 if high - low > 5 else 1 if high - low > 0.7 else 2
+    return {"title_text": f"{title} accuracy, %", "range": [low, high], "tickformat": f".{decimals}f"}
+
+
+def epochs(most: int) -> dict[str, Any]:
+    """An axis of epochs, labelled at whole ones and at the last of 15."""
+    every = 1 if most <= 8 else 2 if most <= 20 else 5 * math.ceil(most / 50)
+    return {"title_text": "epoch", "tick0": 1 if every < 5 else 0, "dtick": every, "tickformat": "d"}
+
+
+def draw_line(plot: go.Figure, at: float, label: str, axis: str = "y") -> None:
+    """Draw a target or a limit as a dashed line with its name; nothing at nan."""
+    look: dict[str, Any] = {"line": {"color": "var(--target)", "width": 1.5, "dash": "5px 4px"}, "layer": "below"}
+    look |= {"annotation_text": label, "annotation_font_color": "var(--target)"}
+    if not math.isnan(at) and axis == "y":
+        plot.add_hline(at, annotation_position="top left", **look)
+    elif not math.isnan(at):  # beside it: above the picture is what lies outside its scale
+        plot.add_vline(at, annotation_position="top right", annotation_textangle=-90, **look)
+
+
+def note_outside(plot: go.Figure, labels: Sequence[str], side: str = "below") -> None:
+    """Say in the picture, above it, what is outside its scale: a label for every line or point that is."""
+    if labels:
+        names = [text(f"{label} ({count})" if count > 1 else label) for label, count in Counter(labels).items()]
+        place = {"x": 0, "y": 1, "xref": "x domain", "yref": "y domain", "xanchor": "left", "yanchor": "bottom"}
+        note = f"{side} this scale: {listed(names)}<br>double-click to see all"
+        plot.add_annotation(text=note, align="left", font_color="var(--bad)", **place)
 
 
 def _colour(series: int) -> str:
     return f"var(--c{series})" if series < SERIES else "var(--faint)"
+
+
+def _split(groups: Sequence[Group]) -> str:
+    """What the images are called by which groups were scored."""
+    splits = {g.first.split for g in groups}
+    return "held-out" if len(splits) > 1 else splits.pop()
 
 
 def _target(plot: go.Figure, groups: Sequence[Group], axis: str = "y") -> float:
@@ -33,111 +135,76 @@ def _target(plot: go.Figure, groups: Sequence[Group], axis: str = "y") -> float:
     return target
 
 
-def _accuracy_axis(groups: Sequence[Group], low: float, high: float) -> dict[str, Any]:
-    """An axis of the accuracy that these groups were scored by."""
-    splits = {g.first.split for g in groups}
-    return accuracies(f"{'held-out' if len(splits) > 1 else splits.pop()} accuracy, %", low, high)
-
-
 def _lines(g: Group, key: str, series: int, name: str, hover: str) -> list[go.Scatter]:
-    """A line; over several seeds their mean before a band, their range.
-
-    Where seeds end far apart, as those of a network that sometimes collapses, each is a thin line and
-    the thick one their median: a band over everything would hide what happens.
-    """
-    rows = g.by_epoch(key)
-    at, centre, lowest, highest = zip(*rows, strict=True)
-    behind = go.Scatter(mode="lines", legendgroup=name, showlegend=False, hoverinfo="skip")
-    if g.spread_out:
-        behind.x = [value for r in g.runs for value in (*(epoch.epoch for epoch in r.history), None)]
-        behind.y = [value for r in g.runs for value in (*(getattr(epoch, key) for epoch in r.history), None)]
-        behind.update(line={"color": _colour(series), "width": 1}, opacity=0.55)
-    else:
-        behind.update(x=[*at, *at[::-1]], y=[*highest, *lowest[::-1]], fill="toself", line_width=0)
-        behind.update(fillcolor=_colour(series), opacity=0.18)
-    between = "<br>seeds %{customdata[0]:.4~f} to %{customdata[1]:.4~f}" if len(g.runs) > 1 else ""
-    line = go.Scatter(x=at, y=centre, customdata=[row[2:] for row in rows], mode="lines+markers")
-    line.update(name=name, legendgroup=name, hovertemplate=f"{hover}{between}<extra>{name}</extra>")
-    line.line = {"color": _colour(series), "width": 2, "dash": DASHES[series % len(DASHES)]}
+    """A line of a number of `Epoch`; of several seeds their median, before a thin line for each."""
+    points = [point for r in g.runs for point in (*((e.epoch, getattr(e, key)) for e in r.history), (None, None))]
+    look: dict[str, Any] = {"name": name, "legendgroup": name, "line": {"color": _colour(series), "width": 1}}
+    seeds = go.Scatter(look, mode="lines", opacity=0.3, showlegend=False, hoverinfo="skip")
+    seeds.x, seeds.y = zip(*points, strict=True)
+    line = go.Scatter(look, mode="lines+markers", hovertemplate=f"{hover}<extra>{name}</extra>")
+    line.x, line.y = zip(*g.by_epoch(key), strict=True)
+    line.update(line={"width": 2, "dash": DASHES[series % len(DASHES)]})
     line.marker = {"size": 5, "symbol": SYMBOLS[series % len(SYMBOLS)]}
-    return [behind, line] if len(g.runs) > 1 else [line]
+    return [seeds, line] if len(g.runs) > 1 else [line]
 
 
 def _by_epoch(groups: Sequence[Group], key: str, hover: str) -> go.Figure:
     """The lines of several groups, each in its colour and its dash."""
     lines = [line for i, g in enumerate(groups) for line in _lines(g, key, i, text(g.label), hover)]
-    return go.Figure(lines).update_xaxes(epochs(max(row[0] for g in groups for row in g.by_epoch(key))))
+    plot = go.Figure(lines, {"hovermode": "x unified"})
+    return plot.update_xaxes(epochs(max(len(r.history) for g in groups for r in g.runs)))
 
 
-def curves(groups: Sequence[Group]) -> Figure | None:
-    """Accuracy by epoch, all groups overlaid, enlarged around the target."""
-    drawn = [g for g in groups if any(r.history for r in g.runs)]
-    if not drawn:
-        return None
-    plot = _by_epoch(drawn, "accuracy", "epoch %{x}: %{y:.2f} %")
-    target = _target(plot, drawn)
-    low, high = scale([value for g in drawn for r in g.runs for value in r.accuracies[-5:]], target)
-    plot.update_yaxes(_accuracy_axis(drawn, low, high))
-    note_outside(plot, [g.label for g in drawn for r in g.runs if r.history and r.accuracies[-1] < low])
-    points = [(g, accuracy, epoch) for g in drawn for epoch, accuracy, *_ in g.by_epoch("accuracy")]
-    best, accuracy, epoch = max(points, key=lambda point: point[1])
-    see = f"{best.label} has the highest epoch, {accuracy:.2f} % in epoch {epoch}"
-    see += f" ({'median' if best.spread_out else 'mean'} of its seeds)" if len(best.runs) > 1 else ""
-    if not same_images([r for g in drawn for r in g.ended], []):
-        see = "These were scored on different images, so their accuracies cannot be compared"
-    if any(len(g.runs) > 1 for g in drawn):
-        see += "; a band is the range of the seeds; where seeds end far apart, each is a thin line"
-    see += begins(drawn, low, "accuracy")
-    return Figure("Learning curves", f"{see}.", plot)
+def curves(groups: Sequence[Group]) -> Figure:
+    """Accuracy by epoch of groups with a history, all overlaid, enlarged around the target."""
+    plot = _by_epoch(groups, "accuracy", "epoch %{x}: %{y:.2f} %")
+    target = _target(plot, groups)
+    low, high = scale([value for g in groups for r in g.runs for value in r.accuracies[-5:]], target)
+    plot.update_yaxes(accuracies(_split(groups), low, high))
+    note_outside(plot, [g.label for g in groups for r in g.runs if r.history and r.accuracies[-1] < low])
+    see = []
+    if not same_images([r for g in groups for r in g.ended], []):
+        see.append("These were scored on different images, so their accuracies cannot be compared.")
+    if any(len(g.runs) > 1 for g in groups):
+        see.append("A line is the median of the seeds, each of which is a thin line behind it.")
+    return Figure("Learning curves", " ".join(see), plot)
 
 
-def rates(groups: Sequence[Group]) -> Figure | None:
-    """Learning rate by epoch."""
-    values = {g.label: [row[1] for row in g.by_epoch("lr")] for g in groups if any(r.history for r in g.runs)}
-    if not values:
-        return None
-    plot = _by_epoch([g for g in groups if g.label in values], "lr", "epoch %{x}: %{y:.3g}")
+def rates(groups: Sequence[Group]) -> Figure:
+    """Learning rate by epoch of groups with a history."""
+    plot = _by_epoch(groups, "lr", "epoch %{x}: %{y:.3g}")
     plot.update_yaxes(title_text="learning rate", tickformat="~g", rangemode="tozero")
-    lowest, highest = min(map(min, values.values())), max(map(max, values.values()))
-    if lowest > 0 and highest / lowest > 5:
-        plot.update_yaxes(type="log", dtick=1 if highest / lowest > 100 else "D2")
-    kept = [label for label, own in values.items() if len(set(own)) == 1]
-    see = f"; {listed(kept)} {'keeps its' if len(kept) == 1 else 'keep their'} rate" if kept else ""
-    return Figure("Learning rate", f"The rate of each epoch's last step{see}.", plot)
+    values = [epoch.lr for g in groups for r in g.runs for epoch in r.history]
+    if min(values) > 0 and (ratio := max(values) / min(values)) > 5:
+        plot.update_yaxes(type="log", dtick=1 if ratio > 100 else "D2")
+    return Figure("Learning rate", "The rate of each epoch's last step.", plot)
 
 
-def step(g: Group) -> Figure | None:
-    """Training and held-out accuracy of one step by epoch."""
-    if not any(r.history for r in g.runs):
-        return None
+def step(g: Group) -> Figure:
+    """Training and held-out accuracy by epoch of one step with a history."""
     split, hover = text(g.first.split), "epoch %{x}: %{y:.2f} %"
     training = _lines(g, "train_accuracy", 1, "training", hover)
     plot = go.Figure([*training, *_lines(g, "accuracy", 0, split, hover)], {"height": 370})
     target = _target(plot, [g])
     late = [epoch for r in g.runs for epoch in r.history[len(r.history) // 3 :]]
     low, high = scale([value for epoch in late for value in (epoch.accuracy, epoch.train_accuracy)], target)
-    plot.update_xaxes(epochs(g.by_epoch("accuracy")[-1][0])).update_yaxes(accuracies("accuracy, %", low, high))
+    plot.update_layout(hovermode="x unified").update_yaxes(accuracies("", low, high))
+    plot.update_xaxes(epochs(max(len(r.history) for r in g.runs)))
     ends = [r.history[-1] for r in g.runs if r.history]
     outside = ["training" for epoch in ends if epoch.train_accuracy < low]
     note_outside(plot, outside + [split for epoch in ends if epoch.accuracy < low])
-    (epoch, trained, *_), (_, accuracy, *_) = (g.by_epoch(key)[-1] for key in ("train_accuracy", "accuracy"))
-    when, gap = (f"In epoch {epoch}", trained - accuracy) if g.gap is None else ("In the last epochs", g.gap)
-    see = f"{when} training accuracy is {apart(gap, split)}"
-    see += f"; the target, {target:g} %, is above the scale" if target > high else ""
-    see += begins([g], low, "accuracy", "train_accuracy")
-    return Figure(f"Training and {split}", f"{see}.", plot)
+    see = f"The target, {target:g} %, is above the scale." if target > high else ""
+    return Figure(f"Training and {split}", see, plot)
 
 
-def _rows(labels: Sequence[str], least: int, room: int) -> go.Figure:
-    """An empty figure with a row for each label, the first one on top; a row has at least so many pixels."""
+def _rows(labels: Sequence[str], least: int) -> go.Figure:
+    """An empty figure with a row for each label, the last one at 0; a row has at least so many pixels."""
     how: dict[str, Any] = {"break_long_words": False, "max_lines": 3, "placeholder": " …"}
     wrapped = [textwrap.wrap(text(each), 13, **how) for each in reversed(labels)]
     row = max(least, 12 + 16 * max(map(len, wrapped)))
-    plot = go.Figure(layout={"height": room + row * len(labels), "hovermode": "closest"})
+    plot = go.Figure(layout={"height": 110 + row * len(labels), "showlegend": False})
     ticks = {"tickvals": list(range(len(labels))), "ticktext": ["<br>".join(lines) for lines in wrapped]}
-    return plot.update_yaxes(
-        **ticks, range=[-0.6, len(labels) - 0.4], zeroline=False, showgrid=False, fixedrange=True
-    )
+    return plot.update_yaxes(ticks, range=[-0.6, len(labels) - 0.4], showgrid=False, fixedrange=True)
 
 
 def last_epochs(groups: Sequence[Group], title: str = "The last epochs") -> Figure | None:
@@ -145,78 +212,22 @@ def last_epochs(groups: Sequence[Group], title: str = "The last epochs") -> Figu
     drawn = [g for g in groups if any(r.last for r in g.ended)]
     if not drawn:
         return None
-    plot = _rows([g.label for g in drawn], least=46, room=110)
+    plot = _rows([g.label for g in drawn], least=46)
     for series, g in enumerate(drawn):
-        _add_points(plot, g, series, len(drawn) - 1 - series)
+        points = [(value, f"seed {r.seed}, epoch {epoch}") for r in g.ended for epoch, value in r.last_by_epoch]
+        values, names = zip(*points, strict=True)
+        look: dict[str, Any] = {"boxpoints": "all", "jitter": 0.9, "pointpos": 0, "boxmean": True, "width": 0.7}
+        look |= {"line": {"color": _colour(series), "width": 1}, "marker": {"size": 7, "opacity": 0.75}}
+        hover = f"%{{text}}: %{{x:.2f}} %<extra>{text(g.label)}</extra>"
+        look |= {"orientation": "h", "hoveron": "points", "hovertemplate": hover}
+        plot.add_box(x=values, y=[len(drawn) - 1 - series] * len(values), text=names, **look)
     target = _target(plot, drawn, "x")
-    points = [(g.label, value) for g in drawn for r in g.ended for value in r.last]
-    low, high = scale([value for _, value in points], target)
-    plot.update_xaxes(_accuracy_axis(drawn, low, high))
-    note_outside(plot, [label for label, value in points if value < low], "left of")
-    see = "A point is one of the last epochs of one seed, the bar their mean"
-    above = [g.label for g in drawn if all(value >= target for r in g.ended for value in r.last)]
-    if above:
-        see += f": all points of {listed(above)} are right of the target"
-    elif not math.isnan(target):
-        see += ": in no row are all of them right of the target"
-    return Figure(title, f"{see}.", plot)
-
-
-def _add_points(plot: go.Figure, g: Group, series: int, row: int) -> None:
-    """Add the last epochs of a group in their row, and their mean as a bar."""
-    points = []
-    for i, r in enumerate(g.ended):
-        for j, value in enumerate(r.last):
-            # Each seed has a line of its own; of a single one each epoch has, or equal ones would hide.
-            part, count = (i, len(g.ended)) if len(g.ended) > 1 else (j, len(r.last))
-            y = row + (0.28 - 0.56 * part / (count - 1) if count > 1 else 0)
-            epoch = r.history[j - len(r.last)].epoch if len(r.history) >= len(r.last) else j + 1
-            points.append((value, y, [r.seed, epoch]))
-    x, heights, named = zip(*points, strict=True)
-    name = f"<extra>{text(g.label)}</extra>"
-    look: dict[str, Any] = {"mode": "markers", "showlegend": False}
-    look["marker"] = {"color": _colour(series), "size": 9, "opacity": 0.75}
-    hover = "%{x:.2f} %, seed %{customdata[0]}, epoch %{customdata[1]}" + name
-    plot.add_scatter(x=x, y=heights, customdata=named, hovertemplate=hover, **look)
-    look["marker"] = {"symbol": "line-ns", "size": 26, "line": {"width": 3, "color": "var(--ink)"}}
-    plot.add_scatter(x=[g.mean], y=[row], hovertemplate="mean %{x:.3f} %" + name, **look)
-
-
-def differences(found: Sequence[Difference]) -> Figure | None:
-    """Every group's difference to the reference with its interval."""
-    ends = [(each, each.low, each.high) for each in found if each.low is not None and each.high is not None]
-    if not ends:
-        return None
-    plot = _rows([each.label for each, *_ in ends], least=40, room=110)
-    told = [each.distinguishable for each, *_ in ends]
-    error = {"color": "var(--muted)", "thickness": 2, "width": 5}
-    error["array"] = [high - each.points for each, _, high in ends]
-    error["arrayminus"] = [each.points - low for each, low, _ in ends]
-    plot.add_scatter(
-        x=[each.points for each, *_ in ends],
-        y=list(range(len(ends)))[::-1],
-        error_x=error,
-        customdata=[[low, high, text(each.label)] for each, low, high in ends],
-        mode="markers",
-        marker={"color": "var(--c0)", "size": 10, "symbol": [("circle-open", "circle")[clear] for clear in told]},
-        hovertemplate="%{customdata[2]}<br>%{x:+.2f} points, "
-        "%{customdata[0]:+.2f} to %{customdata[1]:+.2f}<extra></extra>",
-        visible=True,
-    )
-    near = [end for end in ends if end[0].points >= -FAR] or ends
-    lowest, highest = min(0.0, *(low for _, low, _ in near)), max(0.0, *(high for *_, high in near))
-    pad = 0.08 * (highest - lowest)
-    plot.update_xaxes(title_text="difference, points", zeroline=True, range=[lowest - pad, highest + pad])
-    note_outside(plot, [end[0].label for end in ends if end not in near], "left of")
-    reference = found[0].reference
-    see = f"The interval of {sum(told)} of {len(ends)} differences to {reference} leaves zero out (full points)"
-    if not any(each.seeds for each, *_ in ends):
-        see = "Without seeds on both sides an interval is about the choice of images alone, not about other seeds"
-    return Figure(f"Difference to the best, {reference}", f"{see}.", plot)
-
-
-NUMBERED = 30
-"""Classes up to which cells have their numbers: those of more would be too small to read."""
+    ends = [(g.label, value) for g in drawn for r in g.ended for value in r.last]
+    low, high = scale([value for _, value in ends], target)
+    plot.update_xaxes(accuracies(_split(drawn), low, high))
+    note_outside(plot, [label for label, value in ends if value < low], "left of")
+    see = "A point is one of the last epochs of one seed; a box has the middle half of them, the dashed line their"
+    return Figure(title, f"{see} mean.", plot)
 
 
 def classes(groups: Sequence[Group]) -> Figure | None:
@@ -229,19 +240,16 @@ def classes(groups: Sequence[Group]) -> Figure | None:
     # A class of which no image was scored has no share.
     shares = [[100 * row[i] / sum(row) if sum(row) else None for i, row in enumerate(g.confusion)] for g in drawn]
     ordered = sorted(share for row in shares for share in row if share is not None)
-    plot = _rows([g.label for g in drawn], least=40, room=110)
+    plot = _rows([g.label for g in drawn], least=40)
     heat = {"colorscale": HEAT[::-1], "zmin": min(99.0, ordered[len(ordered) // 10]), "zmax": 100}
-    hover = {"hovertemplate": "class %{x}: %{z:.2f} %<extra></extra>"}
-    hover |= {"texttemplate": "%{z:.1f}"} if len(names) <= NUMBERED else {}
-    plot.add_heatmap(z=shares[::-1], x=names, showscale=False, xgap=2, ygap=2, **heat, **hover)
+    numbers = "%{z:.1f}" if len(names) <= NUMBERED else ""
+    hover = "class %{x}: %{z:.2f} %<extra></extra>"
+    plot.add_heatmap(z=shares[::-1], x=names, texttemplate=numbers, hovertemplate=hover, **heat)
     plot.update_xaxes(title_text="class", type="category", showgrid=False)
-    hardest = [names[row.index(min(share for share in row if share is not None))] for row in shares]
-    common = statistics.mode(hardest)
-    see = f"{common} is the hardest class"
-    see += f" in {hardest.count(common)} of {len(drawn)} rows" if len(drawn) > 1 else f", {ordered[0]:.2f} % right"
+    see = "The darker a cell, the more of its images are wrong"
     guessing = [g.label for g in groups if g.at_chance]
     see += f"; without {listed(guessing)}, which never left chance" if guessing else ""
-    return Figure("Accuracy by class", f"{see}; the darker a cell, the more of its images are wrong.", plot)
+    return Figure("Accuracy by class", f"{see}.", plot)
 
 
 def confusion(g: Group) -> Figure | None:
@@ -250,19 +258,17 @@ def confusion(g: Group) -> Figure | None:
     if not matrix or g.at_chance:
         return None
     wrong = [[n if i != j else None for j, n in enumerate(row)] for i, row in enumerate(matrix)]
-    numbered, (worst, mistake) = len(names) <= NUMBERED, g.mistake
-    plot = go.Figure(layout={"height": min(900, max(430, 150 + 20 * len(names))), "hovermode": "closest"})
-    heat = {"colorscale": HEAT, "zmin": 0, "zmax": max(1, worst), "showscale": False, "xgap": 1, "ygap": 1}
-    heat["hovertemplate"] = "%{y} taken for %{x}: %{z:,} times<extra></extra>"
-    heat["texttemplate"] = "%{text}" * numbered
-    plot.add_heatmap(z=wrong, x=names, y=names, text=[[shown(n or None) for n in row] for row in wrong], **heat)
+    wrongest, numbered = max([1, *(n or 0 for row in wrong for n in row)]), len(names) <= NUMBERED
+    plot = go.Figure(layout={"height": min(900, max(430, 150 + 20 * len(names)))})
+    heat = {"colorscale": HEAT, "zmin": 0, "zmax": wrongest, "texttemplate": "%{text}" * numbered}
+    hover = "%{y} taken for %{x}: %{z:,} times<extra></extra>"
+    labels = [[shown(n or None) for n in row] for row in wrong]
+    plot.add_heatmap(z=wrong, x=names, y=names, text=labels, hovertemplate=hover, **heat)
     for i, row in enumerate(matrix if numbered else ()):
-        font = {"color": "var(--muted)", "size": 11}
-        plot.add_annotation(x=i, y=i, text=f"{row[i]:,}", showarrow=False, font=font)
+        plot.add_annotation(x=i, y=i, text=f"{row[i]:,}", font={"color": "var(--muted)", "size": 11})
     axis = {"type": "category", "showgrid": False, **({"dtick": 1} if numbered else {})}
     plot.update_xaxes(axis, title_text="guess").update_yaxes(axis, title_text="truth", autorange="reversed")
     seeds = f" of {plural(len(g.ended), 'seed')}" if len(g.ended) > 1 else ""
     total = sum(n or 0 for row in wrong for n in row)
-    see = f"{total:,} of {sum(map(sum, matrix)):,} {g.first.split} images{seeds} are wrong"
-    see += f"; the most frequent mistake is {mistake}" * bool(mistake)
-    return Figure("Confusion matrix", f"{see}.", plot)
+    see = f"{total:,} of {sum(map(sum, matrix)):,} {g.first.split} images{seeds} are wrong."
+    return Figure("Confusion matrix", see, plot)

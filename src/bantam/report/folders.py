@@ -56,10 +56,8 @@ class Study:
     keys: list[str] = field(default_factory=list)
     """What was searched."""
     problems: list[str] = field(default_factory=list)
-    best: Run | None = None
-    """The run of the most accurate trial."""
-    best_seeds: list[Run] = field(default_factory=list)
-    """The runs of its further seeds."""
+    best: list[Run] = field(default_factory=list)
+    """The runs of the most accurate trial: of its first seed and, where it has them, of the others."""
     objectives: Sequence[str] = ("accuracy",)
     """With a cost beside the accuracy the result is the front, not the best trial."""
     confirmations: list[Run] = field(default_factory=list)
@@ -70,6 +68,11 @@ class Study:
     @property
     def multi_objective(self) -> bool:
         return len(self.objectives) == 2
+
+    @property
+    def winner(self) -> str:
+        """What the most accurate trial is called: with two objectives none is the best."""
+        return "most accurate" if self.multi_objective else "best"
 
     @property
     def cost(self) -> str:
@@ -88,7 +91,7 @@ class Study:
     @property
     def limit(self) -> int | None:
         """What the budget says of this cost."""
-        value = self.best.settings.get(f"budget.{self.cost}") if self.best else None
+        value = self.best[0].settings.get(f"budget.{self.cost}") if self.best else None
         return value if isinstance(value, int) else None
 
     @property
@@ -160,9 +163,8 @@ def read_study(folder: Path) -> Study:
                 lost += [str(error)] * (trial.state in ("complete", "pruned"))  # others may not have begun
     if lost:
         study.problems.append(f"{lost[0]}" + f"; and {len(lost) - 1} more" * (len(lost) > 1))
-    if study.top and (best := folder / str(study.top.number)).is_dir() and not leads_out(best, folder):
-        study.best = read_run(best)
-        study.best_seeds = [read_run(path) for path in record.seed_folders(best) if not leads_out(path, folder)]
+    if study.top and (best := folder / str(study.top.number)).is_dir():
+        study.best = [read_run(path) for path in (best, *record.seed_folders(best)) if not leads_out(path, folder)]
     if (folder / "confirm").is_dir():
         _read_confirmation(study, folder / "confirm")
     return study

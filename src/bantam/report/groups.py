@@ -11,8 +11,8 @@ import numpy as np
 from scipy import stats
 
 from bantam.report.folders import Study
-from bantam.report.numbers import apart, plural, signed
-from bantam.report.runs import COLLAPSE, Run
+from bantam.report.numbers import apart, signed
+from bantam.report.runs import Run
 
 NOT_TRAINED = (
     *("seed", "data.split_seed", "data.root", "device", "threads", "compile", "channels_last"),
@@ -41,8 +41,8 @@ class Group:
             seeds.setdefault(str(r.folder if r.seed is None else r.seed), []).append(r)
         self.runs = [next((r for r in same if r.objective is not None), same[0]) for same in seeds.values()]
         """One run a seed: the first that was trained to its end. Repeats of it count nowhere."""
-        self.repeats = ", ".join(_repeated(same) for same in seeds.values() if len(same) > 1)
-        """Which seeds were run more than once, as in "seed 1 twice"; empty where there is none."""
+        self.repeats = ", ".join(f"seed {seed} {len(same)} times" for seed, same in seeds.items() if len(same) > 1)
+        """Which seeds were run more than once, as in "seed 1 2 times"; empty where there is none."""
         self.first = self.runs[0]
         self.ended = [r for r in self.runs if r.objective is not None]
         """Those that were trained to their end."""
@@ -65,42 +65,14 @@ class Group:
         known = [r.confusion for r in self.ended if len(r.confusion) == len(self.first.confusion)]
         self.confusion: list[list[int]] = np.sum(known, axis=0).tolist() if known else []
         """Truth by guess, summed over the seeds."""
-        ends = [r.accuracies[-1] for r in self.runs if r.history]
-        self.spread_out = bool(ends) and max(ends) - min(ends) > COLLAPSE
-        """Whether some seeds end far from others, so that a mean would show what no seed did."""
+        self.trained = any(r.history for r in self.runs)
+        """There is an epoch to draw."""
 
-    @property
-    def mistake(self) -> tuple[int, str]:
-        """The most frequent mistake: how often, and as in "4 taken for 9, 18 times"; empty where there is none."""
-        counts = ((n, i, j) for i, row in enumerate(self.confusion) for j, n in enumerate(row) if i != j)
-        count, *named = max(counts, default=(0, 0, 0))
-        words = " taken for ".join(self.first.classes[i] for i in named) if count else ""
-        return count, f"{words}, {plural(count, 'time')}" * bool(count)
-
-    def by_epoch(self, key: str) -> list[tuple[int, float, float, float]]:
-        """Epoch, centre, lowest and highest of a number of `Epoch` over the seeds that got so far.
-
-        The centre is the mean; the median where the seeds diverge from one another.
-        """
+    def by_epoch(self, key: str) -> list[tuple[int, float]]:
+        """Epoch and median of a number of `Epoch` over the seeds that got so far."""
         rows = zip_longest(*([float(getattr(epoch, key)) for epoch in r.history] for r in self.runs))
-        values = [[value for value in row if value is not None] for row in rows]
-        centre = statistics.median if self.spread_out else statistics.fmean
-        return [(epoch, centre(own), min(own), max(own)) for epoch, own in enumerate(values, 1)]
-
-    @property
-    def gap(self) -> float | None:
-        """By how many points training accuracy is above the scored one in the last epochs; None without those."""
-        ended = [r for r in self.ended if r.history and r.last and not r.short]
-        last = [r.history[-len(r.last) :] for r in ended]
-        gaps = [statistics.fmean(e.train_accuracy - e.accuracy for e in epochs) for epochs in last]
-        return statistics.fmean(gaps) if gaps else None
-
-
-def _repeated(same: Sequence[Run]) -> str:
-    """A seed that was run more than once, as in "seed 1 twice"."""
-    alike = all((r.accuracies, r.objective) == (same[0].accuracies, same[0].objective) for r in same)
-    times = "twice" if len(same) == 2 else f"{len(same)} times"
-    return f"seed {same[0].seed} {times}{'' if alike else ' with different accuracies'}"
+        values = ([value for value in row if value is not None] for row in rows)
+        return [(epoch, statistics.median(own)) for epoch, own in enumerate(values, 1)]
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
@@ -155,27 +127,13 @@ def _make_labels_unique(groups: list[Group]) -> None:
     for label, times in Counter(g.label for g in groups).items():
         same = [g for g in groups if g.label == label and times > 1]
         ignored = (*NOT_TRAINED, "experiment")
-        every = [{item: item.split("=")[0].lstrip("+") for item in g.first.overrides} for g in same]
-        typed = [[item for item, key in items.items() if key not in ignored] for items in every]
+        typed = [[t for t in g.first.overrides if t.split("=")[0].lstrip("+") not in ignored] for g in same]
         for g, items in zip(same, typed, strict=True):
-            own = [item for item in items if not all(item in others for others in typed)]
-            g.label = ", ".join(filter(None, [label, " ".join(item for item in own if item != f"model={label}")]))
+            own = [item for item in items if item != f"model={label}" and not all(item in each for each in typed)]
+            g.label = ", ".join(filter(None, [label, " ".join(own)]))
         for g in same:
             if sum(other.label == g.label for other in groups) > 1:
                 g.label = f"{g.label} ({g.first.folder.parent.name}/{g.first.folder.name})"
-
-
-def interval(before: float, after: float, margins: tuple[float, float]) -> tuple[float, float]:
-    """Interval of `after - before`, two accuracies in percent with the given margins, in points.
-
-    The margins are added as squares, as Welch's interval does, after each is cut where accuracies end,
-    at 0 and 100 % (Zou and Donner 2008, doi:10.1002/sim.3095). So the interval is never wider than
-    accuracies allow; whether it leaves zero out is not changed by it.
-    """
-    of_before, of_after = margins
-    below = math.hypot(min(of_after, after), min(of_before, 100 - before))
-    above = math.hypot(min(of_after, 100 - after), min(of_before, before))
-    return after - before - below, after - before + above
 
 
 def standard_error(accuracy: float, images: int) -> float:
@@ -184,21 +142,24 @@ def standard_error(accuracy: float, images: int) -> float:
     return 100 * math.sqrt(share * (1 - share) / images) if images else math.nan
 
 
-def margins(before: Group, after: Group, confidence: float, seeds: bool) -> tuple[float, float] | None:
-    """Margins of two means for the interval of their difference: over seeds, Welch's; of single runs, the images'.
+def interval(before: Group, after: Group, confidence: float) -> tuple[float, float] | None:
+    """Interval of the difference of two means, in points: over seeds, Welch's; of single runs, the images'.
 
-    None where every seed gave the same, or the number of images is not known.
+    It ends where the second mean would leave 0 to 100 %. None where every seed gave the same, or the number of
+    images is not known.
     """
-    if seeds:
-        errors = [(g.deviation or 0.0) / math.sqrt(len(g.ended)) for g in (before, after)]
-        if max(errors) < SAME:
+    old = before.mean or 0.0
+    if min(len(before.ended), len(after.ended)) > 1:
+        if max(before.deviation or 0.0, after.deviation or 0.0) < SAME:
             return None
         welch = stats.ttest_ind(after.objectives, before.objectives, equal_var=False)
-        quantile = stats.t.ppf(0.5 + confidence / 2, welch.df)
+        ends = welch.confidence_interval(confidence)
     else:
         errors = [standard_error(g.mean or 0.0, g.ended[0].scored_images) for g in (before, after)]
-        quantile = stats.norm.ppf(0.5 + confidence / 2)
-    return None if math.isnan(sum(errors)) else (float(quantile) * errors[0], float(quantile) * errors[1])
+        if math.isnan(sum(errors)):
+            return None
+        ends = stats.norm.interval(confidence, (after.mean or 0.0) - old, math.hypot(*errors))
+    return max(-old, float(ends[0])), min(100 - old, float(ends[1]))
 
 
 class Difference:
@@ -207,32 +168,27 @@ class Difference:
     def __init__(self, before: Group, after: Group, comparisons: int = 1) -> None:
         """Compare two groups with results on the same images; `comparisons` as for `difference`."""
         self.label, self.reference = after.label, before.label
-        old, new, counts = before.mean or 0.0, after.mean or 0.0, [len(g.ended) for g in (after, before)]
-        self.points = new - old
-        self.confidence = 1 - (1 - CONFIDENCE) / comparisons
+        self.points = (after.mean or 0.0) - (before.mean or 0.0)
+        counts = len(after.ended), len(before.ended)
         self.seeds = min(counts) > 1
         """The interval is about seeds (Welch); else about the choice of the scored images alone."""
-        sizes = margins(before, after, self.confidence, self.seeds)
-        low, high = interval(old, new, sizes) if sizes else (None, None)
-        self.low, self.high = low, high
-        """Ends of the interval; None where there is none."""
-        clear = low is not None and high is not None and not low <= 0 <= high
+        self.interval = interval(before, after, 1 - (1 - CONFIDENCE) / comparisons)
+        """Its ends; None where there is none."""
+        clear = self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
         self.distinguishable = self.seeds and clear
         """Noise does not explain it."""
-        seeds, verdict = f"{counts[0]} against {counts[1]} seeds", "cannot be told from noise"
-        self.sentence = apart(self.points, before.label)
-        if self.seeds and sizes:
-            verdict = "more than seeds explain" if clear else verdict
-            self.sentence += f" ({signed(self.low)} to {signed(self.high)}, {seeds}): {verdict}"
-            if any(r.at_chance for r in (*before.ended, *after.ended)):
-                self.sentence += ". Some seeds never left chance, so the means say little"
-        elif self.seeds:
-            self.sentence += f", {seeds}: every seed gave the same, so there is no interval"
-        else:
-            verdict = "the images do not explain it, but another seed might" if clear else verdict
-            self.sentence += ", one seed each" if counts[0] == counts[1] else f", {seeds}"
-            images = f"the choice of {after.ended[0].scored_images:,} images alone"
-            self.sentence += f"; {images} leaves ±{math.hypot(*sizes):.2f}: {verdict}" if sizes else ""
+        against = "one seed each" if counts == (1, 1) else f"{counts[0]} against {counts[1]} seeds"
+        verdict, within = "there is no interval", ""
+        if self.interval:
+            images = "" if self.seeds else f" by the choice of {after.ended[0].scored_images:,} images alone"
+            within = f"{' to '.join(map(signed, self.interval))}{images}, "
+            verdict = "cannot be told from noise"
+        if clear:
+            one = "the images do not explain it, but another seed might"
+            verdict = "more than seeds explain" if self.seeds else one
+        self.sentence = f"{apart(self.points, before.label)} ({within}{against}): {verdict}"
+        if any(r.at_chance for r in (*before.ended, *after.ended)):
+            self.sentence += ". Some seeds never left chance, so the means say little"
 
 
 def difference(before: Group, after: Group, comparisons: int = 1) -> Difference | None:

@@ -20,7 +20,7 @@ from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
 from bantam.report import folders, groups, sections, tables
-from bantam.report.axes import STYLE, Figure
+from bantam.report.figures import STYLE, Figure
 from bantam.report.sections import Section
 from bantam.training import folder as record
 from bantam.training.settings import short_path

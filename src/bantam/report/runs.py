@@ -51,6 +51,7 @@ class Run:
         """Percent; nan where the configuration does not say it."""
         self.last: list[float] = result.get("last_accuracies") or []
         """Accuracies of the last epochs in percent, which the target is about."""
+        self.last_by_epoch = [*enumerate(self.last, max(1, len(self.history) - len(self.last) + 1))]
         self.accuracies = [epoch.accuracy for epoch in self.history]
         """Percent, an epoch each."""
         self.fallen = bool(self.history) and max(self.accuracies) - self.accuracies[-1] > COLLAPSE

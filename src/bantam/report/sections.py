@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bantam.budget import COSTS
 from bantam.report import analysis, figures, groups, study_figures, tables
-from bantam.report.axes import Figure
+from bantam.report.figures import Figure
 from bantam.report.folders import Contents, Study
 from bantam.report.groups import Group
 from bantam.report.tables import Cell, Table
 
-STEPS = 12
-"""Groups that are shown one by one; of more, the best."""
-
-COMPARED = 24
-"""Groups that are compared; of more, the best."""
+STEPS, COMPARED = 12, 24
+"""Groups that are shown one by one, and that are compared; of more, the best."""
 
 
 class Text(str):
@@ -39,11 +37,7 @@ class _Items:
 
 
 class Pairs(_Items):
-    """Names, each with what there is to say of it."""
-
-
-class Chips(_Items):
-    """A few cells in a row."""
+    """Names, each with what there is to say of it: a text, or a few cells in a row."""
 
 
 class Fold(_Items):
@@ -58,7 +52,7 @@ class Picture:
     file: Path
 
 
-Block = Text | Pairs | Chips | Table | Figure | Picture | Fold
+Block = Text | Pairs | Table | Figure | Picture | Fold
 
 
 @dataclass
@@ -83,16 +77,16 @@ def sections(found: Contents, every: list[Group]) -> list[Section]:
     shown, differences = best(every, STEPS), groups.compare(best(every, COMPARED))
     anchors = {r.folder: f"step-{number}" for number, g in enumerate(shown, 1) for r in g.every}
     some = f"The best {len(shown)} of {len(every)}, in the order in which they ran; the others are in the table."
-    pairs = enumerate(zip([None, *shown], shown, strict=False), 1)
-    steps = [_step(f"step-{number}", g, before) for number, (before, g) in pairs]
-    drawn = [draw(shown) for draw in (figures.curves, figures.rates, figures.last_epochs, figures.classes)]
+    before = [None, *shown]
+    steps = [_step(f"step-{number}", g, before[number - 1]) for number, g in enumerate(shown, 1)]
+    trained = [g for g in shown if g.trained]
+    drawn = [figures.curves(trained), figures.rates(trained)] if trained else []
     said = Text(analysis.comparison(differences, every))
-    compared = [figures.differences(differences), tables.comparison(differences), said]
     every_section = [
         Section("Runs", "runs", [tables.runs(found.runs, anchors)]),
         Section("Step by step", "steps", [Text(some) if len(shown) < len(every) else None], steps),
-        Section("Side by side", "curves", drawn),
-        Section("Comparison", "comparison", compared),
+        Section("Side by side", "curves", [*drawn, figures.last_epochs(shown), figures.classes(shown)]),
+        Section("Comparison", "comparison", [tables.comparison(differences), said]),
         *(_study(f"study-{number}", study) for number, study in enumerate(found.studies, 1)),
         Section("Without a result, or damaged", "broken", [tables.broken(found)]),
     ]
@@ -106,36 +100,28 @@ def best(given: list[Group], most: int) -> list[Group]:
 
 
 def _step(anchor: str, g: Group, before: Group | None) -> Section:
-    r = g.shown
-    target = tables.target(r)
+    target = tables.target(g.shown)
     against = [(f"against {before.label}", analysis.brought(before, g))] if before else []
+    mistakes = g.shown.folder / "mistakes.png"  # there is none with pictures=false, or where the run did not end
+    picture = Picture(f"Mistakes, seed {g.shown.seed}", mistakes) if mistakes.exists() else None
     blocks: list[Block | None] = [
         Text(f"Target: {target}" * bool(target)),
-        Chips(*tables.last(g)),
-        figures.step(g),
-        Pairs("Results", [*tables.results(g), *analysis.analyse(g), *against]),
-        tables.layers(r),
+        figures.step(g) if g.trained else None,
+        Pairs("Results", [*tables.last(g), *tables.results(g), *analysis.analyse(g), *against]),
+        tables.layers(g.shown),
         Pairs("Settings", tables.settings(g)),
         tables.changes(before, g) if before else None,
         tables.layer_changes(before, g) if before else None,
-        Fold("Where it errs", [*filter(None, [figures.confusion(g)]), *_pictures(g)]),
+        Fold("Where it errs", [*filter(None, [figures.confusion(g), picture])]),
     ]
     return Section(g.label, anchor, blocks, badge=tables.group_verdict(g))
-
-
-def _pictures(g: Group) -> list[Picture]:
-    """Mistakes, and the confusion matrix where its numbers are not known."""
-    titles = {"mistakes": "Mistakes"} | ({} if g.confusion else {"confusion": "Confusion matrix"})
-    files = {title: g.shown.folder / f"{name}.png" for name, title in titles.items()}
-    # There are none with pictures=false, or where the run did not end.
-    return [Picture(f"{title}, seed {g.shown.seed}", file) for title, file in files.items() if file.exists()]
 
 
 def _study(anchor: str, study: Study) -> Section:
     drawn, missing = study_figures.draw(study)
     confirmed, tested = groups.confirmed(study), groups.tested(study)
-    runs = [study.best, *study.best_seeds] if study.best else []
-    which = "most accurate" if study.multi_objective else "best"
+    best = Group(f"Trial {study.best[0].folder.name}, the {study.winner}", study.best) if study.best else None
+    front = Text(f"No trial is as accurate with fewer {COSTS[study.cost]}.")
     fresh = [
         tables.confirmed(study, confirmed),
         Text(analysis.confirmation(study)),
@@ -144,9 +130,9 @@ def _study(anchor: str, study: Study) -> Section:
     ]
     inner = [
         Section("Trials", f"{anchor}-trials", [tables.trials(study)]),
-        Section("The front", f"{anchor}-front", [tables.trials(study, front=True)] * study.multi_objective),
+        Section("The front", f"{anchor}-front", [front, tables.trials(study, front=True)] * study.multi_objective),
         *(Section(each.title, f"{anchor}-{number}", [each]) for number, each in enumerate(drawn, 1)),
-        *(_step(f"{anchor}-best", Group(f"Trial {r.folder.name}, the {which}", runs), None) for r in runs[:1]),
+        *([_step(f"{anchor}-best", best, None)] if best else []),
         Section("Confirmed on fresh seeds", f"{anchor}-confirmed", fresh),
     ]
     said: list[Block] = [*map(Problem, study.problems), *map(Text, missing)]

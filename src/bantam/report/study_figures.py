@@ -4,7 +4,6 @@ Accuracy against size is drawn here: the study knows its front already, by which
 """
 
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,10 +14,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from bantam import budget
-from bantam.report.axes import Figure, accuracies, draw_line, epochs, note_outside, text
+from bantam.report.figures import Figure, accuracies, draw_line, epochs, note_outside, text
 from bantam.report.folders import Study, Trial
 from bantam.report.numbers import plural, shown
-from bantam.report.runs import COLLAPSE
 
 MANY = 150
 """Trials from which on they are drawn smaller and fainter, or they would hide each other."""
@@ -32,13 +30,8 @@ STATES = {
 }
 """What Optuna calls a state of a trial; all others have failed."""
 
-STATES_DRAWN = {"complete": ("var(--others)", 1.0), "pruned": ("var(--c4)", 1.2), "running": ("var(--c2)", 1.2)}
+LINES = {"complete": ("var(--others)", 1.0), "pruned": ("var(--c4)", 1.2), "running": ("var(--c2)", 1.2)}
 """Colour and width of a trial's line by its state."""
-
-Lines = tuple[str, Sequence[Trial], str, float]
-"""Lines of one look: their name, their trials, a colour and a width."""
-
-TITLE = "validation accuracy, %"
 
 BEST = {"color": "var(--c0)", "width": 2, "shape": "hv"}
 """The line of the best so far, and that of the front."""
@@ -97,8 +90,7 @@ def _distribution(study: Study, key: str) -> BaseDistribution:
 
 def _scale(values: Sequence[float]) -> tuple[float, float]:
     """The scale for the better two thirds of many accuracies."""
-    ordered = sorted(values)
-    low, high = ordered[len(ordered) // 3], ordered[-1]
+    low, high = sorted(values)[len(values) // 3], max(values)
     pad = max(0.1, 0.08 * (high - low))
     return max(0.0, low - pad), min(100.0, high + pad)
 
@@ -111,37 +103,31 @@ def _mark_states(plot: go.Figure, study: Study, low: float, high: float, sizes: 
     many = len(study.trials) > MANY
     for state, (colour, symbol) in MARKERS.items():
         chosen = [t for t in study.trials if t.state == state and (study.cost in t.costs or not sizes)]
-        if not chosen:
-            continue
         labels, heights = [], []
         for t in chosen:
             reached = max(low, t.epochs[-1][1]) if t.epochs and state == "pruned" else low
-            heights.append(reached if t.objective is None else t.objective)
+            heights.append(round(reached if t.objective is None else t.objective, 4))
             first = text(t.reason or state) if t.objective is None else f"{t.objective:.3f} %"
             settings = [f"{text(key)} {text(shown(value))}" for key, value in t.settings.items()]
             labels.append("<br>".join([f"trial {t.number}: {first}", *settings]))
         # Thin and open symbols consist of their line.
         line = {"width": 0 if symbol == "circle" else 1.2 if many else 1.8, "color": f"var(--{colour})"}
-        plot.add_scatter(
-            x=[t.costs[study.cost] if sizes else t.number for t in chosen],
-            y=[round(height, 4) for height in heights],
-            text=labels,
-            mode="markers",
-            name=f"{state} ({len(chosen)})",
-            marker={"color": f"var(--{colour})", "symbol": symbol, "size": 5 if many else 8, "line": line},
-            opacity=0.7 if many else 1,
-            hovertemplate="%{text}" + f"<br>%{{x:,}} {budget.COSTS[study.cost]}" * sizes + "<extra></extra>",
-        )
+        look = {"color": f"var(--{colour})", "symbol": symbol, "size": 5 if many else 8, "line": line}
+        hover = "%{text}" + f"<br>%{{x:,}} {budget.COSTS[study.cost]}" * sizes + "<extra></extra>"
+        at = [t.costs[study.cost] if sizes else t.number for t in chosen]
+        named = {"text": labels, "name": f"{state} ({len(chosen)})", "hovertemplate": hover}
+        if chosen:
+            plot.add_scatter(x=at, y=heights, mode="markers", marker=look, opacity=0.7 if many else 1, **named)
     if outside := sum((t.objective or 0.0) < low for t in study.completed):
         note_outside(plot, [plural(outside, "completed trial")])
-    plot.update_yaxes(accuracies(TITLE, low - 0.06 * (high - low), high))
+    plot.update_yaxes(accuracies("validation", low - 0.06 * (high - low), high))
 
 
 def history(study: Study, rebuilt: optuna.Study) -> Figure | None:
     """Accuracy of the trials in their order; pruned and over-budget trials below, the best so far as a line."""
     if study.top is None:
         return None
-    plot = visualization.plot_optimization_history(rebuilt, target_name=TITLE)
+    plot = visualization.plot_optimization_history(rebuilt)
     plot.data = [trace for trace in plot.data if trace.mode == "lines"]  # marks of ours tell the states
     plot.update_traces(name="best so far", hovertemplate="best so far %{y:.3f} %<extra></extra>", line=BEST)
     plot.data[0].y = [round(value, 4) for value in plot.data[0].y]
@@ -149,19 +135,14 @@ def history(study: Study, rebuilt: optuna.Study) -> Figure | None:
     plot.update_xaxes(title_text="trial", tickformat="d", rangemode="nonnegative")
     if len(study.trials) <= 9:  # else Plotly would label every half of a trial, rounded
         plot.update_xaxes(dtick=1)
-    best = "most accurate" if study.multi_objective else "best"
-    states = [t.state for t in study.trials]
-    counts = (f"{states.count(state)} {state}" for state in ("complete", "pruned", "over budget", "failed"))
-    see = f"Trial {study.top.number} is the {best}, {study.top.objective:.3f} %; {', '.join(counts)}."
-    return Figure("History", see, plot)
+    return Figure("History", "A pruned trial stands at its last accuracy, or at the bottom of the scale.", plot)
 
 
-def sizes(study: Study, rebuilt: optuna.Study) -> Figure | str | None:
-    """Accuracy against parameters or another cost, with the Pareto front and the budget; else why not."""
+def sizes(study: Study, rebuilt: optuna.Study) -> Figure | None:
+    """Accuracy against parameters or another cost, with the Pareto front and the budget, where networks differ."""
     front, words = study.front, budget.COSTS[study.cost]
     if not front or len({t.costs[study.cost] for t in study.trials if study.cost in t.costs}) < 2:
-        same = f"No picture of accuracy against size: all trials have the same number of {words}."
-        return same if study.completed else None
+        return None
     low, high = _scale([t.objective or 0.0 for t in study.completed])
     low = min([low, *(t.objective or 0.0 for t in front if (t.objective or 0.0) > high - 4 * (high - low))])
     look = {"mode": "lines", "line": BEST, "name": "Pareto front", "hoverinfo": "skip", "showlegend": True}
@@ -170,40 +151,29 @@ def sizes(study: Study, rebuilt: optuna.Study) -> Figure | str | None:
     plot.update_xaxes(title_text=words, tickformat=",d")
     if study.limit:
         draw_line(plot, study.limit, f"budget: fewer than {study.limit:,}", "x")
-    return Figure("Accuracy and size", f"{_front_in_words(study, front)}.", plot)
+    see = f"The line is the front: no trial is as accurate with fewer {words}."
+    return Figure("Accuracy and size", see, plot)
 
 
-def _front_in_words(study: Study, front: Sequence[Trial]) -> str:
-    smallest, best = front[0], front[-1]
-    words = budget.COSTS[study.cost]
-    size, accuracy = shown(best.costs[study.cost]), best.objective or 0.0
-    if study.multi_objective and smallest is not best:
-        start = f"{shown(smallest.costs[study.cost])} {words} and {smallest.objective:.3f} %"
-        return f"{len(front)} trials are on the front, from {start} to {size} and {accuracy:.3f} %"
-    see = f"The best trial has {size} {words} and {accuracy:.3f} %"
-    near = next(t for t in front if accuracy - (t.objective or 0.0) <= COLLAPSE)
-    if near is not best:
-        see += f"; on the front {shown(near.costs[study.cost])} {words} reach {near.objective:.3f} %"
-    return see
-
-
-def _regroup(plot: go.Figure, lines: Mapping[int, Sequence[Any]], groups: Sequence[Lines], hover: str) -> None:
+def _regroup(plot: go.Figure, lines: Mapping[int, Sequence[Any]], looks: Sequence[Any], hover: str) -> None:
     """Make one trace with gaps of the lines of each group of trials: a thousand would take long to draw.
 
-    The line of a trial, by its number, consists of points, each with its label.
+    The line of a trial, by its number, consists of points, each with its label; a look is a name, trials, a
+    colour and a width.
     """
     plot.data = []
-    for name, trials, colour, width in groups:
-        chosen = [lines[t.number] for t in trials if t.number in lines]
+    for name, trials, colour, width in looks:
+        chosen = [point for t in trials if t.number in lines for point in (*lines[t.number], (None, None, ""))]
         if chosen:
-            x, y, labels = zip(*(point for line in chosen for point in (*line, (None, None, ""))), strict=True)
+            x, y, labels = zip(*chosen, strict=True)
+            count = sum(t.number in lines for t in trials)
             plot.add_scatter(
                 x=x,
                 y=[height if height is None else round(height, 4) for height in y],
                 text=labels,
                 mode="lines+markers" if len(lines) <= MANY else "lines",
                 marker={"size": 4},
-                name=f"{name} ({len(chosen)})" if len(chosen) > 1 else f"{name}, trial {trials[0].number}",
+                name=f"{name} ({count})" if count > 1 else f"{name}, trial {trials[0].number}",
                 line={"color": colour, "width": width},
                 hovertemplate=f"{hover}<extra></extra>",
             )
@@ -212,46 +182,32 @@ def _regroup(plot: go.Figure, lines: Mapping[int, Sequence[Any]], groups: Sequen
 
 def intermediate(study: Study, rebuilt: optuna.Study) -> Figure | None:
     """Accuracy by epoch of every trial."""
-    drawn = [t for t in study.trials if t.epochs]
-    if not drawn:
+    lines = {t.number: [(*point, str(t.number)) for point in t.epochs] for t in study.trials if t.epochs}
+    if not lines:
         return None
-    plot = visualization.plot_intermediate_values(rebuilt)
-    lines = {}
-    for line in plot.data:
-        number = line.name.removeprefix("Trial")
-        lines[int(number)] = [(x, y, number) for x, y in zip(line.x, line.y, strict=True)]
+    plot, drawn = go.Figure(), [t for t in study.trials if t.epochs]
     best = study.front if study.multi_objective else [study.top] if study.top else []
-    groups: list[Lines] = [
-        (state, [t for t in drawn if t.state == state and t not in best], *look)
-        for state, look in STATES_DRAWN.items()
-    ]
-    groups.append(("front" if study.multi_objective else "best", best, "var(--c0)", 3.0))
-    _regroup(plot, lines, groups, "trial %{text}, epoch %{x}: %{y:.2f} %")
+    looks = [(state, [t for t in drawn if t.state == state and t not in best], *LINES[state]) for state in LINES]
+    looks.append(("front" if study.multi_objective else "best", best, "var(--c0)", 3.0))
+    _regroup(plot, lines, looks, "trial %{text}, epoch %{x}: %{y:.2f} %")
     ends = [t.epochs[-1][1] for t in drawn]
     low, high = _scale(ends)
     if outside := sum(end < low for end in ends):
         note_outside(plot, [f"the ends of {plural(outside, 'line')}"])
-    plot.update_xaxes(epochs(max(t.epochs[-1][0] for t in drawn))).update_yaxes(accuracies(TITLE, low, high))
-    pruned = [t.epochs[-1][0] for t in drawn if t.state == "pruned" and not t.seeds]
-    were = f"{plural(len(pruned), 'trial')} {'was' if len(pruned) == 1 else 'were'} pruned"
-    see = f"{were}, after {statistics.mean(pruned):.1f} epochs on average" if pruned else "No trial was pruned"
-    if any(t.seeds for t in drawn):
-        left = sum(t.state == "pruned" and bool(t.seeds) for t in drawn)
-        see += f"; {plural(left, 'trial')} got no further seed" * (left > 0)
-        see += "; a line is the first seed of a trial"
-    return Figure("Epoch by epoch", f"{see}; double-click to see the whole scale.", plot)
+    plot.update_yaxes(accuracies("validation", low, high))
+    plot.update_xaxes(epochs(max(t.epochs[-1][0] for t in drawn)))
+    see = "A line is the first seed of a trial." if any(t.seeds for t in drawn) else ""
+    return Figure("Epoch by epoch", see, plot)
 
 
 def importances(study: Study, rebuilt: optuna.Study) -> Figure | str:
     """How much each setting decides, by Optuna; else why it cannot be said."""
     done, keys = study.completed, _differing(study)
     if len(done) < 4:
-        trials = plural(len(done), "completed trial")
-        return f"No importances: {trials} {'is' if len(done) == 1 else 'are'} too few."
-    if not keys:
-        return "No importances: no setting differs between the completed trials."
-    if len(keys) == 1:
-        return f"No importances: only {keys[0]} differs between the completed trials."
+        return "No importances: fewer than four trials are complete."
+    if len(keys) < 2:
+        found = f"only {keys[0]}" if keys else "no setting"
+        return f"No importances: {found} differs between the completed trials."
     if len({t.objective for t in done}) < 2:
         return "No importances: all completed trials have the same accuracy."
     try:
@@ -267,8 +223,7 @@ def importances(study: Study, rebuilt: optuna.Study) -> Figure | str:
     plot.update_layout(height=120 + 34 * len(keys), bargap=0.35, hovermode="closest")
     plot.update_xaxes(title_text="importance", tickformat=".0%", range=[0, 1.2 * max(bars.x) + 0.03])
     plot.update_yaxes(title_text="", showgrid=False)
-    better = "more accurate" if study.multi_objective else "better"
-    see = f"{most} decides most (PED-ANOVA: what sets the {better} ones of {len(done)} completed trials apart)."
+    see = f"{most} decides most (PED-ANOVA: what sets the better ones of {len(done)} completed trials apart)."
     return Figure("Importance", see, plot)
 
 
@@ -294,8 +249,7 @@ def parallel(study: Study, rebuilt: optuna.Study) -> Figure | None:
     ranked = sorted(done, key=lambda t: t.objective or 0.0)
     best = study.front if study.multi_objective else ranked[-max(1, round(len(done) / 10)) :]
     name = "front" if study.multi_objective else "best tenth" if len(best) > 1 else "best"
-    chosen = {t.number for t in best}
-    others = [t for t in done if t.number not in chosen]
+    others = [t for t in done if t not in best]
     _regroup(plot, lines, [("others", others, "var(--others)", 1.0), (name, best, "var(--c0)", 2.0)], "%{text}")
     low, high = (t.objective or 0.0 for t in (ranked[0], ranked[-1]))
     for tick in plot.layout.annotations:  # within the picture, and accuracies with all their figures
@@ -307,22 +261,16 @@ def parallel(study: Study, rebuilt: optuna.Study) -> Figure | None:
     plot.update_xaxes(ticktext=titles, side="top", fixedrange=True, range=[-0.2, len(keys) + 0.6])
     plot.update_layout(height=420)
     left_out = [key for key in study.keys if any(key not in t.settings for t in done)]
-    without = f" Not drawn, since only some trials have them: {', '.join(left_out)}." if left_out else ""
-    return Figure("Settings side by side", f"{_settings_in_words(study, best)}.{without}", plot)
+    without = f"Not drawn, since only some trials have them: {', '.join(left_out)}." if left_out else ""
+    return Figure("Settings side by side", " ".join(filter(None, [_ranges(study, name, best), without])), plot)
 
 
-def _settings_in_words(study: Study, best: Sequence[Trial]) -> str:
-    """Which settings the best trials have; of many, those in the middle of them."""
-    ranges = []
-    middle = len(best) >= 8 and not study.multi_objective
-    quarter = len(best) // 4 if middle else 0
+def _ranges(study: Study, name: str, best: Sequence[Trial]) -> str:
+    """Between which values the middle half of the best trials has each number; empty where there is none."""
+    ranges, quarter = [], len(best) // 4
     for key in study.keys:
         values: list[Any] = sorted(t.settings[key] for t in best if isinstance(t.settings.get(key), int | float))
-        if len(values) == len(best):
+        if len(values) == len(best) > 1:
             ends = dict.fromkeys((shown(values[quarter]), shown(values[-1 - quarter])))
             ranges.append(f"{key} {' to '.join(ends)}")
-    if not ranges:
-        return "The best trials are drawn in colour"
-    who = "In the middle of the best tenth of the trials:" if middle else "The best tenth of the trials have"
-    who = "The trials of the front have" if study.multi_objective else who
-    return f"{'The best trial has' if len(best) == 1 else who} {', '.join(ranges)}"
+    return f"The {name} has mostly {', '.join(ranges)}." if ranges else ""

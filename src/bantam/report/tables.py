@@ -1,5 +1,6 @@
 """Tables and pairs of names and values, the same for the page and for the terminal."""
 
+import difflib
 import math
 import statistics
 from collections import Counter
@@ -8,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bantam.budget import COSTS, in_words
-from bantam.report import groups, steps
+from bantam.budget import COSTS, Layer, in_words
+from bantam.report import groups
 from bantam.report.folders import Contents, Study, Trial
-from bantam.report.groups import Difference, Group
+from bantam.report.groups import NOT_TRAINED, Difference, Group
 from bantam.report.numbers import mean_of, plural, shown, signed
 from bantam.report.runs import Run
 from bantam.training.settings import every_one_of, short_path
@@ -45,8 +46,6 @@ class Table:
     titles: list[str]
     rows: list[list[Cell]]
     title: str = ""
-    see: str = ""
-    """What it shows, in a sentence without its point; it stands instead of a title that the heading has said."""
     filter: str = ""
     """Of a long table, an example of what can be asked of its rows."""
     most: int | None = None
@@ -94,27 +93,25 @@ def _accuracy(value: float, r: Run) -> Cell:
 
 def facts(found: Contents, every: Sequence[Group]) -> list[tuple[str, str, str]]:
     """Name, number and what it is about."""
-    count, judged = len(found.runs), [r for g in every for r in g.runs if r.judged]
-    counts = [
-        ("runs", count, f"in {len(every)} configurations" if len(every) > 1 else ""),
-        ("repeats of a seed", count - sum(len(g.runs) for g in every), "which count in no mean"),
+    counted = [r for g in every for r in g.runs]
+    judged, best = [r for r in counted if r.judged], max(every, key=lambda g: g.mean or -1.0, default=None)
+    targets = {r.target for r in judged if not math.isnan(r.target)}
+    target = f"{targets.pop():g} % in the last epochs" if len(targets) == 1 else ""
+    said: list[tuple[str, Any, str]] = [
+        ("runs", len(found.runs), f"in {len(every)} configurations" * (len(every) > 1)),
+        ("repeats of a seed", len(found.runs) - len(counted), "which count in no mean"),
         ("without a result", sum(r.objective is None for r in found.runs), "see below"),
+        ("meet the target", judged and f"{sum(g.met for g in every)} of {len(judged)}", target),
     ]
-    facts = [(name, f"{number}", what) for name, number, what in counts if number]
-    if judged:
-        targets = {r.target for r in judged if not math.isnan(r.target)}
-        target = f"{targets.pop():g} % in the last epochs" if len(targets) == 1 else ""
-        facts.append(("meet the target", f"{sum(g.met for g in every)} of {len(judged)}", target))
-    best = max((g for g in every if g.mean is not None), key=lambda g: g.mean or 0.0, default=None)
-    if best:
+    if best and best.mean is not None:
         mixed = not groups.same_images([r for g in every for r in g.ended], [])
-        of = f"{best.label}, {best.shown.images}" if mixed else best.label
-        facts.append(("best mean of the last epochs", f"{best.mean:.2f} %", of))
+        of = best.label + f", {best.shown.images}" * mixed
+        said.append(("best mean of the last epochs", f"{best.mean:.2f} %", of))
     for study in found.studies:
-        facts.append(("trials", f"{len(study.trials)}", study.folder.name))
+        said.append(("trials", f"{len(study.trials)}", study.folder.name))
         if top := study.top:
-            facts.append(("best trial", f"{top.objective:.2f} %", f"trial {top.number}, validation images"))
-    return facts
+            said.append(("best trial", f"{top.objective:.2f} %", f"trial {top.number}, validation images"))
+    return [(name, str(number), what) for name, number, what in said if number]
 
 
 def runs(listed: Sequence[Run], anchors: Mapping[Path, str]) -> Table | None:
@@ -154,17 +151,44 @@ def layers(r: Run) -> Table | None:
     return _table(rows, title="Layers")
 
 
+def component(r: Run, part: str, only: Sequence[str] = ()) -> str:
+    """A setting; or a group's class and its arguments, as in `StepLR: step_size 6, gamma 0.1`, or some of them."""
+    if part in r.settings:
+        return shown(r.settings[part])
+    own = {k: v for k, v in r.settings.items() if k.partition(".")[0] == part and (not only or k in only)}
+    target = str(own.pop(f"{part}._target_", "")).rpartition(".")[2]
+    name = str(own.get(f"{part}._class_", target))  # of a network of one's own
+    named = {k.partition(".")[2]: v for k, v in own.items() if k not in NOT_TRAINED}
+    arguments = ", ".join(f"{k} {shown(v)}" for k, v in named.items() if not k.startswith("_"))
+    return ": ".join(filter(None, [name, arguments]))
+
+
 def changes(before: Group, after: Group) -> Table | None:
-    """Settings that differ between two steps."""
-    found, titles = steps.changes(before.first, after.first), ("changed", "before", "now")
-    rows = (dict(zip(titles, change, strict=True)) for change in found)
+    """Settings that differ between two steps, machine and seed aside."""
+    old, new = before.first.settings, after.first.settings
+    differing = [key for key in {**old, **new} if key not in NOT_TRAINED and old.get(key) != new.get(key)]
+    rows = []
+    for part in dict.fromkeys(key.partition(".")[0] for key in differing):
+        keys = [key for key in differing if key.partition(".")[0] == part]
+        only = [] if f"{part}._target_" in keys else keys  # of another class all arguments are new
+        was, now = (component(r, part, only) for r in (before.first, after.first))
+        rows.append({"changed": part, "before": was, "now": now})
     return _table(rows, title=f"What changed against {before.label}")
 
 
 def layer_changes(before: Group, after: Group) -> Table | None:
-    """Layers that differ between two steps."""
-    found = steps.layer_changes(before.first.layers, after.first.layers)
-    return _table({"layers removed (−) and added (+)": line} for line in found)
+    """Layers that differ between two steps; the same operation with another shape is another layer."""
+    old, new = ([_in_words(layer) for layer in g.first.layers] for g in (before, after))
+    lines = [line.replace("-", "\N{MINUS SIGN}", 1) for line in difflib.ndiff(old, new) if line[0] in "-+"]
+    if old and new and not {*old} & {*new}:
+        lines = [f"Another network: none of its {len(new)} layers is one of the other's."]
+    return _table({"layers removed (−) and added (+)": line} for line in lines)
+
+
+def _in_words(layer: Layer) -> str:
+    # The same convolution to 10×1×1 is the last one in one network and not in another: 10 there.
+    shape = "×".join(map(str, layer.shape)).removesuffix("×1×1")
+    return f"{layer.name}, {shape}" + f", {layer.parameters:,} parameters" * bool(layer.parameters)
 
 
 def comparison(found: Sequence[Difference]) -> Table | None:
@@ -172,10 +196,8 @@ def comparison(found: Sequence[Difference]) -> Table | None:
     return _table(
         {
             "compared": f"{each.label} against {each.reference}",
-            "what it says": each.sentence,
             "points": Cell(signed(each.points), each.points, "warn" * each.distinguishable),
-            "from": Cell(signed(each.low), each.low),
-            "to": Cell(signed(each.high), each.high),
+            "what it says": each.sentence,
         }
         for each in found
     )
@@ -210,8 +232,7 @@ def trials(study: Study, front: bool = False) -> Table | None:
         }
         for t in listed
     ]
-    said = {"title": "The front", "see": f"no trial is as accurate with fewer {COSTS[study.cost]}"}
-    more: dict[str, Any] = said if front else {"filter": "accuracy>98", "most": 20}
+    more: dict[str, Any] = {} if front else {"filter": "accuracy>98", "most": 20}
     return _table(rows, spare=(*reversed(others), "seconds", *reversed(study.keys)), **more)
 
 
@@ -260,26 +281,24 @@ def target(r: Run) -> str:
     return ", ".join([f"{r.target:g} % in {when}", *sizes, f"at most {shown(most)} epoch{'s' * (most != 1)}"])
 
 
-def last(g: Group) -> tuple[str, list[Cell]]:
-    """What it is, and the last epochs of a run, or the lowest of them of each seed, against the target."""
-    if len(g.ended) > 1:
-        lowest = [replace(_accuracy(min(r.last), r), value=f"seed {r.seed}") for r in g.ended if r.last]
-        return "lowest of the last epochs, by seed", lowest
-    r = g.shown
-    numbered = enumerate(r.last, len(r.history) - len(r.last) + 1)
-    return "last epochs", [replace(_accuracy(value, r), value=f"epoch {epoch}") for epoch, value in numbered]
+def last(g: Group) -> list[tuple[str, list[Cell]]]:
+    """The last epochs of a run, or the lowest of them of each seed, against the target."""
+    cells = [(f"epoch {at}", value, g.shown) for at, value in g.shown.last_by_epoch]
+    if several := len(g.ended) > 1:
+        cells = [(f"seed {r.seed}", min(r.last), r) for r in g.ended if r.last]
+    found = [replace(_accuracy(value, r), value=what) for what, value, r in cells]
+    return [("lowest of the last epochs, by seed" if several else "last epochs", found)] * bool(found)
 
 
 def results(g: Group) -> Pairs:
     """What came out: accuracies, and the images they are of."""
     r, found = g.shown, []
-    if len(g.runs) > 1 and g.mean is not None:
-        found.append(("mean of the last epochs", f"{mean_of(g.objectives)} % over {len(g.ended)} seeds"))
-        found.append(("worst and best seed", f"{min(g.objectives):.2f} and {max(g.objectives):.2f} %"))
-    elif r.objective is not None:
+    if g.mean is not None:
+        seeds = f" over {len(g.ended)} seeds" * (len(g.runs) > 1)
+        found.append(("mean of the last epochs", f"{mean_of(g.objectives)} %{seeds}"))
         best, when = shown(r.result.get("best_accuracy"), 2), shown(r.result.get("best_epoch"))
-        found.append(("best epoch", f"{best} % in epoch {when}"))
-        found.append(("mean of the last epochs", f"{r.objective:.2f} %"))
+        worst = f"{min(g.objectives):.2f} and {max(g.objectives):.2f} %"
+        found.append(("worst and best seed", worst) if seeds else ("best epoch", f"{best} % in epoch {when}"))
     if r.scored_images:
         found.append(("trained on", f"{shown(r.result.get('train_images'))} images of {r.result.get('data')}"))
         found.append(("scored on", f"{r.scored_images:,} {r.split} images"))
@@ -299,7 +318,7 @@ def network(g: Group) -> str:
 def settings(g: Group) -> Pairs:
     """What a group was trained with and on."""
     r, found = g.shown, [("network", network(g))]
-    found += [(part, steps.component(r, part)) for part in ("model", "optimizer", "scheduler", "augmentation")]
+    found += [(part, component(r, part)) for part in ("model", "optimizer", "scheduler", "augmentation")]
     keys = [key for key in ("epochs", "batch_size", "label_smoothing", "ema") if r.settings.get(key)]
     found.append(("training", ", ".join(f"{key} {shown(r.settings[key])}" for key in keys)))
     machine: list[str] = [r.result.get(key) or "" for key in ("device", "processor", "precision")]
@@ -321,5 +340,5 @@ def study(found: Study) -> Pairs:
         over = f" over {len(found.top.seeds)} seeds" if found.top.seeds else ""
         best = f"trial {found.top.number}, {found.top.objective:.3f} %{over} of the validation images{size}"
         chosen = ", ".join(f"{key} {shown(value)}" for key, value in found.top.settings.items())
-        pairs += [("most accurate" if found.multi_objective else "best", best), ("its settings", chosen)]
+        pairs += [(found.winner, best), ("its settings", chosen)]
     return pairs

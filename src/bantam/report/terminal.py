@@ -5,9 +5,9 @@ from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from bantam.report.axes import Figure
+from bantam.report.figures import Figure
 from bantam.report.page import Report
-from bantam.report.sections import Chips, Pairs, Section, Text
+from bantam.report.sections import Pairs, Section, Text
 from bantam.report.tables import Cell, Table
 
 LONG, WRAPPED = 35, 24
@@ -35,15 +35,14 @@ def _section(console: Console, section: Section) -> None:
             case Text():
                 _line(console, block)
             case Figure():
-                _line(console, f"{block.title}: {block.see}")
-            case Chips():
-                _line(console, f"{block.title}: {' '.join(cell.text for cell in block.items)}")
+                _line(console, f"{block.title}: {block.see}" if block.see else "")
             case Pairs():
                 grid = RichTable.grid(padding=(0, 2))
                 grid.add_column(style="bold")
                 grid.add_column(overflow="fold")
                 for name, value in block.items:
-                    grid.add_row(escape(name), escape(value))
+                    cells = [Cell(value)] if isinstance(value, str) else value
+                    grid.add_row(escape(name), " ".join(map(_coloured, cells)))
                 console.print(grid)
     for inner in section.inner:
         _section(console, inner)
@@ -74,9 +73,7 @@ def _table(console: Console, table: Table) -> None:
         result.add_column(escape(table.titles[i]), no_wrap=whole, overflow="fold", justify=justify)
     for row in rows:
         result.add_row(*(_coloured(row[i]) for i in kept))
-    if table.see:
-        _line(console, f"{table.see[0].upper()}{table.see[1:]}:")
-    elif table.title:
+    if table.title:
         _line(console, f"\n{table.title}")
     console.print(result)
     missing = [title for i, title in enumerate(table.titles) if i not in kept]
