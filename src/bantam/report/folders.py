@@ -45,6 +45,8 @@ class Trial:
     """Epoch and accuracy in percent, of its first seed."""
     seeds: list[float] = field(default_factory=list)
     """What each seed has reached, in percent; empty where a trial has one."""
+    folder: str = ""
+    """Its name in the folder of the study; empty where it was not trained."""
 
 
 @dataclass
@@ -101,34 +103,24 @@ class Study:
         return [counted[i] for i in budget.front([(t.costs[self.cost], t.objective or 0.0) for t in counted])]
 
 
-def read_rows(folder: Path) -> tuple[list[dict[str, str]], list[str]]:
-    """The sound rows of `trials.csv`, and a phrase for each thing in it that is damaged or missing."""
-    rows: dict[str, dict[str, str]] = {}
-    problems: list[str] = []
+def read_trials(folder: Path) -> Study:
+    """A study as `trials.csv` has it: the sound rows, and a phrase for each thing that is damaged or missing."""
+    study, trials = Study(folder), dict[int, Trial]()
     try:
         with (folder / "trials.csv").open(newline="", encoding="utf-8") as stream:
             reader = csv.DictReader(stream, strict=True)
             if not {"number", "state", "objective"} <= {*(reader.fieldnames or ())}:
                 raise ValueError("its first line is not that of a study")
+            study.keys = [key for key in reader.fieldnames or () if key not in COLUMNS]
             for line, row in enumerate(reader, 2):
-                if row["number"] in rows or not _sound(row):
-                    problems.append(f"trials.csv is damaged (line {line})")
-                else:
-                    rows[row["number"]] = row
-    except OSError as error:
-        problems.append(f"trials.csv cannot be read ({error.strerror})")
-    except (ValueError, csv.Error) as error:
-        why = "it is no text" if isinstance(error, UnicodeDecodeError) else error
-        problems.append(f"trials.csv cannot be read ({why})")
-    return [*rows.values()], problems or _missing(folder, [row["state"] for row in rows.values()])
-
-
-def _sound(row: dict[str, str]) -> bool:
-    """Whether a row of `trials.csv` is whole, with numbers where they belong."""
-    with suppress(ValueError):
-        whole = None not in (*row, *row.values())
-        return whole and (_trial(row, []).objective is None) == (row["state"] != "complete")
-    return False
+                trial = _trial(row, study.keys)
+                if trial is None or trials.setdefault(trial.number, trial) is not trial:
+                    study.problems.append(f"trials.csv is damaged (line {line})")
+    except (OSError, ValueError, csv.Error) as error:
+        study.problems.append(f"trials.csv cannot be read ({unreadable(error)})")
+    study.trials = [*trials.values()]
+    study.problems = study.problems or _missing(folder, [t.state for t in study.trials])
+    return study
 
 
 def _missing(folder: Path, states: list[str]) -> list[str]:
@@ -150,15 +142,13 @@ def _missing(folder: Path, states: list[str]) -> list[str]:
 
 def read_study(folder: Path) -> Study:
     """Read a study's folder: `trials.csv`, the histories of its trials, and its confirmation."""
-    rows, damaged = read_rows(folder)
-    study = Study(folder, objectives=objectives(folder), problems=[f"{what}: {SEARCH_AGAIN}" for what in damaged])
-    study.keys = [key for key in (rows[0] if rows else ()) if key not in COLUMNS]
+    study = read_trials(folder)
+    study.objectives, study.problems = objectives(folder), [f"{what}: {SEARCH_AGAIN}" for what in study.problems]
     lost = []
-    for row in rows:
-        study.trials.append(trial := _trial(row, study.keys))
-        if row.get("folder") and not leads_out(folder / row["folder"], folder, (".", record.HISTORY)):
+    for trial in study.trials:
+        if trial.folder and not leads_out(folder / trial.folder, folder, (".", record.HISTORY)):
             try:
-                trial.epochs.extend((e.epoch, e.accuracy) for e in record.read_history(folder / row["folder"]))
+                trial.epochs.extend((e.epoch, e.accuracy) for e in record.read_history(folder / trial.folder))
             except ValueError as error:
                 lost += [str(error)] * (trial.state in ("complete", "pruned"))  # others may not have begun
     if lost:
@@ -180,22 +170,27 @@ def objectives(study: Path) -> Sequence[str]:
     return ("accuracy",)
 
 
-def _trial(row: dict[str, str], keys: list[str]) -> Trial:
-    """A row of `trials.csv`. Raises ValueError where a number is none."""
-    objective = float(row["objective"]) if row["objective"] else None
-    if objective is not None and not 0 <= objective <= 100:
-        raise ValueError(f"an accuracy of {objective} %")
-    return Trial(
-        number=int(row["number"]),
-        state=row["state"],
-        reason=row.get("reason", ""),
-        settings={key: _value(row[key]) for key in keys if row[key] != ""},
-        costs={key: int(row[key]) for key in budget.COSTS if row.get(key)},
-        objective=objective,
-        seconds=float(row["seconds"]) if row.get("seconds") else None,
-        epochs=[],
-        seeds=[float(value) for value in row.get("seeds", "").split()],
-    )
+def _trial(row: dict[str, str], keys: list[str]) -> Trial | None:
+    """A row of `trials.csv`; None where it is cut off or too long, or has no numbers where they belong."""
+    if None in (*row, *row.values()):
+        return None
+    with suppress(ValueError):
+        objective = float(row["objective"]) if row["objective"] else None
+        trial = Trial(
+            number=int(row["number"]),
+            state=row["state"],
+            reason=row.get("reason", ""),
+            settings={key: _value(row[key]) for key in keys if row[key] != ""},
+            costs={key: int(row[key]) for key in budget.COSTS if row.get(key)},
+            objective=objective,
+            seconds=float(row["seconds"]) if row.get("seconds") else None,
+            epochs=[],
+            seeds=[float(value) for value in row.get("seeds", "").split()],
+            folder=row.get("folder", ""),
+        )
+        told = (objective is not None) == (trial.state == "complete")
+        return trial if told and 0 <= (objective or 0.0) <= 100 else None
+    return None
 
 
 def _value(text: str) -> int | float | str:

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -124,15 +124,11 @@ def _choose(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, fl
     """Number and objective of a study's best completed trials, or of those with the given numbers."""
     if not study.is_dir():
         raise ValueError(f"{study} is no study's folder: it {'is a file' if study.exists() else 'does not exist'}")
-    rows, problems = folders.read_rows(study)
-    if problems:
-        what = "is damaged:" if rows else "is no study's folder: its"
-        raise ValueError(f"{study} {what} {problems[0]}: {SEARCH_AGAIN}")
-    done = [
-        (int(row["number"]), float(row["objective"]))
-        for row in rows
-        if row["state"] == "complete" and row.get("folder", row["number"]) in (row["number"], "")
-    ]
+    found = folders.read_trials(study)
+    if found.problems:
+        what = "is damaged:" if found.trials else "is no study's folder: its"
+        raise ValueError(f"{study} {what} {found.problems[0]}: {SEARCH_AGAIN}")
+    done = [(t.number, t.objective or 0.0) for t in found.completed if t.folder in (str(t.number), "")]
     if not done:
         raise ValueError(f"{study} has no completed trial to confirm")
     ended = dict(done)
@@ -146,9 +142,9 @@ def _choose(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, fl
         )
     chosen = [(number, ended[number]) for number in dict.fromkeys(numbers)] or done
     best = sorted(chosen, key=lambda trial: -trial[1])[: len(numbers) or top]
-    by_number = {int(row["number"]): row for row in rows}
-    for number, _ in best:
-        _refuse_damaged(study, number, by_number[number])
+    for trial in found.trials:
+        if trial.number in dict(best):
+            _refuse_damaged(study, trial)
     return best
 
 
@@ -165,11 +161,10 @@ def _front(study: Path, overrides: Sequence[str]) -> list[int]:
     return [trial.number for trial in found.front]
 
 
-def _refuse_damaged(study: Path, number: int, row: Mapping[str, str]) -> None:
+def _refuse_damaged(study: Path, row: folders.Trial) -> None:
     """Raise ValueError where a trial's folder is gone, damaged, or has another result than `trials.csv`."""
-    trial, other = study / str(number), OTHER.format(study)
-    of_seeds = [float(value) for value in row.get("seeds", "").split()] or [float(row["objective"])]
-    for folder, objective in zip_longest([trial, *files.seed_folders(trial)], of_seeds):
+    trial, other = study / str(row.number), OTHER.format(study)
+    for folder, objective in zip_longest([trial, *files.seed_folders(trial)], row.seeds or [row.objective or 0.0]):
         try:
             found = files.read_result(folder).get("objective") if folder else None
         except ValueError as error:
