@@ -12,11 +12,10 @@ import pytest
 from browser import CHROMIUM, NARROW, WIDE, Browser
 from made_folders import EVIL, SETTINGS, story, thousand, write_run, write_study
 
-from bantam.report import folders, groups, sections
+from bantam.report import folders, groups
 from bantam.report import page as report
 from bantam.report.figures import Figure
-from bantam.report.page import Report
-from bantam.report.sections import Pairs, Section
+from bantam.report.page import Pairs, Report, Section
 from bantam.report.tables import Table
 from bantam.training import folder as record
 
@@ -133,7 +132,7 @@ def test_no_value_in_a_result_stops_the_report(
         record.write_result(write_run(tmp_path / f"{i}1", settings=own), {**whole, key: value})
         write_run(tmp_path / f"{i}2", seed=2, settings=own)
     for name in ("STEPS", "COMPARED"):
-        monkeypatch.setattr(sections, name, 2 * len(keys))
+        monkeypatch.setattr(report, name, 2 * len(keys))
     found = report.read([tmp_path])
     every = groups.group(folders.gather([tmp_path]).runs)
     assert len(section(found, "steps").inner) == len(every) > len(keys)
@@ -148,7 +147,7 @@ def test_no_value_in_a_configuration_stops_the_report(
     for i, part in enumerate(SETTINGS):
         config = write_run(tmp_path / f"{i}") / ".hydra" / "config.yaml"
         config.write_text(re.sub(rf"(?m)^{part}:.*(\n .*)*", f"{part}: {value}", config.read_text()))
-    monkeypatch.setattr(sections, "STEPS", 2 * len(SETTINGS))
+    monkeypatch.setattr(report, "STEPS", 2 * len(SETTINGS))
     found = report.read([tmp_path])
     every = groups.group(folders.gather([tmp_path]).runs)
     assert len(section(found, "steps").inner) == len(every) > 1
@@ -217,7 +216,7 @@ def test_a_study_is_shown_with_its_figures(tmp_path: Path) -> None:
 
 def test_a_figure_that_cannot_be_drawn_says_why(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", (97.0, 98.0))
-    assert "No importances: fewer than four trials are complete." in html(folder)
+    assert "No importances: they need four completed trials" in html(folder)
 
 
 def test_the_confirmation_is_shown(tmp_path: Path) -> None:
@@ -240,9 +239,9 @@ def test_many_groups_are_shown_by_the_best(tmp_path: Path) -> None:
             tmp_path / f"{i}", (90.0, 95.0, 96.0, 96 + i / 10), settings={"optimizer": {"lr": 0.01 * (i + 1)}}
         )
     found = report.read([tmp_path])
-    assert len(section(found, "steps").inner) == sections.STEPS
+    assert len(section(found, "steps").inner) == report.STEPS
     assert "The best 12 of 30" in report.render(found)
-    assert rows(section(found, "comparison")) == sections.COMPARED - 1
+    assert rows(section(found, "comparison")) == report.COMPARED - 1
     assert rows(section(found, "runs")) == 30
 
 

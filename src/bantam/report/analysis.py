@@ -9,7 +9,6 @@ from scipy import stats
 from bantam.report.folders import AHEAD, Study
 from bantam.report.groups import CONFIDENCE, Difference, Group, comparable, difference, standard_error
 from bantam.report.numbers import apart, listed, plural
-from bantam.report.runs import Run
 
 Finding = tuple[str, str]
 """A topic and a sentence."""
@@ -17,7 +16,7 @@ Finding = tuple[str, str]
 
 def analyse(g: Group) -> list[Finding]:
     """What the numbers of a group say."""
-    found = list(_seeds(g) if len(g.runs) > 1 else _outcome(g.first))
+    found = list(_outcome(g))
     if g.repeats:
         found.append(("Repeats", f"{g.repeats}: it counts once, by its first run that ended"))
     if not g.ended or g.at_chance:
@@ -25,25 +24,21 @@ def analyse(g: Group) -> list[Finding]:
     return [*found, *_target(g), *_gap(g), *_trend(g), *_errors(g)]
 
 
-def _outcome(r: Run) -> Iterator[Finding]:
-    if r.objective is None or r.at_chance:
-        yield "Outcome", r.reason or r.state
-    elif r.fallen:
-        best = max(r.history, key=lambda epoch: epoch.accuracy)
-        yield "Outcome", f"it falls from {best.accuracy:.2f} % in epoch {best.epoch} to {r.accuracies[-1]:.2f} %"
-
-
-def _seeds(g: Group) -> Iterator[Finding]:
+def _outcome(g: Group) -> Iterator[Finding]:
+    """Which runs have no result, or one that is not what the others are like."""
+    seeds, count = f"of {plural(len(g.ended), 'seed')}", len(g.runs)
     chance = [f"seed {r.seed}" for r in g.ended if r.at_chance]
     fell = [r for r in g.ended if r.fallen and not r.at_chance]
     lost = [f"seed {r.seed} ({r.state})" for r in g.runs if r.objective is None]
-    if chance:
-        yield "Collapse", f"{len(chance)} of {len(g.ended)} seeds never left chance: {', '.join(chance)}"
+    if count == 1 and (chance or lost):
+        yield "Outcome", g.first.reason or g.first.state
+    elif chance:
+        yield "Collapse", f"{len(chance)} {seeds} never left chance: {', '.join(chance)}"
     if fell:
         falls = ", ".join(f"seed {r.seed} from {max(r.accuracies):.2f} to {r.accuracies[-1]:.2f} %" for r in fell)
-        yield "Collapse", f"{len(fell)} of {len(g.ended)} seeds fell back after their best epoch: {falls}"
-    if lost:
-        yield "Lost", f"{len(lost)} of {len(g.runs)} have no result and are in no mean: {', '.join(lost)}"
+        yield "Collapse", f"{len(fell)} {seeds} fell back after the best epoch: {falls}"
+    if count > 1 and lost:
+        yield "Lost", f"{len(lost)} of {count} have no result and are in no mean: {', '.join(lost)}"
 
 
 def _target(g: Group) -> Iterator[Finding]:

@@ -191,8 +191,8 @@ def step(g: Group) -> Figure:
     plot.update_layout(hovermode="x unified").update_yaxes(accuracies("", low, high))
     plot.update_xaxes(epochs(max(len(r.history) for r in g.runs)))
     ends = [r.history[-1] for r in g.runs if r.history]
-    outside = ["training" for epoch in ends if epoch.train_accuracy < low]
-    note_outside(plot, outside + [split for epoch in ends if epoch.accuracy < low])
+    values = [("training", epoch.train_accuracy) for epoch in ends] + [(split, epoch.accuracy) for epoch in ends]
+    note_outside(plot, [name for name, value in values if value < low])
     see = f"The target, {target:g} %, is above the scale." if target > high else ""
     return Figure(f"Training and {split}", see, plot)
 

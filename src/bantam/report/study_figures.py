@@ -202,14 +202,10 @@ def intermediate(study: Study, rebuilt: optuna.Study) -> Figure | None:
 
 def importances(study: Study, rebuilt: optuna.Study) -> Figure | str:
     """How much each setting decides, by Optuna; else why it cannot be said."""
-    done, keys = study.completed, _differing(study)
-    if len(done) < 4:
-        return "No importances: fewer than four trials are complete."
-    if len(keys) < 2:
-        found = f"only {keys[0]}" if keys else "no setting"
-        return f"No importances: {found} differs between the completed trials."
-    if len({t.objective for t in done}) < 2:
-        return "No importances: all completed trials have the same accuracy."
+    done = study.completed
+    keys = [key for key in _differing(study) if all(key in t.settings for t in done)]
+    if len(done) < 4 or len(keys) < 2 or len({t.objective for t in done}) < 2:
+        return "No importances: they need four completed trials that differ in accuracy and in two settings."
     try:
         plot = visualization.plot_param_importances(rebuilt, params=keys)
     except (RuntimeError, ValueError) as error:
@@ -228,10 +224,8 @@ def importances(study: Study, rebuilt: optuna.Study) -> Figure | str:
 
 
 def _differing(study: Study) -> list[str]:
-    """The settings that all completed trials have, but not the same for all."""
-    done = study.completed
-    keys = [key for key in study.keys if all(key in t.settings for t in done)]
-    return [key for key in keys if len({t.settings[key] for t in done}) > 1]
+    """The settings that are not the same for all completed trials, which may be without them."""
+    return [key for key in study.keys if len({t.settings.get(key) for t in study.completed}) > 1]
 
 
 def parallel(study: Study, rebuilt: optuna.Study) -> Figure | None:
@@ -260,9 +254,7 @@ def parallel(study: Study, rebuilt: optuna.Study) -> Figure | None:
     titles = [re.sub(r"\.|_(?=.{8})", r"\g<0><br>", name) for name in names]
     plot.update_xaxes(ticktext=titles, side="top", fixedrange=True, range=[-0.2, len(keys) + 0.6])
     plot.update_layout(height=420)
-    left_out = [key for key in study.keys if any(key not in t.settings for t in done)]
-    without = f"Not drawn, since only some trials have them: {', '.join(left_out)}." if left_out else ""
-    return Figure("Settings side by side", " ".join(filter(None, [_ranges(study, name, best), without])), plot)
+    return Figure("Settings side by side", _ranges(study, name, best), plot)
 
 
 def _ranges(study: Study, name: str, best: Sequence[Trial]) -> str:

@@ -6,8 +6,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from bantam.report.figures import Figure
-from bantam.report.page import Report
-from bantam.report.sections import Pairs, Section, Text
+from bantam.report.page import Pairs, Report, Section, Text
 from bantam.report.tables import Cell, Table
 
 LONG, WRAPPED = 35, 24
