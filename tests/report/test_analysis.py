@@ -65,7 +65,7 @@ def test_a_repeated_seed_is_said(tmp_path: Path) -> None:
     for folder in ("0", "1"):
         write_run(tmp_path / folder)
     (g,) = groups.group(folders.gather([tmp_path]).runs)
-    assert topics(g)["Repeats"] == "seed 1 2 times: it counts once, by its first run that ended"
+    assert topics(g)["Repeats"] == "2 runs of seed 1: it counts once, by its first run that ended"
     assert "Seeds" not in topics(g)
 
 

@@ -147,7 +147,7 @@ def test_two_runs_of_a_seed_are_one_seed(tmp_path: Path) -> None:
         write_run(tmp_path / "a" / folder, (97.0, end, end, end), seed)
     (g,) = groups.group(folders.gather([tmp_path / "a"]).runs)
     assert [r.folder.name for r in g.runs] == ["0", "2"]
-    assert g.repeats == "seed 1 2 times, seed 2 3 times"
+    assert g.repeats == "2 runs of seed 1, 3 runs of seed 2"
     assert (len(g.ended), len(g.every), g.verdict) == (2, 5, "met by 2 of 2 seeds")
     assert (g.mean, g.deviation) == pytest.approx((99.2, 0.1 * math.sqrt(2)))
     found = groups.difference(of_seeds(tmp_path, (98.0, 98.1, 98.2), "v1"), g)
@@ -159,7 +159,7 @@ def test_one_run_seen_twice_has_no_deviation_and_no_interval_over_seeds(tmp_path
     for folder in ("0", "1"):
         write_run(tmp_path / "a" / folder)
     (g,) = groups.group(folders.gather([tmp_path / "a"]).runs)
-    assert (len(g.runs), g.deviation, g.verdict, g.repeats) == (1, None, "met", "seed 1 2 times")
+    assert (len(g.runs), g.deviation, g.verdict, g.repeats) == (1, None, "met", "2 runs of seed 1")
     found = groups.difference(of_seeds(tmp_path, (98.0, 98.1), "v1"), g)
     assert found is not None
     assert (found.seeds, found.distinguishable) == (False, False)

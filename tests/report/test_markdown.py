@@ -110,6 +110,6 @@ def test_a_file_without_marks_is_left_as_it_is(tmp_path: Path) -> None:
 def test_a_repeat_of_a_seed_is_no_seed(tmp_path: Path) -> None:
     for folder in ("0", "1"):
         write_run(tmp_path / folder)
-    assert table(tmp_path).splitlines()[2] == "| `v2` | 394 | 4 |  | 3 | 99.20 | yes, seed 1 2 times |"
+    assert table(tmp_path).splitlines()[2] == "| `v2` | 394 | 4 |  | 3 | 99.20 | yes, 2 runs of seed 1 |"
     write_run(tmp_path / "2", (97.0, 99.4, 99.4, 99.4), seed=2)
-    assert table(tmp_path).splitlines()[2].endswith("| 99.30 ± 0.14 | met by 2 of 2 seeds, seed 1 2 times |")
+    assert table(tmp_path).splitlines()[2].endswith("| 99.30 ± 0.14 | met by 2 of 2 seeds, 2 runs of seed 1 |")

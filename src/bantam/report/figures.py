@@ -66,6 +66,8 @@ class Figure:
     title: str
     see: str
     plot: go.Figure
+    folded: bool = False
+    """It is shown on demand."""
 
 
 def text(value: object) -> str:
@@ -271,4 +273,4 @@ def confusion(g: Group) -> Figure | None:
     seeds = f" of {plural(len(g.ended), 'seed')}" if len(g.ended) > 1 else ""
     total = sum(n or 0 for row in wrong for n in row)
     see = f"{total:,} of {sum(map(sum, matrix)):,} {g.first.split} images{seeds} are wrong."
-    return Figure("Confusion matrix", see, plot)
+    return Figure("Confusion matrix", see, plot, folded=True)

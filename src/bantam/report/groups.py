@@ -41,8 +41,9 @@ class Group:
             seeds.setdefault(str(r.folder if r.seed is None else r.seed), []).append(r)
         self.runs = [next((r for r in same if r.objective is not None), same[0]) for same in seeds.values()]
         """One run a seed: the first that was trained to its end. Repeats of it count nowhere."""
-        self.repeats = ", ".join(f"seed {seed} {len(same)} times" for seed, same in seeds.items() if len(same) > 1)
-        """Which seeds were run more than once, as in "seed 1 2 times"; empty where there is none."""
+        repeated = {seed: len(same) for seed, same in seeds.items() if len(same) > 1}
+        self.repeats = ", ".join(f"{count} runs of seed {seed}" for seed, count in repeated.items())
+        """Which seeds were run more than once, as in "2 runs of seed 1"; empty where there is none."""
         self.first = self.runs[0]
         self.ended = [r for r in self.runs if r.objective is not None]
         """Those that were trained to their end."""

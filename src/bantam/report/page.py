@@ -50,33 +50,25 @@ class Problem(Text):
 
 
 @dataclass(frozen=True)
-class _Items:
-    """What has a title; without items it says nothing."""
+class Pairs:
+    """Names, each with what there is to say of it: a text, or a few cells in a row."""
 
     title: str
-    items: Sequence[Any]
+    items: Sequence[tuple[str, str | list[Cell]]]
 
     def __bool__(self) -> bool:
         return bool(self.items)
 
 
-class Pairs(_Items):
-    """Names, each with what there is to say of it: a text, or a few cells in a row."""
-
-
-class Fold(_Items):
-    """Figures and pictures that are shown on demand."""
-
-
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file."""
+    """A PNG file, which is shown on demand."""
 
     title: str
     file: Path
 
 
-Block = Text | Pairs | Table | Figure | Picture | Fold
+Block = Text | Pairs | Table | Figure | Picture
 
 
 @dataclass
@@ -156,7 +148,8 @@ def _step(anchor: str, g: Group, before: Group | None) -> Section:
         Pairs("Settings", tables.settings(g)),
         tables.changes(before, g) if before else None,
         tables.layer_changes(before, g) if before else None,
-        Fold("Where it errs", [*filter(None, [figures.confusion(g), picture])]),
+        figures.confusion(g),
+        picture,
     ]
     return Section(g.label, anchor, blocks, badge=tables.group_verdict(g))
 

@@ -219,13 +219,14 @@ def trials(study: Study, front: bool = False) -> Table | None:
     others = [title for key, title in costs.items() if key not in ("parameters", study.cost)]
     ranked = sorted(study.trials, key=lambda t: -1.0 if t.objective is None else t.objective, reverse=True)
     listed = study.front if front else ranked
-    of_seeds = _of_seeds(listed)
+    seeded = [t for t in listed if t.seeds]
+    differ = any(f"{statistics.fmean(t.seeds):.3f}" != f"{t.objective or 0:.3f}" for t in seeded)
     rows: list[dict[str, Any]] = [
         {
             "trial": t.number,
             **({} if front else {"state": verdict(t.state)}),
             "accuracy": _number(t.objective, 3),
-            **of_seeds.get(t.number, {}),
+            **(_of_seeds(t, differ) if seeded else {}),
             **{title: t.costs.get(key) for key, title in costs.items()},
             **{key: t.settings.get(key, Cell("not in this trial" if t.settings else "")) for key in study.keys},
             **({} if front else {"seconds": _number(t.seconds, 1), "reason": t.reason}),
@@ -236,20 +237,12 @@ def trials(study: Study, front: bool = False) -> Table | None:
     return _table(rows, spare=(*reversed(others), "seconds", *reversed(study.keys)), **more)
 
 
-def _of_seeds(listed: Sequence[Trial]) -> dict[int, dict[str, Any]]:
-    """What the seeds of each trial have reached, by its number; empty where trials have one seed."""
-    means = {t.number: statistics.fmean(t.seeds) for t in listed if t.seeds}
-    # Where the objective of every trial is the mean of its seeds, that stands under "accuracy" already.
-    differ = any(f"{means[t.number]:.3f}" != f"{t.objective or 0:.3f}" for t in listed if t.seeds)
-    return {
-        t.number: {
-            "seeds": len(t.seeds) or None,
-            **({"mean": _number(means.get(t.number), 3)} if differ else {}),
-            "±": _number(statistics.stdev(t.seeds) if len(t.seeds) > 1 else None, 3),
-            "each seed": " ".join(f"{value:.2f}" for value in t.seeds),
-        }
-        for t in (listed if means else ())
-    }
+def _of_seeds(t: Trial, differ: bool) -> dict[str, Any]:
+    """What the seeds of a trial have reached; their mean where it is not what stands under "accuracy"."""
+    spread = statistics.stdev(t.seeds) if len(t.seeds) > 1 else None
+    mean = {"mean": _number(statistics.fmean(t.seeds) if t.seeds else None, 3)} if differ else {}
+    each = " ".join(f"{value:.2f}" for value in t.seeds)
+    return {"seeds": len(t.seeds) or None, **mean, "±": _number(spread, 3), "each seed": each}
 
 
 def confirmed(study: Study, seeds: Sequence[Group]) -> Table | None:
@@ -291,14 +284,11 @@ def last(g: Group) -> list[tuple[str, list[Cell]]]:
 
 
 def results(g: Group) -> Pairs:
-    """What came out: accuracies, and the images they are of."""
+    """What came out, and the images it is of."""
     r, found = g.shown, []
     if g.mean is not None:
-        seeds = f" over {len(g.ended)} seeds" * (len(g.runs) > 1)
+        seeds = f" over {plural(len(g.ended), 'seed')}" * (len(g.runs) > 1)
         found.append(("mean of the last epochs", f"{mean_of(g.objectives)} %{seeds}"))
-        best, when = shown(r.result.get("best_accuracy"), 2), shown(r.result.get("best_epoch"))
-        worst = f"{min(g.objectives):.2f} and {max(g.objectives):.2f} %"
-        found.append(("worst and best seed", worst) if seeds else ("best epoch", f"{best} % in epoch {when}"))
     if r.scored_images:
         found.append(("trained on", f"{shown(r.result.get('train_images'))} images of {r.result.get('data')}"))
         found.append(("scored on", f"{r.scored_images:,} {r.split} images"))
