@@ -37,8 +37,8 @@ def test_seeds_are_thin_lines_behind_their_median(tmp_path: Path) -> None:
     seeds, median = drawn.plot.data
     assert list(seeds.x) == [1, 2, 3, 4, None] * 3
     assert (seeds.mode, median.y) == ("lines", pytest.approx([90, 99.0, 99.0, 99.0]))
-    assert "A line is the median of the seeds" in drawn.see
-    assert figures.curves([of_seeds(tmp_path / "x", (99.0,))]).see == ""
+    assert "A line is the median of the seeds" in drawn.note
+    assert figures.curves([of_seeds(tmp_path / "x", (99.0,))]).note == ""
 
 
 def test_what_is_off_the_scale_is_said_in_the_picture(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_what_is_off_the_scale_is_said_in_the_picture(tmp_path: Path) -> None:
     assert "below this scale: low<br>double-click to see all" in notes(figures.curves(compared))
     assert "left of this scale: low (3)<br>double-click to see all" in notes(figures.last_epochs(compared))
     alone = figures.step(compared[1])
-    assert "The target, 99 %, is above the scale" in alone.see
+    assert "The target, 99 %, is above the scale" in alone.note
     assert not any("this scale" in note for note in notes(alone))
 
 
@@ -108,7 +108,7 @@ def test_mistakes_of_a_network_at_chance_are_no_structure(tmp_path: Path) -> Non
     shares = figures.classes([found, guessing])
     assert shares is not None
     assert len(shares.plot.data[0].z) == 1
-    assert "without guessing, which never left chance" in shares.see
+    assert "Without guessing, which never left chance." in shares.note
 
 
 def test_curves_on_different_images_have_no_highest(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def section(found: Report, anchor: str) -> Section:
 
 
 def figures(*of: Section) -> dict[str, str]:
-    """Titles of the figures in sections, with what they say."""
+    """Titles of the figures in sections, with what is found in them."""
     return {block.title: block.see for each in of for block in each.blocks if isinstance(block, Figure)}
 
 
@@ -158,9 +158,6 @@ def test_a_study_with_two_objectives_tells_its_front(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", (97.0, 99.0, 98.0, 98.5, 99.2), multi_objective=True)
     found = report.read([folder])
     sentences = figures(*section(found, "study-1").inner)
-    assert sentences["Accuracy and size"] == (
-        "The line is the front: no trial is as accurate with fewer parameters."
-    )
     assert "The front has mostly" in sentences["Settings side by side"]
     assert section(found, "study-1-best").title == "Trial 4, the most accurate"
     page = report.render(found)

@@ -31,6 +31,8 @@ def test_a_front_is_a_table_of_its_own(tmp_path: Path, console: Console) -> None
     )
     shown = console.export_text()
     assert "Study study\n" in shown
+    assert "\nHistory" not in shown  # of a figure only what is found in it is said here
+    assert "\nSettings side by side: The front has mostly" in shown
     assert "\nThe front\n" in shown
     assert "\nThe front\nNo trial is as accurate with fewer parameters.\n" in shown
 

@@ -423,7 +423,7 @@ def test_the_report_counts_the_seeds_of_a_trial_as_one_experiment(searching: Cal
     assert "97.833 % over 3 seeds of the validation images" in dict(tables.study(study))["best"]
     drawn, _ = study_figures.draw(study)
     (epochs,) = (each for each in drawn if each.title == "Epoch by epoch")
-    assert epochs.see == "A line is the first seed of a trial."
+    assert epochs.note == "A line is the first seed of a trial."
     (trial,) = folders.gather([wanted.folder / "1"]).runs  # its folder alone is one run
     assert trial.folder.name == "1"
 

@@ -61,11 +61,12 @@ STYLE = go.layout.Template(
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart and, in a sentence, what to see in it where it does not show that by itself."""
+    """A chart, what is found in it, which the terminal says too, and a note on how it is to be read."""
 
     title: str
     see: str
     plot: go.Figure
+    note: str = ""
     folded: bool = False
     """It is shown on demand."""
 
@@ -164,12 +165,10 @@ def curves(groups: Sequence[Group]) -> Figure:
     low, high = scale([value for g in groups for r in g.runs for value in r.accuracies[-5:]], target)
     plot.update_yaxes(accuracies(_split(groups), low, high))
     note_outside(plot, [g.label for g in groups for r in g.runs if r.history and r.accuracies[-1] < low])
-    see = []
-    if not same_images([r for g in groups for r in g.ended], []):
-        see.append("These were scored on different images, so their accuracies cannot be compared.")
-    if any(len(g.runs) > 1 for g in groups):
-        see.append("A line is the median of the seeds, each of which is a thin line behind it.")
-    return Figure("Learning curves", " ".join(see), plot)
+    different = not same_images([r for g in groups for r in g.ended], [])
+    see = "These were scored on different images, so their accuracies cannot be compared." * different
+    note = "A line is the median of the seeds, each of which is a thin line behind it."
+    return Figure("Learning curves", see, plot, note * any(len(g.runs) > 1 for g in groups))
 
 
 def rates(groups: Sequence[Group]) -> Figure:
@@ -179,7 +178,7 @@ def rates(groups: Sequence[Group]) -> Figure:
     values = [epoch.lr for g in groups for r in g.runs for epoch in r.history]
     if min(values) > 0 and (ratio := max(values) / min(values)) > 5:
         plot.update_yaxes(type="log", dtick=1 if ratio > 100 else "D2")
-    return Figure("Learning rate", "The rate of each epoch's last step.", plot)
+    return Figure("Learning rate", "", plot, "The rate of each epoch's last step.")
 
 
 def step(g: Group) -> Figure:
@@ -195,8 +194,8 @@ def step(g: Group) -> Figure:
     ends = [r.history[-1] for r in g.runs if r.history]
     values = [("training", epoch.train_accuracy) for epoch in ends] + [(split, epoch.accuracy) for epoch in ends]
     note_outside(plot, [name for name, value in values if value < low])
-    see = f"The target, {target:g} %, is above the scale." if target > high else ""
-    return Figure(f"Training and {split}", see, plot)
+    note = f"The target, {target:g} %, is above the scale." if target > high else ""
+    return Figure(f"Training and {split}", "", plot, note)
 
 
 def _rows(labels: Sequence[str], least: int) -> go.Figure:
@@ -228,8 +227,8 @@ def last_epochs(groups: Sequence[Group], title: str = "The last epochs") -> Figu
     low, high = scale([value for _, value in ends], target)
     plot.update_xaxes(accuracies(_split(drawn), low, high))
     note_outside(plot, [label for label, value in ends if value < low], "left of")
-    see = "A point is one of the last epochs of one seed; a box has the middle half of them, the dashed line their"
-    return Figure(title, f"{see} mean.", plot)
+    note = "A point is one of the last epochs of one seed, a box the middle half of them, with their mean."
+    return Figure(title, "", plot, note)
 
 
 def classes(groups: Sequence[Group]) -> Figure | None:
@@ -248,10 +247,9 @@ def classes(groups: Sequence[Group]) -> Figure | None:
     hover = "class %{x}: %{z:.2f} %<extra></extra>"
     plot.add_heatmap(z=shares[::-1], x=names, texttemplate=numbers, hovertemplate=hover, **heat)
     plot.update_xaxes(title_text="class", type="category", showgrid=False)
-    see = "The darker a cell, the more of its images are wrong"
     guessing = [g.label for g in groups if g.at_chance]
-    see += f"; without {listed(guessing)}, which never left chance" if guessing else ""
-    return Figure("Accuracy by class", f"{see}.", plot)
+    without = f" Without {listed(guessing)}, which never left chance." if guessing else ""
+    return Figure("Accuracy by class", "", plot, f"The darker a cell, the more of its images are wrong.{without}")
 
 
 def confusion(g: Group) -> Figure | None:

@@ -135,7 +135,9 @@ def history(study: Study, rebuilt: optuna.Study) -> Figure | None:
     plot.update_xaxes(title_text="trial", tickformat="d", rangemode="nonnegative")
     if len(study.trials) <= 9:  # else Plotly would label every half of a trial, rounded
         plot.update_xaxes(dtick=1)
-    return Figure("History", "A pruned trial stands at its last accuracy, or at the bottom of the scale.", plot)
+    return Figure(
+        "History", "", plot, "A pruned trial stands at its last accuracy, or at the bottom of the scale."
+    )
 
 
 def sizes(study: Study, rebuilt: optuna.Study) -> Figure | None:
@@ -151,8 +153,8 @@ def sizes(study: Study, rebuilt: optuna.Study) -> Figure | None:
     plot.update_xaxes(title_text=words, tickformat=",d")
     if study.limit:
         draw_line(plot, study.limit, f"budget: fewer than {study.limit:,}", "x")
-    see = f"The line is the front: no trial is as accurate with fewer {words}."
-    return Figure("Accuracy and size", see, plot)
+    note = f"The line is the front: no trial is as accurate with fewer {words}."
+    return Figure("Accuracy and size", "", plot, note)
 
 
 def _regroup(plot: go.Figure, lines: Mapping[int, Sequence[Any]], looks: Sequence[Any], hover: str) -> None:
@@ -196,8 +198,8 @@ def intermediate(study: Study, rebuilt: optuna.Study) -> Figure | None:
         note_outside(plot, [f"the ends of {plural(outside, 'line')}"])
     plot.update_yaxes(accuracies("validation", low, high))
     plot.update_xaxes(epochs(max(t.epochs[-1][0] for t in drawn)))
-    see = "A line is the first seed of a trial." if any(t.seeds for t in drawn) else ""
-    return Figure("Epoch by epoch", see, plot)
+    note = "A line is the first seed of a trial." if any(t.seeds for t in drawn) else ""
+    return Figure("Epoch by epoch", "", plot, note)
 
 
 def importances(study: Study, rebuilt: optuna.Study) -> Figure | str:

@@ -25,6 +25,8 @@ def show(report: Report, console: Console | None = None) -> None:
 
 
 def _section(console: Console, section: Section) -> None:
+    if all(isinstance(block, Figure) and not block.see for block in section.blocks) and not section.inner:
+        return  # its figures are on the page
     verdict = f": {_coloured(section.badge)}" if section.badge else ""
     console.print(f"\n[bold underline]{escape(section.title)}[/]{verdict}", soft_wrap=True)
     for block in section.blocks:
@@ -33,8 +35,8 @@ def _section(console: Console, section: Section) -> None:
                 _table(console, block)
             case Text():
                 _line(console, block)
-            case Figure():
-                _line(console, f"{block.title}: {block.see}" if block.see else "")
+            case Figure() if block.see:
+                _line(console, f"{block.title}: {block.see}")
             case Pairs():
                 grid = RichTable.grid(padding=(0, 2))
                 grid.add_column(style="bold")
