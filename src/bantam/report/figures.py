@@ -92,7 +92,7 @@ def scale(values: Sequence[float], target: float) -> tuple[float, float]:
 def accuracies(title: str, low: float, high: float) -> dict[str, Any]:
     """An axis of accuracies, all of its labels with as many decimals."""
     decimals = 0 if high - low > 5 else 1 if high - low > 0.7 else 2
-    return {"title_text": f"{title} accuracy, %", "range": [low, high], "tickformat": f".{decimals}f"}
+    return {"title_text": f"{title} accuracy, %".strip(), "range": [low, high], "tickformat": f".{decimals}f"}
 
 
 def epochs(most: int) -> dict[str, Any]:
