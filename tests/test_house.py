@@ -57,6 +57,7 @@ TRAINING = (
     "training/finished.py",
     "training/build.py",
     "training/costs.py",
+    "training/logits.py",
     "training/setup.py",
     "training/saved.py",
 )

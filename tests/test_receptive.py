@@ -139,6 +139,8 @@ FUNCTIONS: dict[str, Any] = {
     "pad": lambda x: F.pad(x, (2, 0, 1, 1)),
     "reflect": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
     "larger": lambda x: F.interpolate(x, scale_factor=2),
+    "bilinear": lambda x: F.interpolate(x, size=(9, 5), mode="bilinear"),
+    "bicubic": lambda x: F.interpolate(x, scale_factor=1.5, mode="bicubic"),
     "rows": lambda x: x + x.logsumexp(3, keepdim=True),
     "norm": lambda x: x / (1 + x.norm(dim=1, keepdim=True)),
     "columns": lambda x: x + x.mean(2, keepdim=True),
@@ -212,6 +214,31 @@ def test_random_networks(network: nn.Module, image: tuple[int, int, int]) -> Non
         return
     if expected:  # not of the padding alone
         assert last(network, image) == expected
+
+
+@pytest.mark.parametrize(
+    ("function", "field"),
+    [
+        (lambda x: F.glu(x, 1), 3),
+        (F.logsigmoid, 3),
+        (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), 4),
+        (lambda x: F.interpolate(x, size=(14, 10), mode="bilinear", align_corners=True), (4, 3)),
+        (lambda x: F.interpolate(x, size=7, mode="bilinear", antialias=True), 10),
+        (lambda x: F.interpolate(x, size=14, mode="bicubic"), 6),
+        (lambda x: F.interpolate(x.flatten(2), size=784, mode="linear"), 3),
+        (lambda x: F.interpolate(x, size=13, mode="nearest-exact"), 3),
+        (lambda x: x.cumprod(2)[:, :, :5], (6, 3)),
+        (lambda x: x.flatten(2).tril(), (2, 3)),  # of the first row, above which there is nothing
+        (lambda x: x.rot90(1, (2, 3)), 3),
+        (lambda x: torch.cdist(x.flatten(2).transpose(1, 2), torch.ones(1, 5, 8)), 3),
+        (lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, -128, 127), 3),
+    ],
+)
+def test_functions_on_a_map_of_what_sees_three_pixels(function: Any, field: Any) -> None:
+    network = Lambda(lambda x, conv: function(conv(x)), nn.Conv2d(1, 8, 3, padding=1))
+    assert last(network) == field
+    if function is not F.logsigmoid:  # of large values, which positive weights lead to, it has no gradient
+        assert gradients.field(network, IMAGE) == field
 
 
 def test_what_cannot_be_known_is_not_guessed() -> None:

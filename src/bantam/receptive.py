@@ -241,6 +241,28 @@ def _unfolded(a: dict[str, Any]) -> Tensor:
     return F.unfold(x, a["kernel_size"], a["dilation"], 0, a["stride"])
 
 
+def _interpolated(operation: Any, a: dict[str, Any]) -> Tensor:
+    """Of maps that are made larger or smaller, one side after the other: what has a weight in an element."""
+    x, rest = a["self"], {key: value for key, value in a.items() if key != "self"}
+    sides = x.shape[2:]
+    for dim, side in enumerate(sides, 2):
+        shape = [side if other == dim else 1 for other in range(2, x.dim())]
+        rows = torch.eye(side, device="cpu").view(1, side, *shape).expand(1, side, *sides)
+        weights = operation(rows, **rest)[0].movedim(dim - 1, 1)
+        weights = weights.reshape(*weights.shape[:2], -1)[..., 0]
+        x = torch.stack([x.movedim(dim, 0)[has].amax(0) for has in (weights != 0).T], dim)
+    return x  # type: ignore[no-any-return]
+
+
+def _distance(a: dict[str, Any]) -> Tensor:
+    """Between each row of one matrix and each of another."""
+    return torch.maximum(a["x1"].amax(-1)[..., :, None], a["x2"].amax(-1)[..., None, :])
+
+
+def _triangle(keep: Callable[..., Tensor], a: dict[str, Any]) -> Tensor:
+    return a["self"].masked_fill(keep(torch.ones_like(a["self"]), a.get("diagonal", 0)) == 0, NOTHING)  # type: ignore[no-any-return]
+
+
 def _filled(a: dict[str, Any]) -> Tensor:
     value = a["value"]
     return value.expand(a["self"].shape) if isinstance(value, Tensor) else torch.full_like(a["self"], NOTHING)
@@ -251,7 +273,7 @@ MOVES = frozenset((
     "_unsafe_view", "_reshape_alias", "expand", "permute", "transpose", "t", "squeeze", "unsqueeze", "slice",
     "select", "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "unbind", "alias", "detach",
     "lift_fresh", "clone", "cat", "stack", "flip", "roll", "repeat", "diagonal", "unfold", "pixel_shuffle",
-    "pixel_unshuffle",
+    "pixel_unshuffle", "rot90",
     "channel_shuffle", "native_channel_shuffle", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
     "replication_pad1d", "replication_pad2d", "replication_pad3d", "upsample_nearest1d", "upsample_nearest2d",
     "upsample_nearest3d", "max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d",
@@ -262,12 +284,19 @@ MOVES = frozenset((
 INDEXED = frozenset(("index_select", "gather", "index"))
 """Operations that take elements from positions."""
 
-POINTWISE = frozenset(("hardswish", "hardsigmoid", "_prelu_kernel", "rrelu_with_noise", "native_dropout"))
+POINTWISE = frozenset((
+    "hardswish", "hardsigmoid", "_prelu_kernel", "rrelu_with_noise", "native_dropout", "log_sigmoid_forward",
+    "fake_quantize_per_tensor_affine_cachemask",
+))
 """Operations on single elements that are not marked as such by PyTorch."""
 
 REDUCTIONS = (
     "sum", "mean", "amax", "amin", "max", "min", "prod", "any", "all", "argmax", "argmin", "var", "std",
     "var_mean", "std_mean", "norm", "linalg_vector_norm", "logsumexp", "median", "nansum", "aminmax",
+)
+INTERPOLATIONS = (
+    "upsample_linear1d", "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d",
+    "_upsample_bicubic2d_aa", "upsample_trilinear3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d",
 )
 NEW = ("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "zero")
 # fmt: on
@@ -281,6 +310,12 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit"), _batch_norm),
     **dict.fromkeys(("native_layer_norm", "_fused_rms_norm"), _layer_norm),
     **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), lambda a: _along(a["self"], a["dim"])),
+    **{name: partial(_interpolated, getattr(torch.ops.aten, name)) for name in INTERPOLATIONS},
+    **dict.fromkeys(("_cdist_forward", "_euclidean_dist"), _distance),
+    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), lambda a: a["self"].cummax(a["dim"]).values),
+    "tril": partial(_triangle, torch.tril),
+    "triu": partial(_triangle, torch.triu),
+    "glu": lambda a: torch.maximum(*a["self"].chunk(2, a.get("dim", -1))),
     "native_group_norm": _group_norm,
     "convolution": _convolution,
     "_adaptive_avg_pool2d": lambda a: F.adaptive_max_pool2d(a["self"], a["output_size"]),
@@ -288,7 +323,6 @@ RULES: dict[str, Rule] = {
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
     "sort": lambda a: (_along(a["self"], a.get("dim", -1)),) * 2,
     "topk": _topk,
-    "cumsum": lambda a: a["self"].cummax(a["dim"]).values,
     "constant_pad_nd": lambda a: F.pad(a["self"], a["pad"], value=NOTHING),
     "im2col": _unfolded,
     "copy": lambda a: a["src"].expand(a["self"].shape),

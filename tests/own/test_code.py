@@ -95,6 +95,57 @@ def test_only_what_was_allowed_is_built_and_lists_are_lists(tmp_path: Path) -> N
     assert code.network(**where, sizes=(1, (2, 3))).sizes == [1, [2, 3]]
 
 
+SEQUENCES = """
+import collections.abc
+from typing import List, Optional, Sequence, Tuple, Union
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(
+        self, of: Sequence[int] = (8, 16), some: collections.abc.Iterable[float] = [1, 2.5], kernel: int = (3, 3),
+        name: str = 1, flag: bool = "auto", most: List[int] = 3, either: Union[int, Tuple[int, int]] = (2, 2),
+        pairs: tuple[tuple[int, int], ...] = ((1, 2),), plain=(1, (2, 3)), maybe: Optional[Sequence[int]] = None,
+        width: int = 8.5, listed=[1, 2],
+    ):
+        super().__init__()
+        self.given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+"""
+
+
+def test_sequences_and_defaults_that_are_not_as_annotated(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SEQUENCES)
+    own = code.read(tmp_path / "mine.py")
+    found = code.arguments(code.find(own, "Net"))
+    assert {name: (entry.kind, entry.items) for name, entry in found.items()} == {
+        "of": (int, True),
+        "some": (float, True),
+        "pairs": (Any, True),
+        "maybe": (int, True),
+        **dict.fromkeys(("kernel", "name", "flag", "most", "either", "plain", "width", "listed"), (Any, False)),
+    }
+    code.allow(own)
+    where = {"_file_": own.file, "_class_": "Net", "_sha256_": own.checksum}
+    defaults = {name: entry.default for name, entry in found.items()}
+    # What the class has as tuples it gets as tuples: its code may add others to them.
+    assert code.network(**where, **defaults).given == {
+        "of": (8, 16),
+        "some": [1, 2.5],
+        "kernel": (3, 3),
+        "name": 1,
+        "flag": "auto",
+        "most": 3,
+        "either": (2, 2),
+        "pairs": ((1, 2),),
+        "plain": (1, (2, 3)),
+        "maybe": None,
+        "width": 8.5,
+        "listed": [1, 2],
+    }
+    given = code.network(**where, pairs=[[1, 2], [3, 4]], either=[1, 1], maybe=[1], of=[4]).given
+    assert (given["pairs"], given["either"], given["maybe"], given["of"]) == (((1, 2), (3, 4)), (1, 1), [1], (4,))
+
+
 def test_a_copy_that_is_not_the_run_s_is_refused(tmp_path: Path) -> None:
     own = code.Code("mine.py", "x = 1\n")
     with pytest.raises(ValueError, match="does not exist; the run was trained with it: restore it"):

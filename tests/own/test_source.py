@@ -226,25 +226,25 @@ class Net(nn.Sequential):
 
     def forward(self, x):
         Net.calls += 1
-        if Net.calls > {calls}:
+        if {when}:
             sys.exit(3)
         return super().forward(x)
 """
 
 
 @pytest.mark.parametrize(
-    ("made", "calls", "said"),
+    ("made", "when", "said"),
     [
-        ("sys.exit(3)", 0, "line 12: 3"),
-        ("", 0, "a 1×28×28 image does not fit through this network: SystemExit in {file}, line 17: 3"),
-        ("", 2, "cannot compute a batch of two images: SystemExit in {file}, line 17: 3"),
-        ("", 5, "run was not trained (model=mine.py:Net fails: SystemExit in {file}, line 17: 3"),
+        ("sys.exit(3)", "True", "line 12: 3"),
+        ("", "True", "a 1×28×28 image does not fit through this network: SystemExit in {file}, line 17: 3"),
+        ("", "Net.calls > 2", "cannot compute a batch of two images: SystemExit in {file}, line 17: 3"),
+        ("", "len(x) > 2", "run was not trained (model=mine.py:Net fails: SystemExit in {file}, line 17: 3"),
     ],
 )
 def test_a_network_that_exits_is_one_sentence(
-    bantam: Bantam, mine: Path, images: tuple[str, ...], made: str, calls: int, said: str
+    bantam: Bantam, mine: Path, images: tuple[str, ...], made: str, when: str, said: str
 ) -> None:
-    mine.write_text(LEAVING.format(made=made, calls=calls))
+    mine.write_text(LEAVING.format(made=made, when=when))
     result = bantam("train.py", "model=mine.py:Net", *images, "hydra.run.dir=run")
     assert result.returncode == 1, result.stdout
     assert said.format(file=mine) in result.stderr

@@ -3,14 +3,14 @@
 import hashlib
 import inspect
 import sys
+import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 TARGET = "bantam.own.code.network"
@@ -79,19 +79,41 @@ def copy_of(settings: Any) -> str | None:
 
 
 def network(_file_: str, _class_: str, _sha256_: str, **arguments: Any) -> Any:
-    """Build a network of one's own: lists are lists. Raises ValueError for code that nobody has typed."""
+    """Build a network of one's own. Raises ValueError for code that nobody has typed."""
     code = _allowed.get(_sha256_)
     if code is None:
         raise ValueError(
             f"this version of {_file_} was not typed: type model=<folder of a run that has it>/{COPY}:{_class_}"
         )
-    return find(code, _class_)(**{key: _plain(value) for key, value in arguments.items()})
+    factory = find(code, _class_)
+    hints, parameters = _hints(factory), inspect.signature(factory).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    given = {key: _as(hints.get(key), defaults.get(key), value) for key, value in arguments.items()}
+    return factory(**given)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return value
+def _as(hint: Any, default: Any, value: Any) -> Any:
+    """A sequence as the class has it: a tuple where its annotation or its default is one, otherwise a list."""
+    if not _is_sequence(value):
+        return value
+    parts = [part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part) in (list, tuple)]
+    items = typing.get_args(parts[0])[0] if parts and typing.get_args(parts[0]) else None
+    defaults = [*default] if _is_sequence(default) and default else [None]
+    made = [_as(items, defaults[min(at, len(defaults) - 1)], item) for at, item in enumerate(value)]
+    of_tuple = hint is tuple or any(typing.get_origin(part) is tuple for part in parts[:1])
+    return tuple(made) if of_tuple or isinstance(default, tuple) else made
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _hints(factory: Any) -> dict[str, Any]:
+    """The annotations of its arguments; none where they have names that exist for a type checker only."""
+    try:
+        return typing.get_type_hints(inspect.getattr_static(factory, "__init__", factory))
+    except Exception:
+        return {}
 
 
 def find(code: Code, name: str) -> Any:
@@ -106,7 +128,7 @@ def find(code: Code, name: str) -> Any:
     return found
 
 
-def _makes_networks(value: Any, module: ModuleType) -> bool:
+def _makes_networks(value: Any, module: types.ModuleType) -> bool:
     from torch import nn
 
     if isinstance(value, type):
@@ -114,11 +136,11 @@ def _makes_networks(value: Any, module: ModuleType) -> bool:
     return inspect.isfunction(value) and value.__module__ == module.__name__
 
 
-def _module(code: Code) -> ModuleType:
+def _module(code: Code) -> types.ModuleType:
     """The file as a module, executed once a process. Raises whatever the file raises."""
     name = f"bantam_own_{code.checksum}"
     if name not in sys.modules:
-        module = ModuleType(name)
+        module = types.ModuleType(name)
         module.__file__ = code.file
         sys.modules[name] = module
         try:
@@ -159,11 +181,7 @@ class Argument:
 
 def arguments(factory: Any) -> dict[str, Argument]:
     """The arguments that a configuration can hold; others keep their defaults."""
-    try:
-        hints = typing.get_type_hints(inspect.getattr_static(factory, "__init__", factory))
-    except Exception:  # names that exist for a type checker only
-        hints = {}
-    found: dict[str, Argument] = {}
+    hints, found = _hints(factory), dict[str, Argument]()
     for name, parameter in inspect.signature(factory).parameters.items():
         default = REQUIRED if parameter.default is parameter.empty else parameter.default
         default = list(default) if isinstance(default, tuple) else default
@@ -174,16 +192,31 @@ def arguments(factory: Any) -> dict[str, Argument]:
     return found
 
 
+SEQUENCES = (list, tuple, Sequence, Iterable)
+
+HOLDS: dict[Any, Any] = {int: int, float: int | float, bool: bool, str: str}
+"""The types of a key, and what may be its default."""
+
+
 def _argument(hint: Any, default: Any) -> Argument:
     """What a key takes: as annotated where a configuration knows that type, else as its default is."""
-    parts = [hint] if typing.get_origin(hint) in (list, tuple, None) else [*typing.get_args(hint)]
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    parts = [*typing.get_args(hint)] if union else [hint]
     optional = default is None or type(None) in parts
     (kind,) = kinds if len(kinds := [part for part in parts if part is not type(None)]) == 1 else (Any,)
     items = [item for item in typing.get_args(kind) if item is not ...]
-    if typing.get_origin(kind) in (list, tuple) and len(set(items)) == 1:
+    if typing.get_origin(kind) in SEQUENCES and len(set(items)) == 1:
         kind = items[0]
     elif hint is None and default is not REQUIRED and default is not None:
         kind, items = type(default), []
-    return Argument(
-        kind if kind in (int, float, bool, str) else Any, bool(items), optional or kind is Any, default
-    )
+    else:
+        items = []
+    given = default is not REQUIRED and default is not None
+    values = default if items and isinstance(default, list) else [default]
+    if given and (bool(items) > isinstance(default, list) or not all(_holds(kind, value) for value in values)):
+        kind, items = Any, []  # its annotation says something else than its default
+    return Argument(kind if kind in HOLDS else Any, bool(items), optional or kind is Any, default)
+
+
+def _holds(kind: Any, value: Any) -> bool:
+    return kind not in HOLDS or (isinstance(value, HOLDS[kind]) and (kind is bool or not isinstance(value, bool)))

@@ -1,6 +1,5 @@
 """The parts of a run as its configuration names them: what a constructor refuses becomes one sentence."""
 
-import copy
 import os
 import re
 import sys
@@ -16,10 +15,11 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from bantam import activations, budget, config, receptive
+from bantam import config
 from bantam.augmentation import COLOURS
 from bantam.own import code
 from bantam.schedulers import Schedule, TorchSchedule
@@ -38,6 +38,7 @@ def build(cfg: DictConfig, key: str, choices: Choices) -> Any:
         if key == "model" and cfg.model.get("_target_") == code.TARGET:
             settings: Any = OmegaConf.to_container(cfg.model, resolve=True)
             built = code.network(**{name: value for name, value in settings.items() if name != "_target_"})
+            _shape_lazy_layers(built, image_shape(cfg))
         else:
             built = instantiate(cfg[key], _execution_whitelist_=config.TARGETS[key])
     except (Exception, SystemExit) as error:  # a constructor that refuses its arguments may raise anything
@@ -49,7 +50,19 @@ def build(cfg: DictConfig, key: str, choices: Choices) -> Any:
         ) from error
     if key == "model" and not isinstance(built, nn.Module):
         raise cannot_be_built(key, choices, ValueError(f"it is no network but {type(built).__name__}"))
+    if type(built).__module__.startswith(("torch._dynamo.", "torch.jit.")):
+        what = f"it is compiled already ({type(built).__name__}): return the network itself, and use compile=true"
+        raise cannot_be_built(key, choices, ValueError(what))
     return built
+
+
+def _shape_lazy_layers(model: Any, shape: tuple[int, int, int]) -> None:
+    """Give layers such as nn.LazyConv2d their weights, whose shapes follow from what images come to there."""
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    if any(map(is_lazy, tensors)):
+        with torch.no_grad():
+            model.eval()(torch.zeros(2, *shape, device=tensors[0].device))
+        model.train()
 
 
 def _check_colour(cfg: DictConfig) -> None:
@@ -107,20 +120,28 @@ def told(error: BaseException) -> str:
     """What an error says, in one line; and where it was raised, unless a class raises a ValueError by itself."""
     text = " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
-    paths = [(frame, Path(frame.filename)) for frame in frames if os.path.isabs(frame.filename)]
-    ours = {Path(__file__).parent, *map(Path, RUN_BY)}
-    own = [f for f, path in paths if not ours & {path, path.parent} and not {*path.parts} & {*NOT_OWN}]
+    own = [frame for frame in frames if os.path.isabs(frame.filename) and is_own(frame.filename)]
     if not own or (config.raised_in(error) and own[-1] is frames[-1]):
         return text or type(error).__name__
     where = f"{own[-1].filename}, line {own[-1].lineno}"
     return f"{type(error).__name__} in {where}" + f": {text}" * bool(text)
 
 
-RUN_BY = (budget.__file__, activations.__file__, receptive.__file__, code.__file__)
-"""Files that run a network, or build one."""
+PACKAGE = Path(config.__file__).parent
 
-NOT_OWN = ("site-packages", "dist-packages", "kernels", f"python{sys.version_info.major}.{sys.version_info.minor}")
-"""Folders of code that nobody edits who adds a network, a rate or an augmentation."""
+EDITED = ("models.py", "optimizers.py", "schedulers.py", "augmentation.py")
+"""Files of Bantam's that somebody edits who adds a network, a rate or an augmentation."""
+
+LIBRARIES = ("site-packages", "dist-packages", f"python{sys.version_info.major}.{sys.version_info.minor}")
+"""Folders of code that nobody edits."""
+
+
+def is_own(file: str) -> bool:
+    """Whether code is of whoever uses Bantam: neither a library's nor what builds, runs and counts networks."""
+    path = Path(file)
+    if PACKAGE in path.parents:
+        return path.parent == PACKAGE and path.name in EDITED
+    return not {*path.parts} & {*LIBRARIES}
 
 
 class PartFailed(Exception):
@@ -151,7 +172,7 @@ def blame(error: BaseException, parts: Mapping[str, Iterable[object]], choices: 
 def _own_file(part: object) -> str | None:
     """The file of an object's class; None where it is a library's."""
     file = getattr(sys.modules.get(type(part).__module__), "__file__", None) or ""
-    return None if any(folder in Path(file).parts for folder in NOT_OWN) else file
+    return file if is_own(file) else None
 
 
 def build_model(cfg: DictConfig, choices: Choices, device: torch.device) -> nn.Module:
@@ -162,94 +183,10 @@ def build_model(cfg: DictConfig, choices: Choices, device: torch.device) -> nn.M
     return model.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
-def settle_layout(cfg: DictConfig, choices: Choices, model: nn.Module) -> tuple[DictConfig, str]:
-    """Take channels_last back where the network cannot be run in it, as with x.view(len(x), -1) after a pooling.
-
-    Returns the configuration as it is then, and what is to be said of that.
-    """
-    shape = image_shape(cfg)
-    if not cfg.channels_last or _runs(model, shape):
-        return cfg, ""
-    model.to(memory_format=torch.contiguous_format)
-    if not _runs(model, shape):
-        return cfg, ""  # it fails for another reason
-    cfg = cfg.copy()
-    cfg.channels_last = False
-    what = f"model={choices.get('model')} reshapes with view, which needs channels_last=false and has it now"
-    return cfg, f"{what}: with reshape or torch.flatten convolutions may be faster"
-
-
-def _runs(model: nn.Module, shape: tuple[int, int, int]) -> bool:
-    """Whether a network computes two images, as they lie in memory."""
-    try:
-        _logits(model, shape)
-    except RuntimeError:
-        return False
-    return True
-
-
-def _logits(model: nn.Module, shape: tuple[int, int, int], training: bool = False) -> Any:
-    device = next((parameter.device for parameter in model.parameters()), None)
-    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-    with torch.set_grad_enabled(training), torch.random.fork_rng(devices=[]):
-        return copy.deepcopy(model).train(training)(images)
-
-
-def check_logits(choices: Choices, model: nn.Module, shape: tuple[int, int, int], classes: int) -> str:
-    """Refuse a network that does not give each image of a batch a logit for each class, in training or scoring.
-
-    `shape` is that of an image, C×H×W. Returns what else is to be said of its output, a sentence or nothing.
-    """
-    name, note = f"model={choices.get('model')}", ""
-    for training in (False, True):
-        when = " in training" * training
-        try:
-            logits = _logits(model, shape, training)
-        except (Exception, SystemExit) as error:  # a network of one's own may raise anything
-            raise ValueError(f"{name} cannot compute a batch of two images{when}: {told(error)}") from error
-        found = "×".join(map(str, logits.shape)) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        if found != f"2×{classes}":
-            what = f"{found} for two images{when}, not 2×{classes}: a logit for each class"
-            raise ValueError(f"{name} returns {what}{_remedy(logits, classes)}{_forward(model)}")
-        if not logits.is_floating_point() or (training and not logits.requires_grad):
-            raise ValueError(f"{name} returns logits that have no gradient{_forward(model)}")
-        note = note or _note(name, logits.detach().float())
-    return note
-
-
-def _forward(model: nn.Module) -> str:
-    """Where the code stands that computes a network of one's own; empty where that is a library's."""
-    compiled = getattr(type(model).forward, "__code__", None)
-    if compiled is None or {*Path(compiled.co_filename).parts} & {*NOT_OWN}:
-        return ""
-    return f" ({compiled.co_filename}, line {compiled.co_firstlineno})"
-
-
-def _remedy(logits: Any, classes: int) -> str:
-    """What helps where a network returns something else than logits."""
-    if not isinstance(logits, torch.Tensor) or len(logits) != 2:
-        return ""
-    if logits.dim() > 2 and logits[0].numel() == classes:
-        return "; add nn.Flatten() at its end"
-    if logits.dim() == 4 and logits.shape[1] == classes:
-        return "; add nn.AdaptiveAvgPool2d(1) and nn.Flatten() at its end"
-    if logits.dim() == 2:
-        return f"; its last layer must have {classes} outputs"
-    return f"; end it with nn.Flatten() and a linear layer of {classes} outputs"
-
-
-def _note(name: str, logits: torch.Tensor) -> str:
-    """What is to be said where logits are probabilities or their logarithms already."""
-    ones = torch.ones(len(logits), device=logits.device)
-    if torch.allclose(logits.exp().sum(1), ones, atol=1e-3) and (logits <= 0).all():
-        return f"{name} ends with log_softmax, which the loss has too: cross-entropy of the result is the same"
-    if torch.allclose(logits.sum(1), ones, atol=1e-3) and (logits >= 0).all():
-        return f"{name} ends with softmax, but the loss expects logits: leave softmax out, it trains worse with it"
-    return ""
-
-
 def build_optimizer(cfg: DictConfig, choices: Choices, model: nn.Module) -> Optimizer:
     """The optimizer of a network's parameters. Raises ValueError where it refuses its keys."""
+    if not any(True for _ in model.parameters()):
+        raise ValueError(f"model={choices.get('model')} has no parameters, so there is nothing to train")
     optimizer = build(cfg, "optimizer", choices)
     _import_no_compiler(getattr(optimizer, "func", None))
     try:

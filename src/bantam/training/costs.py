@@ -9,7 +9,7 @@ from torch import nn
 
 from bantam import budget
 from bantam.own.source import FROM_DATA
-from bantam.training.build import Choices, build, image_shape, own_arguments, told
+from bantam.training.build import CannotBeBuilt, Choices, build, image_shape, own_arguments, told
 
 
 def check_budget(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer], dict[str, int]]:
@@ -33,7 +33,7 @@ def check_budget(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer],
 
 def count(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer], dict[str, int]]:
     """The layers and the costs of the network, which is run on the meta device where it is large."""
-    model, shape = _network(cfg, choices, "meta"), image_shape(cfg)
+    model, shape = _without_values(cfg, choices), image_shape(cfg)
     if budget.count(model) <= budget.SMALL and math.prod(shape) <= budget.SMALL:
         model = _network(cfg, choices, "cpu")
     try:
@@ -45,6 +45,14 @@ def count(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer], dict[s
             + ": change model.* or that line" * bool(own_arguments(cfg))
         ) from error
     return layers, budget.costs(model, layers)
+
+
+def _without_values(cfg: DictConfig, choices: Choices) -> nn.Module:
+    """The network on the meta device, or on the CPU where its class needs values or says itself where it lies."""
+    try:
+        return _network(cfg, choices, "meta")
+    except CannotBeBuilt:
+        return _network(cfg, choices, "cpu")
 
 
 def _network(cfg: DictConfig, choices: Choices, device: str) -> nn.Module:
@@ -60,7 +68,7 @@ def _smaller(cfg: DictConfig, choices: Choices) -> str:
         if any(cfg.budget[key] is not None for key in ("multiply_adds", "activations")):
             _, costs = count(narrower, choices)
         else:  # the others need no image to be computed
-            costs = budget.costs(_network(narrower, choices, "meta"), [])
+            costs = budget.costs(_without_values(narrower, choices), [])
         return max(budget.excess(costs, cfg.budget).values()) > 0
 
     if "width" in cfg.model:

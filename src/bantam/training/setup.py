@@ -1,6 +1,5 @@
 """From a composed configuration to everything that a run needs, checked and built, with no step taken."""
 
-import copy
 import os
 import shutil
 from collections.abc import Sequence
@@ -30,14 +29,12 @@ from bantam.training.build import (
     build_optimizer,
     build_schedule,
     build_trackers,
-    check_logits,
     dry_run_schedule,
     image_shape,
-    settle_layout,
-    told,
 )
 from bantam.training.costs import check_budget
 from bantam.training.folder import read_checkpoint, read_finished
+from bantam.training.logits import check_last_batch, check_logits, settle_layout, settle_precision
 from bantam.training.loop import Training
 from bantam.training.threads import Load, choose
 
@@ -174,8 +171,7 @@ class Prepared:
 def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
     """Check everything that can be known before training, cheapest first, and build it.
 
-    The configuration has passed `ranges.validate`. Raises ValueError with one sentence: the key, its value, what
-    is wrong and what helps.
+    The configuration has passed `ranges.validate`. Raises ValueError: key, value, what is wrong, what helps.
     """
     if cfg.epochs > cfg.budget.epochs:
         raise ValueError(
@@ -197,7 +193,8 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
     epoch_rates = dry_run_schedule(cfg, info.choices, schedule, rates)
     images = _load_data(cfg, info)
     output = check_logits(info.choices, model, images.shape, len(images.classes))
-    _check_last_batch(cfg, info, model, images)
+    check_last_batch(cfg, info.choices, model, images)
+    precision, reduced = settle_precision(cfg, info.choices, model, _precision(cfg, device))
     prepared = Prepared(
         cfg=cfg,
         info=info,
@@ -205,7 +202,7 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
         costs=costs,
         data=images.to(device),
         device=device,
-        precision=_precision(cfg, device),
+        precision=precision,
         threads=threads,
         busy=busy,
         model=model,
@@ -215,7 +212,7 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
         epoch_rates=epoch_rates,
         augmentation=augmentation,
         average=Average(model, cfg.ema) if cfg.ema else None,
-        notes=[note for note in (images.note, layout, output) if note],
+        notes=[note for note in (images.note, layout, reduced, output) if note],
         trackers=trackers,
     )
     if cfg.kernels == "native":
@@ -267,30 +264,6 @@ def _load_data(cfg: DictConfig, info: RunInfo) -> data.Data:
             f"{images.name} has {len(images.train_labels):,} images to train on: lower batch_size"
         )
     return images
-
-
-def _check_last_batch(cfg: DictConfig, info: RunInfo, model: nn.Module, images: data.Data) -> None:
-    """Refuse batches of one image where the network cannot be trained on one.
-
-    Batch norm divides by the deviation of a channel's values: behind a 1×1 map one image has a single value.
-    """
-    count = len(images.train_labels)
-    if (count % cfg.batch_size or cfg.batch_size) > 1:
-        return
-    image = torch.zeros(1, *images.shape, device=next(model.parameters()).device)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            copy.deepcopy(model).train()(image)
-    except Exception as error:  # a network of one's own may raise anything
-        name = f"model={info.choices.get('model')}"
-        if "more than 1 value per channel" not in str(error):
-            raise ValueError(f"{name} cannot compute a batch of one image in training: {told(error)}") from error
-        fitting = next(size for size in range(cfg.batch_size + 1, count + 1) if count % size != 1)
-        raise ValueError(
-            f"batch_size is {cfg.batch_size:,}: of {count:,} images the last batch has a single one, and batch "
-            f"norm in {name} cannot be trained on one value a channel: use "
-            f"batch_size={fitting}"
-        ) from error
 
 
 def _device(cfg: DictConfig) -> torch.device:
