@@ -38,6 +38,7 @@ def test_every_file_composes_and_is_valid(composed: Compose, own: dict[str, str]
     ("overrides", "message"),
     [
         (["data=npz"], "data.root has no value: set it, for example data.root=my.npz"),
+        (["data=folder"], "data.root has no value: set it, for example data.root=pictures"),
         (
             ["data=npz", "data.root={npz}", "data.side=28"],
             "data.side is 28, but {npz} has images of 3×20×20 in 3 cl",
@@ -182,6 +183,7 @@ def test_a_wrong_type_is_refused_by_name(composed: Compose, override: str) -> No
         ("batch_size=0", "batch_size is 0: it must be at least 1"),
         ("threads=0", "threads is 0"),
         ("data.validation=-1", "data.validation is -1"),
+        ("data.side=0", "data.side is 0: it must be at least 1"),  # which model.side is too
         ("target.accuracy=101", "target.accuracy is 101.0"),
         ("+colour=1", "colour is no key of Bantam: see python train.py --help"),
         ("+epoch=3", "epoch is no key of Bantam: did you mean epochs?"),
@@ -196,5 +198,6 @@ def test_a_value_out_of_its_range_is_refused_by_name(composed: Compose, override
 
 
 def test_every_number_of_a_list_is_checked(composed: Compose) -> None:
+    assert composed("data.mean=[0.5,0,1]").data.mean == [0.5, 0, 1]
     with pytest.raises(ValueError, match="scheduler.milestones is 0: it must be at least 1"):
         ranges.validate(composed("scheduler=multistep", "scheduler.milestones=[5,0]"))

@@ -90,6 +90,7 @@ def test_a_folder_of_options_that_is_none_is_one_sentence(
         ("lr=0.1", "lr is no key: did you mean optimizer.lr=0.1? "),
         ("modle=v1", "modle is no key: did you mean model=v1? "),
         ("optimizer.vector_lr=1", "optimizer.vector_lr is no key: There are optimizer.lr, optimizer.momentum, "),
+        ("data.mean=grey", "data.mean=grey is refused: Value 'grey' is neither a number nor a list of them"),
         ("model=v3", "model=v3 does not exist: did you mean model=v2? There are dilated, flexible, "),
         ("model=Net.py", "or a class in a file of your own, as in model=mine.py:Net"),
         ("experiment=champoin", "experiment=champoin does not exist: did you mean experiment=champion? "),

@@ -39,6 +39,7 @@ def validate(cfg: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ValueError(f"{missing[0]} has no value: set it, for example {missing[0]}=…")
+    validate_ranges(cfg.data, "data")  # first, since networks take their channels, side and classes from there
     validate_ranges(cfg)
 
 

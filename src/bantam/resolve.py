@@ -39,7 +39,8 @@ def settle(cfg: DictConfig, typed_in: Path) -> None:
     if not isinstance(cfg.data, DictConfig):
         raise ValueError(f"data is {cfg.data}, which cannot be built: choose one of its options")
     if OmegaConf.is_missing(cfg.data, "root"):
-        raise ValueError("data.root has no value: set it, for example data.root=my.npz")
+        example = "pictures" if cfg.data.get("_target_") == FOLDER else "my.npz"
+        raise ValueError(f"data.root has no value: set it, for example data.root={example}")
     pin(cfg, typed_in)
     if cfg.data.get("_target_") in (NPZ, FOLDER):
         _read_shape(cfg.data)

@@ -23,6 +23,8 @@ from hydra.errors import (
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bantam.own import code
+
 ALL = "python train.py --help lists them all"
 
 LEAST = 0.6
@@ -244,6 +246,10 @@ def _about_choice(error: BaseException) -> ValueError | None:
     return None
 
 
+NO_NUMBERS = re.compile(r" of type '\w+' is incompatible with type hint '.*list\[.*'")
+"""What OmegaConf says of data.mean=grey: what may stand there, as Python writes it."""
+
+
 def _about_key(error: ConfigCompositionException) -> ValueError | None:
     """The nearest key or group, such as optimizer.lr for lr; a key of a group that was given a value itself."""
     found = _override(error)
@@ -262,13 +268,16 @@ def _about_key(error: ConfigCompositionException) -> ValueError | None:
     if isinstance(node, ListConfig) and not value.startswith("["):
         return ValueError(f"{line} is refused: {key} is a list, so write {shlex.join([f'{key}=[{value}]'])}")
     if error.__cause__ is not None and str(error).startswith("Error merging override"):
-        return ValueError(f"{line} is refused: {str(error.__cause__).splitlines()[0]}")
+        said = str(error.__cause__).splitlines()[0]
+        return ValueError(f"{line} is refused: {NO_NUMBERS.sub(' is neither a number nor a list of them', said)}")
     if node is not None or not str(error).startswith("Could not override"):
         return None
     group, _, rest = key.partition(".")
     option = rest.partition(".")[0]
     if group == "tracker" and option in _options(group) and option not in (cfg.get(group) or {}):
         return ValueError(f"{key} is a key of tracker={option}, which is not chosen: add tracker={option}")
+    if group == "model" and (own := code.about_argument(cfg.get(group), option, value)):
+        return ValueError(f"{key} is no key: {own}")
     near = nearest(key, [*keys(cfg, hydra=key.startswith("hydra")), *_groups()])
     parent = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else None
     there = _within(parent, key.rpartition(".")[0]) if isinstance(parent, DictConfig) else []

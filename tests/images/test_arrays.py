@@ -97,6 +97,8 @@ WRONG = [
         wrong(labels=LABELS.astype(str)),
         "train_labels in .* labels must be whole numbers from 0: number the classes",
     ),
+    (wrong(labels=LABELS[None]), r"train_labels in .* is 1×60 of .*: save train_labels.reshape\(-1\)"),
+    (wrong(labels=LABELS + 0.5), r"train_labels in .* is 60 of float64: .*: number the classes from 0"),
     (wrong(labels=np.eye(3)[LABELS]), r"train_labels in .* is 60×3 of float64: .*: save train_labels.argmax\(1\)"),
     (wrong(labels=LABELS[:, None, None]), "train_labels in .* must have one whole number for each image"),
     (wrong(test_labels=np.full(30, 7)), "test_labels in .* has 7, but with 3 classes labels go from 0 to 2"),

@@ -38,6 +38,17 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
     assert not found.note
 
 
+def test_a_name_is_the_same_however_its_letters_are_written(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, ("F\u00fcchse", "Hund"))  # one letter; some systems write two
+    (tmp_path / "test" / "F\u00fcchse").rename(tmp_path / "test" / "Fu\u0308chse")
+    (tmp_path / "train" / "__MACOSX").mkdir()
+    assert pictures.classes(root) == ("F\u00fcchse", "Hund")
+    assert sorted({*pictures.read(root, 1, 20).test_labels.tolist()}) == [0, 1]
+    (tmp_path / "train" / "Fu\u0308chse").mkdir()
+    with pytest.raises(ValueError, match="has two folders .*, whose names differ in bytes only: rename one"):
+        pictures.classes(root)
+
+
 def test_pictures_of_another_size_are_resized_and_that_is_said(tmp_path: Path) -> None:
     root = write_folder(tmp_path, side=20)
     Image.new("RGB", (40, 10), "red").save(tmp_path / "test" / "dog" / "wide.png")

@@ -146,6 +146,17 @@ def test_sequences_and_defaults_that_are_not_as_annotated(tmp_path: Path) -> Non
     assert (given["pairs"], given["either"], given["maybe"], given["of"]) == (((1, 2), (3, 4)), (1, 1), [1], (4,))
 
 
+def test_an_argument_that_is_no_key_is_explained(file: code.Code) -> None:
+    code.allow(file)
+    settings = {"_class_": "Net", "_sha256_": file.checksum}
+    kept = "Net takes act, but no key can hold what it is by default, ReLU"
+    assert code.about_argument(settings, "act", "GELU") == kept
+    more = "Net may take it beside those that it names: add it, +model.depth=3"
+    assert code.about_argument(settings, "depth", "3") == more
+    assert code.about_argument(settings | {"_class_": "made"}, "depth", "3") == ""
+    assert code.about_argument({"width": 3}, "depth", "3") == code.about_argument(None, "depth", "3") == ""
+
+
 def test_a_copy_that_is_not_the_run_s_is_refused(tmp_path: Path) -> None:
     own = code.Code("mine.py", "x = 1\n")
     with pytest.raises(ValueError, match="does not exist; the run was trained with it: restore it"):

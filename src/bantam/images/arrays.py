@@ -213,10 +213,11 @@ def _labels(root: str, name: str, heads: dict[str, Header]) -> np.ndarray:
     if len(sizes) == 2 and sizes[1] == 1:
         sizes = sizes[:1]
     if len(sizes) != 1:
-        remedy = f": save {name}.argmax(1)" if len(sizes) == 2 else ""
+        remedy = f": save {name}.{'reshape(-1)' if sizes[0] == 1 else 'argmax(1)'}" if len(sizes) == 2 else ""
         raise ValueError(f"{is_}: it must have one whole number for each image{remedy}")
     if dtype.kind not in "iu":
-        remedy = f"save {name}.astype(int)" if dtype.kind in "fb" else "number the classes from 0"
+        whole = dtype.kind == "b" or (dtype.kind == "f" and bool((_load(root, name) % 1 == 0).all()))
+        remedy = f"save {name}.astype(int)" if whole else "number the classes from 0"
         raise ValueError(f"{is_}: labels must be whole numbers from 0: {remedy}")
     if not sizes[0]:
         raise ValueError(f"{is_}, which holds no label: save one for each image")

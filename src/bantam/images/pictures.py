@@ -2,6 +2,7 @@
 
 import functools
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,8 @@ from bantam.images.arrays import PARTS, Arrays, checksum
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 
-IGNORED = ("Thumbs.db", "desktop.ini")
-"""Files that a desktop leaves in a folder, beside hidden ones."""
+IGNORED = ("Thumbs.db", "desktop.ini", "__MACOSX")
+"""What a desktop leaves in a folder, beside hidden files."""
 
 MODES = {1: "L", 3: "RGB"}
 """What Pillow calls pictures of so many channels."""
@@ -33,10 +34,18 @@ def classes(root: str) -> tuple[str, ...]:
                 else f"put pictures into {part}/<class>/ that are not in train"
             )
             raise ValueError(f"data.root={root} has no folder {part}: {remedy}")
-    names = [entry.name for entry in _entries(Path(root) / "train") if entry.is_dir()]
+    names = [_called(entry) for entry in _entries(Path(root) / "train") if entry.is_dir()]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{root}/train has two folders {twice}, whose names differ in bytes only: rename one")
     if not names:
         raise ValueError(f"{root}/train has no folder in it: put the pictures of each class into one of its name")
     return tuple(sorted(names, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name)))
+
+
+def _called(folder: Path) -> str:
+    """The name of a class: some systems write ü as one letter, some as u and two dots, which look the same."""
+    return unicodedata.normalize("NFC", folder.name)
 
 
 def read(root: str, channels: int, side: int) -> Arrays:
@@ -100,7 +109,7 @@ def _listed(root: Path, names: tuple[str, ...]) -> Iterator[tuple[str, str, str,
         for folder in _entries(root / part):
             if not folder.is_dir():
                 raise ValueError(f"{folder} is in no class: put it into the folder of one, or delete it")
-            if folder.name not in names:
+            if _called(folder) not in names:
                 raise ValueError(f"{folder} is a class that train lacks: add pictures to train on, or delete it")
             files = _entries(folder)
             if not files:
@@ -118,7 +127,7 @@ def _listed(root: Path, names: tuple[str, ...]) -> Iterator[tuple[str, str, str,
                     raise ValueError(
                         f"{file} cannot be read as a picture ({error.strerror}): replace or delete it"
                     ) from error
-                yield part, folder.name, str(file), status.st_mtime_ns, status.st_size
+                yield part, _called(folder), str(file), status.st_mtime_ns, status.st_size
         if not any(folder.is_dir() for folder in _entries(root / part)):
             raise ValueError(f"{root / part} is empty: put pictures into {part}/<class>/")
 

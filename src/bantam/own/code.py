@@ -192,6 +192,21 @@ def arguments(factory: Any) -> dict[str, Argument]:
     return found
 
 
+def about_argument(settings: Any, name: str, value: str) -> str:
+    """What to say of an argument of a network of one's own that is no key; empty where it is none."""
+    own = _allowed.get((settings or {}).get("_sha256_", ""))
+    if own is None:
+        return ""
+    parameters = inspect.signature(find(own, settings["_class_"])).parameters
+    if name in parameters and parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
+        default = parameters[name].default
+        shown = getattr(default, "__name__", None) or " ".join(str(default).split())
+        return f"{settings['_class_']} takes {name}, but no key can hold what it is by default, {shown}"
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return f"{settings['_class_']} may take it beside those that it names: add it, +model.{name}={value}"
+    return ""
+
+
 SEQUENCES = (list, tuple, Sequence, Iterable)
 
 HOLDS: dict[Any, Any] = {int: int, float: int | float, bool: bool, str: str}
