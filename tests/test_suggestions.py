@@ -83,6 +83,21 @@ def test_a_folder_of_options_that_is_none_is_one_sentence(
     assert said in line
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("model=v1,v2", "model=v1,v2 stands for several runs: add -m"),
+        ("seed=range(0,3)", "seed=range(0,3) stands for several runs: add -m"),
+        (
+            "tracker=mlflow,wandb",
+            "tracker=mlflow,wandb stands for several runs: add -m, or give them as a list, tracker=[mlflow,wandb]",
+        ),
+    ],
+)
+def test_several_values_for_one_run(bantam: Bantam, typed: str, said: str) -> None:
+    assert bantam("train.py", typed, "dry_run=true").stderr == f"Error: {said}\n"
+
+
 @pytest.mark.parametrize("several", [(), ("-m",)], ids=["one run", "multirun"])
 @pytest.mark.parametrize(
     ("typed", "said"),
@@ -90,6 +105,10 @@ def test_a_folder_of_options_that_is_none_is_one_sentence(
         ("lr=0.1", "lr is no key: did you mean optimizer.lr=0.1? "),
         ("modle=v1", "modle is no key: did you mean model=v1? "),
         ("optimizer.vector_lr=1", "optimizer.vector_lr is no key: There are optimizer.lr, optimizer.momentum, "),
+        ("model.width==8", "model.width==8 has two =: write model.width=8"),
+        ("model=net(1).py:Net", """has letters that Hydra takes only in quotes: write 'model="net(1).py:Net"'"""),
+        ("target.acc=99", "target.acc is no key: did you mean target.accuracy=99?"),
+        ("data=MNIST", "data=MNIST does not exist: did you mean data=mnist? "),
         ("data.mean=grey", "data.mean=grey is refused: Value 'grey' is neither a number nor a list of them"),
         ("model=v3", "model=v3 does not exist: did you mean model=v2? There are dilated, flexible, "),
         ("model=Net.py", "or a class in a file of your own, as in model=mine.py:Net"),

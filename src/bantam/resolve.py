@@ -10,6 +10,7 @@ from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from bantam import ranges
+from bantam.own import code
 from bantam.own.source import FROM_DATA
 from bantam.training import saved
 
@@ -140,10 +141,11 @@ def keep_nothing() -> None:
 
 
 def forget() -> None:
-    """Have files of images read anew, and a server asked anew, as another command would."""
+    """Have files of images and of code read anew, and a server asked anew, as another command would."""
     from bantam.images import downloads  # loads PyTorch
     from bantam.kernels import compiler
 
+    code.forget()
     downloads.forget()
     compiler.forget()
 

@@ -30,7 +30,6 @@ ALL = "python train.py --help lists them all"
 LEAST = 0.6
 """How alike two names must be, from 0 to 1, for one to be meant by the other."""
 
-
 NO_OPTION = (
     "Config group override must be a string or a list",
     "argument of type 'int' is not",
@@ -50,6 +49,8 @@ def suggestion(error: BaseException) -> ValueError | None:
     if isinstance(error, ConfigCompositionException):
         if re.match(r"model=.+ cannot be used: ", str(error)):  # code of one's own
             return ValueError(str(error))
+        if sweep := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+)'", str(error)):
+            return _about_sweep(sweep[1])
         return _about_parent(error) or _about_several(error) or _about_key(error)
     if str(error).startswith(NO_OPTION):
         return _about_choice(error)
@@ -61,7 +62,6 @@ def suggestion(error: BaseException) -> ValueError | None:
 
 FUNCTION = re.compile(r"[\[{]|\w+\(")
 """How a value begins that is more than text: a list, a dictionary, a range."""
-
 
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 
@@ -98,9 +98,13 @@ def _about_grammar(word: str, message: str) -> ValueError | None:
         return ValueError(
             f"{word!r} is no override: give each by itself, as key=value without spaces around the ="
         )
+    if value.startswith("="):
+        return ValueError(f"{word} has two =: write {shlex.join([key + '=' + value.lstrip('=')])}")
     if missing := unclosed(value):
         return ValueError(f"{word} {missing}")
-    if FUNCTION.match(value):
+    if FUNCTION.match(value) and value.endswith(
+        (*CLOSING.values(),)
+    ):  # otherwise it is text, such as net(1).py:Net
         said = [line for line in message.splitlines() if not line.startswith(("Error ", "See "))]
         ranges = "ranges are written as interval(0.01,0.1), range(8,21) and choice(a,b), lists as [1,2]"
         return ValueError(f"{word} cannot be read ({'; '.join(said)}): {ranges}, and text in quotes")
@@ -162,7 +166,7 @@ def _about_option(error: MissingConfigException) -> ValueError | None:
     there = sorted(error.options or _options(group))
     if not there:
         return None
-    near = difflib.get_close_matches(typed, there, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(typed.lower(), there, n=1, cutoff=0.5)
     meant = f"did you mean {group}={near[0]}? " if near else ""
     own = ", or a class in a file of your own, as in model=mine.py:Net" if group == "model" else ""
     return ValueError(f"{group}={typed} does not exist: {meant}There are {', '.join(there)}{own}")
@@ -222,6 +226,13 @@ def several(line: str) -> ValueError | None:
 
 ONE_OPTION = ("model", "optimizer", "scheduler", "augmentation", "data")
 """Groups whose options are one thing each: Hydra would mix their keys."""
+
+
+def _about_sweep(line: str) -> ValueError:
+    """How to write several values, which without -m are a list or nothing."""
+    key, _, value = line.partition("=")
+    as_list = "" if key in ONE_OPTION or "(" in value else f", or give them as a list, {key}=[{value}]"
+    return ValueError(f"{line} stands for several runs: add -m{as_list}")
 
 
 def _about_several(error: BaseException) -> ValueError | None:
@@ -298,6 +309,8 @@ def nearest(key: str, there: Sequence[str]) -> str | None:
     last = key.rpartition(".")[2]
     names = {other: other.rpartition(".")[2] for other in there}
     alike = difflib.get_close_matches(last, names.values(), n=1, cutoff=LEAST)
+    if not alike and len(last) > 2:  # as target.acc
+        alike = [name for other, name in names.items() if name.startswith(last) and other.startswith(key)][:1]
     return max(
         (other for other in there if names[other] in alike),
         key=lambda other: difflib.SequenceMatcher(None, key, other).ratio(),

@@ -164,11 +164,50 @@ def test_a_copy_that_is_not_the_run_s_is_refused(tmp_path: Path) -> None:
     (tmp_path / code.COPY).write_text("x = 2\n")
     with pytest.raises(ValueError, match=r"is not the file that the run was trained with"):
         code.restore(tmp_path, {"_sha256_": own.checksum})
-    assert code.copy_of({"_sha256_": own.checksum}) is None
+    assert code.copies_of({"_sha256_": own.checksum}) == {}
     (tmp_path / code.COPY).write_text(own.text)
     code.restore(tmp_path, {"_sha256_": own.checksum})
-    assert code.copy_of({"_sha256_": own.checksum}) == own.text
+    assert code.copies_of({"_sha256_": own.checksum}) == {code.COPY: own.text}
     code.restore(tmp_path / "none", {})  # a network of Bantam's
+
+
+def test_what_a_file_imports_from_beside_it_is_its_own(tmp_path: Path) -> None:
+    def made(folder: str, width: int) -> tuple[code.Code, dict[str, str]]:
+        place = tmp_path / folder
+        (place / "parts").mkdir(parents=True, exist_ok=True)
+        (place / "parts" / "__init__.py").write_text("")
+        (place / "parts" / "sizes.py").write_text(f"WIDTH = {width}\n")
+        (place / "mine.py").write_text(
+            f"# {folder}\nfrom parts.sizes import WIDTH\nfrom torch import nn\n\n"
+            "def make():\n    return nn.Linear(WIDTH, 2)\n"
+        )
+        own = code.read(place / "mine.py")
+        code.allow(own)
+        return own, {"_file_": own.file, "_class_": "make", "_sha256_": own.checksum}
+
+    (one, of_one), (_, of_other) = made("one", 3), made("other", 5)
+    assert code.network(**of_one).in_features == 3
+    assert code.network(**of_other).in_features == 5
+    kept = code.copies_of(of_other)
+    assert kept[str(Path("parts", "sizes.py"))] == "WIDTH = 5\n"
+    assert {*kept} == {code.COPY, str(Path("parts", "__init__.py")), str(Path("parts", "sizes.py"))}
+    made("one", 44)
+    code.forget()
+    assert code.network(**of_one).in_features == 44
+    (tmp_path / "run").mkdir()
+    for path, text in code.copies_of(of_one).items():
+        (tmp_path / "run" / path).parent.mkdir(exist_ok=True)
+        (tmp_path / "run" / path).write_text(text)
+    made("one", 3)
+    code.forget()
+    again = code.read(tmp_path / "run" / code.COPY)
+    assert code.find(again, "make")().in_features == 44
+    assert again.checksum == one.checksum
+
+
+def test_a_mark_at_the_beginning_is_no_part_of_the_code(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("x = 1\n", encoding="utf-8-sig")
+    assert code.read(tmp_path / "mine.py").text == "x = 1\n"
 
 
 def test_what_is_no_text_is_refused(tmp_path: Path) -> None:

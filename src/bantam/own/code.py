@@ -1,6 +1,7 @@
 """The code of a network of one's own: its file as it was read, its class, and the arguments that this takes."""
 
 import hashlib
+import importlib
 import inspect
 import sys
 import types
@@ -37,6 +38,12 @@ class Code:
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
 
+MODULE = "bantam_own_"
+"""What the modules begin with that files of code are."""
+
+_neighbours_of: dict[str, str] = {}
+"""The modules that a file has imported from beside it, by name, and that file."""
+
 _allowed: dict[str, Code] = {}
 """By checksum: only what was typed, or lies in a run's folder that was typed, is ever imported."""
 
@@ -44,7 +51,7 @@ _allowed: dict[str, Code] = {}
 def read(file: Path) -> Code:
     """Read a file of code. Raises ValueError where it cannot be read."""
     try:
-        return Code(str(file), file.read_text(encoding="utf-8"))
+        return Code(str(file), file.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         reason = "it does not exist" if isinstance(error, FileNotFoundError) else f"it cannot be read: {error}"
         raise ValueError(f"{file} is no file of Python: {reason}") from error
@@ -72,10 +79,37 @@ def restore(folder: Path, settings: Any) -> None:
     allow(code)
 
 
-def copy_of(settings: Any) -> str | None:
-    """The text that belongs into the folder of a run; None where its network is Bantam's."""
+def copies_of(settings: Any) -> dict[str, str]:
+    """The texts that belong into the folder of a run, by path: its network's, and those of what that imports.
+
+    Of the latter they are those beside it. There are none at all where the network is Bantam's.
+    """
     code = _allowed.get(settings.get("_sha256_", ""))
-    return code.text if code else None
+    if code is None:
+        return {}
+    _module(code)
+    found = {path: Path(code.file).parent / path for path in map(str, _beside(code).values())}
+    return {path: read(file).text for path, file in found.items() if file.is_file()} | {COPY: code.text}
+
+
+def _beside(code: Code) -> dict[str, Path]:
+    """The modules that have been imported from the folder of a file, by name, each with its path there."""
+    folder, found = Path(code.file).parent, dict[str, Path]()
+    for name, module in [*sys.modules.items()]:
+        file = Path(getattr(module, "__file__", None) or "")
+        path = Path(*name.split("."))
+        for one in (path.with_suffix(".py"), path / "__init__.py"):
+            if file == folder / one and name.partition(".")[0] not in ("bantam", "__main__"):
+                found[name] = one
+    return found
+
+
+def forget() -> None:
+    """Have files of code, and what they import from beside them, read anew, as another process would."""
+    for name in {*_neighbours_of, *(name for name in sys.modules if name.startswith(MODULE))}:
+        sys.modules.pop(name, None)
+    _neighbours_of.clear()
+    importlib.invalidate_caches()
 
 
 def network(_file_: str, _class_: str, _sha256_: str, **arguments: Any) -> Any:
@@ -138,8 +172,11 @@ def _makes_networks(value: Any, module: types.ModuleType) -> bool:
 
 def _module(code: Code) -> types.ModuleType:
     """The file as a module, executed once a process. Raises whatever the file raises."""
-    name = f"bantam_own_{code.checksum}"
+    name = f"{MODULE}{code.checksum}"
     if name not in sys.modules:
+        for other in {name for name, file in _neighbours_of.items() if file != code.file}:
+            del _neighbours_of[other]
+            sys.modules.pop(other, None)  # of another file, which has its own of that name
         module = types.ModuleType(name)
         module.__file__ = code.file
         sys.modules[name] = module
@@ -149,6 +186,8 @@ def _module(code: Code) -> types.ModuleType:
         except BaseException:
             del sys.modules[name]
             raise
+        finally:
+            _neighbours_of.update(dict.fromkeys(_beside(code), code.file))
     return sys.modules[name]
 
 

@@ -194,9 +194,9 @@ def save(folder: Path, cfg: DictConfig) -> None:
     from bantam.training.folder import write
 
     file = folder / ".hydra" / "config.yaml"
-    network = code.copy_of(cfg.model)
-    if network is not None and folder.is_dir():
-        write(folder / code.COPY, network.encode())
+    for path, text in code.copies_of(cfg.model).items() if folder.is_dir() else ():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        write(folder / path, text.encode())
     if file.exists():
         write(file, OmegaConf.to_yaml(OmegaConf.create(pinned(cfg))).encode())
 

@@ -252,6 +252,8 @@ def _prepare_saved(cfg: DictConfig, info: RunInfo) -> Prepared:
     try:
         return prepare(cfg, info)
     except CannotBeBuilt as error:  # it could be when the run was begun
+        if isinstance(error.__cause__, ImportError):
+            raise ValueError(f"{error}; put that module beside {info.folder / code.COPY}") from error
         file = info.folder / ".hydra" / "config.yaml"
         raise ValueError(f"{error}; {file} is damaged, or of another version of Bantam: restore it") from error
 
