@@ -99,7 +99,10 @@ def type_name(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(annotation))
     if isinstance(annotation, UnionType):
-        return " or ".join([*(type_name(part) for part in get_args(annotation) if part is not NoneType), "null"])
+        parts = get_args(annotation)
+        return " or ".join(
+            [type_name(part) for part in parts if part is not NoneType] + ["null"] * (NoneType in parts)
+        )
     if get_origin(annotation) is list:
         return f"list of {type_name(get_args(annotation)[0])}"
     if get_origin(annotation) is dict:

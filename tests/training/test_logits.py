@@ -88,6 +88,12 @@ class Values(Net):
         self.rates = [rate.item() for rate in torch.linspace(0, 0.1, depth)]
 
 
+class OfBatch(Net):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(8, track_running_stats=False)
+
+
 class Nothing(nn.Flatten):
     pass
 
@@ -164,6 +170,13 @@ def test_what_bfloat16_computes_stays_in_it(settings: Callable[..., DictConfig])
     cfg = settings("Net")
     assert logits.settle_precision(cfg, CHOICES, made(cfg), torch.bfloat16) == (torch.bfloat16, "")
     assert logits.settle_precision(cfg, CHOICES, made(cfg), torch.float32) == (torch.float32, "")
+
+
+def test_that_an_image_depends_on_others_is_said(settings: Callable[..., DictConfig]) -> None:
+    assert "other logits beside another than alone" in logits.check_logits(
+        CHOICES, made(settings("OfBatch")), SHAPE, 10
+    )
+    assert logits.check_logits(CHOICES, made(settings("Net")), SHAPE, 10) == ""
 
 
 @pytest.mark.parametrize("name", ["Placed", "Values"])

@@ -67,7 +67,7 @@ def export(prepared: Prepared) -> dict[str, Any]:
         raise ValueError(
             f"{name} predicts otherwise in ONNX for {changed:,} of {len(scored):,} {images.split} images (logits "
             f"differ by up to {measured['largest_difference']:.2g}), so nothing is written: does it draw random "
-            "numbers when it is scored?"
+            "numbers when it is scored, or depend on the other images of a batch?"
         )
     small, how = quantised(model, as_pictures(images.train_images).cpu().numpy(), name)
     in_int8 = small.SerializeToString()

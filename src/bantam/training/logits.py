@@ -68,7 +68,7 @@ def _logits(
 ) -> Any:
     """What a copy of a network returns for so many images; of training it keeps what gradients need."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    images = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))[:count].to(device)
     with (
         torch.set_grad_enabled(training),
         torch.random.fork_rng(devices=[]),
@@ -82,7 +82,7 @@ def check_logits(choices: Choices, model: nn.Module, shape: tuple[int, int, int]
 
     `shape` is that of an image, C×H×W. Returns what else is to be said of its output, a sentence or nothing.
     """
-    name, note = f"model={choices.get('model')}", ""
+    name, note, scored = f"model={choices.get('model')}", "", list[Tensor]()
     for training, count in ((False, 2), (False, 1), (True, 2)):
         of = ("two images" if count == 2 else "one image") + " in training" * training
         try:
@@ -96,6 +96,8 @@ def check_logits(choices: Choices, model: nn.Module, shape: tuple[int, int, int]
         if not logits.is_floating_point() or (training and not logits.requires_grad):
             raise ValueError(f"{name} returns logits that have no gradient{_forward(model)}")
         note = note or _note(name, logits.detach().float())
+        scored += [] if training else [logits.detach().float()[:1]]
+    note = note or _note_of_batch(name, *scored)
     try:
         logits.float().sum().backward()
     except Exception as error:  # of an operation that changes in its place what its gradient needs, for example
@@ -139,6 +141,15 @@ def _note(name: str, logits: Tensor) -> str:
     if torch.allclose(logits.sum(1), ones, atol=1e-3) and (logits >= 0).all():
         return f"{name} ends with softmax, but the loss expects logits: leave softmax out, it trains worse with it"
     return ""
+
+
+def _note_of_batch(name: str, beside_another: Tensor, alone: Tensor) -> str:
+    """What is to be said where an image has other logits in another batch."""
+    far, length = (float(tensor.norm()) for tensor in (beside_another - alone, alone))
+    if not far > 0.01 * length + 1e-4:  # nan, of which the loss will tell
+        return ""
+    why = "as batch norm does with track_running_stats=False: what it predicts depends on the batch"
+    return f"{name} gives an image other logits beside another than alone, {why}"
 
 
 def check_last_batch(cfg: DictConfig, choices: Choices, model: nn.Module, images: Data) -> None:
