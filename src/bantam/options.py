@@ -219,10 +219,10 @@ class Dataset(Component):
     """Height and width of an image in pixels; null: as the files have it."""
     classes: int | None = ranged(least=2, most=10_000)
     """How many classes there are; null: as the files have it."""
-    mean: list[float | int] | float | int | None = ranged()
+    mean: float | int | list[float | int] | None = ranged()
     """Mean of the pixels from 0 to 1, which normalisation subtracts: one number, or one for each channel; null:
     computed from the training images."""
-    std: list[float | int] | float | int | None = ranged(above=0)
+    std: float | int | list[float | int] | None = ranged(above=0)
     """Standard deviation of the pixels, which normalisation divides by, likewise."""
     validation: int = ranged(least=0)
     """Training images held out and scored instead of the test images; 0 scores the test images."""
