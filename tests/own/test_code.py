@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+from bantam import resolve
 from bantam.own import code
 
 NET = """
@@ -192,7 +193,7 @@ def test_what_a_file_imports_from_beside_it_is_its_own(tmp_path: Path) -> None:
     assert kept[str(Path("parts", "sizes.py"))] == "WIDTH = 5\n"
     assert {*kept} == {code.COPY, str(Path("parts", "__init__.py")), str(Path("parts", "sizes.py"))}
     made("one", 44)
-    code.forget()
+    resolve.forget()  # as before every bantam.train
     assert code.network(**of_one).in_features == 44
     (tmp_path / "run").mkdir()
     for path, text in code.copies_of(of_one).items():
