@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from torch import nn
 
-from bantam import resolve
 from bantam.own import code
 
 NET = """
@@ -172,7 +171,7 @@ def test_a_copy_that_is_not_the_run_s_is_refused(tmp_path: Path) -> None:
     code.restore(tmp_path / "none", {})  # a network of Bantam's
 
 
-def test_what_a_file_imports_from_beside_it_is_its_own(tmp_path: Path) -> None:
+def test_what_a_file_imports_from_beside_it_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def made(folder: str, width: int) -> tuple[code.Code, dict[str, str]]:
         place = tmp_path / folder
         (place / "parts").mkdir(parents=True, exist_ok=True)
@@ -192,18 +191,25 @@ def test_what_a_file_imports_from_beside_it_is_its_own(tmp_path: Path) -> None:
     kept = code.copies_of(of_other)
     assert kept[str(Path("parts", "sizes.py"))] == "WIDTH = 5\n"
     assert {*kept} == {code.COPY, str(Path("parts", "__init__.py")), str(Path("parts", "sizes.py"))}
-    made("one", 44)
-    resolve.forget()  # as before every bantam.train
-    assert code.network(**of_one).in_features == 44
+    again, of_again = made("one", 44)
+    assert again.checksum != one.checksum
+    assert code.network(**of_one).in_features == 3  # as it was read
+    assert code.network(**of_again).in_features == 44
     (tmp_path / "run").mkdir()
-    for path, text in code.copies_of(of_one).items():
+    for path, text in code.copies_of(of_again).items():
         (tmp_path / "run" / path).parent.mkdir(exist_ok=True)
         (tmp_path / "run" / path).write_text(text)
     made("one", 3)
     code.forget()
-    again = code.read(tmp_path / "run" / code.COPY)
-    assert code.find(again, "make")().in_features == 44
-    assert again.checksum == one.checksum
+    copy = code.read(tmp_path / "run" / code.COPY)
+    assert code.find(copy, "make")().in_features == 44
+    assert copy.checksum == again.checksum
+    monkeypatch.setattr(code, "_allowed", {})
+    (tmp_path / "run" / "parts" / "sizes.py").write_text("WIDTH = 45\n")
+    with pytest.raises(ValueError, match=r"what it imports \(parts/__init__.py, parts/sizes.py\)"):
+        code.restore(tmp_path / "run", of_again)
+    # Runs of before this was looked at have the checksum of their file alone.
+    code.restore(tmp_path / "run", of_again | {"_sha256_": code.Code("", copy.text).checksum})
 
 
 def test_a_mark_at_the_beginning_is_no_part_of_the_code(tmp_path: Path) -> None:

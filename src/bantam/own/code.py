@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bantam.own import beside
+
 TARGET = "bantam.own.code.network"
 """The `_target_` of a network of one's own, which Hydra does not build: it knows none of its classes."""
 
@@ -31,27 +33,31 @@ class Code:
 
     file: str
     text: str
+    beside: tuple[tuple[str, str], ...] = ()
+    """The modules in its folder that it imports, by path, with their texts."""
 
     @cached_property
     def checksum(self) -> str:
-        """What tells this version of the file from others."""
-        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+        """What tells this version of the file, and of what it imports, from others."""
+        return _checksum(self.text, *(part for module in self.beside for part in module))
+
+
+def _checksum(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
 MODULE = "bantam_own_"
 """What the modules begin with that files of code are."""
-
-_neighbours_of: dict[str, str] = {}
-"""The modules that a file has imported from beside it, by name, and that file."""
 
 _allowed: dict[str, Code] = {}
 """By checksum: only what was typed, or lies in a run's folder that was typed, is ever imported."""
 
 
 def read(file: Path) -> Code:
-    """Read a file of code. Raises ValueError where it cannot be read."""
+    """Read a file of code, and what it imports from beside it. Raises ValueError where one cannot be read."""
     try:
-        return Code(str(file), file.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
+        text = file.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+        return Code(str(file), text, tuple(beside.texts(file.parent, text).items()))
     except (OSError, UnicodeDecodeError) as error:
         reason = "it does not exist" if isinstance(error, FileNotFoundError) else f"it cannot be read: {error}"
         raise ValueError(f"{file} is no file of Python: {reason}") from error
@@ -74,41 +80,27 @@ def restore(folder: Path, settings: Any) -> None:
         code = read(folder / COPY)
     except ValueError as error:
         raise ValueError(f"{error}; the run was trained with it: restore it") from error
-    if code.checksum != checksum:
-        raise ValueError(f"{folder / COPY} is not the file that the run was trained with: restore it")
-    allow(code)
+    if checksum not in (code.checksum, _checksum(code.text)):  # the latter in runs of before modules were kept
+        modules = ", ".join(path for path, _ in code.beside)
+        also = f", or what it imports ({modules})," if modules else ""
+        raise ValueError(f"{folder / COPY}{also} is not the file that the run was trained with: restore it")
+    _allowed.setdefault(checksum, code)
 
 
 def copies_of(settings: Any) -> dict[str, str]:
-    """The texts that belong into the folder of a run, by path: its network's, and those of what that imports.
+    """The texts that belong into a run's folder, by path: of its network's file and what it imports beside it.
 
-    Of the latter they are those beside it. There are none at all where the network is Bantam's.
+    There are none where the network is Bantam's.
     """
     code = _allowed.get(settings.get("_sha256_", ""))
-    if code is None:
-        return {}
-    _module(code)
-    found = {path: Path(code.file).parent / path for path in map(str, _beside(code).values())}
-    return {path: read(file).text for path, file in found.items() if file.is_file()} | {COPY: code.text}
-
-
-def _beside(code: Code) -> dict[str, Path]:
-    """The modules that have been imported from the folder of a file, by name, each with its path there."""
-    folder, found = Path(code.file).parent, dict[str, Path]()
-    for name, module in [*sys.modules.items()]:
-        file = Path(getattr(module, "__file__", None) or "")
-        path = Path(*name.split("."))
-        for one in (path.with_suffix(".py"), path / "__init__.py"):
-            if file == folder / one and name.partition(".")[0] not in ("bantam", "__main__"):
-                found[name] = one
-    return found
+    return {**dict(code.beside), COPY: code.text} if code else {}
 
 
 def forget() -> None:
     """Have files of code, and what they import from beside them, read anew, as another process would."""
-    for name in {*_neighbours_of, *(name for name in sys.modules if name.startswith(MODULE))}:
-        sys.modules.pop(name, None)
-    _neighbours_of.clear()
+    for name in [name for name in sys.modules if name.startswith(MODULE)]:
+        del sys.modules[name]
+    beside.forget()
     importlib.invalidate_caches()
 
 
@@ -174,26 +166,21 @@ def _module(code: Code) -> types.ModuleType:
     """The file as a module, executed once a process. Raises whatever the file raises."""
     name = f"{MODULE}{code.checksum}"
     if name not in sys.modules:
-        for other in {name for name, file in _neighbours_of.items() if file != code.file}:
-            del _neighbours_of[other]
-            sys.modules.pop(other, None)  # of another file, which has its own of that name
         module = types.ModuleType(name)
         module.__file__ = code.file
         sys.modules[name] = module
         try:
-            with _neighbours(code):
+            with beside.importable(Path(code.file).parent, dict(code.beside)), _folder_of(code):
                 exec(compile(code.text, code.file, "exec"), module.__dict__)
         except BaseException:
             del sys.modules[name]
             raise
-        finally:
-            _neighbours_of.update(dict.fromkeys(_beside(code), code.file))
     return sys.modules[name]
 
 
 @contextmanager
-def _neighbours(code: Code) -> Iterator[None]:
-    """Let a file import those beside it, as Python lets a script."""
+def _folder_of(code: Code) -> Iterator[None]:
+    """Let a file also find there what only its execution tells, as Python lets a script."""
     folder = str(Path(code.file).parent)
     sys.path.insert(0, folder)
     try:
