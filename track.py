@@ -24,6 +24,7 @@ def main() -> None:
         with initialize_config_dir(str(resolve.project() / "conf")):
             cfg = compose("config", overrides)
         ranges.validate(cfg)
+        resolve.pin(cfg, Path.cwd())
         if not cfg.tracker:
             raise ValueError("no tracker is given: add tracker=tensorboard, tracker=mlflow or tracker=wandb")
         from bantam import tracking

@@ -175,6 +175,9 @@ class MLflow:
             )
         self.uri, self.experiment, self.timeout = uri, experiment, timeout
         self.address = f"{uri} {experiment}"
+        path = uri.partition("sqlite:///")[2].partition("?")[0]
+        # MLflow itself would keep them in the folder that a job has changed to.
+        self._pictures = str(Path(path).absolute().parent / "mlruns") if Path(path).is_absolute() else None
 
     def begin(self, entry: Entry, known: str | None, done: int) -> str:
         """Create the run, or open it again; one of several is a child of their parent."""
@@ -209,7 +212,7 @@ class MLflow:
         found = self._client.get_experiment_by_name(self.experiment)
         if found is None:
             try:
-                return str(self._client.create_experiment(self.experiment))
+                return str(self._client.create_experiment(self.experiment, self._pictures))
             except MlflowException:  # another process was faster
                 found = self._client.get_experiment_by_name(self.experiment)
                 if found is None:

@@ -53,7 +53,12 @@ def search(config: DictConfig, context: HydraContext, launcher: Launcher, argume
         terminal.show_sentence(speaks_against)
     try:
         search.folder.mkdir(parents=True, exist_ok=True)
-        study = open_study(search)
+        try:
+            study = open_study(search)
+        except ValueError:
+            with suppress(OSError):  # it holds something
+                search.folder.rmdir()
+            raise
         terminal.show_images(search)
         try:
             watch(search, study)
