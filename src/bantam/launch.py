@@ -93,14 +93,14 @@ def _multirun_job(cfg: DictConfig, hydra: Any, reporter: Reporter) -> float:
         if cfg.resume is not None:
             raise ValueError("resume continues one run: leave -m out")
         ranges.validate(cfg)
+        resolve.decide_data(cfg)
+        saved.save(info.folder, cfg, hydra)  # over what Hydra has written, which is not resolved
         if os.path.lexists(info.folder / RESULT):
             result = read_result(info.folder)
             if searching or result["verdict"] not in NOT_TRAINED:
                 terminal.show_skipped(info, result)
                 return float(result.get("objective") or FAILED)
             (info.folder / RESULT).unlink()  # what was wrong may be mended now
-        resolve.decide_data(cfg)
-        saved.save(info.folder, cfg, hydra)
         prepared = prepare(cfg, info)
         if cfg.dry_run:
             terminal.describe(prepared)
@@ -228,7 +228,7 @@ class Preflight(Callback):
             if config.report:
                 from bantam.report import page
 
-                page.at_end(folder)
+                good &= page.at_end(folder)
         if not good:
             raise SystemExit(1)
 
