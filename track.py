@@ -1,6 +1,7 @@
 """Show finished runs in a tracker afterwards: `python track.py multirun/<study> tracker=mlflow`."""
 
 import argparse
+import re
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -16,14 +17,15 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", metavar="folder", help="of a run, a multirun or a study")
     parser.add_argument("overrides", nargs="*", metavar="tracker=option", help="which tracker, and its keys")
     words = parser.parse_args().folders
-    paths = [Path(word) for word in words if not word.startswith("tracker")]
-    overrides = [word for word in words if word.startswith("tracker")]
+    overrides = [word for word in words if re.match(r"tracker[\w.]*=", word)]
+    paths = [Path(word) for word in words if word not in overrides]
     config.register()
     sweeper.register()
     with errors.in_one_sentence():
         with initialize_config_dir(str(resolve.project() / "conf")):
             cfg = compose("config", overrides)
         ranges.validate(cfg)
+        resolve.pin(cfg, Path.cwd())
         if not cfg.tracker:
             raise ValueError("no tracker is given: add tracker=tensorboard, tracker=mlflow or tracker=wandb")
         from bantam import tracking

@@ -56,6 +56,10 @@ def test_a_multirun_typed_again_skips_what_is_finished_and_starts_what_is_missin
     assert "job 1, v2 epoch  1/1" in result.stdout
     assert contents(tmp_path / "runs" / "0") == before
     assert (tmp_path / "runs" / "1" / "weights.safetensors").read_bytes() == weights
+    (tmp_path / "runs" / "report.html").mkdir()
+    reported = bantam("train.py", *multirun, "report=true")
+    assert reported.returncode == 1  # all is trained, but the report that was asked for is not there
+    assert "No report was written (runs/report.html is a folder" in reported.stderr
 
 
 @pytest.mark.whole
@@ -142,7 +146,7 @@ def test_a_reference_to_a_key_that_differs_among_jobs_is_of_every_job(
     bantam: Bantam, few: Few, tmp_path: Path
 ) -> None:
     rates = ("scheduler.gamma=0.2,0.3", "optimizer.lr='${scheduler.gamma}'")
-    line = ["-m", *few, *rates, "report=false", "hydra.sweep.dir=runs"]
+    line = ["-m", *few, *rates, "seed='${hydra:job.num}'", "report=false", "hydra.sweep.dir=runs"]
     for _ in range(2):  # typed again it goes on
         done = bantam("train.py", *line)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -176,6 +180,31 @@ def test_a_multirun_without_folders_of_hydra_is_summed_up_all_the_same(
     result = bantam("train.py", *line, "optimizer.lr=0.02,1e30")
     assert result.returncode == 1
     assert result.stdout.count("diverged") >= 4  # two lines and two rows of the table
+    before = contents(tmp_path)
+    other = bantam("train.py", *line, "optimizer.lr=0.03,1e30")  # Bantam has kept what they were trained with
+    assert other.returncode == 1
+    assert "runs/0 holds a run with optimizer.lr=0.02, not 0.03: choose another hydra.sweep.dir" in other.stderr
+    assert contents(tmp_path) == before
+    shutil.rmtree(tmp_path / "runs" / "0" / ".hydra")
+    unknown = bantam("train.py", *line, "optimizer.lr=0.02,1e30")
+    assert unknown.returncode == 1
+    assert "runs/0 holds a run (result.json), but nothing says what it was trained with" in unknown.stderr
+
+
+@pytest.mark.parametrize("name", [".hydra", "result.json"])
+def test_jobs_of_a_sweeper_that_chooses_them_later_never_take_up_folders(
+    bantam: Bantam, few: Few, tmp_path: Path, name: str
+) -> None:
+    line = ["-m", *few, "hydra/sweeper=optuna", "optimizer.lr=interval(0.01,0.1)", "hydra.sweep.dir=runs"]
+    shown = bantam("train.py", *line, "dry_run=true")
+    assert shown.returncode == 1
+    assert "and OptunaSweeper decides later: leave dry_run out, or hydra/sweeper" in shown.stderr
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "runs" / "0" / name).mkdir(parents=True)
+    again = bantam("train.py", *line)
+    assert again.returncode == 1
+    assert "runs holds jobs already, such as 0, and those of OptunaSweeper may be others" in again.stderr
+    assert contents(tmp_path) == {}
 
 
 def test_the_seed_is_that_of_the_environment_in_which_a_run_was_begun(

@@ -90,6 +90,10 @@ def test_a_shell_makes_the_same_words_of_it(words: list[str]) -> None:
     assert shlex.split(command_line(words)) == words
 
 
+def test_a_path_is_no_option_of_the_command() -> None:
+    assert command_line(["python", "confirm.py", Path("-s"), "-m"]) == "python confirm.py ./-s -m"
+
+
 def printed_by_hand(tree: ast.AST) -> list[int]:
     """The lines in which a text with values is made into a command without `command_line`."""
     found = []

@@ -7,6 +7,7 @@ from typing import Any
 
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
@@ -40,8 +41,21 @@ def composed(config: DictConfig, config_name: str) -> Iterator[tuple[DictConfig,
             job_config.hydra.job.num, job_config.hydra.job.id = number, _id(config, number)
             job_config.hydra.job.override_dirname = ",".join(sorted(overrides))
             job_config.hydra.sweep.subdir = str(job_config.hydra.sweep.subdir)
+            _resolve_job(job_config)
             hydra = job_config.pop("hydra")
         yield job_config, hydra
+
+
+def _resolve_job(config: DictConfig) -> None:
+    """Put values in the place of `${hydra:job.num}` and its like, which other code would read of another job."""
+    hydra: Any = HydraConfig.instance()
+    before, hydra.cfg = hydra.cfg, config
+    try:
+        for key, value in saved.flat(OmegaConf.to_container(config, resolve=False)):
+            if "${hydra:" in str(value) and not key.startswith("hydra."):
+                OmegaConf.update(config, key, OmegaConf.select(config, key))
+    finally:
+        hydra.cfg = before
 
 
 def _id(config: DictConfig, number: int) -> str:
@@ -74,7 +88,16 @@ def show(config: DictConfig, jobs: Jobs) -> int:
     return code
 
 
-def refuse_mixed(jobs: Jobs) -> None:
+def check(config: DictConfig, jobs: Jobs | None) -> None:
+    """Raise ValueError where the jobs of a multirun, None where they are unknown, do not fit its folder."""
+    if jobs is None:
+        _refuse_unknown(config)
+    else:
+        _refuse_mixed(jobs)
+        _refuse_others(config, jobs)
+
+
+def _refuse_mixed(jobs: Jobs) -> None:
     """Raise ValueError where a job is to go on with another run, or two of them have one folder."""
     owners: dict[str, int] = {}
     for number, (cfg, hydra) in enumerate(jobs):
@@ -89,11 +112,12 @@ def refuse_mixed(jobs: Jobs) -> None:
             )
 
 
-def refuse_others(config: DictConfig, jobs: Jobs) -> None:
+def _refuse_others(config: DictConfig, jobs: Jobs) -> None:
     """Raise ValueError where a folder of the multirun holds a run of another configuration."""
     for job_config, hydra in jobs:
         folder = Path(config.hydra.sweep.dir) / hydra.sweep.subdir
         if not (folder / ".hydra" / "config.yaml").exists():
+            _refuse_unrecorded(folder)
             continue
         own = saved.load(folder)
         before = own.config
@@ -118,6 +142,32 @@ def refuse_others(config: DictConfig, jobs: Jobs) -> None:
                 f"{settings.short_path(folder)} holds a run with {key}={old}, not {new}: choose another "
                 "hydra.sweep.dir, or type what it was begun with"
             )
+
+
+def _refuse_unrecorded(folder: Path) -> None:
+    """Raise ValueError where a folder holds a run without what that was trained with: it may be another's."""
+    for name in ("result.json", "checkpoint.pt", "checkpoint.before.pt"):
+        if os.path.lexists(folder / name):
+            raise ValueError(
+                f"{settings.short_path(folder)} holds a run ({name}), but nothing says what it was trained with, "
+                "since .hydra/config.yaml is gone: restore it, or choose another hydra.sweep.dir"
+            )
+
+
+def _refuse_unknown(config: DictConfig) -> None:
+    """Raise ValueError where the jobs of another sweeper than Hydra's own cannot be shown, or compared."""
+    sweeper, folder = str(config.hydra.sweeper._target_).rpartition(".")[2], Path(config.hydra.sweep.dir)
+    if config.dry_run:
+        raise ValueError(
+            f"dry_run shows jobs that are known before the first one runs, and {sweeper} decides later: leave "
+            "dry_run out, or hydra/sweeper"
+        )
+    held = [path.parent for name in (".hydra", "result.json") for path in folder.glob(f"*/{name}")]
+    if held:
+        raise ValueError(
+            f"{settings.short_path(folder)} holds jobs already, such as {held[0].name}, and those of {sweeper} "
+            "may be others than before: choose another hydra.sweep.dir"
+        )
 
 
 IGNORED = ("data.root", "model._file_", "pictures", "report", "tracker.", "dry_run")

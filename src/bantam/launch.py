@@ -60,7 +60,7 @@ def job(cfg: DictConfig, reporter: Reporter) -> float:
         from bantam.training.run import run
 
         prepared = Preflight.prepared or _prepare_alone(cfg, folder, hydra)
-        saved.save(folder, prepared.cfg)
+        saved.save(folder, prepared.cfg, hydra)
         objective = run(prepared)
     if objective != objective:
         raise SystemExit(1)
@@ -93,14 +93,14 @@ def _multirun_job(cfg: DictConfig, hydra: Any, reporter: Reporter) -> float:
         if cfg.resume is not None:
             raise ValueError("resume continues one run: leave -m out")
         ranges.validate(cfg)
+        resolve.decide_data(cfg)
+        saved.save(info.folder, cfg, hydra)  # over what Hydra has written, which is not resolved
         if os.path.lexists(info.folder / RESULT):
             result = read_result(info.folder)
             if searching or result["verdict"] not in NOT_TRAINED:
                 terminal.show_skipped(info, result)
                 return float(result.get("objective") or FAILED)
             (info.folder / RESULT).unlink()  # what was wrong may be mended now
-        resolve.decide_data(cfg)
-        saved.save(info.folder, cfg)
         prepared = prepare(cfg, info)
         if cfg.dry_run:
             terminal.describe(prepared)
@@ -189,10 +189,8 @@ class Preflight(Callback):
             resolve.decide_for_jobs([cfg for cfg, _ in composed] or [config], Path(config.hydra.runtime.cwd))
             if basic and config.dry_run:
                 raise SystemExit(jobs.show(config, composed))
-            if basic:
-                jobs.refuse_mixed(composed)
-                jobs.refuse_others(config, composed)
-                make(folder, "hydra.sweep.dir")
+            jobs.check(config, composed if basic else None)
+            make(folder, "hydra.sweep.dir")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Show every job's verdict and write the report; exit code 1 where one was refused, diverged or failed."""
@@ -221,6 +219,7 @@ class Preflight(Callback):
             return
         with errors.in_one_sentence(folder):
             good = terminal.summarize(folder, Preflight.subdirs)
+            resolve.pin(config, Path(config.hydra.runtime.cwd))
             if config.tracker:  # of the jobs that were refused they do not know yet
                 from bantam import tracking
                 from bantam.training.build import build_trackers
@@ -229,7 +228,7 @@ class Preflight(Callback):
             if config.report:
                 from bantam.report import page
 
-                page.at_end(folder)
+                good &= page.at_end(folder)
         if not good:
             raise SystemExit(1)
 
@@ -312,6 +311,7 @@ def _prepare_resumed(cfg: DictConfig, hydra: DictConfig) -> "Prepared":
         )
     if any(item.startswith("tracker") for item in given):
         checked.tracker = saved.typed(new).tracker
+        resolve.pin(checked, Path(hydra.runtime.cwd))
         saved.save(folder, checked)
     from bantam.training.setup import RunInfo, prepare_resumed
 

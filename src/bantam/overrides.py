@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -58,8 +59,10 @@ def _means_else(text: str) -> bool:
 
 
 def command_line(words: Iterable[object]) -> str:
-    """A command, or a part of one, as it is pasted into a shell."""
-    return shlex.join(str(word) for word in words)
+    """A command, or a part of one, as it is pasted into a shell; a path is no option, however its name begins."""
+    return shlex.join(
+        f"./{word}" if isinstance(word, Path) and str(word)[:1] == "-" else str(word) for word in words
+    )
 
 
 def resuming(folder: object) -> str:

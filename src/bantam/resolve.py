@@ -21,6 +21,11 @@ AUTO = "BANTAM_AUTO"
 SHAPE = tuple(FROM_DATA)
 """Keys of `data` that networks take from it."""
 
+SQLITE, URI = "sqlite:///", "tracker.mlflow.uri"
+
+TRACKED = (URI, "tracker.wandb.folder")
+"""Keys of trackers with a path, or the address of a file."""
+
 NPZ, FOLDER = "bantam.data.npz", "bantam.data.folder"
 """The `_target_`s of images of one's own."""
 
@@ -28,7 +33,19 @@ NPZ, FOLDER = "bantam.data.npz", "bantam.data.folder"
 def pin(cfg: DictConfig, typed_in: Path) -> None:
     """Make paths absolute, from the folder in which the command was typed: a job may run in another one."""
     if "root" in cfg.data:
-        cfg.data.root = str(typed_in / Path(cfg.data.root).expanduser())
+        cfg.data.root = absolute(cfg.data.root, typed_in)
+    for key in TRACKED:
+        if isinstance(place := OmegaConf.select(cfg, key), str) and (key != URI or place.startswith(SQLITE)):
+            OmegaConf.update(cfg, key, absolute(place, typed_in))
+
+
+def absolute(place: str, typed_in: Path) -> str:
+    """A path, or the address of an SQLite file, from the folder in which it was typed."""
+    scheme = SQLITE if place.startswith(SQLITE) else ""
+    path = place.removeprefix(scheme)
+    if scheme and path.startswith(("file:", ":")):  # an address of its own kind, or the memory
+        return place
+    return f"{scheme}{typed_in / Path(path).expanduser()}"
 
 
 def settle(cfg: DictConfig, typed_in: Path) -> None:
@@ -42,6 +59,9 @@ def settle(cfg: DictConfig, typed_in: Path) -> None:
     if OmegaConf.is_missing(cfg.data, "root"):
         example = "pictures" if cfg.data.get("_target_") == FOLDER else "my.npz"
         raise ValueError(f"data.root has no value: set it, for example data.root={example}")
+    for key, value in saved.flat(OmegaConf.to_container(cfg, resolve=False)):
+        if saved.calls_resolver(value):  # Hydra may give a job another environment
+            OmegaConf.update(cfg, key, OmegaConf.select(cfg, key))
     pin(cfg, typed_in)
     if cfg.data.get("_target_") in (NPZ, FOLDER):
         _read_shape(cfg.data)

@@ -175,6 +175,8 @@ class MLflow:
             )
         self.uri, self.experiment, self.timeout = uri, experiment, timeout
         self.address = f"{uri} {experiment}"
+        path = uri.partition("sqlite:///")[2].partition("?")[0]  # MLflow's place is where a job has changed to
+        self._pictures = str(Path(path).absolute().parent / "mlruns") if Path(path).is_absolute() else None
 
     def begin(self, entry: Entry, known: str | None, done: int) -> str:
         """Create the run, or open it again; one of several is a child of their parent."""
@@ -209,7 +211,7 @@ class MLflow:
         found = self._client.get_experiment_by_name(self.experiment)
         if found is None:
             try:
-                return str(self._client.create_experiment(self.experiment))
+                return str(self._client.create_experiment(self.experiment, self._pictures))
             except MlflowException:  # another process was faster
                 found = self._client.get_experiment_by_name(self.experiment)
                 if found is None:
@@ -234,8 +236,7 @@ class MLflow:
 
     def epoch(self, record: Record) -> None:
         """A metric for each column."""
-        found = {key: value for key, value in record.items() if value is not None and key != "epoch"}
-        self._log(found, int(record["epoch"] or 0))
+        self._log({k: v for k, v in record.items() if v is not None and k != "epoch"}, int(record["epoch"] or 0))
 
     def end(self, result: Mapping[str, Any], pictures: Sequence[Path]) -> None:
         """The verdict as a tag, numbers, pictures; what was pruned is KILLED, and FAILED what came to no end."""

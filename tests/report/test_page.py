@@ -260,8 +260,15 @@ def test_whatever_goes_wrong_at_the_end_is_one_sentence(
         raise KeyError("gone")
 
     monkeypatch.setattr(report, "render", broken)
-    report.at_end(write_run(tmp_path / "0"))
-    assert capsys.readouterr().out.strip() == "No report was written: KeyError: 'gone'"
+    monkeypatch.chdir(tmp_path)
+    assert not report.at_end(write_run(tmp_path / "0"))
+    assert capsys.readouterr().err.strip() == (
+        "No report was written (KeyError: 'gone'; the traceback is in 0/error.txt), but all results are there: "
+        "python report.py 0 writes it"
+    )
+    assert 'raise KeyError("gone")' in (tmp_path / "0" / "error.txt").read_text()
+    monkeypatch.undo()
+    assert report.at_end(tmp_path / "0")
 
 
 def test_a_page_of_a_running_search_loads_itself_again_until_the_end(

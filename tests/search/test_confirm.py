@@ -16,6 +16,7 @@ from commands import PROJECT, Bantam
 from omegaconf import DictConfig, OmegaConf
 from searches import LINE, Finished, wait_for
 
+from bantam import errors
 from bantam.report import analysis, folders
 from bantam.search import confirm
 from bantam.training import folder as record
@@ -241,6 +242,31 @@ def test_an_interrupted_confirmation_trains_only_what_is_missing(study: Path, tm
     confirm.confirm(study, 3, 5, script)
     last = commands(study)[-1]
     assert (last["experiment"], last["seed"]) == ("trial_2", "4")
+
+
+def test_what_terminates_a_confirmation_terminates_what_it_trains(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, ended = pretender(tmp_path), []
+
+    class Training:
+        """A process that goes on until it is terminated."""
+
+        def __init__(self, *arguments: object, **named: object) -> None: ...
+
+        def poll(self) -> None:
+            raise errors.Terminated
+
+        def terminate(self) -> None:
+            ended.append("terminated")
+
+        def wait(self) -> None:
+            ended.append("waited for")
+
+    monkeypatch.setattr(subprocess, "Popen", Training)
+    with pytest.raises(SystemExit) as stop:
+        confirm.confirm(study, 1, 2, script)
+    assert (stop.value.code, ended) == (143, ["terminated", "waited for"])
 
 
 def test_a_trial_that_diverges_on_a_seed_does_not_win(study: Path, tmp_path: Path) -> None:

@@ -24,6 +24,11 @@ from bantam.search.space import Search, compose, known_settings
         (("dry_run=true",), SPACE, "dry_run is about one run"),
         (("hydra.sweeper.n_trials=0",), SPACE, "hydra.sweeper.n_trials is 0: it must be at least 1"),
         (("hydra.sweeper.n_jobs=0",), SPACE, "hydra.sweeper.n_jobs is 0: it must be at least 1"),
+        (
+            ("hydra.sweeper.timeout=nan",),
+            SPACE,
+            "hydra.sweeper.timeout is nan: it must be a finite",
+        ),
         (("hydra.sweeper.timeout=-1",), SPACE, "hydra.sweeper.timeout is -1.0: it must be above 0"),
         (("hydra.sweeper.max_failure_rate=2",), SPACE, "hydra.sweeper.max_failure_rate is 2.0: it must be"),
         (("hydra.sweeper.direction=minimize",), SPACE, "hydra.sweeper.direction must be maximize"),

@@ -26,6 +26,11 @@ def test_an_unreachable_storage_is_one_sentence_without_the_password(
         assert "secret" not in str(error.value)
 
 
+def test_a_file_of_a_storage_is_where_the_command_was_typed(searching: Callable[..., Search]) -> None:
+    hydra = searching("hydra.sweeper.storage=sqlite:///study.db").hydra
+    assert storage.address(hydra) == f"sqlite:///{Path.cwd()}/study.db"
+
+
 def away() -> OperationalError:
     """What SQLAlchemy says of a server that does not answer."""
 

@@ -37,6 +37,21 @@ def test_what_came_from_outside_is_saved_as_it_was_and_references_are_kept(
     assert again.scheduler.epochs == 7
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        *(("${oc.env:SEED}", "3"), ("${ oc.env:SEED }", "3"), ("${oc.env:${name}}", "3"), ("${${of}:SEED}", "3")),
+        *(("${name}:${of}", "${name}:${of}"), ("${name}", "${name}"), ("a: {b}", "a: {b}")),
+    ],
+)
+def test_whatever_calls_a_resolver_is_saved_as_it_was(
+    value: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEED", "3")
+    cfg = OmegaConf.create({"name": "SEED", "of": "oc.env", "value": value})
+    assert saved.pinned(cfg)["value"] == expected
+
+
 def test_overrides_are_merged_into_the_runs_own_configuration(composed: Compose, tmp_path: Path) -> None:
     own = write_hydra(tmp_path, composed("data=mnist5k", "model.width=8"))
     assert saved.merged(own, []) == (own.config, [])

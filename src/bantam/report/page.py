@@ -8,7 +8,9 @@ import base64
 import gzip
 import math
 import re
+import sys
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
 from bantam.budget import COSTS
+from bantam.config import raised_in
+from bantam.overrides import command_line
 from bantam.report import analysis, figures, folders, groups, study_figures, tables
 from bantam.report.figures import STYLE, Figure
 from bantam.report.folders import Contents, Study
@@ -197,12 +201,24 @@ def write(given: Sequence[Path], output: Path | None = None, running: bool = Fal
     return save(read(given, running), given, output)
 
 
-def at_end(folder: Path) -> None:
-    """Write the report of a multirun or a search that has just ended; whatever goes wrong is one sentence."""
+def at_end(folder: Path) -> bool:
+    """Write the report of a multirun or a search that has just ended; returns whether it could be written.
+
+    Whatever goes wrong is one sentence: the runs are done and recorded.
+    """
     try:
         print(f"\nLook at it: {short_path(write([folder]))}")
-    except Exception as error:  # the runs are done and recorded: nothing of the report may change how they end
-        print(f"\nNo report was written: {' '.join(f'{type(error).__name__}: {error}'.split())}")
+        return True
+    except Exception as error:
+        what = " ".join(str(error).split())
+        if raised_in(error).partition(".")[0] != "bantam":  # a fault of ours, or of the machine
+            what = f"{type(error).__name__}: {what}"
+            with suppress(OSError, ValueError):
+                record.write(folder / "error.txt", traceback.format_exc().encode(errors="replace"))
+                what += f"; the traceback is in {short_path(folder / 'error.txt')}"
+        again = command_line(["python", "report.py", Path(short_path(folder))])
+        print(f"\nNo report was written ({what}), but all results are there: {again} writes it", file=sys.stderr)
+        return False
 
 
 _written: dict[Path, tuple[float, float]] = {}

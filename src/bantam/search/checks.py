@@ -52,7 +52,6 @@ def check(search: Search) -> None:
 def _check_settings(search: Search) -> None:
     """Refuse values of `hydra.sweeper` and `hydra.sweep` that no search can have."""
     settings = search.settings
-    ranges.validate_ranges(settings, "hydra.sweeper")
     if str(getattr(settings.direction, "name", settings.direction)) != "maximize":
         raise ValueError("hydra.sweeper.direction must be maximize: the objective is an accuracy")
     if list(settings.objectives) not in OBJECTIVES:

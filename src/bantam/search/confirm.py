@@ -16,7 +16,7 @@ from typing import Any
 from joblib import cpu_count
 from omegaconf import OmegaConf
 
-from bantam import budget, option_files
+from bantam import budget, errors, option_files
 from bantam.overrides import command_line, override
 from bantam.report import folders
 from bantam.search import terminal
@@ -309,7 +309,7 @@ def _multirun(
     cfg: Any = OmegaConf.load(plan.experiment(names[0]))
     side_by_side = max(1, cpu_count() // (cfg.threads or cpu_count())) if cfg.device == "cpu" else 1
     command = [
-        *(sys.executable, str(plan.script), "-m", "--config-dir", str(plan.folder)),
+        *(sys.executable, str(plan.script), "-m", f"--config-dir={plan.folder}"),
         f"experiment={','.join(names)}",
         f"seed={','.join(map(str, seeds))}",
         *overrides,
@@ -333,10 +333,12 @@ def _multirun(
                     process.wait(0.5)
                 except subprocess.TimeoutExpired:
                     continue
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
+            if errors.stopped_by(stop) != 130:  # Ctrl-C has reached that process as well
+                process.terminate()
             process.wait()
             terminal.show_confirmation_interrupted()
-            raise SystemExit(130) from None
+            raise SystemExit(errors.stopped_by(stop)) from None
     for result in results:
         if not result.exists():
             raise ValueError(f"{result.parent} was not trained: see {log}")

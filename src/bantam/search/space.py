@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from optuna.distributions import CategoricalDistribution
 
+from bantam import ranges
 from bantam.budget import COSTS
 from bantam.overrides import written
 from bantam.search import conditions, distributions, samplers
@@ -134,6 +135,7 @@ def read(config: DictConfig, context: HydraContext, launcher: Launcher, argument
     The command line wins: it may fix a key that `params` varies, and vary one that `params` fixes.
     Raises ValueError for a range that cannot be searched.
     """
+    ranges.validate_ranges(config.hydra.sweeper, "hydra.sweeper")
     space, loader = Space(), context.config_loader
     fixed: dict[str, str] = {}
     given: list[tuple[str, Condition]] = [(line, {}) for line in arguments]

@@ -16,6 +16,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
+from bantam import resolve
 from bantam.search import journal
 
 LOCK_SECONDS = 120
@@ -159,7 +160,7 @@ def address(hydra: DictConfig) -> str:
     if given.startswith(journal.SCHEME):
         return f"{journal.SCHEME}{Path(hydra.runtime.cwd, given.removeprefix(journal.SCHEME)).absolute()}"
     if given:
-        return given
+        return resolve.absolute(given, Path(hydra.runtime.cwd)) if given.startswith(resolve.SQLITE) else given
     file = Path(hydra.runtime.cwd, hydra.sweep.dir).absolute() / "study.db"
     if any(character in str(file) for character in "?{}"):  # a query to SQLAlchemy, a template to Optuna
         return f"sqlite:///file:{quote(str(file))}?uri=true"

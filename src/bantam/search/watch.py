@@ -53,14 +53,20 @@ def search(config: DictConfig, context: HydraContext, launcher: Launcher, argume
         terminal.show_sentence(speaks_against)
     try:
         search.folder.mkdir(parents=True, exist_ok=True)
-        study = open_study(search)
+        try:
+            study = open_study(search)
+        except ValueError:
+            with suppress(OSError):  # it holds something
+                search.folder.rmdir()
+            raise
         terminal.show_images(search)
         try:
             watch(search, study)
         except ValueError:
             write_report(search)  # what stopped it wants to be looked at too
             raise
-        write_report(search)
+        if not write_report(search):
+            raise SystemExit(1)
     except (SQLAlchemyError, StorageInternalError) as error:
         where = storage.shown(storage.address(search.hydra))
         raise ValueError(
@@ -70,12 +76,13 @@ def search(config: DictConfig, context: HydraContext, launcher: Launcher, argume
         raise ValueError(f"{search.folder} cannot be written ({error}): {CONTINUES}") from error
 
 
-def write_report(search: Search) -> None:
-    """Write the report of what was found, unless `report=false` or no trial has ended."""
+def write_report(search: Search) -> bool:
+    """Write the report of what was found, unless `report=false` or no trial has ended; says whether it could."""
     if search.config.report and (search.folder / "trials.csv").exists():
         from bantam.report import page  # draws with packages that no worker needs
 
-        page.at_end(search.folder)
+        return page.at_end(search.folder)
+    return True
 
 
 def watch(search: Search, study: Study) -> None:

@@ -183,10 +183,10 @@ def begin(folder: Path, config: DictConfig) -> None:
         write(own / name, OmegaConf.to_yaml(node).encode())
 
 
-def save(folder: Path, cfg: DictConfig) -> None:
-    """Write the configuration again where Hydra has written it, with what came from outside as it is now.
+def save(folder: Path, cfg: DictConfig, hydra: Any = None) -> None:
+    """Write the configuration that Hydra has written again, with what came from outside as it is now.
 
-    A network of one's own is kept beside it.
+    A network of one's own is kept beside it. With `hydra` all of it is written where Hydra was told not to.
 
     The environment and the clock would answer otherwise later. References such as ${epochs} are kept, so that
     changing `epochs` goes on changing what follows from it.
@@ -194,6 +194,11 @@ def save(folder: Path, cfg: DictConfig) -> None:
     from bantam.training.folder import write
 
     file = folder / ".hydra" / "config.yaml"
+    if hydra is not None and not file.exists():  # hydra.output_subdir is null or another folder
+        whole = cfg.copy()
+        with open_dict(whole):
+            whole.hydra = OmegaConf.to_container(hydra, resolve=False)
+        begin(folder, whole)
     for path, text in code.copies_of(cfg.model).items() if folder.is_dir() else ():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         write(folder / path, text.encode())
@@ -211,7 +216,12 @@ def _pinned(raw: Any, resolved: Any) -> Any:
         return {key: _pinned(value, resolved[key]) for key, value in raw.items()}
     if isinstance(raw, list):
         return [_pinned(*pair) for pair in zip(raw, resolved, strict=True)]
-    return resolved if isinstance(raw, str) and re.search(r"\$\{[\w.]+:", raw) else raw
+    return resolved if calls_resolver(raw) else raw
+
+
+def calls_resolver(raw: Any) -> bool:
+    """Whether a value has ${oc.env:…}, ${now:…} and their like, beside plain references such as ${epochs}."""
+    return isinstance(raw, str) and "${" in re.sub(r"\$\{[^{}:]*\}", "", raw)
 
 
 def merged(own: Saved, overrides: list[str], config_name: str = "config") -> tuple[DictConfig, list[str]]:

@@ -289,7 +289,7 @@ def summarize(sweep: Path, wanted: Sequence[str] = ()) -> bool:
     for column in columns:
         text = column in ("folder", "network", "verdict")
         table.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=not text)
-    good = True
+    good, images = True, dict[str, set[str]]()
     there = {*(path.relative_to(sweep) for path in sweep.iterdir()), *map(Path, wanted)}
     folders = {name for name in there if (sweep / name / ".hydra").is_dir() or (sweep / name / RESULT).exists()}
     for name in sorted(folders, key=lambda path: (len(str(path)), path)):
@@ -299,6 +299,8 @@ def summarize(sweep: Path, wanted: Sequence[str] = ()) -> bool:
         except ValueError:
             result = {"verdict": "unfinished"}
         good &= result.get("objective") is not None
+        if result.get("data_checksum"):
+            images.setdefault(str(result.get("data")), set()).add(result["data_checksum"])
 
         def cell(key: str, style: Callable[[Any], str], result: dict[str, Any] = result) -> str:
             return "" if result.get(key) is None else style(result[key])
@@ -315,6 +317,8 @@ def summarize(sweep: Path, wanted: Sequence[str] = ()) -> bool:
         )
     console.print(f"\n{escape(short_path(sweep))}", soft_wrap=True)
     console.print(table)
+    for data in (data for data, checksums in images.items() if len(checksums) > 1):
+        show_warning(f"the jobs had different images of {data}, so their accuracies cannot be compared")
     missing = len({Path(name) for name in wanted} - folders)
     if missing:
         console.print(f"[bold red]{missing} of {len(wanted)} jobs left no folder[/]")
