@@ -130,13 +130,11 @@ def _refuse_others(config: DictConfig, jobs: Jobs) -> None:
         if keys:
             key, old, new = saved.in_words(own, now, hydra.runtime.choices, keys[0])
             if key == code.CHECKSUM:
-                file, copy = (
-                    settings.short_path(Path(job_config.model._file_)),
-                    settings.short_path(folder / code.COPY),
-                )
+                file = settings.short_path(Path(job_config.model._file_))
                 raise ValueError(
-                    f"{file} has changed since the run in {settings.short_path(folder)} was begun: choose another "
-                    f"hydra.sweep.dir, or put the file back as it was, which {copy} has kept"
+                    f"{code.shown(file, job_config.model._sha256_)} has changed since the run in "
+                    f"{settings.short_path(folder)} was begun: choose another hydra.sweep.dir, or put it back as "
+                    f"it was, which {settings.short_path(folder / code.COPY)} has kept"
                 )
             raise ValueError(
                 f"{settings.short_path(folder)} holds a run with {key}={old}, not {new}: choose another "

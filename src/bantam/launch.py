@@ -302,8 +302,9 @@ def _prepare_resumed(cfg: DictConfig, hydra: DictConfig) -> "Prepared":
         key, old, now = saved.in_words(own, new, saved.chosen(own, given), contradictions[0])
         if key == code.CHECKSUM:
             raise ValueError(
-                f"{new.model._file_} has changed since the run in {folder} was begun, which is resumed with its "
-                f"own network, {folder / code.COPY}: leave {command_line(given)} out"
+                f"{code.shown(new.model._file_, new.model._sha256_)} has changed since the run in {folder} was "
+                f"begun, which is resumed with its own network, {folder / code.COPY}: leave {command_line(given)} "
+                "out"
             )
         raise ValueError(
             f"{key} is {now} here, but the run in {folder} has {old}: "

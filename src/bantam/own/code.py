@@ -81,9 +81,7 @@ def restore(folder: Path, settings: Any) -> None:
     except ValueError as error:
         raise ValueError(f"{error}; the run was trained with it: restore it") from error
     if checksum not in (code.checksum, _checksum(code.text)):  # the latter in runs of before modules were kept
-        modules = ", ".join(path for path, _ in code.beside)
-        also = f", or what it imports ({modules})," if modules else ""
-        raise ValueError(f"{folder / COPY}{also} is not the file that the run was trained with: restore it")
+        raise ValueError(f"{shown(folder / COPY, code)} is not the file that the run was trained with: restore it")
     _allowed.setdefault(checksum, code)
 
 
@@ -94,6 +92,13 @@ def copies_of(settings: Any) -> dict[str, str]:
     """
     code = _allowed.get(settings.get("_sha256_", ""))
     return {**dict(code.beside), COPY: code.text} if code else {}
+
+
+def shown(file: object, version: Code | str) -> str:
+    """A file as a message names what may have changed: with the modules that this version imports, if any."""
+    own = _allowed.get(version) if isinstance(version, str) else version
+    modules = ", ".join(path for path, _ in own.beside) if own else ""
+    return f"{file}, or what it imports ({modules})," if modules else str(file)
 
 
 def forget() -> None:

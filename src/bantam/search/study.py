@@ -219,9 +219,10 @@ def _check_same(search: Search, study: Study) -> None:
                 break
         if key.partition(OPTION)[0] == code.CHECKSUM:
             kept = next(iter(sorted(search.folder.glob(f"[0-9]*/{code.COPY}"))), "network.py in a trial's folder")
+            file = code.shown(now.get(key.replace(code.CHECKSUM, code.FILE)), new)
             raise ValueError(
-                f"{now.get(key.replace(code.CHECKSUM, code.FILE))} has changed since the study {search.name} was "
-                f"begun: put it back as it was ({kept} is a copy), or begin another study with {search.another}"
+                f"{file} has changed since the study {search.name} was begun: put it back as it was ({kept} is a "
+                f"copy), or begin another study with {search.another}"
             )
         raise ValueError(
             f"{key} is {new} here, but {old} in the study {search.name} ({search.folder}): a study is continued "
