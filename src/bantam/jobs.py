@@ -133,8 +133,8 @@ def _refuse_others(config: DictConfig, jobs: Jobs) -> None:
                 file = settings.short_path(Path(job_config.model._file_))
                 raise ValueError(
                     f"{code.shown(file, job_config.model._sha256_)} has changed since the run in "
-                    f"{settings.short_path(folder)} was begun: choose another hydra.sweep.dir, or put it back as "
-                    f"it was, which {settings.short_path(folder / code.COPY)} has kept"
+                    f"{settings.short_path(folder)} was begun: choose another hydra.sweep.dir, or put the file "
+                    f"back as it was, which {settings.short_path(folder / code.COPY)} has kept"
                 )
             raise ValueError(
                 f"{settings.short_path(folder)} holds a run with {key}={old}, not {new}: choose another "

@@ -131,7 +131,8 @@ def test_the_front_is_written_and_every_network_on_it_can_be_run(
         OmegaConf.save(OmegaConf.create(overrides[0]), folder / ".hydra" / "overrides.yaml")
         choices = {"hydra": {"runtime": {"choices": place.choices}}}
         OmegaConf.save(OmegaConf.create(choices), folder / ".hydra" / "hydra.yaml")
-        machine = {"device": "cpu", "threads": 1, "precision": "float32", "kernels": "torch"}
+        precision = str(wanted.prepared.precision).removeprefix("torch.")
+        machine = {"device": "cpu", "threads": 1, "precision": precision, "kernels": "torch"}
         record.write_result(folder, {**record.read_result(folder), **machine})
         (folder / record.WEIGHTS).touch()
 

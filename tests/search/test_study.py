@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from commands import PROJECT
 from searches import SPACE, TWO, rate, work
 
@@ -357,3 +358,17 @@ def test_a_trial_that_had_other_images_or_another_device_is_not_believed(
     listed = work(searching("hydra.sweeper.n_trials=2", space=SPACE[:1]))
     assert trials.states(listed) == ["stopped", "complete", "complete"]
     assert listed[1].params == listed[0].params
+
+
+@pytest.mark.whole
+def test_a_network_that_bfloat16_cannot_compute_does_not_stop_a_search(
+    searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "precision_of", lambda cfg, device: torch.bfloat16)
+    took = ("float32", "bfloat16")  # as precision=auto does where the processor has both
+    wanted = searching(
+        "hydra.sweeper.n_trials=2",
+        result=lambda number, settings: {**rate(number, settings), "precision": took[number]},
+        space=SPACE[:1],
+    )
+    assert trials.states(work(wanted)) == ["complete", "complete"]

@@ -25,6 +25,7 @@ from bantam.search.trials import Ending
 from bantam.training import folder as files
 from bantam.training import saved
 from bantam.training.saved import flat
+from bantam.training.setup import precision_of
 
 MAX_OVER_BUDGET = 50
 """Networks over the budget in a row after which the space counts as one that holds no others."""
@@ -144,12 +145,12 @@ def _described(search: Search, name: str) -> str:
 def _resolved(search: Search) -> dict[str, str]:
     """What the images, the device, the precision and the kernels are that `auto` stands for here."""
     prepared = search.prepared
-    images = prepared.data
+    images, precision = prepared.data, precision_of(search.config, prepared.device)
     return {
         IMAGES: _named(images.name, images.checksum),
         HELD_OUT: f"{len(images.held_out_labels)}",
         f"device{RESOLVED}": prepared.device.type,
-        f"precision{RESOLVED}": str(prepared.precision).removeprefix("torch."),
+        f"precision{RESOLVED}": str(precision).removeprefix("torch."),  # of a single network it may be another
         f"kernels{RESOLVED}": prepared.kernels,
     }
 
@@ -182,6 +183,8 @@ def _ending(search: Search, study: Study, number: int, folder: Path, costs: Mapp
     launcher = str(search.hydra.launcher.get("_target_", ""))
     if launcher.endswith("SlurmLauncher") or launcher == cluster.TARGET:  # its machines may be others
         had = {}
+    if search.config.precision == "auto" and result.get("precision") == "float32":
+        had.pop(f"precision{RESOLVED}", None)  # some networks cannot be computed in bfloat16
     if result.get("data_checksum") and result.get("split") == "validation":
         had[IMAGES] = _named(result["data"], result["data_checksum"])
         had[HELD_OUT] = str(result["scored_images"])

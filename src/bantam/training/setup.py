@@ -194,7 +194,7 @@ def prepare(cfg: DictConfig, info: RunInfo) -> Prepared:
     images = _load_data(cfg, info)
     output = check_logits(info.choices, model, images.shape, len(images.classes))
     check_last_batch(cfg, info.choices, model, images)
-    precision, reduced = settle_precision(cfg, info.choices, model, _precision(cfg, device))
+    precision, reduced = settle_precision(cfg, info.choices, model, precision_of(cfg, device))
     prepared = Prepared(
         cfg=cfg,
         info=info,
@@ -281,8 +281,11 @@ def _device(cfg: DictConfig) -> torch.device:
     return torch.device(name)
 
 
-def _precision(cfg: DictConfig, device: torch.device) -> torch.dtype:
-    """bfloat16 only pays where it is computed natively; elsewhere it is emulated and slower than float32."""
+def precision_of(cfg: DictConfig, device: torch.device) -> torch.dtype:
+    """What `precision` is here, where the network can be computed in it.
+
+    bfloat16 only pays where it is computed natively; elsewhere it is emulated and slower than float32.
+    """
     if cfg.precision == "auto":
         if device.type == "cuda":
             native_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
