@@ -94,6 +94,12 @@ def test_equal_seeds_have_no_interval(tmp_path: Path) -> None:
     assert (found.interval, found.distinguishable) == (None, False)
 
 
+def test_one_seed_each_at_the_ends_of_the_scale_has_an_interval_of_numbers(tmp_path: Path) -> None:
+    found = groups.difference(of_seeds(tmp_path, (100.0,), "v1"), of_seeds(tmp_path, (0.0,)))
+    assert found is not None
+    assert found.interval == (-100, -100)
+
+
 @pytest.mark.parametrize(("end", "said"), [(99.1, "cannot be told from noise"), (97.0, "another seed might")])
 def test_one_seed_each_is_never_more_than_the_images_say(tmp_path: Path, end: float, said: str) -> None:
     found = groups.difference(of_seeds(tmp_path, (99.0,), "v1"), of_seeds(tmp_path, (end,)))

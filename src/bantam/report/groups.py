@@ -159,7 +159,8 @@ def interval(before: Group, after: Group, confidence: float) -> tuple[float, flo
         errors = [standard_error(g.mean or 0.0, g.ended[0].scored_images) for g in (before, after)]
         if math.isnan(sum(errors)):
             return None
-        ends = stats.norm.interval(confidence, (after.mean or 0.0) - old, math.hypot(*errors))
+        margin = float(stats.norm.ppf(0.5 + confidence / 2)) * math.hypot(*errors)  # of 0 and 100 % it is none
+        ends = (after.mean or 0.0) - old - margin, (after.mean or 0.0) - old + margin
     return max(-old, float(ends[0])), min(100 - old, float(ends[1]))
 
 
