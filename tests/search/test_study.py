@@ -3,12 +3,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
 from commands import PROJECT
 from searches import SPACE, TWO, rate, work
 
-from bantam.search import study, trials
+from bantam.search import storage, study, trials
 from bantam.search.faults import MachineFault
 from bantam.search.space import Search
 from bantam.search.study import hopeless, open_study
@@ -372,3 +373,46 @@ def test_a_network_that_bfloat16_cannot_compute_does_not_stop_a_search(
         space=SPACE[:1],
     )
     assert trials.states(work(wanted)) == ["complete", "complete"]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+def test_a_study_whose_creator_was_killed_is_begun_by_the_next(
+    searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    wanted = searching("hydra.sweeper.enqueue=[{optimizer.lr:0.025},{optimizer.lr:0.05}]", space=SPACE[:1])
+    with monkeypatch.context() as patched:
+        done = []
+
+        def killed(method: Callable[..., Any]) -> Callable[..., Any]:
+            def step(*positional: Any, **named: Any) -> Any:
+                if len(done) == steps:
+                    raise KeyboardInterrupt
+                done.append(method.__name__)
+                return method(*positional, **named)
+
+            return step
+
+        for name in ("set_user_attr", "enqueue_trial"):
+            patched.setattr(optuna.Study, name, killed(getattr(optuna.Study, name)))
+        with pytest.raises(KeyboardInterrupt):
+            open_study(wanted)
+    monkeypatch.setattr("bantam.search.study.time.sleep", lambda seconds: None)
+    found = open_study(wanted)
+    queued = [trial.system_attrs["fixed_params"] for trial in found.get_trials()]
+    assert queued == [{"optimizer.lr": 0.025}, {"optimizer.lr": 0.05}]
+    assert open_study(wanted).user_attrs["definition"] == found.user_attrs["definition"]
+
+
+def test_a_study_of_another_program_is_left_alone(
+    searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = searching(space=SPACE[:1])
+    monkeypatch.setattr("bantam.search.study.time.sleep", lambda seconds: None)
+    wanted.folder.mkdir(parents=True, exist_ok=True)
+    other = optuna.create_study(
+        study_name=wanted.settings.study_name, storage=storage.address(wanted.hydra), direction="maximize"
+    )
+    other.tell(other.ask(), 1.0)
+    with pytest.raises(ValueError, match="was not begun by Bantam: choose another hydra.sweeper.study_name"):
+        open_study(wanted)
+    assert other.user_attrs == {}

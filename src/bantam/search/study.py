@@ -76,26 +76,34 @@ def load(search: Search, database: BaseStorage | None = None) -> Study:
 
 
 def _create(search: Search) -> BaseStorage:
-    """Create the study, unless it is there: note what it is about, and queue the settings that are known."""
+    """Create the study, unless it is there: queue the settings that are known, and note what it is about."""
     database, name = storage.open_storage(search.hydra), search.settings.study_name
-    directions = [StudyDirection.MAXIMIZE, *([StudyDirection.MINIMIZE] if search.multi_objective else [])]
     try:
         # This fails for all but one of the processes that start together: that one fills the queue.
-        study = optuna.create_study(study_name=name, storage=database, directions=directions)
+        study = optuna.create_study(study_name=name, storage=database, directions=_directions(search))
     except DuplicatedStudyError:
         return database
+    _begin(search, study)
+    return database
+
+
+def _directions(search: Search) -> list[StudyDirection]:
+    return [StudyDirection.MAXIMIZE, *([StudyDirection.MINIMIZE] if search.multi_objective else [])]
+
+
+def _begin(search: Search, study: Study) -> None:
+    """Fill the queue of a new study; its definition comes last, and says that all of this is done."""
     if any((path / ".hydra").is_dir() for path in search.folder.glob("[0-9]*")):
-        optuna.delete_study(study_name=name, storage=database)
+        optuna.delete_study(study_name=study.study_name, storage=study._storage)
         raise ValueError(
             f"{search.folder} holds trials of a study that {storage.shown(storage.address(search.hydra))} "
             "does not know: restore hydra.sweeper.storage, or begin another study with "
             f"{search.another}"
         )
     study.set_user_attr("options", search.choices)
-    study.set_user_attr("definition", _definition(search))
     for settings in known_settings(search)[0]:
         study.enqueue_trial(settings, skip_if_exists=True)
-    return database
+    study.set_user_attr("definition", _definition(search))
 
 
 def _definition(search: Search) -> dict[str, str]:
@@ -198,16 +206,17 @@ def _ending(search: Search, study: Study, number: int, folder: Path, costs: Mapp
 def _check_same(search: Search, study: Study) -> None:
     """Raise ValueError where a study was begun with something else than is asked for now."""
     for _ in range(100):  # the process that creates it may be about to say what it is about
-        before = study.user_attrs.get("definition")
-        if before is not None:
-            before = {**DEFAULTS, **before}
+        if "definition" in study.user_attrs:
             break
         time.sleep(0.1)
     else:
-        raise ValueError(
-            f"the study {study.study_name} was not begun by Bantam: choose another hydra.sweeper.study_name"
-        )
-    now = _definition(search)
+        begun = any(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
+        if begun or study.directions != _directions(search):
+            raise ValueError(
+                f"the study {study.study_name} was not begun by Bantam: choose another hydra.sweeper.study_name"
+            )
+        _begin(search, study)  # the process that created it was killed
+    before, now = {**DEFAULTS, **study.user_attrs["definition"]}, _definition(search)
     options = study.user_attrs.get("options", {})
     for key in _to_compare(search, before, now):
         old, new = before.get(key, "not set"), now.get(key, "not set")
