@@ -26,6 +26,22 @@ def test_modules_of_that_name_from_elsewhere_are_left_alone(
     names = ("inner/deep/sizes.py", "inner/wide.py", "mine.py", "parts_of_a_notebook.py")
     assert tuple(path for path, _ in own.beside) == names
     made = code.find(own, "make")
+    code.forget()
     assert sys.modules["parts_of_a_notebook"] is other
     monkeypatch.delitem(sys.modules, "parts_of_a_notebook")
     assert made().in_features == 7
+
+
+def test_packages_of_any_depth_are_read_anew(tmp_path: Path) -> None:
+    widths = []
+    for folder, width in (("one", 3), ("other", 5)):
+        (tmp_path / folder / "outermost" / "middle").mkdir(parents=True)
+        (tmp_path / folder / "outermost" / "middle" / "sizes.py").write_text(f"WIDTH = {width}\n")
+        (tmp_path / folder / "mine.py").write_text(
+            "from torch import nn\nfrom outermost.middle.sizes import WIDTH\n"
+            "def make(): return nn.Linear(WIDTH, 2)\n"
+        )
+        widths.append(code.find(code.read(tmp_path / folder / "mine.py"), "make")().in_features)
+    assert widths == [3, 5]
+    code.forget()
+    assert "outermost" not in sys.modules

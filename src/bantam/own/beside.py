@@ -71,20 +71,24 @@ class _Finder(MetaPathFinder):
 
     def __init__(self) -> None:
         self.folder, self.texts = Path(), dict[str, str]()
+        self.found = set[str]()
+        """The names of what it has found."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
         place = fullname.replace(".", "/")
         for module in (f"{place}/__init__.py", f"{place}.py"):
             if module in self.texts:
+                self.found.add(fullname)
                 return spec_from_loader(fullname, _Loader(self.folder / module, self.texts[module]))
         if any(module.startswith(f"{place}/") for module in self.texts):  # a folder without __init__.py
+            self.found.add(fullname)
             return ModuleSpec(fullname, None, is_package=True)
         return None
 
     def modules(self) -> set[str]:
         """The names of those modules, and of their packages."""
-        names = {path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in self.texts}
-        return names | {name.rpartition(".")[0] for name in names if "." in name}
+        parts = [path.removesuffix(".py").removesuffix("/__init__").split("/") for path in self.texts]
+        return {".".join(name[:end]) for name in parts for end in range(1, len(name) + 1)}
 
 
 _finder = _Finder()
@@ -105,11 +109,11 @@ def importable(folder: Path, texts: Mapping[str, str]) -> Iterator[None]:
         yield
     finally:
         sys.modules.update(others)  # such as a notebook's own import, perhaps of another version
+        _finder.found -= others.keys()
 
 
 def forget() -> None:
     """Take out of `sys.modules` what was imported from texts."""
-    for name in _finder.modules():
-        loader = getattr(getattr(sys.modules.get(name), "__spec__", None), "loader", None)
-        if isinstance(loader, _Loader) or (name in sys.modules and loader is None):
-            del sys.modules[name]
+    for name in _finder.found:
+        sys.modules.pop(name, None)
+    _finder.found.clear()
