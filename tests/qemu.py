@@ -22,11 +22,11 @@ GRADIENTS = ("grad_weight", "grad_gamma", "grad_beta")
 NORM = ("gamma", "beta", "running_mean", "running_variance")
 READ = ("input", "in_factor", "in_offset", "in_statistics", "depthwise", "weight")
 LEFT = ("convolved", "pooled", "statistics", "factor", "offset")
-BACKWARD = ("input", "weight", "gamma", "beta", "convolved", "statistics", "argmax", "grad_output")
+BACKWARD = ("input", "weight", "gamma", "beta", "convolved", "statistics", "argmax", "dropped", "grad_output")
 SUMS = ("gradient", "sums", "in_gradient", "in_sums")
 USED: dict[str, dict[str, tuple[str, ...]]] = {
     "block.c": {
-        "forward": ("input", "weight", *NORM, "other", "convolved", "output", "statistics", "argmax"),
+        "forward": ("input", "weight", *NORM, "other", "convolved", "output", "statistics", "argmax", "dropped"),
         "score": ("input", "weight", "factor", "offset", "other", "output"),
         "backward": (*BACKWARD, "output", "grad_input", "grad_other", *GRADIENTS),
     },
@@ -60,10 +60,14 @@ def lengths(source: str, sizes: dict[str, int], images: int) -> dict[str, int]:
     numbers |= dict.fromkeys(("weight", "grad_weight"), weight)
     numbers |= dict.fromkeys(("depthwise", "grad_depthwise"), inputs * taps)
     numbers |= dict.fromkeys(("in_factor", "in_offset"), inputs)
-    numbers |= {"convolved": images * out**2 * outputs, "argmax": pooled if pool > 1 else 0}
+    numbers |= {"convolved": images * out**2 * outputs}
     numbers |= {"statistics": 2 * outputs, "in_statistics": 2 * inputs}
     numbers |= {"sums": 2 * 2 * outputs, "in_sums": 2 * 2 * inputs}  # of double precision
-    return {name: 4 * count for name, count in numbers.items()}
+    bits = images * (out * ((out * outputs + 7) // 8) + 4)
+    return {name: 4 * count for name, count in numbers.items()} | {
+        "argmax": pooled if pool > 1 else 0,
+        "dropped": bits,
+    }
 
 
 class Memory:

@@ -24,6 +24,14 @@ static __attribute__((noinline)) void emulated_store(const float *from, uint16_t
 }
 #define STORE_16(from, to) emulated_store(from, to)
 
+static __attribute__((noinline)) void emulated_narrow(const float *from, uint16_t *to, int count)
+{
+    for (int u = 0; u < count; u++)
+        to[u] = emulated_rounded(from[u]);
+}
+#define NARROW(from, to) emulated_narrow((const float *)&(from), (uint16_t *)&(to), sizeof(to) / 2)
+#define WIDEN(from, to) (to) = __builtin_convertvector(from, __typeof__(to))
+
 static __attribute__((noinline)) void emulated_add_pairs(float *sum, const uint16_t *from, const uint16_t *factors, int lanes)
 {
     for (int lane = 0; lane < lanes; lane++)

@@ -11,7 +11,8 @@ struct block_arguments {
     element *convolved;                       /* images × OUT × OUT × CO: after ReLU where that comes first */
     element *output;                          /* images × POOLED × POOLED × CO */
     float *statistics;                        /* 2 × CO: mean and 1/deviation of the batch */
-    int32_t *argmax;                          /* like the output: which element of its square a max-pool took */
+    uint8_t *argmax;                          /* like the output: which element of its square a max-pool took */
+    uint8_t *dropped;                         /* images × IMAGE_OF_BITS: which elements dropout takes, a bit each */
     const element *grad_output;               /* like the output */
     element *grad_input;                      /* like the input; null where nobody asks for it */
     element *grad_other;                      /* like the output: of the sum, where ReLU follows it */

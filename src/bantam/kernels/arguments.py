@@ -9,7 +9,10 @@ class BlockArguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("input", "weight", "bias", "gamma", "beta")),
         *((name, ctypes.c_void_p) for name in ("running_mean", "running_variance", "factor", "offset", "other")),
-        *((name, ctypes.c_void_p) for name in ("convolved", "output", "statistics", "argmax", "grad_output")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("convolved", "output", "statistics", "argmax", "dropped", "grad_output")
+        ),
         *(
             (name, ctypes.c_void_p)
             for name in ("grad_input", "grad_other", "grad_weight", "grad_bias", "grad_gamma", "grad_beta")

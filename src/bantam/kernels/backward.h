@@ -10,36 +10,18 @@ struct coefficients { float factor[CO], offset[CO], by_gradient[CO], by_value[CO
  * it to one of each square, an average to all. */
 enum { GIVEN = AVERAGE ? OUT : POOLED, CHOICE = AVERAGE ? 1 : POOL };
 
-/* One row of the gradient of an average's input: each element of a square has the same share. */
-static inline void spread_row(const struct block_arguments *a, int i, int row, float *restrict to)
+/* The gradient behind dropout of WIDTH channels of a pixel, without what that drops, but for `dropout_scale`. Each
+ * element of an average's square has the same share. */
+static INLINE channels gradient_at(const struct block_arguments *a, int i, int row, int u, int v)
 {
-    float converted[POOLED * CO];
-    const int pooled = row / POOL < POOLED ? row / POOL : 0; /* what is left over at the end has none */
-    const element *from = a->grad_output + ((int64_t)i * POOLED + pooled) * POOLED * CO;
-    const float *gradients = floats_of(from, POOLED * CO, converted), share = row / POOL < POOLED ? 1.0f / SQUARE : 0;
-    for (int u = 0; u < OUT; u++)
-        EACH_VECTOR(v) {
-            const int inside = u / POOL < POOLED;
-            channels gradient = GIVEN_CHANNELS(gradients + (inside ? u / POOL * CO : 0), v);
-            CHANNELS_AT(to + u * CO, v) = gradient * (inside ? share : 0);
-        }
-}
-
-/* One row of the gradient behind dropout as floats, without what that drops, but for `dropout_scale`: drawing its
- * numbers once more takes less time than keeping the gradient. */
-static inline const float *gradient_row(const struct block_arguments *a, int i, int row, float *restrict buffer)
-{
-    const float *gradients = buffer;
-    if (AVERAGE)
-        spread_row(a, i, row, buffer);
-    else
-        gradients = floats_of(a->grad_output + ((int64_t)i * POOLED + row) * POOLED * CO, POOLED * CO, buffer);
+    const int x = AVERAGE ? u / POOL : u, y = AVERAGE ? row / POOL : row, inside = x < POOLED && y < POOLED;
+    const int64_t from = (((int64_t)i * POOLED + (inside ? y : 0)) * POOLED + (inside ? x : 0)) * CO + FIRST(v);
+    channels gradient = channels_of(a->grad_output + from);
+    if (AVERAGE) /* what is left over at the end of the map has none */
+        gradient *= inside ? 1.0f / SQUARE : 0;
     if (MAX_POOL || !a->dropout_limit)
-        return gradients;
-    if (!BFLOAT16 && !AVERAGE)
-        memcpy(buffer, gradients, sizeof(float) * POOLED * CO);
-    drop(buffer, a->dropout_seed, i, row, a->dropout_limit);
-    return buffer;
+        return gradient;
+    return without_dropped(gradient, row_of_bits(a->dropped, i, row), u * CO + FIRST(v), (channels){0});
 }
 
 /* One row of that gradient: add each channel's gradients, and their products with the deviations from the mean. Of a
@@ -47,26 +29,23 @@ static inline const float *gradient_row(const struct block_arguments *a, int i, 
 static inline void sum_row(const struct block_arguments *a, const struct coefficients *k, int i, int row, double *sums)
 {
     const int64_t to = ((int64_t)i * GIVEN + row) * GIVEN * CO;
-    float buffer[GIVEN * CO], converted[CHOICE * OUT * CO];
-    const float *gradients = gradient_row(a, i, row, buffer);
-    const element *rows = a->convolved + ((int64_t)i * OUT + row * CHOICE) * OUT * CO;
-    const float *convolved = floats_of(rows, CHOICE * OUT * CO, converted);
+    const element *convolved = a->convolved + ((int64_t)i * OUT + row * CHOICE) * OUT * CO;
     channels sum[CHANNEL_VECTORS] = {{0}}, products[CHANNEL_VECTORS] = {{0}};
     for (int u = 0; u < GIVEN; u++)
         EACH_VECTOR(v) {
-            channels gradient = GIVEN_CHANNELS(gradients + u * CO, v);
-            channels value = GIVEN_CHANNELS(convolved + u * CHOICE * CO, v); /* what the gradient is of */
+            channels gradient = gradient_at(a, i, row, u, v);
+            channels value = channels_of(convolved + u * CHOICE * CO + FIRST(v)); /* what the gradient is of */
             if (MAX_POOL) {
-                numbers index = *(const numbers *)(a->argmax + to + u * CO + FIRST(v));
+                numbers index = numbers_of(a->argmax + to + u * CO + FIRST(v));
                 for (int p = 1; p < SQUARE; p++) {
-                    const float *pixel = convolved + (p / POOL * OUT + u * POOL + p % POOL) * CO;
-                    value = WHERE(index == p, GIVEN_CHANNELS(pixel, v), value);
+                    const element *pixel = convolved + (p / POOL * OUT + u * POOL + p % POOL) * CO;
+                    value = WHERE(index == p, channels_of(pixel + FIRST(v)), value);
                 }
                 gradient = ONLY_WHERE(index < SQUARE, gradient);
             }
             if (RELU_LAST && SUM) {
-                gradient = ONLY_WHERE(GIVEN_CHANNELS(a->output + to + u * CO, v) > (channels){0}, gradient);
-                CHANNELS_AT(a->grad_other + to + u * CO, v) = gradient;
+                gradient = ONLY_WHERE(channels_of(a->output + to + u * CO + FIRST(v)) > (channels){0}, gradient);
+                store_channels(gradient, a->grad_other + to + u * CO + FIRST(v));
             } else if (RELU_LAST) {
                 channels normalized = value * GIVEN_CHANNELS(k->factor, v) + GIVEN_CHANNELS(k->offset, v);
                 gradient = ONLY_WHERE(normalized > (channels){0}, gradient);
@@ -92,42 +71,45 @@ static inline void norm_gradient(const struct block_arguments *a, const double *
     }
 }
 
-/* One row of the gradient of the convolution's own output, and in front of ReLU its sums, which are the bias's. */
+/* The gradient of an element of the convolution's own output, from that behind dropout, for WIDTH channels of a pixel. */
+static INLINE channels gradient_of_output(const struct coefficients *k, int v, channels value, channels gradient)
+{
+    if (RELU_LAST && !SUM) {
+        channels normalized = value * GIVEN_CHANNELS(k->factor, v) + GIVEN_CHANNELS(k->offset, v);
+        gradient = ONLY_WHERE(normalized > (channels){0}, gradient);
+    }
+    gradient = GIVEN_CHANNELS(k->by_value, v) * value + GIVEN_CHANNELS(k->by_gradient, v) * gradient
+        + GIVEN_CHANNELS(k->constant, v);
+    return RELU_FIRST ? ONLY_WHERE(value > (channels){0}, gradient) : gradient;
+}
+
+/* One row of that gradient, and in front of ReLU its sums, which are the bias's. */
 static inline void frame_row(const struct block_arguments *a, const struct coefficients *k, int i, int row,
                              element *to, double *sums)
 {
-    float buffer[OUT * CO], converted[OUT * CO], converted_gradients[OUT * CO], *values = row_buffer(to, buffer);
-    const float *convolved = floats_of(a->convolved + ((int64_t)i * OUT + row) * OUT * CO, OUT * CO, converted);
+    const element *convolved = a->convolved + ((int64_t)i * OUT + row) * OUT * CO;
     const int given_row = row / CHOICE < GIVEN ? row / CHOICE : 0;
     const int64_t start = ((int64_t)i * GIVEN + given_row) * GIVEN * CO;
-    /* Of a sum in front of ReLU it is there already, as what the other map gets. */
-    const int summed = RELU_LAST && SUM;
-    const float *gradients = summed ? (const float *)(a->grad_other + start)
-                                    : gradient_row(a, i, given_row, converted_gradients);
     channels sum[CHANNEL_VECTORS] = {{0}};
-    for (int u = 0; u < OUT; u++) {
-        const int inside = row < GIVEN * CHOICE && u < GIVEN * CHOICE;
-        const int p = inside ? row % CHOICE * CHOICE + u % CHOICE : -1, given = inside ? u / CHOICE * CO : 0;
+    for (int square = 0; square < (OUT + CHOICE - 1) / CHOICE; square++)
         EACH_VECTOR(v) {
-            channels value = GIVEN_CHANNELS(convolved + u * CO, v), gradient = GIVEN_CHANNELS(gradients + given, v);
-            if (MAX_POOL) {
-                numbers index = *(const numbers *)(a->argmax + start + given + FIRST(v));
-                gradient = ONLY_WHERE(index == p, gradient);
+            const int inside = row < GIVEN * CHOICE && square < GIVEN, given = inside ? square : 0;
+            /* Of a sum in front of ReLU the gradient is there already, as what the other map gets. */
+            channels gradient = RELU_LAST && SUM ? channels_of(a->grad_other + start + given * CO + FIRST(v))
+                                                 : gradient_at(a, i, given_row, given, v);
+            numbers index = {0};
+            if (MAX_POOL)
+                index = numbers_of(a->argmax + start + given * CO + FIRST(v));
+            for (int c = 0; c < CHOICE && square * CHOICE + c < OUT; c++) {
+                const int u = square * CHOICE + c, p = inside ? row % CHOICE * CHOICE + c : -1;
+                channels value = channels_of(convolved + u * CO + FIRST(v));
+                value = gradient_of_output(k, v, value, MAX_POOL ? ONLY_WHERE(index == p, gradient) : gradient);
+                store_channels(value, to + u * STRIDE * CO + FIRST(v));
+                sum[v] += value;
             }
-            if (RELU_LAST && !SUM) {
-                channels normalized = value * GIVEN_CHANNELS(k->factor, v) + GIVEN_CHANNELS(k->offset, v);
-                gradient = ONLY_WHERE(normalized > (channels){0}, gradient);
-            }
-            gradient = GIVEN_CHANNELS(k->by_value, v) * value + GIVEN_CHANNELS(k->by_gradient, v) * gradient
-                + GIVEN_CHANNELS(k->constant, v);
-            gradient = RELU_FIRST ? ONLY_WHERE(value > (channels){0}, gradient) : gradient;
-            CHANNELS_AT(values + u * STRIDE * CO, v) = gradient;
-            sum[v] += gradient;
         }
-    }
     if (ADD_BIAS)
         add_channels(sums, sum);
-    store_row(values, to, OUT * CO);
 }
 
 /* The gradients of the input, where it is asked for, of the weights: a thread's own WEIGHTS, and of the bias: the first

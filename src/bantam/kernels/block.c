@@ -41,6 +41,7 @@
 /* An output's channel is made of so many of the input. */
 #define INPUTS (DEPTHWISE ? 1 : CI)
 #include "channels.h"
+#include "dropout.h"
 #include "statistics.h"
 #if BFLOAT16
 #include "pairs.h"
@@ -72,29 +73,9 @@ static inline const element *readable_image(const element *input, int i, int ima
     memset(copy + END, 0, sizeof(element) * (COPY - END));
     return copy;
 }
-/* Dropout: set numbers of a row of an image to zero with probability `limit` / 65536, the same ones for the same
- * `seed`: to the negative zero, which nothing else brings about. 32 random bits serve two numbers: a counter, mixed as
- * MurmurHash3 ends (A. Appleby), with a key in between. */
-static inline void drop(float *restrict values, uint64_t seed, int image, int row, uint32_t limit)
-{
-    enum { HALF = (OUT * CO + 1) / 2 };
-    const uint64_t key = (seed ^ ((uint64_t)image << 32 | (uint32_t)image)) * 0x9e3779b97f4a7c15;
-    const uint32_t first = (uint32_t)(key >> 32) + row * HALF, second = (uint32_t)key;
-#pragma omp simd
-    for (uint32_t u = 0; u < HALF; u++) {
-        uint32_t bits = first + u;
-        bits = (bits ^ bits >> 16) * 0x85ebca6b + second;
-        bits = (bits ^ bits >> 13) * 0xc2b2ae35;
-        bits ^= bits >> 16;
-        values[u] = (bits & 0xffff) < limit ? -0.0f : values[u];
-        if (u + HALF < OUT * CO)
-            values[u + HALF] = bits >> 16 < limit ? -0.0f : values[u + HALF];
-    }
-}
-
 /* The maximum of each square of POOL rows, and in `argmax` its place within the square: the first of equals, and
  * none, SQUARE, where it was dropped. */
-static inline void max_pool(const float *restrict rows, float *restrict output, int32_t *restrict argmax)
+static inline void max_pool(const float *restrict rows, float *restrict output, uint8_t *restrict argmax)
 {
     for (int u = 0; u < POOLED; u++)
         EACH_VECTOR(v) {
@@ -108,7 +89,7 @@ static inline void max_pool(const float *restrict rows, float *restrict output, 
             }
             numbers dropped = (numbers)maximum == INT32_MIN; /* the bits of the negative zero */
             CHANNELS_AT(output + u * CO, v) = maximum;
-            *(numbers *)(argmax + u * CO + FIRST(v)) = (dropped & SQUARE) | (~dropped & index);
+            store_numbers((dropped & SQUARE) | (~dropped & index), argmax + u * CO + FIRST(v));
         }
 }
 
@@ -156,7 +137,7 @@ static inline void convolve_images(const struct block_arguments *a, const elemen
         begin_products();
         EACH_IMAGE(i) {
             double *sums = thread_sums + (size_t)(i / SHARE) * 2 * CO;
-            float result[RESULT], buffer[OUT * CO];
+            float result[RESULT];
             element copy[COPY];
             const element *image = readable_image(input, i, images, copy);
             for (int row = 0; row < OUT; row++) {
@@ -164,7 +145,6 @@ static inline void convolve_images(const struct block_arguments *a, const elemen
                     convolve(image, packed, row, result);
                 const float *from = result + row % ROWS * RESULT_WIDTH * RESULT_CHANNELS;
                 element *to = convolved + ((int64_t)i * OUT + row) * OUT * CO;
-                float *values = row_buffer(to, buffer);
                 channels sum[CHANNEL_VECTORS] = {{0}}, squares[CHANNEL_VECTORS] = {{0}};
                 for (int u = 0; u < OUT; u++)
                     EACH_VECTOR(v) {
@@ -172,11 +152,10 @@ static inline void convolve_images(const struct block_arguments *a, const elemen
                         if (ADD_BIAS)
                             value += GIVEN_CHANNELS(a->bias, v);
                         value = RELU_FIRST ? relu(value) : value;
-                        CHANNELS_AT(values + u * CO, v) = value;
+                        store_channels(value, to + u * CO + FIRST(v));
                         sum[v] += value;
                         squares[v] += value * value;
                     }
-                store_row(values, to, OUT * CO);
                 add_channels(sums, sum);
                 add_channels(sums + CO, squares);
             }
@@ -204,32 +183,37 @@ static inline void finish_images(const struct block_arguments *a, const float *f
     const uint32_t limit = a->dropout_limit;
     const element *restrict convolved = a->convolved;
     element *restrict output = a->output;
-    int32_t *restrict argmax = a->argmax;
+    uint8_t *restrict argmax = a->argmax;
     IN_THREADS EACH_IMAGE(i) {
         for (int top = 0; top < POOLED; top++) {
             int64_t to = ((int64_t)i * POOLED + top) * POOLED * CO;
-            float buffer[POOLED * CO], *values = row_buffer(output + to, buffer);
-            float unpooled[POOL > 1 ? POOL * OUT * CO : 1], *rows = POOL > 1 ? unpooled : values;
+            float buffer[POOLED * CO], *pooled = row_buffer(output + to, buffer), rows[POOL > 1 ? POOL * OUT * CO : 1];
             for (int r = 0; r < POOL; r++) {
-                float converted[OUT * CO];
-                const element *row = convolved + ((int64_t)i * OUT + top * POOL + r) * OUT * CO;
-                const float *from = floats_of(row, OUT * CO, converted);
+                const element *from = convolved + ((int64_t)i * OUT + top * POOL + r) * OUT * CO;
+                uint8_t own[ROW_OF_BITS + BITS_BEYOND], *bits = MAX_POOL ? own : row_of_bits(a->dropped, i, top * POOL + r);
+                if (limit)
+                    draw_dropped(bits, a->dropout_seed, i, top * POOL + r, limit);
                 for (int u = 0; u < OUT; u++)
                     EACH_VECTOR(v) {
-                        channels value = GIVEN_CHANNELS(from + u * CO, v);
+                        channels value = channels_of(from + u * CO + FIRST(v));
                         value = value * GIVEN_CHANNELS(factor, v) + GIVEN_CHANNELS(offset, v);
                         if (SUM)
-                            value += GIVEN_CHANNELS(a->other + to + u * CO, v);
-                        CHANNELS_AT(rows + (r * OUT + u) * CO, v) = RELU_LAST ? relu(value) : value;
+                            value += channels_of(a->other + to + u * CO + FIRST(v));
+                        value = RELU_LAST ? relu(value) : value;
+                        if (limit)
+                            value = without_dropped(value, bits, u * CO + FIRST(v), NEGATIVE_ZERO);
+                        if (POOL > 1)
+                            CHANNELS_AT(rows + (r * OUT + u) * CO, v) = value;
+                        else
+                            store_channels(value, output + to + u * CO + FIRST(v));
                     }
-                if (limit)
-                    drop(rows + r * OUT * CO, a->dropout_seed, i, top * POOL + r, limit);
             }
             if (MAX_POOL)
-                max_pool(rows, values, argmax + to);
+                max_pool(rows, pooled, argmax + to);
             else if (AVERAGE)
-                average_pool(rows, values);
-            store_row(values, output + to, POOLED * CO);
+                average_pool(rows, pooled);
+            if (POOL > 1)
+                store_row(pooled, output + to, POOLED * CO);
         }
     }
 }
@@ -266,7 +250,7 @@ void score(const struct block_arguments *a)
         begin_products();
         EACH_IMAGE(i) {
             float rows[POOL * OUT * CO], result[RESULT], buffer[POOLED * CO];
-            int32_t argmax[POOLED * CO];
+            uint8_t argmax[POOLED * CO];
             element copy[COPY];
             const element *image = readable_image(input, i, images, copy);
             for (int row = 0; row < OUT; row++) {
@@ -281,19 +265,21 @@ void score(const struct block_arguments *a)
                         value = RELU_FIRST ? relu(value) : value;
                         value = value * GIVEN_CHANNELS(factor, v) + GIVEN_CHANNELS(offset, v);
                         if (SUM)
-                            value += GIVEN_CHANNELS(a->other + (((int64_t)i * OUT + row) * OUT + u) * CO, v);
-                        CHANNELS_AT(rows + (row % POOL * OUT + u) * CO, v) = RELU_LAST ? relu(value) : value;
+                            value += channels_of(a->other + (((int64_t)i * OUT + row) * OUT + u) * CO + FIRST(v));
+                        value = RELU_LAST ? relu(value) : value;
+                        if (POOL > 1)
+                            CHANNELS_AT(rows + (row % POOL * OUT + u) * CO, v) = value;
+                        else
+                            store_channels(value, output + (((int64_t)i * OUT + row) * OUT + u) * CO + FIRST(v));
                     }
-                if (row % POOL == POOL - 1) {
+                if (POOL > 1 && row % POOL == POOL - 1) {
                     element *to = output + ((int64_t)i * POOLED + row / POOL) * POOLED * CO;
-                    float *values = row_buffer(to, buffer);
+                    float *pooled = row_buffer(to, buffer);
                     if (MAX_POOL)
-                        max_pool(rows, values, argmax);
+                        max_pool(rows, pooled, argmax);
                     else if (AVERAGE)
-                        average_pool(rows, values);
-                    else
-                        memcpy(values, rows, sizeof rows);
-                    store_row(values, to, POOLED * CO);
+                        average_pool(rows, pooled);
+                    store_row(pooled, to, POOLED * CO);
                 }
             }
         }

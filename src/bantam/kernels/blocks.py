@@ -106,6 +106,14 @@ class Compiled(nn.Module):
         # Detached, or the next layer might not change it in place, as ReLU does.
         return view.detach()
 
+    def bytes(self, name: str, count: int, fresh: bool = False) -> Tensor:
+        """So many bytes, the same as in the last step unless they must be fresh."""
+        if fresh:
+            return torch.empty(count, dtype=torch.uint8)
+        if name not in self.memory or len(self.memory[name]) < count:
+            self.memory[name] = torch.empty(count, dtype=torch.uint8)
+        return self.memory[name]
+
     def begin(self, ctx: Any, x: Tensor, fresh: bool) -> None:
         """A forward pass: two before a backward pass must not overwrite one another's results."""
         ctx.block, ctx.fresh = self, fresh or self.busy
@@ -196,6 +204,10 @@ class Block(Compiled):
         """That of the convolution, in front of the pooling, for inputs of this side."""
         return (side + 2 * self.padding - self.kernel) // self.stride + 1
 
+    def bytes_of_dropped(self, side: int) -> int:
+        """Of an image whose map, in front of the pooling, has this side: see `dropout.h`."""
+        return side * ((side * self.outputs + 7) // 8) + 4
+
     def usual(self) -> bool:
         """Whether its layers are in a state that C computes."""
         norm, _, buffers = self.norm
@@ -283,10 +295,15 @@ class _Block(torch.autograd.Function):
         out = block.side_of_output(side)
         convolved = block.buffer("convolved", images, block.outputs, out, ctx.fresh)
         y = block.buffer("output", images, block.outputs, out // block.pool, ctx.fresh)
-        argmax = torch.empty(y.numel() if block.pool > 1 and not block.average else 0, dtype=torch.int32)
+        max_pool = block.pool > 1 and not block.average
+        argmax = block.bytes("argmax", y.numel() if max_pool else 0, ctx.fresh)
         statistics = torch.empty(2, block.outputs)
         p = block.dropout[0].p if block.dropout else 0.0
-        # The backward pass drops the same elements again; which ones follows from a number of PyTorch's generator.
+        # Where there is a max-pool, `argmax` says which elements are dropped.
+        dropped = block.bytes(
+            "dropped", images * block.bytes_of_dropped(out) if p and not max_pool else 0, ctx.fresh
+        )
+        # Which elements are dropped follows from a number of PyTorch's generator.
         ctx.dropout = (int(torch.randint(2**63 - 1, ())) if p else 0, round(p * 2**16), 1 / (1 - p))
         weight = weight.contiguous(memory_format=torch.channels_last)
         gamma, beta = gamma.contiguous(), beta.contiguous()
@@ -302,20 +319,21 @@ class _Block(torch.autograd.Function):
         arguments.running_mean, arguments.running_variance = mean.data_ptr(), variance.data_ptr()
         arguments.convolved, arguments.output = convolved.data_ptr(), y.data_ptr()
         arguments.statistics, arguments.argmax = statistics.data_ptr(), argmax.data_ptr()
+        arguments.dropped = dropped.data_ptr()
         arguments.other = None if other is None else other.data_ptr()
         arguments.images, arguments.threads = images, torch.get_num_threads()
         library.forward(arguments)
         # ReLU behind a sum has a gradient where the output is more than zero.
         ctx.masked = other is not None and block.relu
         ctx.fresh_other = ctx.fresh or (other is not None and (other.is_leaf or other.retains_grad))
-        ctx.save_for_backward(x, weight, gamma, beta, statistics, argmax, y if ctx.masked else None)
+        ctx.save_for_backward(x, weight, gamma, beta, statistics, argmax, dropped, y if ctx.masked else None)
         ctx.convolved, ctx.library, ctx.biased = convolved, library, bias is not None
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, gamma, beta, statistics, argmax, y = ctx.saved_tensors
+        x, weight, gamma, beta, statistics, argmax, dropped, y = ctx.saved_tensors
         block, convolved = ctx.block, ctx.convolved
         block.end(ctx)
         images, inputs, side, _ = x.shape
@@ -338,6 +356,7 @@ class _Block(torch.autograd.Function):
         arguments.gamma, arguments.beta = gamma.data_ptr(), beta.data_ptr()
         arguments.convolved, arguments.grad_output = convolved.data_ptr(), grad_output.data_ptr()
         arguments.statistics, arguments.argmax = statistics.data_ptr(), argmax.data_ptr()
+        arguments.dropped = dropped.data_ptr()
         grad_bias = torch.empty_like(gamma) if ctx.biased else None
         arguments.grad_weight = grad_weight.data_ptr()
         arguments.grad_bias = None if grad_bias is None else grad_bias.data_ptr()

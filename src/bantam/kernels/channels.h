@@ -31,6 +31,47 @@ typedef int32_t numbers __attribute__((vector_size(4 * WIDTH), aligned(4), may_a
 #define CHANNELS_AT(pointer, v) (*(channels *)((pointer) + FIRST(v)))
 #define GIVEN_CHANNELS(pointer, v) (*(const channels *)((pointer) + FIRST(v)))
 
+/* Those of elements of an image at `from`, and back. */
+#if BFLOAT16
+typedef uint32_t bits_of_channels __attribute__((vector_size(4 * WIDTH)));
+typedef element half_channels __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
+static INLINE channels channels_of(const element *from)
+{
+    bits_of_channels bits;
+#if CO >= 8
+    WIDEN(*(const half_channels *)from, bits);
+#else
+    bits = __builtin_convertvector(*(const half_channels *)from, bits_of_channels);
+#endif
+    return (channels)(bits << 16);
+}
+static INLINE void store_channels(channels x, element *to)
+{
+#if CO >= 8
+    NARROW(x, *(half_channels *)to);
+#else
+    for (int c = 0; c < WIDTH; c++)
+        to[c] = rounded(x[c]);
+#endif
+}
+#else
+static INLINE channels channels_of(const element *from) { return *(const channels *)from; }
+static INLINE void store_channels(channels x, element *to) { *(channels *)to = x; }
+#endif
+/* Small numbers that are bytes in memory. */
+typedef uint8_t bytes __attribute__((vector_size(WIDTH), aligned(1), may_alias));
+static INLINE numbers numbers_of(const uint8_t *from)
+{
+#if defined(__AVX2__) && CO >= 8
+    numbers x; /* gcc takes five instructions for it */
+    __asm__("vpmovzxbd %1, %0" : "=v"(x) : "m"(*(const bytes *)from));
+    return x;
+#else
+    return __builtin_convertvector(*(const bytes *)from, numbers);
+#endif
+}
+static INLINE void store_numbers(numbers x, uint8_t *to) { *(bytes *)to = __builtin_convertvector(x, bytes); }
+
 /* A comparison is -1 in lanes where it is true and 0 in the others. */
 #define ONLY_WHERE(condition, x) ((channels)((condition) & (numbers)(x)))
 #define WHERE(condition, x, y) ((channels)(((condition) & (numbers)(x)) | (~(condition) & (numbers)(y))))

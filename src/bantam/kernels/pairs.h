@@ -8,8 +8,10 @@ typedef uint32_t pairs __attribute__((vector_size(64), aligned(4)));
 /* 16 channels of two neighbouring pixels, the first in the lower half of each number. */
 static INLINE pairs paired(const element *first, const element *second)
 {
-    return __builtin_convertvector(*(const halves *)first, pairs)
-        | __builtin_convertvector(*(const halves *)second, pairs) << 16;
+    pairs low, high;
+    WIDEN(*(const halves *)first, low);
+    WIDEN(*(const halves *)second, high);
+    return low | high << 16;
 }
 
 /* Pair so many pixels × CO: of an odd number the last one with zeros. */
