@@ -43,7 +43,7 @@ from bantam.training.loop import train
 from bantam.training.setup import Prepared, RunInfo, prepare
 
 PARTS = {
-    "blocks in C": ("_Block", "_Depthwise"),
+    "blocks in C": ("_Block", "_Stack", "_Chain", "_Depthwise"),
     "augmentation": ("augmentation",),
     "optimizer": ("Optimizer.",),
     "dropout": ("_ZeroSome", "aten::dropout", "aten::native_dropout", "aten::bernoulli_", "aten::geometric_"),

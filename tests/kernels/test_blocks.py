@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bantam import models
 from bantam.kernels import compiler
 from bantam.kernels.arguments import BlockArguments, DepthwiseArguments, MuonArguments, SeparableArguments
-from bantam.kernels.blocks import MOST_CHANNELS
+from bantam.kernels.compiled import MOST_CHANNELS
 from bantam.kernels.fuse import fuse
 
 IMAGE = (1, 28, 28)

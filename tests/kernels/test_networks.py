@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from layer_results import assert_as_exact, results
 from torch import nn
 
-from bantam.kernels.blocks import zero_padding
+from bantam.kernels.compiled import zero_padding
 from bantam.kernels.fuse import fuse
 
 FEW = st.integers(1, 40)

@@ -1,145 +1,19 @@
-"""Layers whose work a function in C does, as PyTorch modules with their autograd functions.
-
-A `Block` is a function of `block.c`, as a `Depthwise` in `depthwise.py` is one of `depthwise.c`: these small
-networks spend more time on moving their activations through memory than on computing them. In float32 that goes
-for every processor, in bfloat16 for those that compute in it.
-"""
+"""A convolution and what follows it, whose work `block.c` does, as a PyTorch module with its autograd function."""
 
 import ctypes
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.conv import _ConvNd
 
 from bantam.kernels import compiler
 from bantam.kernels.arguments import BlockArguments
-
-MOST_CHANNELS = 512
-MOST_NUMBERS = 2**18
-"""Of an image's input or output: with more, they would not fit on the stack, where the C code keeps them."""
-
-OVERWRITTEN = (
-    "kernels in C keep the results of a forward pass until its backward pass is over, then the next one "
-    "overwrites them: use kernels=torch to go back through a graph again later"
-)
+from bantam.kernels.compiled import MOST_CHANNELS, MOST_NUMBERS, Compiled, Sum, through, zero_padding
 
 MOST_DROPPED = 0.99
 """C decides on an element by 16 random bits, too few to tell apart rates near 1."""
-
-
-class Sum(nn.Module):
-    """Adds another map, as the last layers of residual blocks do."""
-
-    def forward(self, x: Tensor, other: Tensor) -> Tensor:
-        """B×C×H×W twice in, B×C×H×W out."""
-        return x + other
-
-
-def through(layers: Iterable[nn.Module], x: Tensor, other: Tensor | None = None) -> Tensor:
-    """What layers make of a map; a `Sum` among them adds the other one."""
-    for layer in layers:
-        x = layer(x, other) if isinstance(layer, Sum) else layer(x)
-    return x
-
-
-class Compiled(nn.Module):
-    """Layers that C computes. Python's part of a step is short too: small networks would wait for it.
-
-    PyTorch's `layers` compute inputs that C does not, and whatever is in a state that C does not compute: frozen
-    statistics, another type of number. Memory that every step uses again is kept: new memory would have to be
-    mapped first, page by page. A result is therefore valid until the backward pass is over.
-    """
-
-    source: ClassVar[str]
-    """The C file."""
-    functions: ClassVar[tuple[str, ...]] = ("forward", "backward")
-    arguments: ctypes.Structure
-
-    def __init__(self, layers: Sequence[nn.Module], dtype: torch.dtype) -> None:
-        super().__init__()
-        self.layers, self.dtype = nn.Sequential(*layers), dtype
-        # A module looks its tensors and layers up slowly: these are asked for in every step.
-        self.weights: dict[str, Any] = layers[0]._parameters
-        self.memory: dict[str, Tensor] = {}
-        self.views: dict[tuple[str, int, int, int, int], Tensor] = {}
-        self.libraries: dict[torch.Size, ctypes.CDLL] = {}
-        """Compiled, by channels, height and width of the input."""
-        self.busy = False
-        """Between forward and backward, while that memory is in use."""
-        self.owner: object = None
-        """The forward pass whose results that memory holds."""
-
-    def sizes(self, shape: torch.Size) -> dict[str, int] | None:
-        """What the C file calls the sizes for inputs of C×H×W; None where it does not compute those."""
-        raise NotImplementedError
-
-    def use(self, library: ctypes.CDLL, shape: torch.Size) -> None:
-        """Take a compiled library for inputs of C×H×W."""
-        for name in self.functions:
-            function = getattr(library, name)
-            function.argtypes, function.restype = [ctypes.POINTER(type(self.arguments))], None
-        self.libraries[shape] = library
-
-    def library(self, x: Tensor, other: Tensor | None = None) -> ctypes.CDLL | None:
-        """What computes this input now; None where PyTorch's layers do."""
-        weight = self.weights["weight"]
-        if x.dim() == 4 and x.is_cpu and weight.is_cpu and weight.dtype == torch.float32 and len(x):
-            return self.libraries.get(x.shape[1:])
-        return None
-
-    def buffer(self, name: str, images: int, channels: int, side: int, fresh: bool = False) -> Tensor:
-        """Memory for a B×C×H×W tensor, channels last, the same as in the last step unless it must be fresh."""
-        size = images, side, side, channels
-        if fresh:
-            return torch.empty(size, dtype=self.dtype).permute(0, 3, 1, 2)
-        view = self.views.get((name, *size))
-        if view is None:
-            count = images * side * side * channels
-            if name not in self.memory or self.memory[name].numel() < count:
-                self.memory[name] = torch.empty(count, dtype=self.dtype)
-                self.views = {key: view for key, view in self.views.items() if key[0] != name}
-            view = self.memory[name][:count].view(size).permute(0, 3, 1, 2)
-            self.views[name, *size] = view
-        # Detached, or the next layer might not change it in place, as ReLU does.
-        return view.detach()
-
-    def bytes(self, name: str, count: int, fresh: bool = False) -> Tensor:
-        """So many bytes, the same as in the last step unless they must be fresh."""
-        if fresh:
-            return torch.empty(count, dtype=torch.uint8)
-        if name not in self.memory or len(self.memory[name]) < count:
-            self.memory[name] = torch.empty(count, dtype=torch.uint8)
-        return self.memory[name]
-
-    def begin(self, ctx: Any, x: Tensor, fresh: bool) -> None:
-        """A forward pass: two before a backward pass must not overwrite one another's results."""
-        ctx.block, ctx.fresh = self, fresh or self.busy
-        # Whoever asked for the gradient of an input may keep it.
-        ctx.fresh_gradient = ctx.fresh or x.is_leaf or x.retains_grad
-        if not ctx.fresh:
-            self.busy, ctx.token = True, object()
-            self.owner = ctx.token
-
-    def end(self, ctx: Any) -> None:
-        """The backward pass of it. Raises RuntimeError where its results were overwritten in the meantime."""
-        if ctx.fresh:
-            return
-        if self.owner is not ctx.token:
-            raise RuntimeError(OVERWRITTEN)
-        self.busy = False
-
-
-def zero_padding(convolution: _ConvNd) -> int | None:
-    """How many zeros a convolution adds at each end of each side; None where it adds others."""
-    padding = convolution.padding
-    if padding == "same" and all(kernel % 2 for kernel in convolution.kernel_size):
-        padding = tuple(kernel // 2 for kernel in convolution.kernel_size)
-    sides = {0} if padding == "valid" else {None} if isinstance(padding, str) else {*padding}
-    zeros = sides == {0} or convolution.padding_mode == "zeros"
-    return sides.pop() if len(sides) == 1 and zeros else None
 
 
 class Block(Compiled):
@@ -239,6 +113,11 @@ class Block(Compiled):
         weight, gamma, beta = self.weights["weight"], norm["weight"], norm["bias"]
         return [weight, gamma, beta, buffers["running_mean"], buffers["running_var"]]
 
+    def trained(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """The weights that have a gradient: weight and bias of the convolution, then those of batch norm."""
+        norm = self.norm[1]
+        return self.weights["weight"], self.weights["bias"], norm["weight"], norm["bias"]
+
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """B×C×H×W in, B×C×H×W out, channels last; `other`, which a sum adds, is like the output."""
         library = self.library(x, other)
@@ -250,8 +129,89 @@ class Block(Compiled):
         if not self.training:
             return self.score(x, other, library)
         self.norm[2]["num_batches_tracked"].add_(1)
-        weight, gamma, beta, _, _ = self.tensors()
-        return _Block.apply(x, weight, self.weights["bias"], gamma, beta, other, self, library)  # type: ignore[no-any-return]
+        return _Block.apply(self, library, other, x, *self.trained())  # type: ignore[no-any-return]
+
+    def forward_in_c(
+        self,
+        ctx: Any,
+        x: Tensor,
+        weights: tuple[Tensor, Tensor | None, Tensor, Tensor],
+        other: Tensor | None,
+        library: ctypes.CDLL,
+    ) -> Tensor:
+        """What `forward` returns in training. `ctx`, after `begin`, gets what `backward_in_c` needs."""
+        weight, bias, gamma, beta = weights
+        x = x.contiguous(memory_format=torch.channels_last)
+        images, _, side, _ = x.shape
+        out = self.side_of_output(side)
+        convolved = self.buffer("convolved", images, self.outputs, out, ctx.fresh)
+        y = self.buffer("output", images, self.outputs, out // self.pool, ctx.fresh)
+        max_pool = self.pool > 1 and not self.average
+        argmax = self.bytes("argmax", y.numel() if max_pool else 0, ctx.fresh)
+        statistics = torch.empty(2, self.outputs)
+        p = self.dropout[0].p if self.dropout else 0.0
+        # Where there is a max-pool, `argmax` says which elements are dropped.
+        count = images * self.bytes_of_dropped(out) if p and not max_pool else 0
+        dropped = self.bytes("dropped", count, ctx.fresh)
+        # Which elements are dropped follows from a number of PyTorch's generator.
+        seed = int(torch.randint(2**63 - 1, ())) if p else 0
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        gamma, beta = gamma.contiguous(), beta.contiguous()
+        bias = bias if bias is None else bias.contiguous()
+        mean, variance = self.tensors()[3:]
+        norm = self.norm[0]
+        arguments = self.arguments
+        arguments.momentum, arguments.epsilon = norm.momentum, norm.eps
+        ctx.dropout = seed, round(p * 2**16), 1 / (1 - p)
+        arguments.dropout_seed, arguments.dropout_limit, arguments.dropout_scale = ctx.dropout
+        arguments.bias = None if bias is None else bias.data_ptr()
+        arguments.running_mean, arguments.running_variance = mean.data_ptr(), variance.data_ptr()
+        arguments.output = y.data_ptr()
+        arguments.other = None if other is None else other.data_ptr()
+        # ReLU behind a sum has a gradient where the output is more than zero.
+        ctx.masked = other is not None and self.relu
+        ctx.fresh_other = ctx.fresh or (other is not None and (other.is_leaf or other.retains_grad))
+        ctx.library, ctx.biased, ctx.convolved = library, bias is not None, convolved
+        ctx.tensors = x, weight, gamma, beta, statistics, argmax, dropped, y if ctx.masked else None
+        self.point(ctx)
+        library.forward(arguments)
+        return y
+
+    def point(self, ctx: Any) -> None:
+        """Let the arguments point to what both passes read, or one writes and the other reads."""
+        arguments, tensors = self.arguments, ctx.tensors
+        x, arguments.weight, arguments.gamma, arguments.beta = (
+            tensors[0],
+            *(each.data_ptr() for each in tensors[1:4]),
+        )
+        arguments.input, arguments.convolved = x.data_ptr(), ctx.convolved.data_ptr()
+        arguments.statistics, arguments.argmax, arguments.dropped = (each.data_ptr() for each in tensors[4:7])
+        arguments.images, arguments.threads = len(x), torch.get_num_threads()
+
+    def backward_in_c(self, ctx: Any, grad_output: Tensor, wanted: bool) -> tuple[Tensor | None, ...]:
+        """The gradients of the input, where it is wanted, of the four weights and of the other map."""
+        x, weight, gamma, beta, _, _, _, y = ctx.tensors
+        self.end(ctx)
+        images, inputs, side, _ = x.shape
+        grad_output = grad_output.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        arguments = self.arguments
+        grad_input = self.buffer("grad_input", images, inputs, side, ctx.fresh_gradient) if wanted else None
+        arguments.grad_input = None if grad_input is None else grad_input.data_ptr()
+        grad_other = grad_output if self.sum else None
+        arguments.output = arguments.grad_other = None
+        if ctx.masked:
+            grad_other = self.buffer("grad_other", images, self.outputs, y.shape[2], ctx.fresh_other)
+            arguments.output, arguments.grad_other = y.data_ptr(), grad_other.data_ptr()
+        grad_gamma, grad_beta = torch.empty_like(gamma), torch.empty_like(beta)
+        grad_weight = torch.empty_like(weight, memory_format=torch.channels_last)
+        grad_bias = torch.empty_like(gamma) if ctx.biased else None
+        self.point(ctx)
+        arguments.dropout_seed, arguments.dropout_limit, arguments.dropout_scale = ctx.dropout
+        arguments.grad_output, arguments.grad_weight = grad_output.data_ptr(), grad_weight.data_ptr()
+        arguments.grad_bias = None if grad_bias is None else grad_bias.data_ptr()
+        arguments.grad_gamma, arguments.grad_beta = grad_gamma.data_ptr(), grad_beta.data_ptr()
+        ctx.library.backward(arguments)
+        return grad_input, grad_weight, grad_bias, grad_gamma, grad_beta, grad_other
 
     @torch.no_grad()
     def score(self, x: Tensor, other: Tensor | None, library: ctypes.CDLL) -> Tensor:
@@ -279,88 +239,18 @@ class Block(Compiled):
 class _Block(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        gamma: Tensor,
-        beta: Tensor,
-        other: Tensor | None,
-        block: Block,
-        library: ctypes.CDLL,
+        ctx: Any, block: Block, library: ctypes.CDLL, other: Tensor | None, x: Tensor, *weights: Tensor
     ) -> Tensor:
         block.begin(ctx, x, fresh=False)
-        x = x.contiguous(memory_format=torch.channels_last)
-        images, _, side, _ = x.shape
-        out = block.side_of_output(side)
-        convolved = block.buffer("convolved", images, block.outputs, out, ctx.fresh)
-        y = block.buffer("output", images, block.outputs, out // block.pool, ctx.fresh)
-        max_pool = block.pool > 1 and not block.average
-        argmax = block.bytes("argmax", y.numel() if max_pool else 0, ctx.fresh)
-        statistics = torch.empty(2, block.outputs)
-        p = block.dropout[0].p if block.dropout else 0.0
-        # Where there is a max-pool, `argmax` says which elements are dropped.
-        dropped = block.bytes(
-            "dropped", images * block.bytes_of_dropped(out) if p and not max_pool else 0, ctx.fresh
-        )
-        # Which elements are dropped follows from a number of PyTorch's generator.
-        ctx.dropout = (int(torch.randint(2**63 - 1, ())) if p else 0, round(p * 2**16), 1 / (1 - p))
-        weight = weight.contiguous(memory_format=torch.channels_last)
-        gamma, beta = gamma.contiguous(), beta.contiguous()
-        bias = bias if bias is None else bias.contiguous()
-        mean, variance = block.tensors()[3:]
-        norm = block.norm[0]
-        arguments = block.arguments
-        arguments.momentum, arguments.epsilon = norm.momentum, norm.eps
-        arguments.dropout_seed, arguments.dropout_limit, arguments.dropout_scale = ctx.dropout
-        arguments.input, arguments.weight = x.data_ptr(), weight.data_ptr()
-        arguments.bias = None if bias is None else bias.data_ptr()
-        arguments.gamma, arguments.beta = gamma.data_ptr(), beta.data_ptr()
-        arguments.running_mean, arguments.running_variance = mean.data_ptr(), variance.data_ptr()
-        arguments.convolved, arguments.output = convolved.data_ptr(), y.data_ptr()
-        arguments.statistics, arguments.argmax = statistics.data_ptr(), argmax.data_ptr()
-        arguments.dropped = dropped.data_ptr()
-        arguments.other = None if other is None else other.data_ptr()
-        arguments.images, arguments.threads = images, torch.get_num_threads()
-        library.forward(arguments)
-        # ReLU behind a sum has a gradient where the output is more than zero.
-        ctx.masked = other is not None and block.relu
-        ctx.fresh_other = ctx.fresh or (other is not None and (other.is_leaf or other.retains_grad))
-        ctx.save_for_backward(x, weight, gamma, beta, statistics, argmax, dropped, y if ctx.masked else None)
-        ctx.convolved, ctx.library, ctx.biased = convolved, library, bias is not None
+        y = block.forward_in_c(ctx, x, weights, other, library)  # type: ignore[arg-type]
+        ctx.save_for_backward(*ctx.tensors)
+        del ctx.tensors  # or the result would hold what it is the result of
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, gamma, beta, statistics, argmax, dropped, y = ctx.saved_tensors
-        block, convolved = ctx.block, ctx.convolved
-        block.end(ctx)
-        images, inputs, side, _ = x.shape
-        grad_output = grad_output.to(block.dtype).contiguous(memory_format=torch.channels_last)
-        grad_input = None
-        arguments = block.arguments
-        arguments.grad_input = None
-        if ctx.needs_input_grad[0]:
-            grad_input = block.buffer("grad_input", images, inputs, side, ctx.fresh_gradient)
-            arguments.grad_input = grad_input.data_ptr()
-        grad_other = grad_output if block.sum else None
-        arguments.output = arguments.grad_other = None
-        if ctx.masked:
-            grad_other = block.buffer("grad_other", images, block.outputs, y.shape[2], ctx.fresh_other)
-            arguments.output, arguments.grad_other = y.data_ptr(), grad_other.data_ptr()
-        grad_gamma, grad_beta = torch.empty_like(gamma), torch.empty_like(beta)
-        grad_weight = torch.empty_like(weight, memory_format=torch.channels_last)
-        arguments.dropout_seed, arguments.dropout_limit, arguments.dropout_scale = ctx.dropout
-        arguments.input, arguments.weight = x.data_ptr(), weight.data_ptr()
-        arguments.gamma, arguments.beta = gamma.data_ptr(), beta.data_ptr()
-        arguments.convolved, arguments.grad_output = convolved.data_ptr(), grad_output.data_ptr()
-        arguments.statistics, arguments.argmax = statistics.data_ptr(), argmax.data_ptr()
-        arguments.dropped = dropped.data_ptr()
-        grad_bias = torch.empty_like(gamma) if ctx.biased else None
-        arguments.grad_weight = grad_weight.data_ptr()
-        arguments.grad_bias = None if grad_bias is None else grad_bias.data_ptr()
-        arguments.grad_gamma, arguments.grad_beta = grad_gamma.data_ptr(), grad_beta.data_ptr()
-        arguments.images, arguments.threads = images, torch.get_num_threads()
-        ctx.library.backward(arguments)
-        return grad_input, grad_weight, grad_bias, grad_gamma, grad_beta, grad_other, None, None
+        ctx.tensors = ctx.saved_tensors
+        grad_input, *gradients, grad_other = ctx.block.backward_in_c(ctx, grad_output, ctx.needs_input_grad[3])
+        del ctx.tensors
+        return None, None, grad_other, grad_input, *gradients

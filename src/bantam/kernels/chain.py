@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bantam.kernels.arguments import SeparableArguments
-from bantam.kernels.blocks import OVERWRITTEN, Block, Compiled
+from bantam.kernels.blocks import Block
+from bantam.kernels.compiled import OVERWRITTEN, Compiled
 from bantam.kernels.depthwise import Depthwise
 
 SOURCE = "separable.c"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bantam.kernels.arguments import DepthwiseArguments
-from bantam.kernels.blocks import MOST_CHANNELS, MOST_NUMBERS, Compiled, zero_padding
+from bantam.kernels.compiled import MOST_CHANNELS, MOST_NUMBERS, Compiled, zero_padding
 
 
 class Depthwise(Compiled):

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from bantam.kernels.blocks import Compiled
 from bantam.kernels.chain import Chain
+from bantam.kernels.compiled import Compiled
 from bantam.kernels.reasons import hooked
+from bantam.kernels.stack import Stack
 from bantam.kernels.traced import Mode, is_layer
 
 RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
@@ -102,7 +103,7 @@ def changes_something(node: fx.Node, root: nn.Module) -> bool:
     """Whether a node may change a value in its place."""
     if node.op == "call_module":
         layer = root.get_submodule(str(node.target))
-        known = isinstance(layer, Compiled | Chain | Mode) or (is_layer(layer) and not hooked(layer))
+        known = isinstance(layer, Compiled | Chain | Stack | Mode) or (is_layer(layer) and not hooked(layer))
         return not known or bool(getattr(layer, "inplace", False))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     in_place = node.op in ("call_function", "call_method") and (name.endswith("_") or name in IN_PLACE)

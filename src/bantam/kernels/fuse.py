@@ -16,11 +16,13 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from bantam.kernels import compiler, selfcheck
-from bantam.kernels.blocks import Block, Compiled, Sum
+from bantam.kernels.blocks import Block
 from bantam.kernels.chain import Chain
+from bantam.kernels.compiled import Compiled, Sum
 from bantam.kernels.functional import changes_something, layer_of, other_of
 from bantam.kernels.reasons import Sums, explained, hooked, unfit, why
 from bantam.kernels.runs import in_c
+from bantam.kernels.stack import Stack
 from bantam.kernels.traced import Traced, graphs
 
 TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.25}
@@ -188,9 +190,9 @@ class Network(nn.Module):
         for block in self.blocks.modules():
             if isinstance(block, Block):
                 block.training = block.norm[0].training
-        for chain in self.blocks:
-            if isinstance(chain, Chain):
-                chain.training = all(part.block.training for part in chain.parts)
+        for each in self.blocks:
+            if isinstance(each, Chain):
+                each.training = all(part.block.training for part in each.parts)
         return self
 
 
@@ -222,7 +224,7 @@ def _replaced(traced: Traced, dtype: torch.dtype) -> tuple[list[nn.Module], list
         at = 0
         images = isinstance(first.args[0], fx.Node) and first.args[0].op == "placeholder"
         for module, count in in_c(layers, dtype, images):
-            if isinstance(module, Compiled | Chain):
+            if isinstance(module, Compiled | Chain | Stack):
                 root.add_module(f"block_{len(found)}", module)
                 where = _put(graph, nodes[at : at + count], module, f"block_{len(found)}")
                 found.append(module)

@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from bantam.kernels.blocks import MOST_CHANNELS, MOST_NUMBERS, zero_padding
+from bantam.kernels.compiled import MOST_CHANNELS, MOST_NUMBERS, zero_padding
 
 UNEVEN_STRIDE = "with a stride for each side"
 STRIDE_IN_BFLOAT16 = "with a stride in bfloat16"

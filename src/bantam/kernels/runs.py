@@ -1,15 +1,18 @@
-"""Which of the layers that run one after another are a block, a depthwise convolution or a chain of them."""
+"""Which of the layers that run one after another are a block or a depthwise convolution, a chain or a stack."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 
 import torch
 from torch import nn
 
-from bantam.kernels.blocks import Block, Sum
+from bantam.kernels.blocks import Block
 from bantam.kernels.chain import Chain
+from bantam.kernels.compiled import Sum
 from bantam.kernels.depthwise import Depthwise
 from bantam.kernels.functional import FunctionalDropout
 from bantam.kernels.reasons import depthwise, fits, hooked
+from bantam.kernels.stack import Stack
 from bantam.models import Dropout
 
 LARGEST_AVERAGE = 4
@@ -22,19 +25,19 @@ Counted = tuple[nn.Module, int]
 
 
 def in_c(layers: Sequence[nn.Module], dtype: torch.dtype, images: bool) -> Iterator[Counted]:
-    """These layers, with blocks and chains for those that fit; `images` says that they get the network's input.
+    """These layers, with blocks, chains and stacks where they fit; `images` says that they get the input.
 
     A chain computes in float32. In a network in bfloat16 there is one only at the beginning, where nobody asks for
     the gradient of its input: it is faster there than blocks in bfloat16, since it moves fewer bytes.
     """
     if dtype == torch.float32:
-        yield from _chains([*_blocks(layers, dtype)])
+        yield from _stacks(_chains([*_blocks(layers, dtype)]))
         return
     first, count = next(_chains([*_blocks(layers, torch.float32)]))
     if images and isinstance(first, Chain):
         yield first, count
         layers = layers[count:]
-    yield from _blocks(layers, dtype)
+    yield from _stacks(_blocks(layers, dtype))
 
 
 def _blocks(layers: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[Counted]:
@@ -60,6 +63,16 @@ def _chains(counted: Sequence[Counted]) -> Iterator[Counted]:
         count = sum(each for _, each in counted[at:end])
         yield Chain(layers[at:end]) if end > at + 1 else layers[at], count  # type: ignore[arg-type]
         at = end
+
+
+def _stacks(counted: Iterable[Counted]) -> Iterator[Counted]:
+    """These layers, with a stack for blocks that follow one another."""
+    for stacked, group in groupby(counted, lambda each: isinstance(each[0], Block) and not each[0].sum):
+        found = [*group]
+        if stacked and len(found) > 1:
+            yield Stack([layer for layer, _ in found]), sum(count for _, count in found)  # type: ignore[misc]
+        else:
+            yield from found
 
 
 def _continues(first: nn.Module, layers: Sequence[nn.Module]) -> bool:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bantam.kernels import chain
-from bantam.kernels.blocks import Block, Compiled, Sum, through
+from bantam.kernels.blocks import Block
+from bantam.kernels.compiled import Compiled, Sum, through
 from bantam.kernels.compiler import Unavailable
 from bantam.kernels.depthwise import Depthwise
 

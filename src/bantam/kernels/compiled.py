@@ -1,0 +1,134 @@
+"""What all layers have in common whose work a function in C does.
+
+Small networks spend more time on moving their activations through memory than on computing them. In float32 that
+goes for every processor, in bfloat16 for those that compute in it.
+"""
+
+import ctypes
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+MOST_CHANNELS = 512
+MOST_NUMBERS = 2**18
+"""Of an image's input or output: with more, they would not fit on the stack, where the C code keeps them."""
+
+OVERWRITTEN = (
+    "kernels in C keep the results of a forward pass until its backward pass is over, then the next one "
+    "overwrites them: use kernels=torch to go back through a graph again later"
+)
+
+
+class Sum(nn.Module):
+    """Adds another map, as the last layers of residual blocks do."""
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        """B×C×H×W twice in, B×C×H×W out."""
+        return x + other
+
+
+def through(layers: Iterable[nn.Module], x: Tensor, other: Tensor | None = None) -> Tensor:
+    """What layers make of a map; a `Sum` among them adds the other one."""
+    for layer in layers:
+        x = layer(x, other) if isinstance(layer, Sum) else layer(x)
+    return x
+
+
+class Compiled(nn.Module):
+    """Layers that C computes. Python's part of a step is short too: small networks would wait for it.
+
+    PyTorch's `layers` compute inputs that C does not, and whatever is in a state that C does not compute: frozen
+    statistics, another type of number. Memory that every step uses again is kept: new memory would have to be
+    mapped first, page by page. A result is therefore valid until the backward pass is over.
+    """
+
+    source: ClassVar[str]
+    """The C file."""
+    functions: ClassVar[tuple[str, ...]] = ("forward", "backward")
+    arguments: ctypes.Structure
+
+    def __init__(self, layers: Sequence[nn.Module], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layers, self.dtype = nn.Sequential(*layers), dtype
+        # A module looks its tensors and layers up slowly: these are asked for in every step.
+        self.weights: dict[str, Any] = layers[0]._parameters
+        self.memory: dict[str, Tensor] = {}
+        self.views: dict[tuple[str, int, int, int, int], Tensor] = {}
+        self.libraries: dict[torch.Size, ctypes.CDLL] = {}
+        """Compiled, by channels, height and width of the input."""
+        self.busy = False
+        """Between forward and backward, while that memory is in use."""
+        self.owner: object = None
+        """The forward pass whose results that memory holds."""
+
+    def sizes(self, shape: torch.Size) -> dict[str, int] | None:
+        """What the C file calls the sizes for inputs of C×H×W; None where it does not compute those."""
+        raise NotImplementedError
+
+    def use(self, library: ctypes.CDLL, shape: torch.Size) -> None:
+        """Take a compiled library for inputs of C×H×W."""
+        for name in self.functions:
+            function = getattr(library, name)
+            function.argtypes, function.restype = [ctypes.POINTER(type(self.arguments))], None
+        self.libraries[shape] = library
+
+    def library(self, x: Tensor, other: Tensor | None = None) -> ctypes.CDLL | None:
+        """What computes this input now; None where PyTorch's layers do."""
+        weight = self.weights["weight"]
+        if x.dim() == 4 and x.is_cpu and weight.is_cpu and weight.dtype == torch.float32 and len(x):
+            return self.libraries.get(x.shape[1:])
+        return None
+
+    def buffer(self, name: str, images: int, channels: int, side: int, fresh: bool = False) -> Tensor:
+        """Memory for a B×C×H×W tensor, channels last, the same as in the last step unless it must be fresh."""
+        size = images, side, side, channels
+        if fresh:
+            return torch.empty(size, dtype=self.dtype).permute(0, 3, 1, 2)
+        view = self.views.get((name, *size))
+        if view is None:
+            count = images * side * side * channels
+            if name not in self.memory or self.memory[name].numel() < count:
+                self.memory[name] = torch.empty(count, dtype=self.dtype)
+                self.views = {key: view for key, view in self.views.items() if key[0] != name}
+            view = self.memory[name][:count].view(size).permute(0, 3, 1, 2)
+            self.views[name, *size] = view
+        # Detached, or the next layer might not change it in place, as ReLU does.
+        return view.detach()
+
+    def bytes(self, name: str, count: int, fresh: bool = False) -> Tensor:
+        """So many bytes, the same as in the last step unless they must be fresh."""
+        if fresh:
+            return torch.empty(count, dtype=torch.uint8)
+        if name not in self.memory or len(self.memory[name]) < count:
+            self.memory[name] = torch.empty(count, dtype=torch.uint8)
+        return self.memory[name]
+
+    def begin(self, ctx: Any, x: Tensor, fresh: bool) -> None:
+        """A forward pass: two before a backward pass must not overwrite one another's results."""
+        ctx.block, ctx.fresh = self, fresh or self.busy
+        # Whoever asked for the gradient of an input may keep it.
+        ctx.fresh_gradient = ctx.fresh or x.is_leaf or x.retains_grad
+        if not ctx.fresh:
+            self.busy, ctx.token = True, object()
+            self.owner = ctx.token
+
+    def end(self, ctx: Any) -> None:
+        """The backward pass of it. Raises RuntimeError where its results were overwritten in the meantime."""
+        if ctx.fresh:
+            return
+        if self.owner is not ctx.token:
+            raise RuntimeError(OVERWRITTEN)
+        self.busy = False
+
+
+def zero_padding(convolution: _ConvNd) -> int | None:
+    """How many zeros a convolution adds at each end of each side; None where it adds others."""
+    padding = convolution.padding
+    if padding == "same" and all(kernel % 2 for kernel in convolution.kernel_size):
+        padding = tuple(kernel // 2 for kernel in convolution.kernel_size)
+    sides = {0} if padding == "valid" else {None} if isinstance(padding, str) else {*padding}
+    zeros = sides == {0} or convolution.padding_mode == "zeros"
+    return sides.pop() if len(sides) == 1 and zeros else None
