@@ -58,11 +58,11 @@ def test_a_stack_computes_what_its_blocks_compute(threads: int, precision: torch
     other = copy.deepcopy(model)
     forward, stack = stacked(model, precision)
     by_block, blocks = stacked(other, precision)
-    blocks.libraries = lambda x: None  # type: ignore[method-assign]
+    blocks.usable = lambda x: None  # type: ignore[method-assign]
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
         for count in (7, 33, 5):  # the memory of a larger batch serves a smaller one
             x = torch.randn(count, *IMAGE)
-            assert stack.libraries(x)
+            assert stack.usable(x)
             logits, ours = step(forward, model, x)
             wanted, theirs = step(by_block, other, x)
             assert torch.equal(logits, wanted)
@@ -129,7 +129,7 @@ def test_frozen_statistics_are_left_to_the_layers() -> None:
     forward.train()
     norm = stack.listed[1].norm[0]
     norm.eval()
-    assert stack.libraries(torch.randn(6, *IMAGE)) is None
+    assert stack.usable(torch.randn(6, *IMAGE)) is None
     before = norm.running_mean.clone()
     step(forward, model, torch.randn(6, *IMAGE))
     assert torch.equal(norm.running_mean, before)
@@ -140,7 +140,7 @@ def test_outside_training_the_blocks_compute() -> None:
     model = network()
     forward, stack = stacked(model)
     forward.eval()
-    assert stack.libraries(torch.randn(6, *IMAGE)) is None
+    assert stack.usable(torch.randn(6, *IMAGE)) is None
     x = torch.randn(6, *IMAGE)
     with torch.no_grad():
         torch.testing.assert_close(forward(x), model.eval()(x), rtol=0, atol=1e-5)

@@ -129,89 +129,7 @@ class Block(Compiled):
         if not self.training:
             return self.score(x, other, library)
         self.norm[2]["num_batches_tracked"].add_(1)
-        return _Block.apply(self, library, other, x, *self.trained())  # type: ignore[no-any-return]
-
-    def forward_in_c(
-        self,
-        ctx: Any,
-        x: Tensor,
-        weights: tuple[Tensor, Tensor | None, Tensor, Tensor],
-        other: Tensor | None,
-        library: ctypes.CDLL,
-    ) -> Tensor:
-        """What `forward` returns in training. `ctx`, after `begin`, gets what `backward_in_c` needs."""
-        weight, bias, gamma, beta = weights
-        x = x.contiguous(memory_format=torch.channels_last)
-        images, _, side, _ = x.shape
-        out = self.side_of_output(side)
-        convolved = self.buffer("convolved", images, self.outputs, out, ctx.fresh)
-        y = self.buffer("output", images, self.outputs, out // self.pool, ctx.fresh)
-        max_pool = self.pool > 1 and not self.average
-        argmax = self.bytes("argmax", y.numel() if max_pool else 0, ctx.fresh)
-        statistics = torch.empty(2, self.outputs)
-        p = self.dropout[0].p if self.dropout else 0.0
-        # Where there is a max-pool, `argmax` says which elements are dropped.
-        count = images * self.bytes_of_dropped(out) if p and not max_pool else 0
-        dropped = self.bytes("dropped", count, ctx.fresh)
-        # Which elements are dropped follows from a number of PyTorch's generator.
-        seed = int(torch.randint(2**63 - 1, ())) if p else 0
-        weight = weight.contiguous(memory_format=torch.channels_last)
-        gamma, beta = gamma.contiguous(), beta.contiguous()
-        bias = bias if bias is None else bias.contiguous()
-        mean, variance = self.tensors()[3:]
-        norm = self.norm[0]
-        arguments = self.arguments
-        arguments.momentum, arguments.epsilon = norm.momentum, norm.eps
-        ctx.dropout = seed, round(p * 2**16), 1 / (1 - p)
-        arguments.dropout_seed, arguments.dropout_limit, arguments.dropout_scale = ctx.dropout
-        arguments.bias = None if bias is None else bias.data_ptr()
-        arguments.running_mean, arguments.running_variance = mean.data_ptr(), variance.data_ptr()
-        arguments.output = y.data_ptr()
-        arguments.other = None if other is None else other.data_ptr()
-        # ReLU behind a sum has a gradient where the output is more than zero.
-        ctx.masked = other is not None and self.relu
-        ctx.fresh_other = ctx.fresh or (other is not None and (other.is_leaf or other.retains_grad))
-        ctx.library, ctx.biased, ctx.convolved = library, bias is not None, convolved
-        ctx.tensors = x, weight, gamma, beta, statistics, argmax, dropped, y if ctx.masked else None
-        self.point(ctx)
-        library.forward(arguments)
-        return y
-
-    def point(self, ctx: Any) -> None:
-        """Let the arguments point to what both passes read, or one writes and the other reads."""
-        arguments, tensors = self.arguments, ctx.tensors
-        x, arguments.weight, arguments.gamma, arguments.beta = (
-            tensors[0],
-            *(each.data_ptr() for each in tensors[1:4]),
-        )
-        arguments.input, arguments.convolved = x.data_ptr(), ctx.convolved.data_ptr()
-        arguments.statistics, arguments.argmax, arguments.dropped = (each.data_ptr() for each in tensors[4:7])
-        arguments.images, arguments.threads = len(x), torch.get_num_threads()
-
-    def backward_in_c(self, ctx: Any, grad_output: Tensor, wanted: bool) -> tuple[Tensor | None, ...]:
-        """The gradients of the input, where it is wanted, of the four weights and of the other map."""
-        x, weight, gamma, beta, _, _, _, y = ctx.tensors
-        self.end(ctx)
-        images, inputs, side, _ = x.shape
-        grad_output = grad_output.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        arguments = self.arguments
-        grad_input = self.buffer("grad_input", images, inputs, side, ctx.fresh_gradient) if wanted else None
-        arguments.grad_input = None if grad_input is None else grad_input.data_ptr()
-        grad_other = grad_output if self.sum else None
-        arguments.output = arguments.grad_other = None
-        if ctx.masked:
-            grad_other = self.buffer("grad_other", images, self.outputs, y.shape[2], ctx.fresh_other)
-            arguments.output, arguments.grad_other = y.data_ptr(), grad_other.data_ptr()
-        grad_gamma, grad_beta = torch.empty_like(gamma), torch.empty_like(beta)
-        grad_weight = torch.empty_like(weight, memory_format=torch.channels_last)
-        grad_bias = torch.empty_like(gamma) if ctx.biased else None
-        self.point(ctx)
-        arguments.dropout_seed, arguments.dropout_limit, arguments.dropout_scale = ctx.dropout
-        arguments.grad_output, arguments.grad_weight = grad_output.data_ptr(), grad_weight.data_ptr()
-        arguments.grad_bias = None if grad_bias is None else grad_bias.data_ptr()
-        arguments.grad_gamma, arguments.grad_beta = grad_gamma.data_ptr(), grad_beta.data_ptr()
-        ctx.library.backward(arguments)
-        return grad_input, grad_weight, grad_bias, grad_gamma, grad_beta, grad_other
+        return _Block.apply(x, *self.trained(), other, self, library)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def score(self, x: Tensor, other: Tensor | None, library: ctypes.CDLL) -> Tensor:
@@ -239,18 +157,88 @@ class Block(Compiled):
 class _Block(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, block: Block, library: ctypes.CDLL, other: Tensor | None, x: Tensor, *weights: Tensor
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        gamma: Tensor,
+        beta: Tensor,
+        other: Tensor | None,
+        block: Block,
+        library: ctypes.CDLL,
     ) -> Tensor:
         block.begin(ctx, x, fresh=False)
-        y = block.forward_in_c(ctx, x, weights, other, library)  # type: ignore[arg-type]
-        ctx.save_for_backward(*ctx.tensors)
-        del ctx.tensors  # or the result would hold what it is the result of
+        x = x.contiguous(memory_format=torch.channels_last)
+        images, _, side, _ = x.shape
+        out = block.side_of_output(side)
+        convolved = block.buffer("convolved", images, block.outputs, out, ctx.fresh)
+        y = block.buffer("output", images, block.outputs, out // block.pool, ctx.fresh)
+        max_pool = block.pool > 1 and not block.average
+        argmax = block.bytes("argmax", y.numel() if max_pool else 0, ctx.fresh)
+        statistics = torch.empty(2, block.outputs)
+        p = block.dropout[0].p if block.dropout else 0.0
+        # Where there is a max-pool, `argmax` says which elements are dropped.
+        dropped = block.bytes(
+            "dropped", images * block.bytes_of_dropped(out) if p and not max_pool else 0, ctx.fresh
+        )
+        # Which elements are dropped follows from a number of PyTorch's generator.
+        ctx.dropout = (int(torch.randint(2**63 - 1, ())) if p else 0, round(p * 2**16), 1 / (1 - p))
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        gamma, beta = gamma.contiguous(), beta.contiguous()
+        bias = bias if bias is None else bias.contiguous()
+        mean, variance = block.tensors()[3:]
+        norm = block.norm[0]
+        arguments = block.arguments
+        arguments.momentum, arguments.epsilon = norm.momentum, norm.eps
+        arguments.dropout_seed, arguments.dropout_limit, arguments.dropout_scale = ctx.dropout
+        arguments.input, arguments.weight = x.data_ptr(), weight.data_ptr()
+        arguments.bias = None if bias is None else bias.data_ptr()
+        arguments.gamma, arguments.beta = gamma.data_ptr(), beta.data_ptr()
+        arguments.running_mean, arguments.running_variance = mean.data_ptr(), variance.data_ptr()
+        arguments.convolved, arguments.output = convolved.data_ptr(), y.data_ptr()
+        arguments.statistics, arguments.argmax = statistics.data_ptr(), argmax.data_ptr()
+        arguments.dropped = dropped.data_ptr()
+        arguments.other = None if other is None else other.data_ptr()
+        arguments.images, arguments.threads = images, torch.get_num_threads()
+        library.forward(arguments)
+        # ReLU behind a sum has a gradient where the output is more than zero.
+        ctx.masked = other is not None and block.relu
+        ctx.fresh_other = ctx.fresh or (other is not None and (other.is_leaf or other.retains_grad))
+        ctx.save_for_backward(x, weight, gamma, beta, statistics, argmax, dropped, y if ctx.masked else None)
+        ctx.convolved, ctx.library, ctx.biased = convolved, library, bias is not None
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.tensors = ctx.saved_tensors
-        grad_input, *gradients, grad_other = ctx.block.backward_in_c(ctx, grad_output, ctx.needs_input_grad[3])
-        del ctx.tensors
-        return None, None, grad_other, grad_input, *gradients
+        x, weight, gamma, beta, statistics, argmax, dropped, y = ctx.saved_tensors
+        block, convolved = ctx.block, ctx.convolved
+        block.end(ctx)
+        images, inputs, side, _ = x.shape
+        grad_output = grad_output.to(block.dtype).contiguous(memory_format=torch.channels_last)
+        grad_input = None
+        arguments = block.arguments
+        arguments.grad_input = None
+        if ctx.needs_input_grad[0]:
+            grad_input = block.buffer("grad_input", images, inputs, side, ctx.fresh_gradient)
+            arguments.grad_input = grad_input.data_ptr()
+        grad_other = grad_output if block.sum else None
+        arguments.output = arguments.grad_other = None
+        if ctx.masked:
+            grad_other = block.buffer("grad_other", images, block.outputs, y.shape[2], ctx.fresh_other)
+            arguments.output, arguments.grad_other = y.data_ptr(), grad_other.data_ptr()
+        grad_gamma, grad_beta = torch.empty_like(gamma), torch.empty_like(beta)
+        grad_weight = torch.empty_like(weight, memory_format=torch.channels_last)
+        arguments.dropout_seed, arguments.dropout_limit, arguments.dropout_scale = ctx.dropout
+        arguments.input, arguments.weight = x.data_ptr(), weight.data_ptr()
+        arguments.gamma, arguments.beta = gamma.data_ptr(), beta.data_ptr()
+        arguments.convolved, arguments.grad_output = convolved.data_ptr(), grad_output.data_ptr()
+        arguments.statistics, arguments.argmax = statistics.data_ptr(), argmax.data_ptr()
+        arguments.dropped = dropped.data_ptr()
+        grad_bias = torch.empty_like(gamma) if ctx.biased else None
+        arguments.grad_weight = grad_weight.data_ptr()
+        arguments.grad_bias = None if grad_bias is None else grad_bias.data_ptr()
+        arguments.grad_gamma, arguments.grad_beta = grad_gamma.data_ptr(), grad_beta.data_ptr()
+        arguments.images, arguments.threads = images, torch.get_num_threads()
+        ctx.library.backward(arguments)
+        return grad_input, grad_weight, grad_bias, grad_gamma, grad_beta, grad_other, None, None
