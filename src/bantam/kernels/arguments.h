@@ -57,6 +57,15 @@ struct separable_arguments {
     int images, threads;
 };
 
+struct tail_arguments {
+    const float *input;                       /* images × PIXELS × CI */
+    const float *weight, *bias;               /* CO × CI and CO; null without a bias */
+    const int64_t *labels;                    /* images */
+    float *grad_input, *grad_weight, *grad_bias;
+    float smoothing, loss;                    /* of the labels; the mean cross-entropy without it */
+    int images, correct;                      /* so many are classified correctly */
+};
+
 struct muon_tensor {
     float *weight;
     const float *gradient;

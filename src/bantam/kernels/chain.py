@@ -71,8 +71,8 @@ class Part(NamedTuple):
 class Chain(nn.Module):
     """A block, and separable convolutions behind it, each with batch norm and ReLU.
 
-    Input and output are float32. In bfloat16 the maps in between, in front of batch norm, are such numbers, and the
-    1×1 convolutions multiply them; sums, depthwise convolutions and batch norm are in float32.
+    Input and output are float32. In bfloat16 the maps in between, in front of batch norm, are such numbers, and
+    the 1×1 convolutions multiply them; sums, depthwise convolutions and batch norm are in float32.
 
     Outside training, for inputs that ask for a gradient, and for a second forward pass before the backward pass of
     the first, its blocks compute, one by one.
