@@ -32,6 +32,7 @@ FLOATS = [
     ),
     ("muon.c", {"BFLOAT16": 0}),
     ("tail.c", {"PIXELS": 9, "CI": 5, "CO": 10, "BFLOAT16": 0}),
+    ("augment.c", {"CHANNELS": 3, "HIGH": 9, "WIDE": 13, "BFLOAT16": 0}),
     ("threads.c", dict[str, int]()),
 ]
 BFLOAT16 = [

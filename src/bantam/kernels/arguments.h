@@ -66,6 +66,15 @@ struct tail_arguments {
     int images, correct;                      /* so many are classified correctly */
 };
 
+struct augment_arguments {
+    const uint8_t *input;                     /* images × CHANNELS × HIGH × WIDE */
+    const float *light;                       /* 4 × images, rows so many numbers apart; null where there is none */
+    const float *mapping;                     /* images × 2 × 3; null likewise */
+    float *output;                            /* like the input */
+    int64_t step;
+    int images;
+};
+
 struct muon_tensor {
     float *weight;
     const float *gradient;

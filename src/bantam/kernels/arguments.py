@@ -57,6 +57,16 @@ class TailArguments(ctypes.Structure):
     )
 
 
+class AugmentArguments(ctypes.Structure):
+    """Of `augment.c`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("input", "light", "mapping", "output")),
+        ("step", ctypes.c_int64),
+        ("images", ctypes.c_int),
+    )
+
+
 class MuonTensor(ctypes.Structure):
     """Of `muon.c`."""
 
