@@ -6,7 +6,7 @@ their height and width in pixels.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -83,6 +83,8 @@ class Augmentation:
         self.degrees, self.pixels, self.scale, self.shear_degrees = degrees, pixels, scale, shear_degrees
         self.elastic_pixels, self.interpolation = elastic_pixels, interpolation
         self.fade_start, self.fade_end = fade_start, fade_end
+        self.kernel: Callable[[Tensor, Changes, str], Tensor | None] | None = None
+        """What may apply changes instead of PyTorch, or return None."""
 
     def strength(self, progress: float) -> float:
         """What the reach of every change is multiplied by, where `progress` runs from 0 to 1 over the training."""
@@ -130,16 +132,22 @@ class Augmentation:
 
     def apply(self, images: Tensor, changes: Changes) -> Tensor:
         """Change B×C×H×W bytes into floats from 0 to 1."""
-        x = images.float().div_(255)
-        if changes.light is not None:
-            x = jitter(x, changes.light)
-        if changes.saturation is not None:
-            x = saturate(x, changes.saturation)
-        if changes.hue is not None:
-            x = turn_hue(x, changes.hue)
-        if changes.mapping is not None:
-            x = warp(x, changes.mapping, self.interpolation, changes.bend)
-        return x
+        x = self.kernel(images, changes, self.interpolation) if self.kernel else None
+        return changed(images, changes, self.interpolation) if x is None else x
+
+
+def changed(images: Tensor, changes: Changes, interpolation: str) -> Tensor:
+    """B×C×H×W bytes with these changes, as floats from 0 to 1."""
+    x = images.float().div_(255)
+    if changes.light is not None:
+        x = jitter(x, changes.light)
+    if changes.saturation is not None:
+        x = saturate(x, changes.saturation)
+    if changes.hue is not None:
+        x = turn_hue(x, changes.hue)
+    if changes.mapping is not None:
+        x = warp(x, changes.mapping, interpolation, changes.bend)
+    return x
 
 
 def light(brightness: Tensor, contrast: Tensor, contrast_first: Tensor) -> Tensor:

@@ -40,6 +40,20 @@ static __attribute__((noinline)) void emulated_add_pairs(float *sum, const uint1
 }
 #define ADD_PAIRS(sum, from, factors)                                                                          \
     emulated_add_pairs((float *)&(sum), from, (const uint16_t *)&(factors), sizeof(sum) / sizeof(float))
+#define WIDEN_LANES(to, from) ((to) = __builtin_convertvector(from, bits))
+static __attribute__((noinline)) void emulated_round_lanes(uint16_t *to, const float *from, int lanes)
+{
+    for (int lane = 0; lane < lanes; lane++)
+        to[lane] = emulated_rounded(from[lane]);
+}
+#define ROUND_LANES(to, values) emulated_round_lanes((uint16_t *)&(to), (const float *)&(values), LANES)
+static __attribute__((noinline)) void emulated_add_products(float *sum, const uint16_t *values, const uint16_t *factors, int lanes)
+{
+    for (int lane = 0; lane < lanes; lane++)
+        emulated_add_pairs(sum + lane, values + 2 * lane, factors + 2 * lane, 1);
+}
+#define ADD_PAIRS_OF(sum, values, factors)                                                                     \
+    emulated_add_products((float *)&(sum), (const uint16_t *)&(values), (const uint16_t *)&(factors), LANES)
 
 struct tile_sizes { uint8_t palette, start, unused[14]; uint16_t bytes[16]; uint8_t rows[16]; };
 static __thread struct tile_sizes emulated_sizes;

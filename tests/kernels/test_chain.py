@@ -1,10 +1,13 @@
 """Separable convolutions that are one function, beside PyTorch's layers in double precision."""
 
 import copy
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from emulation import emulate
 from torch import Tensor, nn
 
 from bantam.kernels import compiler
@@ -14,18 +17,18 @@ from bantam.kernels.fuse import fuse
 IMAGE = (1, 16, 16)
 
 
-def network(padding: int = 0) -> nn.Sequential:
+def network(padding: int = 0, last: int = 20) -> nn.Sequential:
     """A chain of three, with a max-pool, of which one has channels that are no whole vectors."""
     torch.manual_seed(1)
     layers = [nn.Conv2d(1, 12, 3, padding=padding, bias=False), nn.BatchNorm2d(12), nn.ReLU()]
-    for inputs, outputs in ((12, 16), (16, 20)):
+    for inputs, outputs in ((12, 16), (16, last)):
         layers += [
             nn.Conv2d(inputs, inputs, 3, padding=padding, groups=inputs, bias=False),
             nn.Conv2d(inputs, outputs, 1, bias=False),
         ]
         layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
         layers += [nn.MaxPool2d(2)] if inputs == 12 else []
-    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 10))
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, 10))
     for norm in (layer for layer in model if isinstance(layer, nn.BatchNorm2d)):
         nn.init.normal_(norm.weight)  # negative ones turn a max-pool round
         nn.init.normal_(norm.bias)
@@ -120,16 +123,56 @@ def test_nan_stays_nan() -> None:
     assert forward(torch.full((3, *IMAGE), float("nan"))).isnan().all()
 
 
+@pytest.fixture(params=["compiled", pytest.param("emulated", marks=pytest.mark.slow)])
+def in_bfloat16(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, emulated_cache: Path
+) -> Iterator[None]:
+    if request.param == "emulated":
+        emulate(monkeypatch, emulated_cache)
+    elif not compiler.bfloat16():
+        pytest.skip("of a processor that computes in bfloat16")
+    compiler.library.cache_clear()
+    yield
+    compiler.library.cache_clear()
+
+
+def far(ours: Tensor, theirs: Tensor) -> float:
+    """How far a tensor is from another, as a fraction of the other's length."""
+    return float((ours.double() - theirs).norm() / theirs.norm())
+
+
+@pytest.mark.parametrize(("threads", "padding", "outputs"), [(1, 0, 20), (2, 1, 13)])
+@pytest.mark.usefixtures("in_bfloat16")
+def test_in_bfloat16_a_chain_is_as_exact_as_pytorchs_layers(threads: int, padding: int, outputs: int) -> None:
+    torch.set_num_threads(threads)
+    model = network(padding, outputs)
+    for norm in (layer for layer in model if isinstance(layer, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 0.5, 2)  # with some near zero nothing would be exact
+    exact, autocast = copy.deepcopy(model).double(), copy.deepcopy(model)
+    forward, chain = fused(model, torch.bfloat16)
+    assert chain.dtype == torch.bfloat16
+    for count in (7, 33, 5):
+        x, labels = torch.randn(count, *IMAGE), torch.randint(10, (count,))
+        assert chain.usable(x)
+        logits, ours = step(forward, model, x, labels)
+        wanted, theirs = step(exact, exact, x.double(), labels)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded, gradients = step(autocast, autocast, x, labels)
+        assert far(logits, wanted) <= far(rounded, wanted)
+        distances = [sum(map(far, found, theirs)) for found in (ours, gradients)]
+        assert distances[0] < 1.5 * distances[1]
+    for ours_, theirs_ in zip(model.buffers(), exact.buffers(), strict=True):
+        torch.testing.assert_close(ours_.double(), theirs_.double(), rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.skipif(not compiler.bfloat16(), reason="of a processor that computes in bfloat16")
-def test_in_bfloat16_a_chain_gets_the_images_and_computes_in_float32() -> None:
-    maps = []
-    for precision in (torch.float32, torch.bfloat16):
-        forward, chain = fused(network(), precision)
-        chain.register_forward_hook(lambda module, inputs, output: maps.append(output.detach().clone()))
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-            forward(torch.randn(7, *IMAGE, generator=torch.Generator().manual_seed(1))).float().sum().backward()
+def test_in_bfloat16_a_chain_gets_the_images_and_brings_float32() -> None:
+    forward, chain = fused(network(), torch.bfloat16)
+    maps: list[Tensor] = []
+    chain.register_forward_hook(lambda module, inputs, output: maps.append(output))
+    with torch.autocast("cpu", torch.bfloat16):
+        forward(torch.randn(7, *IMAGE))
     assert maps[0].dtype == torch.float32
-    assert torch.equal(*maps)
     # Farther on a chain would be asked for the gradient of its input.
     later = fuse(nn.Sequential(nn.Conv2d(1, 1, 1), *network()), IMAGE, torch.bfloat16).model
     assert later is not None

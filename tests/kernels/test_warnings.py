@@ -31,12 +31,20 @@ FLOATS = [
         {"SIDE": 10, "PADDING": 1, "CI": 8, "CO": 20, "KERNEL": 3, "POOL": 1, "DEPTHWISE": 1, "BFLOAT16": 0},
     ),
     ("muon.c", {"BFLOAT16": 0}),
+    ("tail.c", {"PIXELS": 9, "CI": 5, "CO": 10, "BFLOAT16": 0}),
+    ("augment.c", {"CHANNELS": 3, "HIGH": 9, "WIDE": 13, "BFLOAT16": 0}),
     ("threads.c", dict[str, int]()),
 ]
 BFLOAT16 = [
     ("block.c", BLOCK | FORMS[0] | {"BFLOAT16": 1, "MATRIX_UNIT": 0}),
     ("block.c", BLOCK | FORMS[1] | {"BFLOAT16": 1, "MATRIX_UNIT": 1}),
     ("depthwise.c", {"SIDE": 9, "PADDING": 1, "CHANNELS": 17, "KERNEL": 3, "BIAS": 1, "BFLOAT16": 1}),
+    ("separable.c", {"SIDE": 18, "CI": 3, "CO": 5, "KERNEL": 3, "POOL": 3, "DEPTHWISE": 0, "BFLOAT16": 1}),
+    ("separable.c", {"SIDE": 10, "CI": 12, "CO": 20, "KERNEL": 3, "POOL": 2, "DEPTHWISE": 1, "BFLOAT16": 1}),
+    (
+        "separable.c",
+        {"SIDE": 10, "PADDING": 1, "CI": 8, "CO": 13, "KERNEL": 3, "POOL": 1, "DEPTHWISE": 1, "BFLOAT16": 1},
+    ),
 ]
 
 

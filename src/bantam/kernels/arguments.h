@@ -36,26 +36,44 @@ struct depthwise_arguments {
 };
 
 struct separable_arguments {
-    const float *input;                       /* images × SIDE × SIDE × CI: `pooled` of the block before */
+    const void *input;                        /* images × SIDE × SIDE × CI: `pooled` of the block before, or floats */
     const float *in_factor, *in_offset;       /* CI: batch norm of the block before */
     const float *in_statistics;               /* 2 × CI: likewise */
     const float *depthwise;                   /* CI × KERNEL × KERNEL */
     const float *weight;                      /* CO × CI; CO × KERNEL × KERNEL × CI of the first block */
     const float *gamma, *beta;                /* CO: weight and bias of batch norm */
     float *running_mean, *running_variance;   /* CO */
-    float *convolved;                         /* images × OUT × OUT × CO: in front of batch norm */
-    float *pooled;                            /* images × POOLED × POOLED × CO: likewise; `convolved` without pooling */
+    element *convolved;                       /* images × OUT × OUT × CO: in front of batch norm */
+    element *pooled;                            /* images × POOLED × POOLED × CO: likewise; `convolved` without pooling */
     float *statistics;                        /* 2 × CO: mean and 1/deviation of the batch */
     float *factor, *offset;                   /* CO: batch norm is factor × value + offset */
     float *output;                            /* like `pooled`: of the last block, after ReLU */
     const float *grad_output;                 /* like the output */
-    float *gradient;                          /* like `pooled`: of batch norm's output where the max-pool took it */
+    element *gradient;                        /* like `pooled`: of batch norm's output where the max-pool took it */
     double *sums;                             /* 2 × CO: of `gradient`, and of its products with the deviations */
-    float *in_gradient;                       /* like the input: `gradient` of the block before */
+    element *in_gradient;                     /* like the input: `gradient` of the block before */
     double *in_sums;                          /* 2 × CI: `sums` of the block before */
     float *grad_depthwise, *grad_weight, *grad_gamma, *grad_beta;
     float momentum, epsilon;                  /* of batch norm */
     int images, threads;
+};
+
+struct tail_arguments {
+    const float *input;                       /* images × PIXELS × CI */
+    const float *weight, *bias;               /* CO × CI and CO; null without a bias */
+    const int64_t *labels;                    /* images */
+    float *grad_input, *grad_weight, *grad_bias;
+    float smoothing, loss;                    /* of the labels; the mean cross-entropy without it */
+    int images, correct;                      /* so many are classified correctly */
+};
+
+struct augment_arguments {
+    const uint8_t *input;                     /* images × CHANNELS × HIGH × WIDE */
+    const float *light;                       /* 4 × images, rows so many numbers apart; null where there is none */
+    const float *mapping;                     /* images × 2 × 3; null likewise */
+    float *output;                            /* like the input */
+    int64_t step;
+    int images;
 };
 
 struct muon_tensor {

@@ -49,6 +49,27 @@ class SeparableArguments(ctypes.Structure):
     )
 
 
+class TailArguments(ctypes.Structure):
+    """Of `tail.c`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("input", "weight", "bias", "labels")),
+        *((name, ctypes.c_void_p) for name in ("grad_input", "grad_weight", "grad_bias")),
+        *((name, ctypes.c_float) for name in ("smoothing", "loss")),
+        *((name, ctypes.c_int) for name in ("images", "correct")),
+    )
+
+
+class AugmentArguments(ctypes.Structure):
+    """Of `augment.c`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("input", "light", "mapping", "output")),
+        ("step", ctypes.c_int64),
+        ("images", ctypes.c_int),
+    )
+
+
 class MuonTensor(ctypes.Structure):
     """Of `muon.c`."""
 

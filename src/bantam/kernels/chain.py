@@ -35,7 +35,7 @@ class Part(NamedTuple):
     depthwise: Depthwise | None
     block: Block
 
-    def sizes(self, channels: int, side: int) -> dict[str, int] | None:
+    def sizes(self, channels: int, side: int, dtype: torch.dtype) -> dict[str, int] | None:
         """What the C file calls the sizes for inputs of C×H×H; None where it does not compute those."""
         block = self.block
         first = self.depthwise or block
@@ -60,7 +60,7 @@ class Part(NamedTuple):
             "KERNEL": kernel,
             "POOL": block.pool,
             "DEPTHWISE": int(self.depthwise is not None),
-            "BFLOAT16": 0,
+            "BFLOAT16": int(dtype == torch.bfloat16),
         }
 
     def weights(self) -> list[Tensor]:
@@ -70,14 +70,18 @@ class Part(NamedTuple):
 
 
 class Chain(nn.Module):
-    """A block, and separable convolutions behind it, in float32, each with batch norm and ReLU.
+    """A block, and separable convolutions behind it, each with batch norm and ReLU.
+
+    Input and output are float32. In bfloat16 the maps in between, in front of batch norm, are such numbers, and
+    the 1×1 convolutions multiply them; sums, depthwise convolutions and batch norm are in float32.
 
     Outside training, for inputs that ask for a gradient, and for a second forward pass before the backward pass of
     the first, its blocks compute, one by one.
     """
 
-    def __init__(self, blocks: Sequence[Compiled]) -> None:
+    def __init__(self, blocks: Sequence[Compiled], dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
+        self.dtype = dtype
         self.blocks = nn.Sequential(*blocks)
         listed = [*blocks]
         self.parts = tuple(
@@ -97,7 +101,7 @@ class Chain(nn.Module):
         channels, side, width = shape
         found = []
         for part in self.parts:
-            sizes = part.sizes(channels, side) if side == width else None
+            sizes = part.sizes(channels, side, self.dtype) if side == width else None
             if sizes is None:
                 return None
             found.append(sizes)
@@ -159,6 +163,8 @@ def allocated(
     """Arguments that point to memory which every step uses again, that of the output, and all of it."""
     kept = []
 
+    of_maps = torch.bfloat16 if sizes[0]["BFLOAT16"] else torch.float32
+
     def room(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
         kept.append(torch.zeros(count + LANES, dtype=dtype))
         return kept[-1]
@@ -166,14 +172,14 @@ def allocated(
     sides = [(part["SIDE"] - part["KERNEL"] + 1, part["CO"], part["POOL"]) for part in sizes]
     pooled = [images * (side // pool) ** 2 * channels for side, channels, pool in sides]
     # The gradient in front of a block is not needed any more once that of the block before it is known.
-    gradients = [room(max(pooled)) for _ in range(2)]
+    gradients = [room(max(pooled), of_maps) for _ in range(2)]
     output = room(pooled[-1])
     arguments = []
     for i, (side, channels, pool) in enumerate(sides):
-        convolved = room(images * side**2 * channels)
+        convolved = room(images * side**2 * channels, of_maps)
         where = {
             "convolved": convolved,
-            "pooled": room(pooled[i]) if pool > 1 else convolved,
+            "pooled": room(pooled[i], of_maps) if pool > 1 else convolved,
             "statistics": room(2 * channels),
             "factor": room(channels),
             "offset": room(channels),

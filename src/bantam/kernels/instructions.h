@@ -14,6 +14,12 @@
 /* sum += the two numbers at `from`, the same for every lane, times a pair of `factors`. */
 #define ADD_PAIRS(sum, from, factors)                                                                          \
     __asm__("vdpbf16ps %1%{1to16%}, %2, %0" : "+v"(sum) : "m"(*(const one_pair *)(from)), "v"(factors))
+/* As many numbers of 16 bits as a register has lanes to the lower halves of those: gcc would take six instructions. */
+#define WIDEN_LANES(to, from) __asm__("vpmovzxwd %1, %0" : "=v"(to) : "m"(from))
+/* A register of floats to one of as many bfloat16, and sum += pairs of `factors` times pairs of `values`. */
+#define ROUND_LANES(to, values) __asm__("vcvtneps2bf16 %1, %0" : "=v"(to) : "v"(values))
+#define ADD_PAIRS_OF(sum, values, factors)                                                                     \
+    __asm__("vdpbf16ps %1, %2, %0" : "+v"(sum) : "v"(values), "v"(factors))
 
 /* Tiles are not those of immintrin.h: GCC's do not say that they read and write memory, so that it may take for dead,
  * or move, what was stored for them. Registers are numbers, since the instructions have them built in. */

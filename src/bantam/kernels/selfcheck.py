@@ -72,6 +72,7 @@ def _separable_results(library: ctypes.CDLL, sizes: dict[str, int]) -> Iterator[
     layers = layers.to(memory_format=torch.channels_last)
     exact = copy.deepcopy(layers).double()
     x = torch.randn(MOST_IMAGES // 2, channels, side, side).contiguous(memory_format=torch.channels_last)
+    x = x.to(block.dtype) if sizes["DEPTHWISE"] else x
     factor, offset, mean = torch.randn(3, channels)
     part = chain.Part(Depthwise(depthwise, torch.float32) if sizes["DEPTHWISE"] else None, block)
     found = {name: torch.zeros_like(p) for name, p in layers.named_parameters()}

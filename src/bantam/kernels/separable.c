@@ -4,8 +4,9 @@
  *
  * `compiler.py` compiles this file for every shape, with the sizes as constants: CI and CO, channels; KERNEL, side of the
  * kernel; SIDE, side of the input with its padding; PADDING, how many pixels at each end of it are zeros; POOL, side of the max-pool's squares, 1 for none; DEPTHWISE, 1 for these blocks, 0 for
- * the first one of a network: a dense convolution of the images as they are. Images are N×H×W×C floats. The way back is
- * in `separable_backward.h`.
+ * the first one of a network: a dense convolution of the images as they are; BFLOAT16, 1 where 1×1 convolutions multiply
+ * numbers of bfloat16, and maps are such numbers in memory. All else is floats. Images are N×H×W×C. The way back is in
+ * `separable_backward.h`.
  */
 #include "numbers.h"
 #include "arguments.h"
@@ -34,6 +35,16 @@ enum { PERIOD = !DEPTHWISE ? 1 : CI % LANES ? CI / (LANES / 2) : CI / LANES, STE
 enum { FEW_ROWS = OUT > 12 ? (POOL > 4 ? POOL : 4 / POOL * POOL) : OUT };
 #define BANDS(row, rows) for (int row = 0, rows; rows = OUT - row < FEW_ROWS ? OUT - row : FEW_ROWS, row < OUT; row += rows)
 
+/* While rows of an image are computed, the same ones of the next come nearer: memory is what the passes over maps wait
+ * for. Of `count` numbers of an image those that belong to so many of all OUT rows. */
+static INLINE void fetch_rows(const void *image, int count, int bytes, int row, int rows)
+{
+    const char *all = (const char *)image;
+    for (int at = count * row / OUT * bytes; at < count * (row + rows) / OUT * bytes; at += 64)
+        __builtin_prefetch(all + at, 0, 2);
+}
+#define FETCH(next, count, row, rows) fetch_rows(next, count, sizeof *(next), row, rows)
+
 /* `count` numbers, one a channel, as often as STEP has room for. */
 static INLINE void repeat(const float *from, int stride, float *to)
 {
@@ -42,7 +53,7 @@ static INLINE void repeat(const float *from, int stride, float *to)
 }
 
 /* Batch norm and ReLU of the block before. */
-ALONE void activate(const struct separable_arguments *a, const float *restrict image, float *restrict to)
+ALONE void activate(const struct separable_arguments *a, const element *restrict image, float *restrict to)
 {
     float factors[STEP], offsets[STEP];
     repeat(a->in_factor, 1, factors);
@@ -51,21 +62,22 @@ ALONE void activate(const struct separable_arguments *a, const float *restrict i
         for (int v = 0; v < PERIOD; v++) {
             const vector factor = load(factors + v * LANES), offset = load(offsets + v * LANES);
             for (int u = v * LANES; u < ROW; u += STEP)
-                store(to + INSIDE(row) + u, LARGER((vector){0}, load(image + row * ROW + u) * factor + offset));
+                store(to + INSIDE(row) + u,
+                      LARGER((vector){0}, load_elements(image + row * ROW + u) * factor + offset));
         }
 }
 
-/* What is convolved of an image: in its place, or in a buffer. */
+/* What is convolved of an image: in its place, or in a buffer whose padding is zeros. */
 static INLINE const float *convolved_image(const struct separable_arguments *a, int i, float *buffer)
 {
-    const float *image = a->input + (int64_t)i * IN_IMAGE;
-    if (!DEPTHWISE && !PADDING)
+    if (DEPTHWISE) {
+        activate(a, (const element *)a->input + (int64_t)i * IN_IMAGE, buffer);
+        return buffer;
+    }
+    const float *image = (const float *)a->input + (int64_t)i * IN_IMAGE;
+    if (!PADDING)
         return image;
-    if (PADDING)
-        memset(buffer, 0, sizeof(float) * SIDE * SIDE * CI);
-    if (DEPTHWISE)
-        activate(a, image, buffer);
-    for (int row = 0; !DEPTHWISE && row < IMAGE_SIDE; row++)
+    for (int row = 0; row < IMAGE_SIDE; row++)
         memcpy(buffer + INSIDE(row), image + row * ROW, sizeof(float) * ROW);
     return buffer;
 }
@@ -78,15 +90,14 @@ static INLINE void repeat_weights(const float *weight, float *to)
 }
 
 /* Rows of what the 1×1 convolution reads: of the depthwise convolution or, of the images, what is under the kernel. */
-ALONE void read_rows(const float *restrict image, const float *restrict taps, int row, int rows,
-                             float *restrict to)
+ALONE void read_rows(const float *restrict image, const float *restrict taps, int row, int rows, number *restrict to)
 {
     if (!DEPTHWISE) {
         for (int r = row; r < row + rows; r++)
             for (int u = 0; u < OUT; u++, to += INPUTS)
                 UNROLLED(kh, KERNEL)
                     for (int k = 0; k < KERNEL * CI; k++)
-                        to[kh * KERNEL * CI + k] = image[((r + kh) * SIDE + u) * CI + k];
+                        to[kh * KERNEL * CI + k] = as_number(image[((r + kh) * SIDE + u) * CI + k]);
         return;
     }
     for (int v = 0; v < PERIOD; v++) {
@@ -97,48 +108,59 @@ ALONE void read_rows(const float *restrict image, const float *restrict taps, in
                 const float *from = image + (row + r) * SIDE * CI + u;
                 vector sum = {0};
                 UNROLLED(tap, TAPS) sum += load(from + (tap / KERNEL * SIDE + tap % KERNEL) * CI) * weight[tap];
-                store(to + r * OUT * CI + u, sum);
+                store_numbers(to + r * OUT * CI + u, sum);
             }
     }
 }
 
-ALONE void forward_product(const float *restrict x, const float *restrict packed, float *restrict y, int pixels)
+ALONE void forward_product(const number *restrict x, const number *restrict packed, float *restrict y, int pixels)
 {
     product(x, packed, y, pixels, FEW_ROWS * OUT, INPUTS, CO);
 }
 
-/* Add each channel's sum, and that of its squares, to 2 × CO. */
+/* Add each channel's sum, and that of its squares, to 2 × PADDED(CO). */
 ALONE void add_statistics(const float *restrict values, int pixels, double *sums)
 {
-    UNROLLED(v, VECTORS(CO)) {
-        vector sum = {0}, squares = {0};
-        for (int u = 0; u < pixels; u++) {
-            vector value = load(values + u * CO + v * LANES);
-            sum += value;
-            squares += value * value;
-        }
-        for (int lane = 0; lane < LANES && v * LANES + lane < CO; lane++) {
-            sums[v * LANES + lane] += sum[lane];
-            sums[CO + v * LANES + lane] += squares[lane];
-        }
+    typedef double doubles __attribute__((vector_size(8 * LANES), aligned(8)));
+    enum { TOGETHER = 4 };
+    for (int first = 0; first < VECTORS(CO); first += TOGETHER) {
+        vector sum[TOGETHER] = {{0}}, squares[TOGETHER] = {{0}};
+        for (int u = 0; u < pixels; u++)
+            UNROLLED(v, TOGETHER)
+                if (first + v < VECTORS(CO)) {
+                    const vector value = load(values + u * CO + (first + v) * LANES);
+                    sum[v] += value;
+                    squares[v] += value * value;
+                }
+        UNROLLED(v, TOGETHER)
+            if (first + v < VECTORS(CO)) {
+                doubles *to = (doubles *)(sums + (first + v) * LANES);
+                *to += __builtin_convertvector(sum[v], doubles);
+                to = (doubles *)(sums + PADDED(CO) + (first + v) * LANES);
+                *to += __builtin_convertvector(squares[v], doubles);
+            }
     }
 }
 
 /* Max-pool of rows in front of batch norm, which turns them round where its weight is negative: the first of the
  * largest, or smallest. */
-ALONE void pool_rows(const float *restrict rows, const float *restrict gamma, int count, float *restrict to)
+ALONE void pool_rows(const element *restrict rows, const float *restrict gamma, int count, element *restrict to)
 {
+    float signs[PADDED(CO)] = {0};
+    for (int c = 0; c < CO; c++)
+        signs[c] = gamma[c] > 0 ? 1 : gamma[c] < 0 ? -1 : 0;
     for (int row = 0; row + POOL <= count; row += POOL)
         for (int u = 0; u < POOLED; u++, to += CO)
-            EACH_CHANNEL(c, CO) {
-                const float *from = rows + (row * OUT + u * POOL) * CO + c;
-                const float sign = gamma[c] > 0 ? 1 : gamma[c] < 0 ? -1 : 0;
-                float best = from[0];
-                for (int p = 1; p < SQUARE; p++) {
-                    float value = from[(p / POOL * OUT + p % POOL) * CO];
-                    best = value * sign > best * sign ? value : best;
+            UNROLLED(v, VECTORS(CO)) {
+                const element *from = rows + (row * OUT + u * POOL) * CO + v * LANES;
+                const vector sign = load(signs + v * LANES);
+                vector best = load_elements(from);
+                UNROLLED(p, SQUARE) {
+                    const vector value = load_elements(from + (p / POOL * OUT + p % POOL) * CO);
+                    const integers better = value * sign > best * sign;
+                    best = (vector)(((integers)value & better) | ((integers)best & ~better));
                 }
-                to[c] = best;
+                store_elements_part(to, best, v * LANES, CO);
             }
 }
 
@@ -158,29 +180,39 @@ static void norm_factors(const struct separable_arguments *a, const double *sums
 void forward(const struct separable_arguments *a)
 {
     const int images = a->images, threads = a->threads;
-    float packed[INPUTS * PADDED(CO)] = {0}, taps[TAPS * STEP];
-    double *thread_sums = calloc((size_t)threads * 2 * CO, sizeof(double));
+    number packed[STEPS(INPUTS) * PADDED(CO) * NUMBERS] = {0};
+    float taps[TAPS * STEP];
+    double *thread_sums = calloc((size_t)threads * 2 * PADDED(CO), sizeof(double));
     for (int k = 0; k < INPUTS; k++)
         for (int c = 0; c < CO; c++)
-            packed[k * PADDED(CO) + c] = a->weight[c * INPUTS + k];
+            packed[PACKED_INDEX(k, c, CO)] = as_number(a->weight[c * INPUTS + k]);
     if (DEPTHWISE)
         repeat_weights(a->depthwise, taps);
-    IN_THREADS EACH_IMAGE(i) {
-        float buffer[CONVOLVED], read[FEW_ROWS * OUT * INPUTS];
-        const float *image = convolved_image(a, i, buffer);
-        BANDS(row, rows) {
-            float *result = a->convolved + ((int64_t)i * OUT + row) * OUT * CO;
-            read_rows(image, taps, row, rows, read);
-            forward_product(read, packed, result, rows * OUT);
-            add_statistics(result, rows * OUT, thread_sums + (size_t)(i / SHARE) * 2 * CO);
-            if (POOL > 1)
-                pool_rows(result, a->gamma, rows, a->pooled + ((int64_t)i * POOLED + row / POOL) * POOLED * CO);
+    IN_THREADS {
+        float image_buffer[CONVOLVED], row_values[BFLOAT16 ? FEW_ROWS * OUT * CO + LANES : 1];
+        number read[FEW_ROWS * OUT * INPUTS + LANES];
+        memset(image_buffer, 0, sizeof image_buffer);
+        EACH_IMAGE(i) {
+            const float *image = convolved_image(a, i, image_buffer);
+            BANDS(row, rows) {
+                element *convolved = a->convolved + ((int64_t)i * OUT + row) * OUT * CO;
+                float *result = row_buffer(convolved, row_values);
+                if (DEPTHWISE)
+                    FETCH((const element *)a->input + (int64_t)(i + 1) * IN_IMAGE, IN_IMAGE, row, rows);
+                read_rows(image, taps, row, rows, read);
+                forward_product(read, packed, result, rows * OUT);
+                add_statistics(result, rows * OUT, thread_sums + (size_t)(i / SHARE) * 2 * PADDED(CO));
+                store_row(result, convolved, rows * OUT * CO);
+                if (POOL > 1)
+                    pool_rows(convolved, a->gamma, rows,
+                              a->pooled + ((int64_t)i * POOLED + row / POOL) * POOLED * CO);
+            }
         }
     }
     double sums[2 * CO] = {0};
     for (int t = 0; t < threads; t++)
         for (int c = 0; c < 2 * CO; c++)
-            sums[c] += thread_sums[(size_t)t * 2 * CO + c];
+            sums[c] += thread_sums[(size_t)t * 2 * PADDED(CO) + c / CO * PADDED(CO) + c % CO];
     norm_factors(a, sums);
     free(thread_sums);
 }
@@ -188,11 +220,12 @@ void forward(const struct separable_arguments *a)
 /* Batch norm and ReLU of the last block. */
 void finish(const struct separable_arguments *a)
 {
-    const float *restrict factor = a->factor, *restrict offset = a->offset, *restrict from = a->pooled;
+    const float *restrict factor = a->factor, *restrict offset = a->offset;
+    const element *restrict from = a->pooled;
     float *restrict output = a->output;
     for (int64_t u = 0; u < (int64_t)a->images * POOLED * POOLED * CO; u += CO)
         EACH_CHANNEL(c, CO) {
-            float value = from[u + c] * factor[c] + offset[c];
+            float value = as_float(from[u + c]) * factor[c] + offset[c];
             output[u + c] = RELU(value);
         }
 }

@@ -12,16 +12,17 @@ struct coefficients { float by_gradient[PADDED(CO)], by_value[PADDED(CO)], const
 void begin_backward(const struct separable_arguments *a)
 {
     const float *restrict mean = a->statistics, *restrict factor = a->factor, *restrict offset = a->offset;
-    const float *restrict from = a->grad_output, *restrict pooled = a->pooled;
-    float *restrict to = a->gradient;
+    const float *restrict from = a->grad_output;
+    const element *restrict pooled = a->pooled;
+    element *restrict to = a->gradient;
     memset(a->sums, 0, sizeof(double) * 2 * CO);
     for (int64_t i = 0; i < a->images; i++) {
         float sum[CO] = {0}, products[CO] = {0};
         for (int64_t u = i * POOLED * POOLED; u < (i + 1) * POOLED * POOLED; u++)
             EACH_CHANNEL(c, CO) {
-                float value = pooled[u * CO + c];
+                float value = as_float(pooled[u * CO + c]);
                 float gradient = value * factor[c] + offset[c] > 0 ? from[u * CO + c] : 0;
-                to[u * CO + c] = gradient;
+                to[u * CO + c] = rounded(gradient);
                 sum[c] += gradient;
                 products[c] += gradient * (value - mean[c]);
             }
@@ -83,8 +84,8 @@ ALONE void input_gradient(const float *restrict frame, const float *restrict tap
 }
 
 /* Back through ReLU of the block before: the gradient of its batch norm's output, and its sums. */
-ALONE void pass_back(const struct separable_arguments *a, const float *restrict image, const float *restrict gradient,
-                     float *restrict to, double *sums)
+ALONE void pass_back(const struct separable_arguments *a, const element *restrict image,
+                     const float *restrict gradient, element *restrict to, double *sums)
 {
     float factors[STEP], offsets[STEP], means[STEP];
     repeat(a->in_factor, 1, factors);
@@ -97,9 +98,9 @@ ALONE void pass_back(const struct separable_arguments *a, const float *restrict 
             const vector mean = load(means + v * LANES);
             vector row_sum = {0}, row_products = {0};
             for (int u = row + v * LANES; u < row + ROW; u += STEP) {
-                const vector value = load(image + u);
+                const vector value = load_elements(image + u);
                 const vector passed = (vector)((integers)load(gradient + u) & (value * factor + offset > 0));
-                store(to + u, passed);
+                store_elements(to + u, passed);
                 row_sum += passed;
                 row_products += passed * (value - mean);
             }
@@ -114,67 +115,88 @@ ALONE void pass_back(const struct separable_arguments *a, const float *restrict 
 
 /* Rows of the gradient of the convolution's output. What a max-pool took is found again: the first that is equal. */
 ALONE void norm_rows(const struct separable_arguments *a, const struct coefficients *k, int image, int row, int rows,
-                     float *restrict to)
+                     number *restrict to)
 {
-    const float *restrict convolved = a->convolved + ((int64_t)image * OUT + row) * OUT * CO;
+    const element *restrict convolved = a->convolved + ((int64_t)image * OUT + row) * OUT * CO;
     const int64_t at = ((int64_t)image * POOLED + row / POOL) * POOLED * CO;
-    const float *restrict gradient = a->gradient + at, *restrict pooled = a->pooled + at;
+    const element *restrict gradient = a->gradient + at, *restrict pooled = a->pooled + at;
     if (POOL == 1 || OUT % POOL)
         for (int u = 0; u < rows * OUT; u++)
-            EACH_CHANNEL(c, CO)
-                to[u * CO + c] = k->by_value[c] * convolved[u * CO + c] + k->constant[c]
-                    + (POOL == 1 ? k->by_gradient[c] * gradient[u * CO + c] : 0);
+            UNROLLED(v, VECTORS(CO)) {
+                const int at_vector = u * CO + v * LANES;
+                vector value = load(k->by_value + v * LANES) * load_elements(convolved + at_vector)
+                    + load(k->constant + v * LANES);
+                if (POOL == 1)
+                    value += load(k->by_gradient + v * LANES) * load_elements(gradient + at_vector);
+                store_numbers_part(to + u * IN_STEPS(CO), value, v * LANES, CO);
+            }
     if (POOL == 1)
         return;
     for (int u = 0; u < rows / POOL * POOLED; u++)
         UNROLLED(v, VECTORS(CO)) {
-            const int first = (u / POOLED * OUT + u % POOLED) * POOL * CO;
-            const vector here = load(k->by_gradient + v * LANES) * load(gradient + u * CO + v * LANES);
-            const vector took = load(pooled + u * CO + v * LANES);
+            const int first = (u / POOLED * OUT + u % POOLED) * POOL;
+            const vector here = load(k->by_gradient + v * LANES) * load_elements(gradient + u * CO + v * LANES);
+            const vector took = load_elements(pooled + u * CO + v * LANES);
             const integers equal = *(const integers *)(k->equal + v * LANES);
             integers open = ~(integers){0};
             UNROLLED(p, SQUARE) {
-                const int pixel = first + (p / POOL * OUT + p % POOL) * CO;
-                const vector value = load(convolved + pixel + v * LANES);
+                const int pixel = first + p / POOL * OUT + p % POOL;
+                const vector value = load_elements(convolved + pixel * CO + v * LANES);
                 const integers taken = open & (equal | (value == took));
                 vector sum = load(k->by_value + v * LANES) * value + load(k->constant + v * LANES);
-                store_part(to + pixel, sum + (vector)((integers)here & taken), v * LANES, CO);
+                store_numbers_part(to + pixel * IN_STEPS(CO), sum + (vector)((integers)here & taken), v * LANES, CO);
                 open &= ~taken;
             }
         }
 }
 
-ALONE void backward_product(const float *restrict x, const float *restrict packed, float *restrict y, int pixels)
+ALONE void backward_product(const number *restrict x, const number *restrict packed, float *restrict y, int pixels)
 {
     product(x, packed, y, pixels, FEW_ROWS * OUT, CO, CI);
 }
 
-ALONE void weight_gradient(const float *restrict x, const float *restrict gradient, float *restrict sums, int pixels)
+/* Of so many pixels: add to the gradient of the convolution's weights. */
+ALONE void weight_gradient(const number *restrict x, const number *restrict gradient, float *restrict sums,
+                           int pixels)
 {
+#if BFLOAT16 && DEPTHWISE
+    number x_pairs[(FEW_ROWS * OUT + 1) * INPUTS + 2 * LANES], pairs_of_gradient[(FEW_ROWS * OUT + 1) * CO + 2 * LANES];
+    pair_rows(x, x_pairs, pixels, INPUTS);
+    pair_rows(gradient, pairs_of_gradient, pixels, CO);
+    product_gradient(x_pairs, pairs_of_gradient, sums, STEPS(pixels), INPUTS, CO);
+#else
     product_gradient(x, gradient, sums, pixels, INPUTS, CO);
+#endif
 }
 
 /* An image: add to the gradients of the weights, and leave the gradient of its input. */
 static INLINE void image_gradient(const struct separable_arguments *a, const struct coefficients *k, int i,
-                                  const float *packed, const float *taps, float *weights, double *in_sums)
+                                  const number *packed, const float *taps, float *buffer, float *frame,
+                                  float *weights, double *in_sums)
 {
-    float buffer[CONVOLVED], frame[DEPTHWISE ? FRAME : 1];
     const float *image = convolved_image(a, i, buffer);
-    if (DEPTHWISE)
-        memset(frame, 0, sizeof frame);
     BANDS(row, rows) {
-        float read[FEW_ROWS * OUT * INPUTS + LANES], before[FEW_ROWS * OUT * CO + LANES];
+        number read[FEW_ROWS * OUT * INPUTS + LANES];
+        number before[FEW_ROWS * OUT * IN_STEPS(CO) + LANES];
+        if (CO % NUMBERS)
+            memset(before, 0, sizeof before);
+        if (DEPTHWISE) {
+            FETCH(a->convolved + (int64_t)(i + 1) * AREA * CO, AREA * CO, row, rows);
+            FETCH(a->gradient + (int64_t)(i + 1) * POOLED * POOLED * CO, POOLED * POOLED * CO, row, rows);
+            FETCH((const element *)a->input + (int64_t)(i + 1) * IN_IMAGE, IN_IMAGE, row, rows);
+        }
         norm_rows(a, k, i, row, rows, before);
         read_rows(image, taps, row, rows, read);
         weight_gradient(read, before, weights, rows * OUT);
         if (!DEPTHWISE)
             continue;
-        backward_product(before, packed, read, rows * OUT);
+        float values[FEW_ROWS * OUT * CI + LANES];
+        backward_product(before, packed, values, rows * OUT);
         for (int r = 0; r < rows; r++)
-            memcpy(frame + FRAME_FIRST + (row + r) * SIDE * CI, read + r * OUT * CI, sizeof(float) * OUT * CI);
+            memcpy(frame + FRAME_FIRST + (row + r) * SIDE * CI, values + r * OUT * CI, sizeof(float) * OUT * CI);
     }
     if (DEPTHWISE) {
-        const float *input = a->input + (int64_t)i * IN_IMAGE;
+        const element *input = (const element *)a->input + (int64_t)i * IN_IMAGE;
         float gradient[IN_IMAGE];
         depthwise_gradient(image, frame, weights + WEIGHTS);
         input_gradient(frame, taps, gradient);
@@ -186,7 +208,8 @@ static INLINE void image_gradient(const struct separable_arguments *a, const str
 void backward(const struct separable_arguments *a)
 {
     const int images = a->images, threads = a->threads;
-    float packed[DEPTHWISE ? CO * PADDED(CI) : 1] = {0}, taps[TAPS * STEP];
+    number packed[DEPTHWISE ? STEPS(CO) * PADDED(CI) * NUMBERS : 1] = {0};
+    float taps[TAPS * STEP];
     float *weights = calloc((size_t)threads * ROOM, sizeof(float));
     double *in_sums = calloc((size_t)threads * 2 * CI, sizeof(double));
     struct coefficients k;
@@ -195,11 +218,16 @@ void backward(const struct separable_arguments *a)
         repeat_weights(a->depthwise, taps);
         for (int o = 0; o < CO; o++)
             for (int c = 0; c < CI; c++)
-                packed[o * PADDED(CI) + c] = a->weight[o * CI + c];
+                packed[PACKED_INDEX(o, c, CI)] = as_number(a->weight[o * CI + c]);
     }
-    IN_THREADS EACH_IMAGE(i)
-        image_gradient(a, &k, i, packed, taps, weights + (size_t)(i / SHARE) * ROOM,
-                       in_sums + (size_t)(i / SHARE) * 2 * CI);
+    IN_THREADS {
+        float buffer[CONVOLVED], frame[DEPTHWISE ? FRAME : 1];
+        memset(buffer, 0, sizeof buffer);
+        memset(frame, 0, sizeof frame);
+        EACH_IMAGE(i)
+            image_gradient(a, &k, i, packed, taps, buffer, frame, weights + (size_t)(i / SHARE) * ROOM,
+                           in_sums + (size_t)(i / SHARE) * 2 * CI);
+    }
     for (int t = 1; t < threads; t++) {
         for (int w = 0; w < ROOM; w++)
             weights[w] += weights[(size_t)t * ROOM + w];

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from bantam.augmentation import Augmentation, Changes
 from bantam.data import Data
+from bantam.kernels.direct import direct
 from bantam.schedulers import Schedule
 from bantam.training.average import Average
 
@@ -148,6 +149,7 @@ def _train_epoch(
     strengths = [augmentation.strength((epoch - 1 + step / steps) / training.epochs) for step in range(steps)]
     of_images = torch.tensor(strengths, device=device).repeat_interleave(batch_size)[:count]
     changes = augmentation.draw(of_images)
+    in_c = direct(forward, data.shape)
     checked = 0
     lr = 0.0
     for step in range(steps):
@@ -159,22 +161,29 @@ def _train_epoch(
         images = data.train_images.index_select(0, batch)
         x = augmentation.apply(images, changes.of(rows) if strengths[step] else Changes())
         x = data.normalise(x)
-        with torch.autocast(device.type, training.precision, enabled=training.precision != torch.float32):
-            logits = forward(x)
-            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses[step], hits = in_c(x, labels, smoothing) if in_c else _gradients(training, x, labels)
+        correct += hits
         optimizer.step()
         if training.average:
             training.average.update()
-        # What is recorded is the same with and without smoothing, so that runs can be compared.
-        losses[step] = F.cross_entropy(logits.detach().float(), labels) if smoothing else loss.detach()
-        correct += (logits.detach().argmax(1) == labels).sum()
         if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
             last = _refuse_infinite(losses[checked : step + 1], epoch, checked, lr)
             checked = step + 1
             show(epoch, min(checked * batch_size, count), last)
     return lr, losses.mean().item(), 100 * correct.item() / count
+
+
+def _gradients(training: Training, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Give every parameter its gradient of the loss: that, and how many images are classified correctly."""
+    with torch.autocast(x.device.type, training.precision, enabled=training.precision != torch.float32):
+        logits = training.training_model(x)
+        loss = F.cross_entropy(logits, labels, label_smoothing=training.label_smoothing)
+    training.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    logits = logits.detach()
+    # What is recorded is the same with and without smoothing, so that runs can be compared.
+    recorded = F.cross_entropy(logits.float(), labels) if training.label_smoothing else loss.detach()
+    return recorded, (logits.argmax(1) == labels).sum()
 
 
 def _set_rates(training: Training, epoch: float, losses: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from bantam import budget, data
 from bantam.augmentation import Augmentation
-from bantam.kernels import compiler, muon
+from bantam.kernels import augment, compiler, muon
 from bantam.kernels.fuse import fuse, is_fused
 from bantam.own import code
 from bantam.schedulers import Schedule
@@ -154,7 +154,9 @@ class Prepared:
             model=self.model,
             optimizer=muon.in_c(self.optimizer) if self.kernels == "native" else self.optimizer,
             schedule=self.schedule,
-            augmentation=self.augmentation,
+            augmentation=augment.in_c(self.augmentation, self.data.shape)
+            if self.kernels == "native"
+            else self.augmentation,
             data=self.data,
             epochs=self.cfg.epochs,
             batch_size=self.cfg.batch_size,

@@ -1,0 +1,63 @@
+"""Augmentation in C beside PyTorch's operations."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from bantam.augmentation import Augmentation, Changes
+from bantam.kernels import augment
+
+
+def pair(shape: tuple[int, int, int], **reaches: float) -> tuple[Augmentation, Augmentation]:
+    """An augmentation by PyTorch's operations, and the same one in C."""
+    ours = augment.in_c(Augmentation(**reaches), shape)  # type: ignore[arg-type]
+    assert ours.kernel
+    return Augmentation(**reaches), ours  # type: ignore[arg-type]
+
+
+def images(count: int, shape: tuple[int, int, int]) -> Tensor:
+    return torch.randint(0, 256, (count, *shape), dtype=torch.uint8)
+
+
+AFFINE = {"degrees": 30.0, "pixels": 4.0, "scale": 0.3, "shear_degrees": 20.0}
+LIGHT = {"brightness": 0.4, "contrast": 0.4}
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 9, 17), (3, 32, 32)])
+@pytest.mark.parametrize("reaches", [{}, AFFINE, LIGHT, AFFINE | LIGHT, AFFINE | {"elastic_pixels": 2.0}])
+def test_images_are_changed_as_pytorch_does(shape: tuple[int, int, int], reaches: dict[str, float]) -> None:
+    torch.manual_seed(0)
+    theirs, ours = pair(shape, **reaches)
+    bytes_, changes = images(32, shape), theirs.draw(torch.ones(32))
+    torch.testing.assert_close(ours.apply(bytes_, changes), theirs.apply(bytes_, changes), rtol=0, atol=2e-5)
+    some = slice(5, 12)
+    part = ours.apply(bytes_[some], changes.of(some))
+    assert torch.equal(part, ours.apply(bytes_, changes)[some])
+
+
+def test_what_comes_in_from_far_outside_is_black() -> None:
+    _, ours = pair((1, 8, 8))
+    far = torch.tensor(
+        [[[1.0, 0, x], [0, 1.0, y]] for x, y in ((1e30, 0), (0, -1e30), (float("nan"), 0), (8.5, 0))]
+    )
+    assert ours.apply(images(4, (1, 8, 8)), Changes(mapping=far)).abs().max() == 0
+
+
+def test_another_interpolation_and_other_images_are_left_to_pytorch() -> None:
+    nearest = augment.in_c(Augmentation(**AFFINE, interpolation="nearest"), (1, 28, 28))
+    _, bilinear = pair((1, 28, 28), **AFFINE)
+    assert nearest.kernel
+    assert bilinear.kernel
+    bytes_, changes = images(4, (1, 28, 28)), nearest.draw(torch.ones(4))
+    assert nearest.kernel(bytes_, changes, "nearest") is None
+    assert bilinear.kernel(images(4, (1, 20, 28)), changes, "bilinear") is None
+    torch.testing.assert_close(
+        nearest.apply(bytes_, changes), Augmentation(interpolation="nearest").apply(bytes_, changes)
+    )
+
+
+def test_an_augmentation_of_ones_own_stays_as_it_is() -> None:
+    class Own(Augmentation):
+        pass
+
+    assert augment.in_c(Own(degrees=10.0), (1, 28, 28)).kernel is None
