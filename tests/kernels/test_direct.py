@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bantam.kernels import compiler
 from bantam.kernels.direct import Direct, direct
 from bantam.kernels.fuse import fuse
+from bantam.kernels.stack import Stack
 
 IMAGE = (1, 12, 12)
 
@@ -28,6 +30,23 @@ def network(bias: bool = False, last: int = 8) -> nn.Sequential:
     )
 
 
+def of_blocks(bias: bool = False, dropout: float = 0.0) -> nn.Sequential:
+    """As V2: a stack, an average of the whole map, and a 1×1 convolution."""
+    torch.manual_seed(1)
+    return (
+        nn.Sequential(
+            *(nn.Conv2d(1, 8, 3, bias=False), nn.ReLU(), nn.BatchNorm2d(8), nn.Dropout(dropout)),
+            *(nn.Conv2d(8, 9, 3, bias=bias), nn.ReLU(), nn.BatchNorm2d(9), nn.Dropout(dropout), nn.MaxPool2d(2)),
+            *(nn.AvgPool2d(4), nn.Conv2d(9, 10, 1, bias=bias), nn.Flatten()),
+        )
+        .to(memory_format=torch.channels_last)
+        .train()
+    )
+
+
+NETWORKS = [network, of_blocks]
+
+
 def found(model: nn.Module) -> tuple[nn.Module, Direct | None]:
     fused = fuse(model, IMAGE).model
     assert fused is not None
@@ -36,8 +55,11 @@ def found(model: nn.Module) -> tuple[nn.Module, Direct | None]:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_gradients_are_those_of_autograd(bias: bool, smoothing: float) -> None:
-    model = network(bias)
+@pytest.mark.parametrize("build", NETWORKS)
+def test_gradients_are_those_of_autograd(
+    build: Callable[[bool], nn.Sequential], bias: bool, smoothing: float
+) -> None:
+    model = build(bias)
     exact = copy.deepcopy(model).double()
     _, step = found(model)
     assert step
@@ -57,8 +79,49 @@ def test_gradients_are_those_of_autograd(bias: bool, smoothing: float) -> None:
         torch.testing.assert_close(buffer.double(), wanted.double(), rtol=1e-4, atol=1e-6)
 
 
-def test_parameters_that_are_somewhere_else_are_found_again() -> None:
-    model = network()
+@pytest.mark.skipif(not compiler.bfloat16(), reason="this processor does not compute in bfloat16")
+def test_in_bfloat16_gradients_are_as_exact_as_its_numbers() -> None:
+    model = of_blocks()
+    exact = copy.deepcopy(model).double()
+    fused = fuse(model, IMAGE, torch.bfloat16).model
+    assert fused is not None
+    step = direct(fused.train(), IMAGE)
+    assert step
+    x, labels = torch.randn(32, *IMAGE), torch.randint(10, (32,))
+    loss, _ = step(x, labels, 0.0)
+    wanted = F.cross_entropy(exact(x.double()), labels)
+    wanted.backward()
+    assert loss == pytest.approx(float(wanted.detach()), rel=0.02)
+    for p, q in zip(model.parameters(), exact.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert float((p.grad - q.grad).norm()) <= 0.1 * float(q.grad.norm())
+
+
+def test_the_same_elements_are_dropped_as_with_autograd() -> None:
+    model, other = of_blocks(dropout=0.3), of_blocks(dropout=0.3)
+    _, step = found(model)
+    assert step
+    with_autograd, _ = found(other)
+    assert any(isinstance(module, Stack) for module in with_autograd.modules())
+    x, labels = torch.randn(6, *IMAGE), torch.randint(10, (6,))
+    for seed in (3, 4):
+        torch.manual_seed(seed)
+        loss, _ = step(x, labels, 0.0)
+        torch.manual_seed(seed)
+        other.zero_grad()
+        wanted = F.cross_entropy(with_autograd(x), labels)
+        wanted.backward()
+        assert loss == pytest.approx(float(wanted.detach()), rel=1e-5)
+        for p, q in zip(model.parameters(), other.parameters(), strict=True):
+            assert p.grad is not None
+            assert q.grad is not None
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-4 * float(q.grad.abs().max()))
+
+
+@pytest.mark.parametrize("build", NETWORKS)
+def test_parameters_that_are_somewhere_else_are_found_again(build: Callable[[], nn.Sequential]) -> None:
+    model = build()
     fused, step = found(model)
     assert step
     x, labels = torch.randn(5, *IMAGE), torch.randint(10, (5,))
@@ -66,7 +129,7 @@ def test_parameters_that_are_somewhere_else_are_found_again() -> None:
     for p in model.parameters():
         p.data = p.data.clone() * 1.5
         p.grad = None
-    fused(torch.randn(20, *IMAGE)).sum().backward()  # and the chain has other memory
+    fused(torch.randn(20, *IMAGE)).sum().backward()  # and the maps have other memory
     for p in model.parameters():
         p.grad = None
     loss, _ = step(x, labels, 0.0)
@@ -80,18 +143,44 @@ def frozen(model: nn.Sequential) -> None:
 
 
 def watched(model: nn.Sequential) -> None:
-    model[10].register_forward_hook(lambda module, inputs, output: None)
+    model[-1].register_forward_hook(lambda module, inputs, output: None)
 
 
 def with_gradients_watched(model: nn.Sequential) -> None:
-    model[10].weight.register_hook(lambda gradient: gradient)
+    model[0].weight.register_hook(lambda gradient: gradient)
 
 
 @pytest.mark.parametrize("change", [frozen, watched, with_gradients_watched])
-def test_what_needs_autograd_gets_it(change: Callable[[nn.Sequential], None]) -> None:
-    model = network()
+@pytest.mark.parametrize("build", NETWORKS)
+def test_what_needs_autograd_gets_it(
+    build: Callable[[], nn.Sequential], change: Callable[[nn.Sequential], None]
+) -> None:
+    model = build()
     change(model)
     assert found(model)[1] is None
+
+
+def padded(layers: list[nn.Module]) -> None:
+    layers[-2] = nn.Conv2d(9, 10, 1, padding=1)
+    layers[-1] = nn.Flatten(1)
+    layers.append(nn.AdaptiveAvgPool1d(10))
+
+
+def of_a_part(layers: list[nn.Module]) -> None:
+    layers[-3] = nn.AvgPool2d(3)
+
+
+def of_flat_maps(layers: list[nn.Module]) -> None:
+    layers[-3:] = [nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 10)]
+
+
+@pytest.mark.parametrize("change", [padded, of_a_part, of_flat_maps])
+def test_other_ends_have_autograd(change: Callable[[list[nn.Module]], None]) -> None:
+    layers = [*of_blocks()]
+    change(layers)
+    fused, step = found(nn.Sequential(*layers).to(memory_format=torch.channels_last).train())
+    assert step is None
+    assert fused(torch.randn(2, *IMAGE)).shape == (2, 10)
 
 
 def test_outside_training_there_is_nothing_to_compute() -> None:

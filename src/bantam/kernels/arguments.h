@@ -59,10 +59,11 @@ struct separable_arguments {
 };
 
 struct tail_arguments {
-    const float *input;                       /* images × PIXELS × CI */
+    const element *input;                     /* images × PIXELS × CI */
     const float *weight, *bias;               /* CO × CI and CO; null without a bias */
     const int64_t *labels;                    /* images */
-    float *grad_input, *grad_weight, *grad_bias;
+    element *grad_input;                      /* like the input */
+    float *grad_weight, *grad_bias;
     float smoothing, loss;                    /* of the labels; the mean cross-entropy without it */
     int images, correct;                      /* so many are classified correctly */
 };

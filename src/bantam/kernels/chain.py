@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from bantam.kernels.arguments import SeparableArguments
 from bantam.kernels.blocks import Block
-from bantam.kernels.compiled import OVERWRITTEN, Compiled
+from bantam.kernels.compiled import OVERWRITTEN, Calls, Compiled
 from bantam.kernels.depthwise import Depthwise
 
 SOURCE = "separable.c"
@@ -109,6 +109,12 @@ class Chain(nn.Module):
             width = side
         return found
 
+    def output_shape(self, shape: torch.Size) -> tuple[int, int]:
+        """Channels and side of the output for inputs of C×H×W."""
+        sizes = self.sizes(shape)
+        assert sizes
+        return sizes[-1]["CO"], (sizes[-1]["SIDE"] - sizes[-1]["KERNEL"] + 1) // sizes[-1]["POOL"]
+
     def compile(self, shape: torch.Size, library: Callable[..., ctypes.CDLL]) -> None:
         """Take what `library` compiles for inputs of C×H×W."""
         sizes = self.sizes(shape)
@@ -132,9 +138,35 @@ class Chain(nn.Module):
         libraries = self.usable(x)
         if libraries is None:
             return self.blocks(x)  # type: ignore[no-any-return]
-        weights = [weight for part in self.parts for weight in part.weights()]
-        torch._foreach_add_([part.block.norm[2]["num_batches_tracked"] for part in self.parts], 1)
-        return _Chain.apply(x, self, libraries, *weights)  # type: ignore[no-any-return]
+        torch._foreach_add_(self.counters(), 1)
+        return _Chain.apply(x, self, libraries, *self.trained())  # type: ignore[no-any-return]
+
+    def trained(self) -> list[Tensor]:
+        """The weights of all parts."""
+        return [weight for part in self.parts for weight in part.weights()]
+
+    def counters(self) -> list[Tensor]:
+        """How many batches each batch norm has seen."""
+        return [part.block.norm[2]["num_batches_tracked"] for part in self.parts]
+
+    def draw(self) -> None:
+        """Nothing is random in it."""
+
+    def calls(self, shape: torch.Size, gradients: Sequence[Tensor | None]) -> Calls:
+        """What computes B×C×H×W images, and the gradients of the weights, in training."""
+        libraries = self.libraries[shape[1:]]
+        arguments, output = self.arguments(shape)
+        weights, rest = iter(self.trained()), iter(gradients)
+        for part, of_part in zip(self.parts, arguments, strict=True):
+            set_weights(part, of_part, weights)
+            set_gradients(part, of_part, rest)
+        pointers = [ctypes.byref(of_part) for of_part in arguments]
+        forward: list[Any] = [(library.forward, at) for library, at in zip(libraries, pointers, strict=True)]
+        both = zip(reversed(libraries), reversed(pointers), strict=True)
+        backward: list[Any] = [(library.backward, at) for library, at in both]
+        forward += [(libraries[-1].finish, pointers[-1])]
+        backward = [(libraries[-1].begin_backward, pointers[-1]), *backward]
+        return Calls(forward, backward, arguments[0], arguments[-1], output)
 
     def arguments(self, shape: torch.Size) -> tuple[tuple[SeparableArguments, ...], Tensor]:
         """What the functions of all parts get for so many images, and the memory of the output."""
@@ -198,13 +230,25 @@ def allocated(
 
 
 def set_weights(part: Part, arguments: SeparableArguments, weights: Iterator[Tensor]) -> list[Tensor]:
-    """Let C read the weights of a part; returns them as they lie in memory."""
+    """Let C read the weights of a part, and what batch norm has; returns the weights as they lie in memory."""
     found = [next(weights).contiguous()] if part.depthwise else []
     found += [next(weights).contiguous(memory_format=torch.channels_last), next(weights), next(weights)]
     if part.depthwise:
         arguments.depthwise = found[0].data_ptr()
     arguments.weight, arguments.gamma, arguments.beta = (weight.data_ptr() for weight in found[-3:])
+    mean, variance = part.block.tensors()[3:]
+    arguments.running_mean, arguments.running_variance = mean.data_ptr(), variance.data_ptr()
+    arguments.momentum, arguments.epsilon = part.block.norm[0].momentum, part.block.norm[0].eps
     return found
+
+
+def set_gradients(part: Part, arguments: SeparableArguments, gradients: Iterator[Tensor | None]) -> None:
+    """Let C write the gradients of the weights of a part."""
+    names = ["grad_depthwise"] if part.depthwise else []
+    for name in (*names, "grad_weight", "grad_gamma", "grad_beta"):
+        gradient = next(gradients)
+        assert gradient is not None
+        setattr(arguments, name, gradient.data_ptr())
 
 
 class _Chain(torch.autograd.Function):
@@ -218,10 +262,6 @@ class _Chain(torch.autograd.Function):
         remaining, kept = iter(weights), []
         for part, of_part, library in zip(chain.parts, arguments, libraries, strict=True):
             kept += set_weights(part, of_part, remaining)
-            mean, variance = part.block.tensors()[3:]
-            norm = part.block.norm[0]
-            of_part.running_mean, of_part.running_variance = mean.data_ptr(), variance.data_ptr()
-            of_part.momentum, of_part.epsilon = norm.momentum, norm.eps
             library.forward(of_part)
         libraries[-1].finish(arguments[-1])
         ctx.save_for_backward(x, *kept)
@@ -241,9 +281,7 @@ class _Chain(torch.autograd.Function):
         gradients = [torch.empty_like(weight) for weight in weights]
         rest = iter(gradients)
         for part, of_part in zip(chain.parts, arguments, strict=True):
-            if part.depthwise:
-                of_part.grad_depthwise = next(rest).data_ptr()
-            of_part.grad_weight, of_part.grad_gamma, of_part.grad_beta = (next(rest).data_ptr() for _ in range(3))
+            set_gradients(part, of_part, rest)
         ctx.libraries[-1].begin_backward(arguments[-1])
         for of_part, library in zip(reversed(arguments), reversed(ctx.libraries), strict=True):
             library.backward(of_part)

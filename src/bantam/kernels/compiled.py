@@ -5,8 +5,8 @@ goes for every processor, in bfloat16 for those that compute in it.
 """
 
 import ctypes
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +122,19 @@ class Compiled(nn.Module):
         if self.owner is not ctx.token:
             raise RuntimeError(OVERWRITTEN)
         self.busy = False
+
+
+class Calls(NamedTuple):
+    """What computes layers in training: functions of C, each with what it gets, in their order."""
+
+    forward: list[tuple[Callable[[Any], None], Any]]
+    backward: list[tuple[Callable[[Any], None], Any]]
+    first: Any
+    """The arguments whose `input` points to the input."""
+    last: Any
+    """Those whose `grad_output` points to the gradient of the output."""
+    output: Tensor
+    """B×C×H×W, channels last: its memory."""
 
 
 def zero_padding(convolution: _ConvNd) -> int | None:

@@ -1,4 +1,4 @@
-"""The loss and the gradients of a batch in C alone, of networks that are a chain, an average and a linear layer.
+"""Loss and gradients of a batch in C alone, for networks that are a chain or a stack, an average and logits.
 
 Autograd would take longer for such a step than C for a third of the network: it makes tensors for everything that
 goes in and out. Here C gets the same pointers in every step, and gradients are the same tensors.
@@ -15,61 +15,89 @@ from torch import Tensor, fx, nn
 
 from bantam.kernels import compiler
 from bantam.kernels.arguments import TailArguments
-from bantam.kernels.chain import Chain, set_weights
+from bantam.kernels.chain import Chain
 from bantam.kernels.reasons import hooked
+from bantam.kernels.stack import Stack
 
 SOURCE = "tail.c"
 
-TOLERANCE = 1e-3
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-2}
 """How far what C computes may be from PyTorch's, as a fraction of its length."""
 
 
 class Whole(NamedTuple):
     """All layers of a network."""
 
-    chain: Chain
-    linear: nn.Linear
+    maps: Chain | Stack
+    average: nn.AdaptiveAvgPool2d | nn.AvgPool2d
+    logits: nn.Linear | nn.Conv2d
 
 
 def whole(root: nn.Module, graph: fx.Graph) -> Whole | None:
-    """The layers of a graph that is a chain, an average of every map, and a linear layer; None of others."""
+    """The layers of a graph that is a chain or a stack, an average of every map, and logits; None of others.
+
+    Logits come from a linear layer, or from a 1×1 convolution in front of the flattening.
+    """
     nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
     if len(nodes) != 4 or any(node.op != "call_module" for node in nodes):
         return None
-    chain, average, flatten, linear = (root.get_submodule(str(node.target)) for node in nodes)
+    maps, average, *last = (root.get_submodule(str(node.target)) for node in nodes)
+    flatten, logits = reversed(last) if type(last[0]) is nn.Conv2d else last
     in_a_row = all(after.args[0] is before for before, after in pairwise([*nodes, graph.output_node()]))
     if (
         in_a_row
-        and isinstance(chain, Chain)
-        and type(average) is nn.AdaptiveAvgPool2d
-        and average.output_size in (1, (1, 1))
+        and isinstance(maps, Chain | Stack)
+        and isinstance(average, nn.AdaptiveAvgPool2d | nn.AvgPool2d)
+        and type(average) in (nn.AdaptiveAvgPool2d, nn.AvgPool2d)
         and type(flatten) is nn.Flatten
         and (flatten.start_dim, flatten.end_dim) == (1, -1)
-        and type(linear) is nn.Linear
+        and (type(logits) is nn.Linear) == (logits is last[1])
+        and (type(logits) is nn.Linear or _is_linear(logits))
     ):
-        return Whole(chain, linear)
+        return Whole(maps, average, logits)  # type: ignore[arg-type]
     return None
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    """Whether a layer computes of one pixel what a linear layer would."""
+    return (
+        type(layer) is nn.Conv2d
+        and (layer.kernel_size, layer.stride) == ((1, 1), (1, 1))
+        and (layer.groups, layer.padding) in ((1, (0, 0)), (1, "valid"), (1, "same"))
+    )
+
+
+def _takes_all(average: nn.AdaptiveAvgPool2d | nn.AvgPool2d, side: int) -> bool:
+    """Whether a layer makes one number of a map of this side."""
+    if isinstance(average, nn.AdaptiveAvgPool2d):
+        return average.output_size in (1, (1, 1))
+    return (
+        average.kernel_size in (side, (side, side))
+        and average.padding in (0, (0, 0))
+        and average.divisor_override is None
+    )
 
 
 class Direct:
     """What takes the place of forward pass, loss and backward pass in training."""
 
     def __init__(self, layers: Whole, shape: torch.Size, tail: ctypes.CDLL) -> None:
-        self.chain, self.linear, self.shape, self.tail = *layers, shape, tail
-        self.arguments = TailArguments()
-        weights = [weight for part in self.chain.parts for weight in part.weights()]
-        own = [p for p in (self.linear.weight, self.linear.bias) if p is not None]
-        self.parameters = [*weights, *own]
+        self.maps, _, self.logits = layers
+        self.shape, self.tail, self.arguments = shape, tail, TailArguments()
+        own = [self.logits.weight, *([] if self.logits.bias is None else [self.logits.bias])]
+        self.parameters = [p for p in (*self.maps.trained(), *own) if p is not None]
         self.gradients = [torch.empty_like(p) for p in self.parameters]
-        self.counts = [part.block.norm[2]["num_batches_tracked"] for part in self.chain.parts]
+        self.counters = self.maps.counters()
         self.calls: list[tuple[Callable[[Any], None], Any]] = []
         """Functions of C with what they get, in their order."""
+        self.first: Any = None
+        """The arguments whose `input` points to the images."""
         self.images = 0
         """In the batch that these are for."""
         self.places: list[int] = []
         """Where the parameters lie in memory that these get."""
-        self.memory = self.chain.memory
-        """Of the chain, to which they point."""
+        self.memory: Any = None
+        """Of the chain or stack, to which they point."""
         self.grad_output = torch.empty(0)
 
     def __call__(self, x: Tensor, labels: Tensor, smoothing: float) -> tuple[float, int]:
@@ -77,16 +105,18 @@ class Direct:
 
         Returns that loss, without label smoothing, and how many images are classified correctly.
         """
-        x, labels = x.contiguous(memory_format=torch.channels_last), labels.contiguous()
+        dtype = self.maps.dtype if isinstance(self.maps, Stack) else torch.float32
+        x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+        labels = labels.contiguous()
         places = [p.data_ptr() for p in self.parameters]
-        if len(x) != self.images or places != self.places or self.chain.memory is not self.memory:
+        if len(x) != self.images or places != self.places or self.maps.memory is not self.memory:
             self.prepare(len(x))
-            self.places, self.memory = places, self.chain.memory
-        assert self.memory
-        self.memory[0][0].input = x.data_ptr()
+            self.places, self.memory = places, self.maps.memory
+        self.first.input = x.data_ptr()
         self.arguments.labels, self.arguments.smoothing = labels.data_ptr(), smoothing
-        self.chain.owner = None  # of what a forward pass of the chain has left there nothing remains
-        torch._foreach_add_(self.counts, 1)
+        self.maps.owner = None  # of what a forward pass has left there nothing remains
+        torch._foreach_add_(self.counters, 1)
+        self.maps.draw()
         for function, argument in self.calls:
             function(argument)
         for p, gradient in zip(self.parameters, self.gradients, strict=True):
@@ -96,31 +126,16 @@ class Direct:
 
     def prepare(self, images: int) -> None:
         """Set all pointers, for batches of so many images."""
-        chain, tail, linear = self.chain, self.arguments, self.linear
-        libraries = chain.libraries[self.shape]
-        arguments, output = chain.arguments(torch.Size((images, *self.shape)))
-        weights, gradients = iter(self.parameters), iter(self.gradients)
-        for part, of_part in zip(chain.parts, arguments, strict=True):
-            set_weights(part, of_part, weights)
-            mean, variance = part.block.tensors()[3:]
-            of_part.running_mean, of_part.running_variance = mean.data_ptr(), variance.data_ptr()
-            of_part.momentum, of_part.epsilon = part.block.norm[0].momentum, part.block.norm[0].eps
-            if part.depthwise:
-                of_part.grad_depthwise = next(gradients).data_ptr()
-            for name in ("grad_weight", "grad_gamma", "grad_beta"):
-                setattr(of_part, name, next(gradients).data_ptr())
+        tail, logits, gradients = self.arguments, self.logits, iter(self.gradients)
+        of_maps = [p if p is None else next(gradients) for p in self.maps.trained()]
+        forward, backward, self.first, last, output = self.maps.calls(torch.Size((images, *self.shape)), of_maps)
         self.grad_output = torch.empty_like(output)
         tail.input, tail.grad_input = output.data_ptr(), self.grad_output.data_ptr()
-        tail.weight, tail.grad_weight = linear.weight.data_ptr(), next(gradients).data_ptr()
-        if linear.bias is not None:
-            tail.bias, tail.grad_bias = linear.bias.data_ptr(), next(gradients).data_ptr()
-        arguments[-1].grad_output, tail.images, self.images = tail.grad_input, images, images
-        pointers = [ctypes.byref(of_part) for of_part in arguments]
-        self.calls = [(library.forward, at) for library, at in zip(libraries, pointers, strict=True)]
-        self.calls += [(libraries[-1].finish, pointers[-1]), (self.tail.tail, ctypes.byref(tail))]
-        self.calls += [(libraries[-1].begin_backward, pointers[-1])]
-        backward = zip(reversed(libraries), reversed(pointers), strict=True)
-        self.calls += [(library.backward, at) for library, at in backward]
+        tail.weight, tail.grad_weight = logits.weight.data_ptr(), next(gradients).data_ptr()
+        if logits.bias is not None:
+            tail.bias, tail.grad_bias = logits.bias.data_ptr(), next(gradients).data_ptr()
+        last.grad_output, tail.images, self.images = tail.grad_input, images, images
+        self.calls = [*forward, (self.tail.tail, ctypes.byref(tail)), *backward]
 
 
 def direct(model: nn.Module, shape: tuple[int, int, int]) -> Direct | None:
@@ -128,18 +143,18 @@ def direct(model: nn.Module, shape: tuple[int, int, int]) -> Direct | None:
 
     Asked anew in every epoch: a network may have been given hooks, or have frozen some of its layers.
     """
-    layers = getattr(model, "whole", None)
+    layers: Whole | None = getattr(model, "whole", None)
     if layers is None or any(map(hooked, model.modules())):
         return None
-    (chain, linear), size = layers, torch.Size(shape)
-    if chain.usable(torch.empty(2, *shape)) is None or not linear.training:
+    size = torch.Size(shape)
+    found = layers.maps.usable(torch.empty(2, *shape)) and layers.logits.training and sizes(layers, size)
+    if not found:
         return None
     try:
-        library = compiler.library(SOURCE, check, **sizes(layers, size))
+        step = Direct(layers, size, compiler.library(SOURCE, check, **found))
     except compiler.Unavailable:
         return None
-    found = Direct(layers, size, library)
-    return found if all(map(_fits, found.parameters)) and {*found.parameters} == {*model.parameters()} else None
+    return step if all(map(_fits, step.parameters)) and {*step.parameters} == {*model.parameters()} else None
 
 
 def _fits(p: Tensor) -> bool:
@@ -150,12 +165,14 @@ def _fits(p: Tensor) -> bool:
     return in_place and p.is_leaf and p.requires_grad and not hooks
 
 
-def sizes(layers: Whole, shape: torch.Size) -> dict[str, int]:
-    """What `tail.c` calls the sizes, of a network for C×H×W images."""
-    parts = layers.chain.sizes(shape)
-    assert parts
-    side = (parts[-1]["SIDE"] - parts[-1]["KERNEL"] + 1) // parts[-1]["POOL"]
-    return {"PIXELS": side**2, "CI": layers.linear.in_features, "CO": layers.linear.out_features, "BFLOAT16": 0}
+def sizes(layers: Whole, shape: torch.Size) -> dict[str, int] | None:
+    """What `tail.c` calls the sizes, of a network for C×H×W images; None where it does not compute its end."""
+    channels, side = layers.maps.output_shape(shape)
+    classes = layers.logits.weight.shape[0]
+    if not _takes_all(layers.average, side) or layers.logits.weight[0].numel() != channels:
+        return None
+    bfloat16 = isinstance(layers.maps, Stack) and layers.maps.dtype == torch.bfloat16
+    return {"PIXELS": side**2, "CI": channels, "CO": classes, "BFLOAT16": int(bfloat16)}
 
 
 def check(library: ctypes.CDLL, source: str, sizes: dict[str, int]) -> None:
@@ -164,7 +181,9 @@ def check(library: ctypes.CDLL, source: str, sizes: dict[str, int]) -> None:
     pixels, features, classes = sizes["PIXELS"], sizes["CI"], sizes["CO"]
     with torch.enable_grad(), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        dtype = torch.bfloat16 if sizes["BFLOAT16"] else torch.float32
         x, weight, bias = torch.randn(5, pixels, features), torch.randn(classes, features), torch.randn(classes)
+        x = x.to(dtype)
         labels = torch.randint(classes, (5,))
         found = [torch.zeros_like(each) for each in (x, weight, bias)]
         tensors = {"input": x, "weight": weight, "bias": bias, "labels": labels}
@@ -177,6 +196,7 @@ def check(library: ctypes.CDLL, source: str, sizes: dict[str, int]) -> None:
         F.cross_entropy(logits, labels, label_smoothing=0.1).backward()  # type: ignore[no-untyped-call]
         pairs = [(ours, each.grad) for ours, each in zip(found, exact, strict=True) if each.grad is not None]
         pairs += [(torch.tensor(arguments.loss), F.cross_entropy(logits, labels))]
-        close = [bool((ours - theirs).norm() <= TOLERANCE * theirs.norm()) for ours, theirs in pairs]
+        near = TOLERANCE[dtype]
+        close = [bool((ours - theirs).norm() <= near * theirs.norm()) for ours, theirs in pairs]
         if not all(close) or arguments.correct != int((logits.argmax(1) == labels).sum()):
             raise compiler.Unavailable(f"what this compiler makes of {source} is wrong")

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from bantam.kernels.arguments import BlockArguments
 from bantam.kernels.blocks import Block
-from bantam.kernels.compiled import OVERWRITTEN
+from bantam.kernels.compiled import OVERWRITTEN, Calls
 
 
 class Stack(nn.Module):
@@ -62,14 +62,53 @@ class Stack(nn.Module):
             shape = torch.Size((block.outputs, side // block.pool, side // block.pool))
         return found
 
+    def output_shape(self, shape: torch.Size) -> tuple[int, int]:
+        """Channels and side of the output for inputs of C×H×W."""
+        side = shape[1]
+        for block in self.listed:
+            side = block.side_of_output(side) // block.pool
+        return self.listed[-1].outputs, side
+
     def forward(self, x: Tensor) -> Tensor:
         """B×C×H×W in, B×C×H×W out, channels last."""
         libraries = self.usable(x)
         if libraries is None:
             return self.blocks(x)  # type: ignore[no-any-return]
-        torch._foreach_add_([block.norm[2]["num_batches_tracked"] for block in self.listed], 1)
-        weights = [weight for block in self.listed for weight in block.trained()]
-        return _Stack.apply(x.to(self.dtype), self, libraries, *weights)  # type: ignore[no-any-return]
+        torch._foreach_add_(self.counters(), 1)
+        return _Stack.apply(x.to(self.dtype), self, libraries, *self.trained())  # type: ignore[no-any-return]
+
+    def trained(self) -> list[Tensor | None]:
+        """The weights of all blocks, four each: see `Block.trained`."""
+        return [weight for block in self.listed for weight in block.trained()]
+
+    def counters(self) -> list[Tensor]:
+        """How many batches each batch norm has seen."""
+        return [block.norm[2]["num_batches_tracked"] for block in self.listed]
+
+    def draw(self) -> None:
+        """Draw which elements are dropped: that follows from numbers of PyTorch's generator."""
+        assert self.memory
+        dropping = [bool(block.dropout and block.dropout[0].p) for block in self.listed]
+        if not any(dropping):
+            return
+        seeds = torch.randint(2**63 - 1, (sum(dropping),)).tolist()
+        for of_block, drops in zip(self.memory[0], dropping, strict=True):
+            if drops:
+                of_block.dropout_seed = seeds.pop(0)
+
+    def calls(self, shape: torch.Size, gradients: Sequence[Tensor | None]) -> Calls:
+        """What computes B×C×H×W images, and the gradients of the weights, in training: after `draw`."""
+        libraries = self.usable(torch.empty(shape))
+        assert libraries
+        arguments, output = self.arguments(shape)
+        set_weights(self.listed, arguments, self.trained())
+        set_gradients(arguments, gradients)
+        arguments[0].grad_input = None
+        pointers = [ctypes.byref(of_block) for of_block in arguments]
+        forward: list[Any] = [(library.forward, at) for library, at in zip(libraries, pointers, strict=True)]
+        both = zip(reversed(libraries), reversed(pointers), strict=True)
+        backward: list[Any] = [(library.backward, at) for library, at in both]
+        return Calls(forward, backward, arguments[0], arguments[-1], output)
 
     def arguments(self, shape: torch.Size) -> tuple[tuple[BlockArguments, ...], Tensor]:
         """What the functions of all blocks get for so many images, and the memory of the output."""
@@ -123,28 +162,32 @@ def allocated(
 
 
 def set_weights(
-    block: Block, arguments: BlockArguments, weights: tuple[Tensor | None, ...], seed: int
+    blocks: Sequence[Block], arguments: Sequence[BlockArguments], weights: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """Let C read the weights of a block, and what else may change; returns them as they lie in memory."""
-    weight, bias, gamma, beta = weights
-    assert weight is not None
-    assert gamma is not None
-    assert beta is not None
-    weight = weight.contiguous(memory_format=torch.channels_last)
-    bias, gamma, beta = bias if bias is None else bias.contiguous(), gamma.contiguous(), beta.contiguous()
-    norm, _, buffers = block.norm
-    arguments.weight, arguments.bias = weight.data_ptr(), None if bias is None else bias.data_ptr()
-    arguments.gamma, arguments.beta = gamma.data_ptr(), beta.data_ptr()
-    arguments.running_mean = buffers["running_mean"].data_ptr()
-    arguments.running_variance = buffers["running_var"].data_ptr()
-    arguments.momentum, arguments.epsilon = norm.momentum, norm.eps
-    if block.dropout:
-        p = block.dropout[0].p
-        arguments.dropout_seed, arguments.dropout_limit = seed, round(p * 2**16)
-        arguments.dropout_scale = 1 / (1 - p)
-    else:
-        arguments.dropout_scale = 1.0
-    return [weight, bias, gamma, beta]
+    """Let C read the weights of all blocks, and what else they have; returns the weights as they lie in memory."""
+    found = list[Tensor | None]()
+    for i, (block, of_block) in enumerate(zip(blocks, arguments, strict=True)):
+        norm, _, buffers = block.norm
+        of_block.running_mean = buffers["running_mean"].data_ptr()
+        of_block.running_variance = buffers["running_var"].data_ptr()
+        of_block.momentum, of_block.epsilon = norm.momentum, norm.eps
+        p = block.dropout[0].p if block.dropout else 0.0
+        of_block.dropout_limit, of_block.dropout_scale = round(p * 2**16), 1 / (1 - p)
+        for name, weight in zip(("weight", "bias", "gamma", "beta"), weights[4 * i : 4 * i + 4], strict=True):
+            if weight is not None:
+                layout = torch.channels_last if name == "weight" else torch.contiguous_format
+                weight = weight.contiguous(memory_format=layout)
+            setattr(of_block, name, None if weight is None else weight.data_ptr())
+            found.append(weight)
+    return found
+
+
+def set_gradients(arguments: Sequence[BlockArguments], gradients: Sequence[Tensor | None]) -> None:
+    """Let C write the gradients of the weights of all blocks."""
+    pointers = [None if gradient is None else gradient.data_ptr() for gradient in gradients]
+    for i, of_block in enumerate(arguments):
+        of_block.grad_weight, of_block.grad_bias = pointers[4 * i : 4 * i + 2]
+        of_block.grad_gamma, of_block.grad_beta = pointers[4 * i + 2 : 4 * i + 4]
 
 
 class _Stack(torch.autograd.Function):
@@ -159,13 +202,9 @@ class _Stack(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         arguments, output = stack.arguments(x.shape)
         arguments[0].input = x.data_ptr()
-        # Which elements are dropped follows from numbers of PyTorch's generator.
-        dropping = sum(bool(block.dropout and block.dropout[0].p) for block in stack.listed)
-        seeds = torch.randint(2**63 - 1, (dropping,)).tolist() if dropping else []
-        kept = list[Tensor | None]()
-        for i, (block, of_block, library) in enumerate(zip(stack.listed, arguments, libraries, strict=True)):
-            seed = seeds.pop(0) if block.dropout and block.dropout[0].p else 0
-            kept += set_weights(block, of_block, weights[4 * i : 4 * i + 4], seed)
+        stack.draw()
+        kept = set_weights(stack.listed, arguments, weights)
+        for of_block, library in zip(arguments, libraries, strict=True):
             library.forward(of_block)
         ctx.save_for_backward(x, *kept)
         return output
@@ -182,10 +221,7 @@ class _Stack(torch.autograd.Function):
         grad_output = grad_output.to(stack.dtype).contiguous(memory_format=torch.channels_last)
         arguments[-1].grad_output = grad_output.data_ptr()
         gradients = [weight if weight is None else torch.empty_like(weight) for weight in weights]
-        pointers = [grad if grad is None else grad.data_ptr() for grad in gradients]
-        for i, of_block in enumerate(arguments):
-            of_block.grad_weight, of_block.grad_bias = pointers[4 * i : 4 * i + 2]
-            of_block.grad_gamma, of_block.grad_beta = pointers[4 * i + 2 : 4 * i + 4]
+        set_gradients(arguments, gradients)
         grad_input = grad_input[: len(x)].permute(0, 3, 1, 2)
         if ctx.fresh:
             grad_input = torch.empty_like(x)

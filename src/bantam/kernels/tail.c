@@ -1,5 +1,6 @@
 /* The end of a network, and the way back through it: the average of every map, a linear layer, and the cross-entropy of
- * its logits. `compiler.py` compiles this file with the sizes as constants: PIXELS of a map, CI channels, CO classes.
+ * its logits. `compiler.py` compiles this file with the sizes as constants: PIXELS of a map, CI channels, CO classes;
+ * BFLOAT16, 1 for maps of such numbers.
  */
 #include "numbers.h"
 #include "arguments.h"
@@ -7,11 +8,11 @@
 #define EACH_CHANNEL(c) _Pragma("omp simd") for (int c = 0; c < CI; c++)
 
 /* Average the pixels of an image. */
-static void average(const float *restrict image, float *restrict features)
+static void average(const element *restrict image, float *restrict features)
 {
     memset(features, 0, sizeof(float) * CI);
     for (int u = 0; u < PIXELS; u++)
-        EACH_CHANNEL(c) features[c] += image[u * CI + c];
+        EACH_CHANNEL(c) features[c] += as_float(image[u * CI + c]);
     EACH_CHANNEL(c) features[c] /= PIXELS;
 }
 
@@ -62,9 +63,10 @@ void tail(struct tail_arguments *a)
                 gradient[c] += logits[k] * weight[k * CI + c];
             }
         }
-        EACH_CHANNEL(c) gradient[c] /= PIXELS;
+        element share[CI];
+        EACH_CHANNEL(c) share[c] = rounded(gradient[c] / PIXELS);
         for (int u = 0; u < PIXELS; u++)
-            memcpy(a->grad_input + (i * PIXELS + u) * CI, gradient, sizeof gradient);
+            memcpy(a->grad_input + (i * PIXELS + u) * CI, share, sizeof share);
     }
     a->loss = (float)(loss / a->images);
 }
