@@ -74,7 +74,7 @@ struct augment_arguments {
     const float *mapping;                     /* images × 2 × 3; null likewise */
     float *output;                            /* like the input */
     int64_t step;
-    int images;
+    int images, nearest;                      /* 1 for the nearest pixels, 0 for those between them */
 };
 
 struct muon_tensor {

@@ -66,7 +66,7 @@ class AugmentArguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("input", "light", "mapping", "output")),
         ("step", ctypes.c_int64),
-        ("images", ctypes.c_int),
+        *((name, ctypes.c_int) for name in ("images", "nearest")),
     )
 
 

@@ -15,8 +15,13 @@ SOURCE = "augment.c"
 LARGEST = 2**16
 """Numbers of an image of one channel: more would not fit on the stack."""
 
+INTERPOLATIONS = ("bilinear", "nearest")
+
 TOLERANCE = 1e-4
 """How far a pixel may be from PyTorch's, which lies between 0 and 1."""
+
+MOST_UNLIKE = 0.01
+"""The share of pixels that may be farther: of the nearest pixels another one may be taken."""
 
 
 def in_c(augmentation: Augmentation, shape: tuple[int, int, int]) -> Augmentation:
@@ -41,7 +46,7 @@ class Kernel:
         light, warped, *others = changes
         if any(other is not None for other in others) or (light is not None and self.shape[0] > 1):
             return None
-        if warped is not None and (interpolation != "bilinear" or not warped.is_contiguous()):
+        if warped is not None and (interpolation not in INTERPOLATIONS or not warped.is_contiguous()):
             return None
         if light is not None and light.stride(1) != 1:
             return None
@@ -52,6 +57,7 @@ class Kernel:
         arguments.input, arguments.output, arguments.images = images.data_ptr(), output.data_ptr(), len(images)
         arguments.mapping = None if warped is None else warped.data_ptr()
         arguments.light = None if light is None else light.data_ptr()
+        arguments.nearest = interpolation == "nearest"
         arguments.step = 0 if light is None else light.stride(0)
         self.library.augment(arguments)
         return output
@@ -67,7 +73,9 @@ def check(library: ctypes.CDLL, source: str, sizes: dict[str, int]) -> None:
         light = torch.rand(4, 4).view(4, 4, 1, 1, 1) if shape[0] == 1 else None
         found = mapping(20 * angle, 3 * right, -3 * down, 0.8 + scale, 10 * shear)
         for changes in (Changes(), Changes(mapping=found), Changes(light, found)):
-            ours = Kernel(library, shape)(images, changes, "bilinear")
-            theirs = changed(images, changes, "bilinear")
-            if ours is None or not torch.allclose(ours, theirs, rtol=0, atol=TOLERANCE):
-                raise compiler.Unavailable(f"what this compiler makes of {source} is wrong")
+            for interpolation in INTERPOLATIONS:
+                ours = Kernel(library, shape)(images, changes, interpolation)
+                theirs = changed(images, changes, interpolation)
+                # A place exactly between two pixels may fall to either side.
+                if ours is None or ((ours - theirs).abs() > TOLERANCE).float().mean() > MOST_UNLIKE:
+                    raise compiler.Unavailable(f"what this compiler makes of {source} is wrong")
