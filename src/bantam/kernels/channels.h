@@ -70,7 +70,16 @@ static INLINE numbers numbers_of(const uint8_t *from)
     return __builtin_convertvector(*(const bytes *)from, numbers);
 #endif
 }
-static INLINE void store_numbers(numbers x, uint8_t *to) { *(bytes *)to = __builtin_convertvector(x, bytes); }
+static INLINE void store_numbers(numbers x, uint8_t *to)
+{
+#if defined(__AVX2__) && !defined(__AVX512F__) && CO >= 8
+    int32_t half __attribute__((vector_size(16)));
+    __asm__("vextracti128 $1, %1, %0\n\tvpackusdw %0, %x1, %0\n\tvpackuswb %0, %0, %0" : "=&x"(half) : "x"(x));
+    memcpy(to, &half, 8); /* likewise */
+#else
+    *(bytes *)to = __builtin_convertvector(x, bytes);
+#endif
+}
 
 /* A comparison is -1 in lanes where it is true and 0 in the others. */
 #define ONLY_WHERE(condition, x) ((channels)((condition) & (numbers)(x)))

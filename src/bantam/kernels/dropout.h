@@ -31,16 +31,20 @@ static INLINE void add_bits(uint8_t *row, int at, int count, int whole, uint32_t
     memcpy(row + at / 8, &bits, whole ? count / 8 : 4);
 }
 
-/* A bit for every lane whose number is less, of numbers from 0 on. */
+/* A bit for every lane whose lower, or upper, 16 bits are less than a limit below 65,536. */
+#if defined(__AVX512F__)
 static INLINE uint32_t less(words x, uint32_t limit)
 {
-#if defined(__AVX512F__)
     uint16_t bits;
     __asm__("vpcmpud $1, %2, %1, %0" : "=k"(bits) : "v"(x), "v"((words){0} + limit));
     return bits;
+}
+#define LOWER_LESS(x, limit) less((x) << 16, (limit) << 16)
+#define UPPER_LESS(x, limit) less(x, (limit) << 16)
 #else
-    /* As signed numbers, whose order is another one by half of all. */
-    lanes compared = (lanes)(x - 0x80000000) < (int32_t)(limit - 0x80000000);
+static INLINE uint32_t less(words x, uint32_t limit)
+{
+    lanes compared = (lanes)x < (int32_t)limit;
 #if defined(__AVX__)
     return (uint32_t)__builtin_ia32_movmskps256((__attribute__((vector_size(32))) float)compared);
 #elif defined(__x86_64__)
@@ -50,8 +54,10 @@ static INLINE uint32_t less(words x, uint32_t limit)
     UNROLLED(u, LANES) bits |= (uint32_t)(compared[u] & 1 << u);
     return bits;
 #endif
-#endif
 }
+#define LOWER_LESS(x, limit) less((x)&0xffff, limit)
+#define UPPER_LESS(x, limit) less((x) >> 16, limit)
+#endif
 
 /* Drop elements of a row of an image with probability `limit` / 65536, the same ones for the same `seed`. 32 random bits
  * serve two elements: a counter, mixed as MurmurHash3 ends (A. Appleby), with a key in between. */
@@ -69,7 +75,7 @@ static inline void draw_dropped(uint8_t *restrict row_bits, uint64_t seed, int i
         words random = (counter ^ counter >> 16) * 0x85ebca6b + second;
         random = (random ^ random >> 13) * 0xc2b2ae35;
         random ^= random >> 16;
-        uint32_t low = less(random << 16, limit << 16), high = less(random, limit << 16);
+        uint32_t low = LOWER_LESS(random, limit), high = UPPER_LESS(random, limit);
         if (u + LANES > HALF) { /* the counters beyond are of the next row */
             low &= (1u << (HALF - u)) - 1;
             high &= (1u << (OUT * CO - HALF - u > 0 ? OUT * CO - HALF - u : 0)) - 1;
