@@ -24,14 +24,6 @@ static __attribute__((noinline)) void emulated_store(const float *from, uint16_t
 }
 #define STORE_16(from, to) emulated_store(from, to)
 
-static __attribute__((noinline)) void emulated_narrow(const float *from, uint16_t *to, int count)
-{
-    for (int u = 0; u < count; u++)
-        to[u] = emulated_rounded(from[u]);
-}
-#define NARROW(from, to) emulated_narrow((const float *)&(from), (uint16_t *)&(to), sizeof(to) / 2)
-#define WIDEN(from, to) (to) = __builtin_convertvector(from, __typeof__(to))
-
 static __attribute__((noinline)) void emulated_add_pairs(float *sum, const uint16_t *from, const uint16_t *factors, int lanes)
 {
     for (int lane = 0; lane < lanes; lane++)
@@ -40,13 +32,13 @@ static __attribute__((noinline)) void emulated_add_pairs(float *sum, const uint1
 }
 #define ADD_PAIRS(sum, from, factors)                                                                          \
     emulated_add_pairs((float *)&(sum), from, (const uint16_t *)&(factors), sizeof(sum) / sizeof(float))
-#define WIDEN_LANES(to, from) ((to) = __builtin_convertvector(from, bits))
+#define WIDEN_LANES(to, from) ((to) = __builtin_convertvector(from, __typeof__(to)))
 static __attribute__((noinline)) void emulated_round_lanes(uint16_t *to, const float *from, int lanes)
 {
     for (int lane = 0; lane < lanes; lane++)
         to[lane] = emulated_rounded(from[lane]);
 }
-#define ROUND_LANES(to, values) emulated_round_lanes((uint16_t *)&(to), (const float *)&(values), LANES)
+#define ROUND_LANES(to, values) emulated_round_lanes((uint16_t *)&(to), (const float *)&(values), sizeof(to) / 2)
 static __attribute__((noinline)) void emulated_add_products(float *sum, const uint16_t *values, const uint16_t *factors, int lanes)
 {
     for (int lane = 0; lane < lanes; lane++)

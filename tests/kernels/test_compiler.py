@@ -310,6 +310,17 @@ def test_each_compiler_has_flags_of_its_own(
     assert compiler.flags_of_its_own(("cc",), machine) == wanted
 
 
+@pytest.mark.parametrize(
+    ("vendor", "family", "wanted"),
+    [("AuthenticAMD", "25", True), ("AuthenticAMD", "26", False), ("GenuineIntel", "6", False)],
+)
+def test_only_zen_4_computes_in_halves(vendor: str, family: str, wanted: bool, tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: fpu\n\n")
+    assert compiler.in_halves(cpuinfo) is wanted
+    assert compiler.in_halves(tmp_path / "missing") is False
+
+
 def test_what_another_openmp_was_linked_for_is_not_the_end_of_the_search(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

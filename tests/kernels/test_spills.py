@@ -55,8 +55,8 @@ def test_products_store_nothing_on_the_stack(kind: str) -> None:
     if not shutil.which("gcc") or not shutil.which("objdump"):
         pytest.skip("there is no gcc or no objdump")
     sizes = {"SIDE": 26, "CI": 16, "CO": 16, "KERNEL": 3, "RELU_FIRST": 1, "POOL": 2}
-    for depthwise in (0, 1):
-        sizes |= {"DEPTHWISE": depthwise, "BFLOAT16": 0, "MATRIX_UNIT": 0}
+    for depthwise, halves in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        sizes |= {"DEPTHWISE": depthwise, "BFLOAT16": 0, "MATRIX_UNIT": 0, "HALVES": halves}
         found = [loop for loop in loops(disassembled("gcc", VECTORS[kind], sizes)) if loop.multiplications >= 8]
         assert found
         assert not [loop for loop in found if loop.stores]

@@ -36,6 +36,7 @@ FLOATS = [
     ("threads.c", dict[str, int]()),
 ]
 BFLOAT16 = [
+    ("tail.c", {"PIXELS": 9, "CI": 5, "CO": 10, "BFLOAT16": 1}),
     ("block.c", BLOCK | FORMS[0] | {"BFLOAT16": 1, "MATRIX_UNIT": 0}),
     ("block.c", BLOCK | FORMS[1] | {"BFLOAT16": 1, "MATRIX_UNIT": 1}),
     ("depthwise.c", {"SIDE": 9, "PADDING": 1, "CHANNELS": 17, "KERNEL": 3, "BIAS": 1, "BFLOAT16": 1}),
@@ -55,10 +56,11 @@ BFLOAT16 = [
         ("x86_64", "x86-64", FLOATS),
         ("x86_64", "haswell", FLOATS),
         ("x86_64", "skylake-avx512", FLOATS),
+        ("x86_64", "skylake-avx512", [(source, sizes | {"HALVES": 1}) for source, sizes in FLOATS]),
         ("x86_64", "cooperlake", BFLOAT16),
         ("aarch64", "generic", FLOATS),
     ],
-    ids=["SSE", "AVX2", "AVX-512", "bfloat16", "NEON"],
+    ids=["SSE", "AVX2", "AVX-512", "AVX-512 in halves", "bfloat16", "NEON"],
 )
 def test_the_code_is_compiled_without_a_warning(
     name: str, machine: str, processor: str, cases: list[tuple[str, dict[str, int]]]

@@ -3,8 +3,14 @@
  * A vector has as many lanes as the processor's, or the next smaller power of two that CO channels fill. Where they are no
  * multiple of it the last vector overlaps the one before: some are computed twice, in the same way. So no number of
  * channels takes longer than the next multiple, and nothing beyond a pixel's channels is read or written.
+ *
+ * HALVES is 1 for a processor that computes 512 bits in two halves: vectors of 256 are as fast there, and more of them
+ * share what they read. Pairs of bfloat16 it multiplies in 512.
  */
-#if defined(__AVX512F__)
+#if defined(__AVX512VL__) && HALVES && !BFLOAT16
+#define LANES 8
+#define REGISTERS 32
+#elif defined(__AVX512F__)
 #define LANES 16
 #define REGISTERS 32
 #elif defined(__AVX__)
@@ -39,7 +45,7 @@ static INLINE channels channels_of(const element *from)
 {
     bits_of_channels bits;
 #if CO >= 8
-    WIDEN(*(const half_channels *)from, bits);
+    WIDEN_LANES(bits, *(const half_channels *)from);
 #else
     bits = __builtin_convertvector(*(const half_channels *)from, bits_of_channels);
 #endif
@@ -48,7 +54,7 @@ static INLINE channels channels_of(const element *from)
 static INLINE void store_channels(channels x, element *to)
 {
 #if CO >= 8
-    NARROW(x, *(half_channels *)to);
+    ROUND_LANES(*(half_channels *)to, x);
 #else
     for (int c = 0; c < WIDTH; c++)
         to[c] = rounded(x[c]);

@@ -7,10 +7,6 @@
 /* 16 floats at `from` to 16 bfloat16 at `to`. */
 #define STORE_16(from, to)                                                                                     \
     __asm__("vcvtneps2bf16 %1, %0" : "=v"(*(halves *)(to)) : "v"(*(const floats *)(from)))
-/* As many floats to as many bfloat16, 8 or 16. */
-#define NARROW(from, to) __asm__("vcvtneps2bf16 %1, %0" : "=v"(to) : "v"(from))
-/* Numbers of 16 bits as such of 32; gcc takes five instructions for it. */
-#define WIDEN(from, to) __asm__("vpmovzxwd %1, %0" : "=v"(to) : "m"(from))
 /* sum += the two numbers at `from`, the same for every lane, times a pair of `factors`. */
 #define ADD_PAIRS(sum, from, factors)                                                                          \
     __asm__("vdpbf16ps %1%{1to16%}, %2, %0" : "+v"(sum) : "m"(*(const one_pair *)(from)), "v"(factors))

@@ -9,8 +9,8 @@ typedef uint32_t pairs __attribute__((vector_size(64), aligned(4)));
 static INLINE pairs paired(const element *first, const element *second)
 {
     pairs low, high;
-    WIDEN(*(const halves *)first, low);
-    WIDEN(*(const halves *)second, high);
+    WIDEN_LANES(low, *(const halves *)first);
+    WIDEN_LANES(high, *(const halves *)second);
     return low | high << 16;
 }
 
