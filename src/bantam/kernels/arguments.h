@@ -53,6 +53,7 @@ struct separable_arguments {
     element *in_gradient;                     /* like the input: `gradient` of the block before */
     double *in_sums;                          /* 2 × CI: `sums` of the block before */
     float *grad_depthwise, *grad_weight, *grad_gamma, *grad_beta;
+    int64_t *batches;                         /* so many were normalised; null where nobody counts */
     float momentum, epsilon;                  /* of batch norm */
     int images, threads;
 };
@@ -64,6 +65,11 @@ struct tail_arguments {
     float *grad_input, *grad_weight, *grad_bias;
     float smoothing, loss;                    /* of the labels; the mean cross-entropy without it */
     int images, correct;                      /* so many are classified correctly */
+};
+
+struct call {
+    void (*function)(void *);
+    void *argument;
 };
 
 struct augment_arguments {

@@ -41,6 +41,7 @@ class SeparableArguments(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("statistics", "factor", "offset", "output", "grad_output")),
         *((name, ctypes.c_void_p) for name in ("gradient", "sums", "in_gradient", "in_sums")),
         *((name, ctypes.c_void_p) for name in ("grad_depthwise", "grad_weight", "grad_gamma", "grad_beta")),
+        ("batches", ctypes.c_void_p),
         *((name, ctypes.c_float) for name in ("momentum", "epsilon")),
         *((name, ctypes.c_int) for name in ("images", "threads")),
     )
@@ -55,6 +56,12 @@ class TailArguments(ctypes.Structure):
         *((name, ctypes.c_float) for name in ("smoothing", "loss")),
         *((name, ctypes.c_int) for name in ("images", "correct")),
     )
+
+
+class Call(ctypes.Structure):
+    """Of `tail.c`: a function, and the address of what it gets."""
+
+    _fields_ = (("function", ctypes.c_void_p), ("argument", ctypes.c_void_p))
 
 
 class AugmentArguments(ctypes.Structure):

@@ -132,7 +132,6 @@ class Chain(nn.Module):
         if libraries is None:
             return self.blocks(x)  # type: ignore[no-any-return]
         weights = [weight for part in self.parts for weight in part.weights()]
-        torch._foreach_add_([part.block.norm[2]["num_batches_tracked"] for part in self.parts], 1)
         return _Chain.apply(x, self, libraries, *weights)  # type: ignore[no-any-return]
 
     def arguments(self, shape: torch.Size) -> tuple[tuple[SeparableArguments, ...], Tensor]:
@@ -220,6 +219,7 @@ class _Chain(torch.autograd.Function):
             mean, variance = part.block.tensors()[3:]
             norm = part.block.norm[0]
             of_part.running_mean, of_part.running_variance = mean.data_ptr(), variance.data_ptr()
+            of_part.batches = part.block.norm[2]["num_batches_tracked"].data_ptr()
             of_part.momentum, of_part.epsilon = norm.momentum, norm.eps
             library.forward(of_part)
         libraries[-1].finish(arguments[-1])

@@ -5,7 +5,6 @@ goes in and out. Here C gets the same pointers in every step, and gradients are 
 """
 
 import ctypes
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from bantam.kernels import compiler
-from bantam.kernels.arguments import TailArguments
+from bantam.kernels.arguments import Call, TailArguments
 from bantam.kernels.chain import Chain, set_weights
 from bantam.kernels.reasons import hooked
 
@@ -61,8 +60,7 @@ class Direct:
         own = [p for p in (self.linear.weight, self.linear.bias) if p is not None]
         self.parameters = [*weights, *own]
         self.gradients = [torch.empty_like(p) for p in self.parameters]
-        self.counts = [part.block.norm[2]["num_batches_tracked"] for part in self.chain.parts]
-        self.calls: list[tuple[Callable[[Any], None], Any]] = []
+        self.calls: ctypes.Array[Call] = (Call * 0)()
         """Functions of C with what they get, in their order."""
         self.images = 0
         """In the batch that these are for."""
@@ -86,9 +84,7 @@ class Direct:
         self.memory[0][0].input = x.data_ptr()
         self.arguments.labels, self.arguments.smoothing = labels.data_ptr(), smoothing
         self.chain.owner = None  # of what a forward pass of the chain has left there nothing remains
-        torch._foreach_add_(self.counts, 1)
-        for function, argument in self.calls:
-            function(argument)
+        self.tail.run(self.calls, len(self.calls))
         for p, gradient in zip(self.parameters, self.gradients, strict=True):
             if p.grad is not gradient:
                 p.grad = gradient
@@ -104,6 +100,7 @@ class Direct:
             set_weights(part, of_part, weights)
             mean, variance = part.block.tensors()[3:]
             of_part.running_mean, of_part.running_variance = mean.data_ptr(), variance.data_ptr()
+            of_part.batches = part.block.norm[2]["num_batches_tracked"].data_ptr()
             of_part.momentum, of_part.epsilon = part.block.norm[0].momentum, part.block.norm[0].eps
             if part.depthwise:
                 of_part.grad_depthwise = next(gradients).data_ptr()
@@ -115,12 +112,14 @@ class Direct:
         if linear.bias is not None:
             tail.bias, tail.grad_bias = linear.bias.data_ptr(), next(gradients).data_ptr()
         arguments[-1].grad_output, tail.images, self.images = tail.grad_input, images, images
-        pointers = [ctypes.byref(of_part) for of_part in arguments]
-        self.calls = [(library.forward, at) for library, at in zip(libraries, pointers, strict=True)]
-        self.calls += [(libraries[-1].finish, pointers[-1]), (self.tail.tail, ctypes.byref(tail))]
-        self.calls += [(libraries[-1].begin_backward, pointers[-1])]
-        backward = zip(reversed(libraries), reversed(pointers), strict=True)
-        self.calls += [(library.backward, at) for library, at in backward]
+        calls: list[tuple[Any, ctypes.Structure]]
+        calls = [(library.forward, of_part) for library, of_part in zip(libraries, arguments, strict=True)]
+        calls += [(libraries[-1].finish, arguments[-1]), (self.tail.tail, tail)]
+        calls += [(libraries[-1].begin_backward, arguments[-1])]
+        backward = zip(reversed(libraries), reversed(arguments), strict=True)
+        calls += [(library.backward, of_part) for library, of_part in backward]
+        addresses = [(ctypes.cast(function, ctypes.c_void_p), ctypes.addressof(of)) for function, of in calls]
+        self.calls = (Call * len(calls))(*(Call(function, argument) for function, argument in addresses))
 
 
 def direct(model: nn.Module, shape: tuple[int, int, int]) -> Direct | None:
@@ -138,7 +137,7 @@ def direct(model: nn.Module, shape: tuple[int, int, int]) -> Direct | None:
         library = compiler.library(SOURCE, check, **sizes(layers, size))
     except compiler.Unavailable:
         return None
-    found = Direct(layers, size, library)
+    found = Direct(layers, size, prepared(library))
     return found if all(map(_fits, found.parameters)) and {*found.parameters} == {*model.parameters()} else None
 
 
@@ -158,9 +157,16 @@ def sizes(layers: Whole, shape: torch.Size) -> dict[str, int]:
     return {"PIXELS": side**2, "CI": layers.linear.in_features, "CO": layers.linear.out_features, "BFLOAT16": 0}
 
 
+def prepared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """A library whose functions know what they get."""
+    library.tail.argtypes, library.tail.restype = [ctypes.POINTER(TailArguments)], None
+    library.run.argtypes, library.run.restype = [ctypes.POINTER(Call), ctypes.c_int], None
+    return library
+
+
 def check(library: ctypes.CDLL, source: str, sizes: dict[str, int]) -> None:
     """Raise Unavailable where a library computes something else than PyTorch."""
-    library.tail.argtypes, library.tail.restype = [ctypes.POINTER(TailArguments)], None
+    prepared(library)
     pixels, features, classes = sizes["PIXELS"], sizes["CI"], sizes["CO"]
     with torch.enable_grad(), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
