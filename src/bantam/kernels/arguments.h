@@ -6,6 +6,7 @@ struct block_arguments {
     const float *bias;                        /* CO: of the convolution, where it has one */
     const float *gamma, *beta;                /* CO: weight and bias of batch norm */
     float *running_mean, *running_variance;   /* CO */
+    int64_t *batches;                         /* so many were normalised; null where nobody counts */
     const float *factor, *offset;             /* CO: batch norm outside training, factor × value + offset */
     const element *other;                     /* like the output: what is added to it, where there is a sum */
     element *convolved;                       /* images × OUT × OUT × CO: after ReLU where that comes first */
@@ -54,6 +55,7 @@ struct separable_arguments {
     element *in_gradient;                     /* like the input: `gradient` of the block before */
     double *in_sums;                          /* 2 × CI: `sums` of the block before */
     float *grad_depthwise, *grad_weight, *grad_gamma, *grad_beta;
+    int64_t *batches;                         /* so many were normalised; null where nobody counts */
     float momentum, epsilon;                  /* of batch norm */
     int images, threads;
 };
@@ -66,6 +68,11 @@ struct tail_arguments {
     float *grad_weight, *grad_bias;
     float smoothing, loss;                    /* of the labels; the mean cross-entropy without it */
     int images, correct;                      /* so many are classified correctly */
+};
+
+struct call {
+    void (*function)(void *);
+    void *argument;
 };
 
 struct augment_arguments {

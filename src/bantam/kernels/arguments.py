@@ -8,7 +8,10 @@ class BlockArguments(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("input", "weight", "bias", "gamma", "beta")),
-        *((name, ctypes.c_void_p) for name in ("running_mean", "running_variance", "factor", "offset", "other")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("running_mean", "running_variance", "batches", "factor", "offset", "other")
+        ),
         *(
             (name, ctypes.c_void_p)
             for name in ("convolved", "output", "statistics", "argmax", "dropped", "grad_output")
@@ -44,6 +47,7 @@ class SeparableArguments(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("statistics", "factor", "offset", "output", "grad_output")),
         *((name, ctypes.c_void_p) for name in ("gradient", "sums", "in_gradient", "in_sums")),
         *((name, ctypes.c_void_p) for name in ("grad_depthwise", "grad_weight", "grad_gamma", "grad_beta")),
+        ("batches", ctypes.c_void_p),
         *((name, ctypes.c_float) for name in ("momentum", "epsilon")),
         *((name, ctypes.c_int) for name in ("images", "threads")),
     )
@@ -58,6 +62,12 @@ class TailArguments(ctypes.Structure):
         *((name, ctypes.c_float) for name in ("smoothing", "loss")),
         *((name, ctypes.c_int) for name in ("images", "correct")),
     )
+
+
+class Call(ctypes.Structure):
+    """Of `tail.c`: a function, and the address of what it gets."""
+
+    _fields_ = (("function", ctypes.c_void_p), ("argument", ctypes.c_void_p))
 
 
 class AugmentArguments(ctypes.Structure):

@@ -168,6 +168,8 @@ static inline void convolve_images(const struct block_arguments *a, const elemen
 static inline void norm_factors(const struct block_arguments *a, const double *sums, float *factor, float *offset)
 {
     const float *statistics = a->statistics;
+    if (a->batches)
+        ++*a->batches;
     batch_statistics(a->convolved, (int64_t)a->images * AREA, sums, BIAS && !RELU_FIRST ? a->bias : NULL, a->momentum,
                      a->epsilon, a->statistics, a->running_mean, a->running_variance);
     for (int c = 0; c < CO; c++) {

@@ -128,7 +128,6 @@ class Block(Compiled):
             other = other.contiguous(memory_format=torch.channels_last)
         if not self.training:
             return self.score(x, other, library)
-        self.norm[2]["num_batches_tracked"].add_(1)
         return _Block.apply(x, *self.trained(), other, self, library)  # type: ignore[no-any-return]
 
     @torch.no_grad()
@@ -195,6 +194,7 @@ class _Block(torch.autograd.Function):
         arguments.bias = None if bias is None else bias.data_ptr()
         arguments.gamma, arguments.beta = gamma.data_ptr(), beta.data_ptr()
         arguments.running_mean, arguments.running_variance = mean.data_ptr(), variance.data_ptr()
+        arguments.batches = block.norm[2]["num_batches_tracked"].data_ptr()
         arguments.convolved, arguments.output = convolved.data_ptr(), y.data_ptr()
         arguments.statistics, arguments.argmax = statistics.data_ptr(), argmax.data_ptr()
         arguments.dropped = dropped.data_ptr()

@@ -138,16 +138,11 @@ class Chain(nn.Module):
         libraries = self.usable(x)
         if libraries is None:
             return self.blocks(x)  # type: ignore[no-any-return]
-        torch._foreach_add_(self.counters(), 1)
         return _Chain.apply(x, self, libraries, *self.trained())  # type: ignore[no-any-return]
 
     def trained(self) -> list[Tensor]:
         """The weights of all parts."""
         return [weight for part in self.parts for weight in part.weights()]
-
-    def counters(self) -> list[Tensor]:
-        """How many batches each batch norm has seen."""
-        return [part.block.norm[2]["num_batches_tracked"] for part in self.parts]
 
     def draw(self) -> None:
         """Nothing is random in it."""
@@ -160,12 +155,11 @@ class Chain(nn.Module):
         for part, of_part in zip(self.parts, arguments, strict=True):
             set_weights(part, of_part, weights)
             set_gradients(part, of_part, rest)
-        pointers = [ctypes.byref(of_part) for of_part in arguments]
-        forward: list[Any] = [(library.forward, at) for library, at in zip(libraries, pointers, strict=True)]
-        both = zip(reversed(libraries), reversed(pointers), strict=True)
-        backward: list[Any] = [(library.backward, at) for library, at in both]
-        forward += [(libraries[-1].finish, pointers[-1])]
-        backward = [(libraries[-1].begin_backward, pointers[-1]), *backward]
+        both = [*zip(libraries, arguments, strict=True)]
+        forward = [(library.forward, of_part) for library, of_part in both]
+        forward += [(libraries[-1].finish, arguments[-1])]
+        backward = [(libraries[-1].begin_backward, arguments[-1])]
+        backward += [(library.backward, of_part) for library, of_part in reversed(both)]
         return Calls(forward, backward, arguments[0], arguments[-1], output)
 
     def arguments(self, shape: torch.Size) -> tuple[tuple[SeparableArguments, ...], Tensor]:
@@ -238,6 +232,7 @@ def set_weights(part: Part, arguments: SeparableArguments, weights: Iterator[Ten
     arguments.weight, arguments.gamma, arguments.beta = (weight.data_ptr() for weight in found[-3:])
     mean, variance = part.block.tensors()[3:]
     arguments.running_mean, arguments.running_variance = mean.data_ptr(), variance.data_ptr()
+    arguments.batches = part.block.norm[2]["num_batches_tracked"].data_ptr()
     arguments.momentum, arguments.epsilon = part.block.norm[0].momentum, part.block.norm[0].eps
     return found
 

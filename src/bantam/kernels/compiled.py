@@ -5,7 +5,7 @@ goes for every processor, in bfloat16 for those that compute in it.
 """
 
 import ctypes
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -125,10 +125,10 @@ class Compiled(nn.Module):
 
 
 class Calls(NamedTuple):
-    """What computes layers in training: functions of C, each with what it gets, in their order."""
+    """What computes layers in training: functions of C, each with the structure that it gets, in their order."""
 
-    forward: list[tuple[Callable[[Any], None], Any]]
-    backward: list[tuple[Callable[[Any], None], Any]]
+    forward: Sequence[tuple[Any, ctypes.Structure]]
+    backward: Sequence[tuple[Any, ctypes.Structure]]
     first: Any
     """The arguments whose `input` points to the input."""
     last: Any

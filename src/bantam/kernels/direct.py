@@ -5,7 +5,6 @@ goes in and out. Here C gets the same pointers in every step, and gradients are 
 """
 
 import ctypes
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from bantam.kernels import compiler
-from bantam.kernels.arguments import TailArguments
+from bantam.kernels.arguments import Call, TailArguments
 from bantam.kernels.chain import Chain
 from bantam.kernels.reasons import hooked
 from bantam.kernels.stack import Stack
@@ -87,8 +86,7 @@ class Direct:
         own = [self.logits.weight, *([] if self.logits.bias is None else [self.logits.bias])]
         self.parameters = [p for p in (*self.maps.trained(), *own) if p is not None]
         self.gradients = [torch.empty_like(p) for p in self.parameters]
-        self.counters = self.maps.counters()
-        self.calls: list[tuple[Callable[[Any], None], Any]] = []
+        self.calls: ctypes.Array[Call] = (Call * 0)()
         """Functions of C with what they get, in their order."""
         self.first: Any = None
         """The arguments whose `input` points to the images."""
@@ -115,10 +113,8 @@ class Direct:
         self.first.input = x.data_ptr()
         self.arguments.labels, self.arguments.smoothing = labels.data_ptr(), smoothing
         self.maps.owner = None  # of what a forward pass has left there nothing remains
-        torch._foreach_add_(self.counters, 1)
         self.maps.draw()
-        for function, argument in self.calls:
-            function(argument)
+        self.tail.run(self.calls, len(self.calls))
         for p, gradient in zip(self.parameters, self.gradients, strict=True):
             if p.grad is not gradient:
                 p.grad = gradient
@@ -135,7 +131,9 @@ class Direct:
         if logits.bias is not None:
             tail.bias, tail.grad_bias = logits.bias.data_ptr(), next(gradients).data_ptr()
         last.grad_output, tail.images, self.images = tail.grad_input, images, images
-        self.calls = [*forward, (self.tail.tail, ctypes.byref(tail)), *backward]
+        calls = [*forward, (self.tail.tail, tail), *backward]
+        addresses = [(ctypes.cast(function, ctypes.c_void_p), ctypes.addressof(of)) for function, of in calls]
+        self.calls = (Call * len(calls))(*(Call(function, argument) for function, argument in addresses))
 
 
 def direct(model: nn.Module, shape: tuple[int, int, int]) -> Direct | None:
@@ -151,7 +149,7 @@ def direct(model: nn.Module, shape: tuple[int, int, int]) -> Direct | None:
     if not found:
         return None
     try:
-        step = Direct(layers, size, compiler.library(SOURCE, check, **found))
+        step = Direct(layers, size, prepared(compiler.library(SOURCE, check, **found)))
     except compiler.Unavailable:
         return None
     return step if all(map(_fits, step.parameters)) and {*step.parameters} == {*model.parameters()} else None
@@ -175,9 +173,16 @@ def sizes(layers: Whole, shape: torch.Size) -> dict[str, int] | None:
     return {"PIXELS": side**2, "CI": channels, "CO": classes, "BFLOAT16": int(bfloat16)}
 
 
+def prepared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """A library whose functions know what they get."""
+    library.tail.argtypes, library.tail.restype = [ctypes.POINTER(TailArguments)], None
+    library.run.argtypes, library.run.restype = [ctypes.POINTER(Call), ctypes.c_int], None
+    return library
+
+
 def check(library: ctypes.CDLL, source: str, sizes: dict[str, int]) -> None:
     """Raise Unavailable where a library computes something else than PyTorch."""
-    library.tail.argtypes, library.tail.restype = [ctypes.POINTER(TailArguments)], None
+    prepared(library)
     pixels, features, classes = sizes["PIXELS"], sizes["CI"], sizes["CO"]
     with torch.enable_grad(), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

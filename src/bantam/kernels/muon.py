@@ -1,6 +1,7 @@
 """A step of Muon in C: on small matrices PyTorch's operations mostly wait for one another."""
 
 import ctypes
+import operator
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -36,7 +37,9 @@ def taken(library: ctypes.CDLL) -> Step:
     """
     library.step.argtypes, library.step.restype = [ctypes.POINTER(MuonArguments)], None
     known: dict[bool, tuple[list[int], ctypes.Array[MuonTensor], MuonArguments]] = {}
-    """What was handed over last, of matrices and of vectors: only gradients are somewhere else in every step."""
+    """What was handed over last, of matrices and of vectors."""
+    gradients: dict[bool, list[Tensor]] = {}
+    """The gradients that it points to: they may be others in every step."""
 
     def step(group: dict[str, Any], parameters: Sequence[Tensor], momenta: Sequence[Tensor]) -> bool:
         matrices = bool(parameters) and parameters[0].ndim > 1
@@ -45,14 +48,17 @@ def taken(library: ctypes.CDLL) -> Step:
             if not all(map(_fits, parameters, momenta)):
                 return False
             known[matrices] = where, *_handed_over(parameters, momenta)
+            gradients.pop(matrices, None)
         _, tensors, arguments = known[matrices]
-        for tensor, p in zip(tensors, parameters, strict=True):
-            grad = p.grad
-            assert grad is not None
-            usual = grad.stride() == p.stride() and grad.dtype == torch.float32
-            if not usual and not _fits(p, grad):
-                return False
-            tensor.gradient = grad.data_ptr()
+        grads = [p.grad for p in parameters if p.grad is not None]
+        if matrices not in gradients or not all(map(operator.is_, grads, gradients[matrices])):
+            gradients.pop(matrices, None)
+            for tensor, p, grad in zip(tensors, parameters, grads, strict=True):
+                usual = grad.stride() == p.stride() and grad.dtype == torch.float32
+                if not usual and not _fits(p, grad):
+                    return False
+                tensor.gradient = grad.data_ptr()
+            gradients[matrices] = grads
         arguments.lr, arguments.momentum, arguments.nesterov = group["lr"], group["momentum"], group["nesterov"]
         arguments.decay = 1 - group["lr"] * group["weight_decay"]
         library.step(arguments)

@@ -168,6 +168,8 @@ ALONE void pool_rows(const element *restrict rows, const float *restrict gamma, 
 static void norm_factors(const struct separable_arguments *a, const double *sums)
 {
     const float *statistics = a->statistics;
+    if (a->batches)
+        ++*a->batches;
     batch_statistics(a->convolved, (int64_t)a->images * AREA, sums, NULL, a->momentum, a->epsilon, a->statistics,
                      a->running_mean, a->running_variance);
     for (int c = 0; c < CO; c++) {

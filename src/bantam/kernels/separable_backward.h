@@ -190,10 +190,16 @@ static INLINE void image_gradient(const struct separable_arguments *a, const str
         weight_gradient(read, before, weights, rows * OUT);
         if (!DEPTHWISE)
             continue;
+        float *first = frame + FRAME_FIRST + row * SIDE * CI;
+        if (OUT % 8 == 0) { /* whole tiles: rows go where they belong */
+            for (int r = 0; r < rows; r++)
+                backward_product(before + r * OUT * IN_STEPS(CO), packed, first + r * SIDE * CI, OUT);
+            continue;
+        }
         float values[FEW_ROWS * OUT * CI + LANES];
         backward_product(before, packed, values, rows * OUT);
         for (int r = 0; r < rows; r++)
-            memcpy(frame + FRAME_FIRST + (row + r) * SIDE * CI, values + r * OUT * CI, sizeof(float) * OUT * CI);
+            memcpy(first + r * SIDE * CI, values + r * OUT * CI, sizeof(float) * OUT * CI);
     }
     if (DEPTHWISE) {
         const element *input = (const element *)a->input + (int64_t)i * IN_IMAGE;

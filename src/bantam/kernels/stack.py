@@ -74,16 +74,11 @@ class Stack(nn.Module):
         libraries = self.usable(x)
         if libraries is None:
             return self.blocks(x)  # type: ignore[no-any-return]
-        torch._foreach_add_(self.counters(), 1)
         return _Stack.apply(x.to(self.dtype), self, libraries, *self.trained())  # type: ignore[no-any-return]
 
     def trained(self) -> list[Tensor | None]:
         """The weights of all blocks, four each: see `Block.trained`."""
         return [weight for block in self.listed for weight in block.trained()]
-
-    def counters(self) -> list[Tensor]:
-        """How many batches each batch norm has seen."""
-        return [block.norm[2]["num_batches_tracked"] for block in self.listed]
 
     def draw(self) -> None:
         """Draw which elements are dropped: that follows from numbers of PyTorch's generator."""
@@ -104,10 +99,9 @@ class Stack(nn.Module):
         set_weights(self.listed, arguments, self.trained())
         set_gradients(arguments, gradients)
         arguments[0].grad_input = None
-        pointers = [ctypes.byref(of_block) for of_block in arguments]
-        forward: list[Any] = [(library.forward, at) for library, at in zip(libraries, pointers, strict=True)]
-        both = zip(reversed(libraries), reversed(pointers), strict=True)
-        backward: list[Any] = [(library.backward, at) for library, at in both]
+        both = [*zip(libraries, arguments, strict=True)]
+        forward = [(library.forward, of_block) for library, of_block in both]
+        backward = [(library.backward, of_block) for library, of_block in reversed(both)]
         return Calls(forward, backward, arguments[0], arguments[-1], output)
 
     def arguments(self, shape: torch.Size) -> tuple[tuple[BlockArguments, ...], Tensor]:
@@ -170,6 +164,7 @@ def set_weights(
         norm, _, buffers = block.norm
         of_block.running_mean = buffers["running_mean"].data_ptr()
         of_block.running_variance = buffers["running_var"].data_ptr()
+        of_block.batches = buffers["num_batches_tracked"].data_ptr()
         of_block.momentum, of_block.epsilon = norm.momentum, norm.eps
         p = block.dropout[0].p if block.dropout else 0.0
         of_block.dropout_limit, of_block.dropout_scale = round(p * 2**16), 1 / (1 - p)

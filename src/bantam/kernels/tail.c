@@ -36,6 +36,13 @@ static void cross_entropy(struct tail_arguments *a, float *logits, int label, fl
     }
 }
 
+/* Call one function after another: from Python each of these calls would take microseconds. */
+void run(const struct call *calls, int count)
+{
+    for (int i = 0; i < count; i++)
+        calls[i].function(calls[i].argument);
+}
+
 /* From the maps to the loss, how many images are classified correctly, and the gradients of weight, bias and maps. */
 void tail(struct tail_arguments *a)
 {

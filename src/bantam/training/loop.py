@@ -156,8 +156,8 @@ def _train_epoch(
         lr = _set_rates(training, epoch - 1 + step / steps, losses_before)
         rows = slice(step * batch_size, (step + 1) * batch_size)
         batch = order[rows]
-        labels = data.train_labels[batch]
         # index_select: plain indexing copies bytes one by one on a CPU.
+        labels = data.train_labels.index_select(0, batch)
         images = data.train_images.index_select(0, batch)
         x = augmentation.apply(images, changes.of(rows) if strengths[step] else Changes())
         x = data.normalise(x)
