@@ -19,7 +19,7 @@ FOLDER = Path(compiler.__file__).parent
 HARNESS = Path(__file__).parent / "kernels" / "harness.c"
 
 GRADIENTS = ("grad_weight", "grad_gamma", "grad_beta")
-NORM = ("gamma", "beta", "running_mean", "running_variance")
+NORM = ("gamma", "beta", "running_mean", "running_variance", "batches")
 READ = ("input", "in_factor", "in_offset", "in_statistics", "depthwise", "weight")
 LEFT = ("convolved", "pooled", "statistics", "factor", "offset")
 BACKWARD = ("input", "weight", "gamma", "beta", "convolved", "statistics", "argmax", "dropped", "grad_output")
@@ -56,7 +56,7 @@ def lengths(source: str, sizes: dict[str, int], images: int) -> dict[str, int]:
     weight = outputs * taps * inputs if dense else outputs * inputs if source == "separable.c" else taps * inputs
     numbers = dict.fromkeys(("input", "grad_input", "in_gradient"), image)
     numbers |= dict.fromkeys(("output", "other", "pooled", "grad_output", "grad_other", "gradient"), pooled)
-    numbers |= dict.fromkeys((*NORM, "factor", "offset", "grad_gamma", "grad_beta"), outputs)
+    numbers |= dict.fromkeys((*NORM, "factor", "offset", "grad_gamma", "grad_beta"), outputs) | {"batches": 2}
     numbers |= dict.fromkeys(("weight", "grad_weight"), weight)
     numbers |= dict.fromkeys(("depthwise", "grad_depthwise"), inputs * taps)
     numbers |= dict.fromkeys(("in_factor", "in_offset"), inputs)

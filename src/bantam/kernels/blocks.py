@@ -177,9 +177,8 @@ class _Block(torch.autograd.Function):
         statistics = torch.empty(2, block.outputs)
         p = block.dropout[0].p if block.dropout else 0.0
         # Where there is a max-pool, `argmax` says which elements are dropped.
-        dropped = block.bytes(
-            "dropped", images * block.bytes_of_dropped(out) if p and not max_pool else 0, ctx.fresh
-        )
+        drops = p > 0 and not max_pool
+        dropped = block.bytes("dropped", drops * images * block.bytes_of_dropped(out), ctx.fresh)
         # Which elements are dropped follows from a number of PyTorch's generator.
         ctx.dropout = (int(torch.randint(2**63 - 1, ())) if p else 0, round(p * 2**16), 1 / (1 - p))
         weight = weight.contiguous(memory_format=torch.channels_last)
@@ -194,10 +193,9 @@ class _Block(torch.autograd.Function):
         arguments.bias = None if bias is None else bias.data_ptr()
         arguments.gamma, arguments.beta = gamma.data_ptr(), beta.data_ptr()
         arguments.running_mean, arguments.running_variance = mean.data_ptr(), variance.data_ptr()
-        arguments.batches = block.norm[2]["num_batches_tracked"].data_ptr()
         arguments.convolved, arguments.output = convolved.data_ptr(), y.data_ptr()
         arguments.statistics, arguments.argmax = statistics.data_ptr(), argmax.data_ptr()
-        arguments.dropped = dropped.data_ptr()
+        arguments.dropped, arguments.batches = dropped.data_ptr(), block.norm[2]["num_batches_tracked"].data_ptr()
         arguments.other = None if other is None else other.data_ptr()
         arguments.images, arguments.threads = images, torch.get_num_threads()
         library.forward(arguments)
