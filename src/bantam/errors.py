@@ -21,10 +21,12 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 from hydra._internal import utils
 from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.config_source import ConfigSource
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bantam.config import raised_in, unreadable
-from bantam.overrides import resuming
+from bantam.overrides import command_line, override, resuming
+from bantam.own import code
 from bantam.suggestions import suggestion
 from bantam.training import settings, terminal
 
@@ -187,6 +189,24 @@ IN_FILE = re.compile(r"(?:In|Invalid defaults list in) '([^']+)'[:,] (?:\w+ rais
 """How Hydra begins where it names the option in which an error lies."""
 
 
+OWN_NETWORK = "Key '_file_' not in"
+"""What OmegaConf says where a file has a network of one's own, and the one that is chosen is Bantam's."""
+
+
+def _about_own_network(file: Path) -> OptionFileError | None:
+    """How to type the network of an experiment that a search has written; None where it does not say which."""
+    text = file.read_text(encoding="utf-8")
+    model, trial = OmegaConf.create(text).get("model", {}), re.search(r"^# Trial (\d+)", text, re.MULTILINE)
+    if not {"_file_", "_class_"} <= model.keys():
+        return None
+    kept = file.parent.parent / trial[1] / code.COPY if trial else Path()
+    from_file = settings.short_path(kept if kept.is_file() else Path(model["_file_"]))
+    typed = command_line([override("model", f"{from_file}:{model['_class_']}")])
+    return OptionFileError(
+        f"{settings.short_path(file)} has a network of your own, which is imported only when it is typed: add {typed}"
+    )
+
+
 def about_option_file(error: Exception) -> OptionFileError | None:
     """The sentence for what that lies in an option file; None where it lies elsewhere, as in what was typed."""
     text = " ".join(str(error).split())
@@ -202,6 +222,8 @@ def about_option_file(error: Exception) -> OptionFileError | None:
         elif not isinstance(owner, ConfigSource) or isinstance(error, HydraException):
             continue
         if Path(file).exists():
+            if OWN_NETWORK in text and (about := _about_own_network(Path(file))):
+                return about
             reason = (text[found.end() :] if found else unreadable(error)).partition(" full_key:")[0]
             return OptionFileError(
                 f"{settings.short_path(Path(file))} cannot be used ({reason}): correct it, or restore it"

@@ -142,6 +142,9 @@ def test_its_arguments_are_searched_and_the_best_is_confirmed(bantam: Bantam, mi
     assert f"study/{number}/network.py:Net" in last
     experiment = (tmp_path / "study" / "experiment" / "best.yaml").read_text()
     assert "override /model" not in experiment
+    add = f"which is imported only when it is typed: add model=study/{number}/network.py:Net\n"
+    result = bantam("train.py", "--config-dir", "study", "experiment=best")
+    assert result.stderr == f"Error: study/experiment/best.yaml has a network of your own, {add}"
     same = tmp_path / "same" / "mine.py"
     same.parent.mkdir()
     same.write_text(mine.read_text())
