@@ -196,15 +196,17 @@ OWN_NETWORK = "Key '_file_' not in"
 def _about_own_network(file: Path) -> OptionFileError | None:
     """How to type the network of an experiment that a search has written; None where it does not say which."""
     text = file.read_text(encoding="utf-8")
-    model, trial = OmegaConf.create(text).get("model", {}), re.search(r"^# Trial (\d+)", text, re.MULTILINE)
+    model, trial = (
+        OmegaConf.select(OmegaConf.create(text), "model", default={}),
+        re.search(r"^# Trial (\d+)", text, re.MULTILINE),
+    )
     if not {"_file_", "_class_"} <= model.keys():
         return None
     kept = file.parent.parent / trial[1] / code.COPY if trial else Path()
     from_file = settings.short_path(kept if kept.is_file() else Path(model["_file_"]))
     typed = command_line([override("model", f"{from_file}:{model['_class_']}")])
-    return OptionFileError(
-        f"{settings.short_path(file)} has a network of your own, which is imported only when it is typed: add {typed}"
-    )
+    what = "has a network of your own, which is imported only when it is typed"
+    return OptionFileError(f"{settings.short_path(file)} {what}: add {typed}")
 
 
 def about_option_file(error: Exception) -> OptionFileError | None:

@@ -102,7 +102,10 @@ def test_accuracy_is_drawn_against_the_cost_that_was_an_objective(tmp_path: Path
     folder = write_study(tmp_path / "study", (97.0, 99.0), multi_objective=True, cost="activations")
     figure = drawn(folders.read_study(folder))["Accuracy and size"]
     assert figure.plot.layout.xaxis.title.text == "bytes of activations"
-    assert figure.note == "The line is the front: where it bends, no trial with as few bytes of activations is as accurate."
+    assert (
+        figure.note
+        == "The line is the front: where it bends, no trial with as few bytes of activations is as accurate."
+    )
     front = next(trace for trace in figure.plot.data if trace.name == "Pareto front")
     assert list(front.x) == [2000, 3000]
 

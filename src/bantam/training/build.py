@@ -21,9 +21,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from bantam import config
 from bantam.augmentation import COLOURS
+from bantam.nearest import nearest
 from bantam.own import code
 from bantam.schedulers import Schedule, TorchSchedule
-from bantam.suggestions import nearest
 from bantam.trackers import Tracker
 
 Choices = Mapping[str, Any]

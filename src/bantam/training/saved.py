@@ -15,11 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bantam import ranges
 from bantam.config import Config, sentence, unreadable
+from bantam.nearest import nearest
 from bantam.options import SCHEMAS
 from bantam.overrides import override
 from bantam.own import code
 from bantam.own.source import FROM_DATA
-from bantam.suggestions import nearest, suggestion
+from bantam.suggestions import suggestion
 from bantam.tracker_keys import TRACKERS
 
 
