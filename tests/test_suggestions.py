@@ -1,5 +1,6 @@
 """What is said to somebody who typed an option or a key that does not exist."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,29 @@ def test_in_a_search_too(bantam: Bantam, tmp_path: Path, typed: list[str], said:
     assert result.returncode == 1
     assert said in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("--epochs=3",), "--epochs=3 is no option: a key is typed without dashes, epochs=3; "),
+        (
+            ("--optimizer.lr", "0.1"),
+            "--optimizer.lr is no option: a key is typed without dashes, optimizer.lr=…; ",
+        ),
+        (("-m", "--seeds=1,2"), "--seeds=1,2 is no option: a key is typed without dashes, seeds=1,2; "),
+    ],
+)
+def test_a_key_with_dashes(bantam: Bantam, typed: tuple[str, ...], said: str) -> None:
+    result = bantam("train.py", *typed)
+    assert result.returncode == 1
+    assert result.stderr == f"Error: {said}python train.py --help lists them all\n"
+
+
+@pytest.mark.parametrize("name", ["evaluate", "confirm", "export", "track"])
+def test_what_may_be_left_out_is_not_said_to_be_missing(bantam: Bantam, name: str) -> None:
+    said = bantam(f"{name}.py").stderr.splitlines()[-1]
+    assert re.fullmatch(rf"{name}.py: error: the following arguments are required: \w+", said)
 
 
 def test_a_range_without_a_search(bantam: Bantam) -> None:

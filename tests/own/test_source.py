@@ -253,6 +253,43 @@ def test_a_network_that_exits_is_one_sentence(
     assert said.format(file=mine) in result.stderr
 
 
+SHAPES = """
+from torch import nn
+
+
+class Flat(nn.Sequential):
+    def __init__(self, width: int = 4):
+        super().__init__(nn.Conv2d(1, width, 3), nn.Flatten(), nn.Linear(width, 10))
+
+
+class Unflat(nn.Sequential):
+    def __init__(self, width: int = 4):
+        super().__init__(nn.Conv2d(1, width, 3), nn.Linear(width, 10))
+
+
+class Text(nn.Sequential):
+    def __init__(self, width="8"):
+        super().__init__(nn.Conv2d(1, width, 3))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Flat", "a linear layer takes 4 numbers and gets 2704, so write nn.Linear(2704, 10)"),
+        ("Unflat", "change model.* or its layers"),
+        ("Text", "cannot be built with width='8': TypeError in {file}, line 17: "),
+    ],
+)
+def test_what_does_not_fit_is_said_with_what_helps(
+    bantam: Bantam, mine: Path, images: tuple[str, ...], name: str, said: str
+) -> None:
+    mine.write_text(SHAPES)
+    result = bantam("train.py", f"model=mine.py:{name}", *images)
+    assert result.returncode == 1
+    assert said.format(file=mine) in result.stderr
+
+
 OUTPUTS = """
 from torch import nn
 
