@@ -267,6 +267,11 @@ class Unflat(nn.Sequential):
         super().__init__(nn.Conv2d(1, width, 3), nn.Linear(width, 10))
 
 
+class Missing(nn.Module):
+    def __init__(self, width, depth: int):
+        super().__init__()
+
+
 class Text(nn.Sequential):
     def __init__(self, width="8"):
         super().__init__(nn.Conv2d(1, width, 3))
@@ -278,7 +283,8 @@ class Text(nn.Sequential):
     [
         ("Flat", "a linear layer takes 4 numbers and gets 2704, so write nn.Linear(2704, 10)"),
         ("Unflat", "change model.* or its layers"),
-        ("Text", "cannot be built with width='8': TypeError in {file}, line 17: "),
+        ("Missing", "model.depth, model.width have no value: set them, for example model.depth=… model.width=…"),
+        ("Text", "cannot be built with width='8': TypeError in {file}, line 22: "),
     ],
 )
 def test_what_does_not_fit_is_said_with_what_helps(

@@ -149,6 +149,9 @@ def _read(folder: Path, name: str) -> Any:
     try:
         content = OmegaConf.load(folder / ".hydra" / name)
     except FileNotFoundError as error:
+        runs = sorted(path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/.hydra"))
+        if runs and not (folder / ".hydra").exists():
+            raise ValueError(f"{folder} is no run folder, but holds some: give one, such as {runs[-1]}") from error
         raise _damaged(folder, name, "is missing") from error
     except Exception as error:  # whatever a damaged or foreign YAML file leads to
         raise _damaged(folder, name, f"cannot be read ({unreadable(error)})") from error
