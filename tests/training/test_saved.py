@@ -100,7 +100,8 @@ def test_a_damaged_configuration_is_one_sentence(
 @pytest.mark.parametrize("below", ["3", "2026-11-29/14-30-00"])
 def test_a_folder_of_runs_names_one(composed: Compose, tmp_path: Path, below: str) -> None:
     write_hydra(tmp_path / below, composed())
-    with pytest.raises(ValueError, match=f"is no run folder, but holds some: give one, such as {tmp_path / below}"):
+    said = f"is no run folder, but holds some: give one, such as {tmp_path / below}"
+    with pytest.raises(ValueError, match=said):
         saved.load(tmp_path)
 
 
