@@ -12,7 +12,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", type=Path, help="folder of a study")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="what all of them are to have instead; before --trials"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="what all of them are to have instead; before --trials",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--top", type=int, default=3, help="how many of the best trials, 3 by default")

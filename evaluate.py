@@ -15,7 +15,9 @@ def main() -> None:
     errors.begin()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of a finished run")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"change {', '.join(MAY_CHANGE)}")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help=f"change {', '.join(MAY_CHANGE)}"
+    )
     arguments = parser.parse_args()
     config.register()
     sweeper.register()

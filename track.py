@@ -15,7 +15,9 @@ def main() -> None:
     errors.begin()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+", metavar="folder", help="of a run, a multirun or a study")
-    parser.add_argument("overrides", nargs="*", metavar="tracker=option", help="which tracker, and its keys")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="tracker=option", help="which tracker, and its keys"
+    )
     words = parser.parse_args().folders
     overrides = [word for word in words if re.match(r"tracker[\w.]*=", word)]
     paths = [Path(word) for word in words if word not in overrides]

@@ -31,7 +31,9 @@ LAYERS = (
     tuple(f"bantam.{name}" for name in ("models", "optimizers", "schedulers", "augmentation", "data", "trackers")),
     ("bantam.images", "bantam.budget", "bantam.cluster", "bantam.config", "bantam.snapshot", "bantam.suggestions"),
     ("bantam.own", "bantam.options", "bantam.tracker_keys"),
-    tuple(f"bantam.{name}" for name in ("ranges", "overrides", "activations", "receptive", "option_files")),
+    tuple(
+        f"bantam.{name}" for name in ("ranges", "overrides", "activations", "receptive", "option_files", "nearest")
+    ),
 )
 """From the entry points down; a module imports only from below it, or from its own folder."""
 

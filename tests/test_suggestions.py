@@ -1,5 +1,6 @@
 """What is said to somebody who typed an option or a key that does not exist."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from bantam import suggestions
-from bantam.suggestions import nearest
+from bantam.nearest import nearest
 
 KEYS = ["epochs", "optimizer.lr", "optimizer.momentum", "model.width", "data.root", "target.accuracy", "scheduler"]
 
@@ -25,6 +26,9 @@ KEYS = ["epochs", "optimizer.lr", "optimizer.momentum", "model.width", "data.roo
         ("acuracy", "target.accuracy"),
         ("epoch", "epochs"),
         ("schedular", "scheduler"),
+        ("train_epochs", "epochs"),
+        ("learning_rate", "optimizer.lr"),
+        ("model.dropout", None),  # no data.root
         ("zzz", None),
     ],
 )
@@ -90,7 +94,8 @@ def test_a_folder_of_options_that_is_none_is_one_sentence(
         ("seed=range(0,3)", "seed=range(0,3) stands for several runs: add -m"),
         (
             "tracker=mlflow,wandb",
-            "tracker=mlflow,wandb stands for several runs: add -m, or give them as a list, tracker=[mlflow,wandb]",
+            "tracker=mlflow,wandb stands for several runs: add -m; a list, where the key takes one, is "
+            "tracker=[mlflow,wandb]",
         ),
     ],
 )
@@ -104,18 +109,23 @@ def test_several_values_for_one_run(bantam: Bantam, typed: str, said: str) -> No
     [
         ("lr=0.1", "lr is no key: did you mean optimizer.lr=0.1? "),
         ("modle=v1", "modle is no key: did you mean model=v1? "),
-        ("optimizer.vector_lr=1", "optimizer.vector_lr is no key: There are optimizer.lr, optimizer.momentum, "),
+        ("optimizer.vector_lr=1", "is a key of optimizer=muon, which is not chosen: add optimizer=muon"),
+        ("optimizer.zzz=1", "optimizer.zzz is no key: there are optimizer.lr, optimizer.momentum, "),
+        (
+            "model.head=1",
+            "is a key of model=dilated, flexible, shared, of which none is chosen: choose one",
+        ),
         ("model.width==8", "model.width==8 has two =: write model.width=8"),
         ("model=net(1).py:Net", """has letters that Hydra takes only in quotes: write 'model="net(1).py:Net"'"""),
         ("target.acc=99", "target.acc is no key: did you mean target.accuracy=99?"),
         ("data=MNIST", "data=MNIST does not exist: did you mean data=mnist? "),
         ("data.mean=grey", "data.mean=grey is refused: Value 'grey' is neither a number nor a list of them"),
         ("model=v3", "model=v3 does not exist: did you mean model=v2? There are dilated, flexible, "),
-        ("model=Net.py", "or a class in a file of your own, as in model=mine.py:Net"),
+        ("model=Net.py", "model=Net.py names no class: write model=Net.py:Net, where Net is the class"),
         ("experiment=champoin", "experiment=champoin does not exist: did you mean experiment=champion? "),
         ("hydra/sweeper=bantm", "hydra/sweeper=bantm does not exist: did you mean hydra/sweeper=bantam? "),
         ("hydra.job.nam=x", "did you mean hydra.job.name=x? +hydra.job.nam=x would add it"),
-        ("model=", "model= does not exist: There are dilated, flexible, "),
+        ("model=", "model= does not exist: there are dilated, flexible, "),
         ("+optimizer.lr=1", "+optimizer.lr=1 adds a key that is there already: write optimizer.lr=1"),
         ("model=../a/mine.py:Net", "takes in no option: write model=/"),
         ("model=null", "model=null chooses nothing: there are dilated, flexible, "),
@@ -179,6 +189,29 @@ def test_in_a_search_too(bantam: Bantam, tmp_path: Path, typed: list[str], said:
     assert result.returncode == 1
     assert said in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("--epochs=3",), "--epochs=3 is no option: a key is typed without dashes, epochs=3; "),
+        (
+            ("--optimizer.lr", "0.1"),
+            "--optimizer.lr is no option: a key is typed without dashes, optimizer.lr=…; ",
+        ),
+        (("-m", "--seeds=1,2"), "--seeds=1,2 is no option: a key is typed without dashes, seeds=1,2; "),
+    ],
+)
+def test_a_key_with_dashes(bantam: Bantam, typed: tuple[str, ...], said: str) -> None:
+    result = bantam("train.py", *typed)
+    assert result.returncode == 1
+    assert result.stderr == f"Error: {said}python train.py --help lists them all\n"
+
+
+@pytest.mark.parametrize("name", ["evaluate", "confirm", "export", "track"])
+def test_what_may_be_left_out_is_not_said_to_be_missing(bantam: Bantam, name: str) -> None:
+    said = bantam(f"{name}.py").stderr.splitlines()[-1]
+    assert re.fullmatch(rf"{name}.py: error: the following arguments are required: \w+", said)
 
 
 def test_a_range_without_a_search(bantam: Bantam) -> None:

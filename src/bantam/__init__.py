@@ -1,4 +1,4 @@
-"""Bantam: experiments and sweeps for neural networks in a weight class.
+"""Bantam: experiments and searches for small neural networks within a budget.
 
 From Python: `bantam.train(…)`, `bantam.load(folder)`, `bantam.search(…)`, `bantam.Run(folder)`. They are imported,
 and PyTorch with them, when they are first asked for.

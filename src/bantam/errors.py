@@ -24,7 +24,8 @@ from hydra.plugins.config_source import ConfigSource
 from omegaconf.errors import OmegaConfBaseException
 
 from bantam.config import raised_in, unreadable
-from bantam.overrides import resuming
+from bantam.overrides import resuming, without_dashes
+from bantam.own import source
 from bantam.suggestions import suggestion
 from bantam.training import settings, terminal
 
@@ -48,6 +49,7 @@ def begin() -> None:
     utils.run_and_report = _run_and_report
     utils._get_rerun_overrides = _rerun_overrides
     hydra_main._run_hydra = _run_hydra
+    hydra_main.get_args_parser = _args_parser
     _refuse_undecodable()
     _end_with_parent()
     main = threading.current_thread() is threading.main_thread()
@@ -197,11 +199,14 @@ def about_option_file(error: Exception) -> OptionFileError | None:
         owner, file = frame.f_locals.get("self"), frame.f_locals.get("full_path", "")
         repository = getattr(owner, "repository", None)
         if found and repository:
-            having = (source for source in repository.get_sources() if source.is_config(found[1]))
-            file = next((f"{source.path}/{found[1]}.yaml" for source in having), "")
+            having = (folder for folder in repository.get_sources() if folder.is_config(found[1]))
+            file = next((f"{folder.path}/{found[1]}.yaml" for folder in having), "")
         elif not isinstance(owner, ConfigSource) or isinstance(error, HydraException):
             continue
         if Path(file).exists():
+            if source.NOT_TYPED in text and (typed := source.typing(Path(file))):
+                what = "has a network of your own, which is imported only when it is typed"
+                return OptionFileError(f"{settings.short_path(Path(file))} {what}: add {typed}")
             reason = (text[found.end() :] if found else unreadable(error)).partition(" full_key:")[0]
             return OptionFileError(
                 f"{settings.short_path(Path(file))} cannot be used ({reason}): correct it, or restore it"
@@ -271,6 +276,21 @@ def _run_hydra(*positional: Any, **named: Any) -> None:
             raise
         terminal.show_error(error)
         raise SystemExit(1) from None
+
+
+def _args_parser() -> Any:
+    """Hydra's own, except for what it says of keys that are typed with dashes, as in --epochs=3."""
+    parser: Any = utils.get_args_parser()
+    plain = parser.error
+
+    def error(message: str) -> NoReturn:
+        if about := without_dashes(message):
+            terminal.show_error(ValueError(about))
+            raise SystemExit(1)
+        raise SystemExit(plain(message))
+
+    parser.error = error
+    return parser
 
 
 def show_traceback() -> None:

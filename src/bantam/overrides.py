@@ -58,6 +58,16 @@ def _means_else(text: str) -> bool:
     return True
 
 
+def without_dashes(message: str) -> str:
+    """What to say of a key that was typed with dashes, as options are; empty for what argparse says else."""
+    found = re.match(r"unrecognized arguments: (-+([\w.@/]+)(=\S*)?)", message)
+    if found is None:
+        return ""
+    typed, key, value = found.groups()
+    key = f"{key}{value or '=…'}"
+    return f"{typed} is no option: a key is typed without dashes, {key}; python train.py --help lists them all"
+
+
 def command_line(words: Iterable[object]) -> str:
     """A command, or a part of one, as it is pasted into a shell; a path is no option, however its name begins."""
     return shlex.join(

@@ -38,7 +38,9 @@ def validate(cfg: DictConfig) -> None:
                 raise ValueError(f"{name}{key!s} is no key of Bantam: {hint}")
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
-        raise ValueError(f"{missing[0]} has no value: set it, for example {missing[0]}=…")
+        have = "has no value: set it" if len(missing) == 1 else "have no value: set them"
+        example = " ".join(f"{key}=…" for key in missing)
+        raise ValueError(f"{', '.join(missing)} {have}, for example {example}")
     validate_ranges(cfg.data, "data")  # first, since networks take their channels, side and classes from there
     validate_ranges(cfg)
 

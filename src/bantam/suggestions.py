@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,10 @@ from hydra.errors import (
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bantam.nearest import LEAST, nearest
 from bantam.own import code
 
 ALL = "python train.py --help lists them all"
-
-LEAST = 0.6
-"""How alike two names must be, from 0 to 1, for one to be meant by the other."""
 
 NO_OPTION = (
     "Config group override must be a string or a list",
@@ -167,9 +165,11 @@ def _about_option(error: MissingConfigException) -> ValueError | None:
     if not there:
         return None
     near = difflib.get_close_matches(typed.lower(), there, n=1, cutoff=0.5)
-    meant = f"did you mean {group}={near[0]}? " if near else ""
+    meant = f"did you mean {group}={near[0]}? There are" if near else "there are"
     own = ", or a class in a file of your own, as in model=mine.py:Net" if group == "model" else ""
-    return ValueError(f"{group}={typed} does not exist: {meant}There are {', '.join(there)}{own}")
+    if own and typed.endswith(".py"):
+        return ValueError(f"{group}={typed} names no class: write {group}={typed}:Net, where Net is the class")
+    return ValueError(f"{group}={typed} does not exist: {meant} {', '.join(there)}{own}")
 
 
 def _about_experiment(group: str, typed: str) -> ValueError | None:
@@ -231,7 +231,7 @@ ONE_OPTION = ("model", "optimizer", "scheduler", "augmentation", "data")
 def _about_sweep(line: str) -> ValueError:
     """How to write several values, which without -m are a list or nothing."""
     key, _, value = line.partition("=")
-    as_list = "" if key in ONE_OPTION or "(" in value else f", or give them as a list, {key}=[{value}]"
+    as_list = "" if key in ONE_OPTION or "(" in value else f"; a list, where the key takes one, is {key}=[{value}]"
     return ValueError(f"{line} stands for several runs: add -m{as_list}")
 
 
@@ -285,37 +285,31 @@ def _about_key(error: ConfigCompositionException) -> ValueError | None:
         return None
     group, _, rest = key.partition(".")
     option = rest.partition(".")[0]
-    if group == "tracker" and option in _options(group) and option not in (cfg.get(group) or {}):
-        return ValueError(f"{key} is a key of tracker={option}, which is not chosen: add tracker={option}")
+    if having := _having(group, option, cfg.get(group) or {}):
+        which = "which is not chosen: add" if len(having) == 1 else "of which none is chosen: choose one, as"
+        return ValueError(f"{key} is a key of {group}={', '.join(having)}, {which} {group}={having[-1]}")
     if group == "model" and (own := code.about_argument(cfg.get(group), option, value)):
         return ValueError(f"{key} is no key: {own}")
     near = nearest(key, [*keys(cfg, hydra=key.startswith("hydra")), *_groups()])
     parent = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else None
     there = _within(parent, key.rpartition(".")[0]) if isinstance(parent, DictConfig) else []
-    meant = f"did you mean {near}={value}? " if near else f"There are {', '.join(there)}. " if there else ""
+    meant = f"did you mean {near}={value}? " if near else f"there are {', '.join(there)}. " if there else ""
     adds = f"+{line} would add it; " if key.startswith("hydra.") else ""
     return ValueError(f"{key} is no key: {meant}{adds}{ALL}")
 
 
+def _having(group: str, key: str, chosen: Any) -> list[str]:
+    """The options of a group, but those that are chosen, that have a key; a tracker is the key of its own keys."""
+    options = _options(group)
+    if group == "tracker":
+        return [key] if key in options and key not in chosen else []
+    loader: Any = GlobalHydra.instance().config_loader() if group in ONE_OPTION and options else None
+    read = {option: loader.repository.load_config(f"{group}/{option}") for option in options if loader}
+    return [option for option, found in read.items() if found is not None and key in found.config]
+
+
 def _within(node: DictConfig, name: str) -> list[str]:
     return [f"{name}.{key}" for key in map(str, node) if not key.startswith("_")]
-
-
-def nearest(key: str, there: Sequence[str]) -> str | None:
-    """The key that is meant: of the same name, perhaps in another group, or of the one that is spelled most alike.
-
-    None where there is none that is at all alike.
-    """
-    last = key.rpartition(".")[2]
-    names = {other: other.rpartition(".")[2] for other in there}
-    alike = difflib.get_close_matches(last, names.values(), n=1, cutoff=LEAST)
-    if not alike and len(last) > 2:  # as target.acc
-        alike = [name for other, name in names.items() if name.startswith(last) and other.startswith(key)][:1]
-    return max(
-        (other for other in there if names[other] in alike),
-        key=lambda other: difflib.SequenceMatcher(None, key, other).ratio(),
-        default=None,
-    )
 
 
 def keys(node: Any, hydra: bool = False, within: str = "") -> Iterator[str]:

@@ -199,7 +199,10 @@ def test_weights_of_another_run_are_noticed(recorded: float, lines: int) -> None
     said = exporting.in_words({**known, "float32": part, "int8": part}, "run").splitlines()
     assert len(said) == lines
     if lines == 3:
-        assert said[2].startswith("Recorded were 90.00 %, so the weights are those of another run")
+        assert said[2] == "Recorded were 90.00 %, so the weights are those of another run."
+        known["recorded_precision"] = "bfloat16"
+        said = exporting.in_words({**known, "float32": part, "int8": part}, "run").splitlines()
+        assert "another run, or bfloat16 rounds otherwise than these files" in said[2]
 
 
 @pytest.mark.parametrize(

@@ -327,7 +327,7 @@ def test_a_residual_network_is_trained_by_its_blocks_and_pytorchs_sums() -> None
 def test_each_convolution_that_is_left_has_all_its_reasons() -> None:
     assert fuse(Course(), IMAGE).reasons == {
         "conv1.0": "padding_mode reflect: the C blocks pad with zeros",
-        "conv2": "dilation 2: the C blocks have none",
-        "conv3": "no batch norm behind it or its ReLU that alone gets what it computes: the C blocks have one",
+        "conv2": "dilation 2: the C blocks compute none",
+        "conv3": "no batch norm alone reads its output, by way of a ReLU or not: the C blocks need one",
     }
     assert not fuse(models.V2(), IMAGE).reasons

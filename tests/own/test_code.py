@@ -72,8 +72,8 @@ def test_arguments_have_the_types_of_their_annotations_or_defaults(file: code.Co
     ("name", "said"),
     [
         ("Nett", "has no class Nett: did you mean Net"),
-        ("WIDTH", "has WIDTH, which is no class of a network"),
-        ("nn", "has nn, which is no class of a network"),
+        ("WIDTH", "has WIDTH, which is no class of torch.nn.Module: there are"),
+        ("nn", "has nn, which is no class of torch.nn.Module: there are"),
     ],
 )
 def test_what_is_no_network_is_refused(file: code.Code, name: str, said: str) -> None:

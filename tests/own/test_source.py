@@ -142,6 +142,9 @@ def test_its_arguments_are_searched_and_the_best_is_confirmed(bantam: Bantam, mi
     assert f"study/{number}/network.py:Net" in last
     experiment = (tmp_path / "study" / "experiment" / "best.yaml").read_text()
     assert "override /model" not in experiment
+    add = f"which is imported only when it is typed: add model=study/{number}/network.py:Net\n"
+    result = bantam("train.py", "--config-dir", "study", "experiment=best")
+    assert result.stderr == f"Error: study/experiment/best.yaml has a network of your own, {add}"
     same = tmp_path / "same" / "mine.py"
     same.parent.mkdir()
     same.write_text(mine.read_text())
@@ -247,6 +250,49 @@ def test_a_network_that_exits_is_one_sentence(
     mine.write_text(LEAVING.format(made=made, when=when))
     result = bantam("train.py", "model=mine.py:Net", *images, "hydra.run.dir=run")
     assert result.returncode == 1, result.stdout
+    assert said.format(file=mine) in result.stderr
+
+
+SHAPES = """
+from torch import nn
+
+
+class Flat(nn.Sequential):
+    def __init__(self, width: int = 4):
+        super().__init__(nn.Conv2d(1, width, 3), nn.Flatten(), nn.Linear(width, 10))
+
+
+class Unflat(nn.Sequential):
+    def __init__(self, width: int = 4):
+        super().__init__(nn.Conv2d(1, width, 3), nn.Linear(width, 10))
+
+
+class Missing(nn.Module):
+    def __init__(self, width, depth: int):
+        super().__init__()
+
+
+class Text(nn.Sequential):
+    def __init__(self, width="8"):
+        super().__init__(nn.Conv2d(1, width, 3))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Flat", "a linear layer takes 4 numbers and gets 2704, so write nn.Linear(2704, 10)"),
+        ("Unflat", "change model.* or its layers"),
+        ("Missing", "model.depth, model.width have no value: set them, for example model.depth=… model.width=…"),
+        ("Text", "cannot be built with width='8': TypeError in {file}, line 22: "),
+    ],
+)
+def test_what_does_not_fit_is_said_with_what_helps(
+    bantam: Bantam, mine: Path, images: tuple[str, ...], name: str, said: str
+) -> None:
+    mine.write_text(SHAPES)
+    result = bantam("train.py", f"model=mine.py:{name}", *images)
+    assert result.returncode == 1
     assert said.format(file=mine) in result.stderr
 
 

@@ -62,6 +62,13 @@ def test_a_seed_that_ends_below_the_scale_is_counted(tmp_path: Path) -> None:
     assert "below this scale: training (2), test (2)<br>double-click to see all" in notes(figures.step(group))
 
 
+def test_the_best_epoch_is_in_the_picture_of_a_run_that_fell_after_it(tmp_path: Path) -> None:
+    fell = one(tmp_path / "0", 90.0, 97.0, 70.0, 65.0, 62.0, 61.0, 60.0, 60.0)
+    for drawn in (figures.curves([fell]), figures.step(fell)):
+        assert drawn.plot.layout.yaxis.range[1] > 97
+        assert any("below this scale" in note for note in notes(drawn))
+
+
 def test_a_network_at_chance_is_shown_on_the_whole_scale(tmp_path: Path) -> None:
     found = one(tmp_path / "0", 10.0, 9.7, 9.8, 9.8, at_chance=True)
     for drawn in (figures.curves([found]), figures.step(found)):

@@ -161,7 +161,7 @@ def test_a_study_with_two_objectives_tells_its_front(tmp_path: Path) -> None:
     assert "The front has mostly" in sentences["Settings side by side"]
     assert section(found, "study-1-best").title == "Trial 4, the most accurate"
     page = report.render(found)
-    assert "The line is the front: no trial is as accurate with fewer parameters" in page
+    assert "The line is the front: where it bends, no trial with as few parameters is as accurate" in page
     assert contents(page)["study-1-front"] == "The front"
     part = page.split('id="study-1-front">')[1].split("</article>")[0]
     seen = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", part))

@@ -59,6 +59,13 @@ def test_trials_below_the_scale_are_counted_in_the_picture(tmp_path: Path) -> No
         assert note in [each.text for each in drawn(study)[title].plot.layout.annotations]
 
 
+def test_lines_that_fall_at_their_end_are_within_the_scale(tmp_path: Path) -> None:
+    trials = [trial(number, lr=0.1 + number) for number in range(4)]
+    trials[3].epochs[:] = [(1, 40.0), (2, 97.0), (3, 91.0)]
+    low, high = drawn(Study(tmp_path, trials, ["lr"]))["Epoch by epoch"].plot.layout.yaxis.range
+    assert (low < 90, high > 97) == (True, True)
+
+
 def test_settings_side_by_side_have_the_best_tenth_in_colour(tmp_path: Path) -> None:
     trials = [trial(i, lr=10 ** (-i / 10), kind="ab"[i % 2], same=1) for i in range(20)]
     figure = drawn(Study(tmp_path, trials, ["lr", "kind", "same"]))["Settings side by side"]
@@ -95,7 +102,10 @@ def test_accuracy_is_drawn_against_the_cost_that_was_an_objective(tmp_path: Path
     folder = write_study(tmp_path / "study", (97.0, 99.0), multi_objective=True, cost="activations")
     figure = drawn(folders.read_study(folder))["Accuracy and size"]
     assert figure.plot.layout.xaxis.title.text == "bytes of activations"
-    assert figure.note == "The line is the front: no trial is as accurate with fewer bytes of activations."
+    assert (
+        figure.note
+        == "The line is the front: where it bends, no trial with as few bytes of activations is as accurate."
+    )
     front = next(trace for trace in figure.plot.data if trace.name == "Pareto front")
     assert list(front.x) == [2000, 3000]
 

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from searches import LINE, SPACE, Finished, Postgresql, stored, wait_for, workers
 
 from bantam.overrides import override
-from bantam.search import faults, processes, trials, watch
+from bantam.search import faults, processes, terminal, trials, watch
 from bantam.search.space import Search
 from bantam.search.study import open_study
 from bantam.training import folder as record
@@ -107,6 +107,22 @@ def test_a_killed_search_goes_on_where_it_was(
     listed = stored(tmp_path, storage).trials
     assert trials.states(listed) == ["complete", "stopped", "complete", "complete"]
     assert listed[2].params == listed[1].params or listed[3].params == listed[1].params
+
+
+def test_a_search_in_a_folder_that_is_named_by_the_time_is_continued_with_that_folder(
+    searching: Callable[..., Search], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, also in (
+        ("2026-11-29/14-30-00", " with hydra.sweep.dir="),
+        ("2026-11-29", ""),
+        ("mine", ""),
+    ):
+        (wanted := searching()).folder = Path("multirun", folder)
+        named = f"{also}multirun/{folder}" * bool(also)
+        assert terminal.continues(wanted) == f"the same command line{named} continues the search"
+        terminal.show_interruption(wanted, "SIGINT")
+        said = capsys.readouterr().out
+        assert said == f"Interrupted (SIGINT). The same command line{named} continues the search.\n"
 
 
 @pytest.mark.whole

@@ -97,6 +97,14 @@ def test_a_damaged_configuration_is_one_sentence(
         _ = saved.load(tmp_path).choices
 
 
+@pytest.mark.parametrize("below", ["3", "2026-11-29/14-30-00"])
+def test_a_folder_of_runs_names_one(composed: Compose, tmp_path: Path, below: str) -> None:
+    write_hydra(tmp_path / below, composed())
+    said = f"is no run folder, but holds some: give one, such as {tmp_path / below}"
+    with pytest.raises(ValueError, match=said):
+        saved.load(tmp_path)
+
+
 def test_a_run_that_is_older_than_the_shape_of_images_has_the_one_of_then(
     composed: Compose, tmp_path: Path
 ) -> None:

@@ -77,6 +77,7 @@ def export(prepared: Prepared) -> dict[str, Any]:
         "split": images.split,
         "scored_images": len(scored),
         "recorded_accuracy": history[-1].accuracy,
+        "recorded_precision": files.read_finished(folder)["precision"],
         "bytes": prepared.costs["bytes"],
         "float32": {"file": FLOAT, **measured},
         "int8": {
@@ -147,14 +148,16 @@ def in_words(answer: dict[str, Any], folder: object) -> str:
     """What was written, two lines; a third where the run recorded quite another accuracy."""
     recorded = answer["recorded_accuracy"]
     images_apart = abs(answer["float32"]["accuracy"] - recorded) / 100 * answer["scored_images"]
-    why = "so the weights are those of another run, or it was scored in another precision"
+    precision = answer.get("recorded_precision", "float32")
+    rounds = f", or {precision} rounds otherwise than these files, which compute in float32"
+    why = f"so the weights are those of another run{rounds * (precision != 'float32')}"
     # Kernels, processors and precisions round otherwise, which decides a few close images.
     close = images_apart < 1.5 + answer["scored_images"] / 2000
-    other = [] if close else [f"Recorded were {recorded:.2f} %, {why}."]
+    apart = [] if close else [f"Recorded were {recorded:.2f} %, {why}."]
     images = f"{answer['scored_images']:,} {answer['split']} images of {answer['data']}"
     lines = [
         f"{folder}/{part['file']}: {part['weight_bytes']:,} bytes of weights ({part['file_bytes']:,} in all), "
         f"{part['accuracy']:.2f} % of {images}, {part['agreement']:.2f} % of the predictions as in PyTorch"
         for part in (answer[kind] for kind in KINDS)
     ]
-    return "\n".join([*lines, *other])
+    return "\n".join([*lines, *apart])

@@ -17,7 +17,7 @@ STRIDE_IN_BFLOAT16 = "with a stride in bfloat16"
 BARE = "without a batch norm that fits behind it"
 UNTRACED = "in a forward that cannot be traced"
 
-SUM = "a residual sum: the C blocks add, in float32, what a batch norm alone hands to the sum"
+SUM = "a residual sum: the C blocks compute it in float32 only, and only right behind a batch norm"
 """Why the sum of a residual block is PyTorch's."""
 
 
@@ -61,9 +61,9 @@ def explained(layer: _ConvNd, what: str) -> str:
         "with padding": _explained_padding(layer),
         UNEVEN_STRIDE: f"stride {layer.stride}: the C blocks move by as many pixels down as across",
         STRIDE_IN_BFLOAT16: "a stride in bfloat16: the C blocks have strides in float32, use precision=float32",
-        f"with dilation {layer.dilation[0]}": f"dilation {layer.dilation[0]}: the C blocks have none",
-        BARE: "no batch norm behind it or its ReLU that alone gets what it computes: the C blocks have one",
-        UNTRACED: "in a forward that does more than to compute (it looks at values, changes attributes, prints, "
+        f"with dilation {layer.dilation[0]}": f"dilation {layer.dilation[0]}: the C blocks compute none",
+        BARE: "no batch norm alone reads its output, by way of a ReLU or not: the C blocks need one",
+        UNTRACED: "in a forward that does more than compute (it looks at values, changes attributes, prints, "
         "draws, enters a context): the C blocks take the place of layers in one that can be traced by torch.fx",
     }.get(what, f"{what}: the C blocks compute no such convolution")
 

@@ -153,9 +153,10 @@ def find(code: Code, name: str) -> Any:
     found = getattr(module, name, None)
     own = {key: value for key, value in vars(module).items() if _makes_networks(value, module)}
     if name not in own:
-        close = get_close_matches(name, own, 1) or list(own)[:1]
-        what = f"has no class {name}" if found is None else f"has {name}, which is no class of a network"
-        raise ValueError(f"{code.file} {what}" + (f": did you mean {close[0]}?" if close else ""))
+        close = get_close_matches(name, own, 1)
+        what = f"has no class {name}" if found is None else f"has {name}, which is no class of torch.nn.Module"
+        there = f": did you mean {close[0]}?" if close else f": there are {', '.join(own)}" * bool(own)
+        raise ValueError(f"{code.file} {what}{there}")
     return found
 
 

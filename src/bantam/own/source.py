@@ -2,6 +2,7 @@
 
 import builtins
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import MISSING, BooleanNode, DictConfig, FloatNode, IntegerNode, ListConfig, StringNode
+from omegaconf import MISSING, BooleanNode, DictConfig, FloatNode, IntegerNode, ListConfig, OmegaConf, StringNode
 
 from bantam import overrides
 from bantam.own import code
@@ -150,6 +151,23 @@ def _told(error: BaseException, own: code.Code | str) -> str:
         trace = trace.tb_next
     text = error.msg if isinstance(error, SyntaxError) else text
     return f"{type(error).__name__} in {own.file}, line {line}: {text}"
+
+
+NOT_TYPED = "Key '_file_' not in"
+"""What OmegaConf says where a file has a network of one's own, and the one that is chosen is Bantam's."""
+
+
+def typing(experiment: Path) -> str:
+    """What must be typed beside an experiment of a search; empty where the file does not say which network."""
+    text = experiment.read_text(encoding="utf-8")
+    model = OmegaConf.select(OmegaConf.create(text), "model", default={})
+    trial = re.search(r"^# Trial (\d+)", text, re.MULTILINE)
+    if not {"_file_", "_class_"} <= model.keys():
+        return ""
+    kept = experiment.parent.parent / trial[1] / code.COPY if trial else Path()
+    file = kept if kept.is_file() else Path(model["_file_"])
+    shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+    return overrides.command_line([overrides.override(GROUP, f"{shown}:{model['_class_']}")])
 
 
 class OwnNetworksPath(SearchPathPlugin):

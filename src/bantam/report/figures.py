@@ -162,7 +162,8 @@ def curves(groups: Sequence[Group]) -> Figure:
     """Accuracy by epoch of groups with a history, all overlaid, enlarged around the target."""
     plot = _by_epoch(groups, "accuracy", "epoch %{x}: %{y:.2f} %")
     target = _target(plot, groups)
-    low, high = scale([value for g in groups for r in g.runs for value in r.accuracies[-5:]], target)
+    all_runs = [r for g in groups for r in g.runs if r.history]
+    low, high = scale([value for r in all_runs for value in (max(r.accuracies), *r.accuracies[-5:])], target)
     plot.update_yaxes(accuracies(_split(groups), low, high))
     note_outside(plot, [g.label for g in groups for r in g.runs if r.history and r.accuracies[-1] < low])
     different = not same_images([r for g in groups for r in g.ended], [])
@@ -188,7 +189,9 @@ def step(g: Group) -> Figure:
     plot = go.Figure([*training, *_lines(g, "accuracy", 0, split, hover)], {"height": 370})
     target = _target(plot, [g])
     late = [epoch for r in g.runs for epoch in r.history[len(r.history) // 3 :]]
-    low, high = scale([value for epoch in late for value in (epoch.accuracy, epoch.train_accuracy)], target)
+    best = [max(r.history, key=lambda epoch: epoch.accuracy) for r in g.runs if r.history]
+    shown = [value for epoch in (*late, *best) for value in (epoch.accuracy, epoch.train_accuracy)]
+    low, high = scale(shown, target)
     plot.update_layout(hovermode="x unified").update_yaxes(accuracies("", low, high))
     plot.update_xaxes(epochs(max(len(r.history) for r in g.runs)))
     ends = [r.history[-1] for r in g.runs if r.history]

@@ -3,6 +3,7 @@
 Accuracy against size is drawn here: the study knows its front already, by whichever cost was an objective.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -88,9 +89,9 @@ def _distribution(study: Study, key: str) -> BaseDistribution:
     return kind(min(values), max(values), log=min(values) > 0 and max(values) / min(values) >= 20)
 
 
-def _scale(values: Sequence[float]) -> tuple[float, float]:
-    """The scale for the better two thirds of many accuracies."""
-    low, high = sorted(values)[len(values) // 3], max(values)
+def _scale(values: Sequence[float], others: Sequence[float] = ()) -> tuple[float, float]:
+    """The scale for the better two thirds of many accuracies, and for whatever is above them, `others` too."""
+    low, high = sorted(values)[len(values) // 3], max(*values, *others, -math.inf)
     pad = max(0.1, 0.08 * (high - low))
     return max(0.0, low - pad), min(100.0, high + pad)
 
@@ -153,7 +154,7 @@ def sizes(study: Study, rebuilt: optuna.Study) -> Figure | None:
     plot.update_xaxes(title_text=words, tickformat=",d")
     if study.limit:
         draw_line(plot, study.limit, f"budget: fewer than {study.limit:,}", "x")
-    note = f"The line is the front: no trial is as accurate with fewer {words}."
+    note = f"The line is the front: where it bends, no trial with as few {words} is as accurate."
     return Figure("Accuracy and size", "", plot, note)
 
 
@@ -193,7 +194,7 @@ def intermediate(study: Study, rebuilt: optuna.Study) -> Figure | None:
     looks.append(("front" if study.multi_objective else "best", best, "var(--c0)", 3.0))
     _regroup(plot, lines, looks, "trial %{text}, epoch %{x}: %{y:.2f} %")
     ends = [t.epochs[-1][1] for t in drawn]
-    low, high = _scale(ends)
+    low, high = _scale(ends, [height for t in drawn for _, height in t.epochs])
     if outside := sum(end < low for end in ends):
         note_outside(plot, [f"the ends of {plural(outside, 'line')}"])
     plot.update_yaxes(accuracies("validation", low, high))

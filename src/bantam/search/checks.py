@@ -14,11 +14,12 @@ from optuna.samplers import CmaEsSampler
 from bantam import budget, cluster, ranges, resolve
 from bantam.budget import COSTS
 from bantam.data import CannotHoldOut
+from bantam.nearest import nearest
 from bantam.overrides import command_line, override, written
 from bantam.search import conditions, distributions, pruners, samplers, space, storage
 from bantam.search.distributions import key_of
 from bantam.search.space import Search, compose, known_settings, objectives
-from bantam.suggestions import keys, nearest
+from bantam.suggestions import keys
 from bantam.training import costs
 from bantam.training.build import NoImages, build
 

@@ -320,7 +320,9 @@ def _multirun(
         f"hydra.sweep.subdir=${{hydra.runtime.choices.experiment}}-{split}-${{seed}}",
     ]
     results = [plan.run(name, split, seed) / files.RESULT for name in names for seed in seeds]
-    log = plan.folder / "confirm.log"
+    log, who = plan.folder / "confirm.log", f"{len(names)} trials"
+    if len(names) <= 3:
+        who = ", ".join(name.replace("_", " ") for name in names)
     with log.open("ab") as stream, terminal.waiting() as say:
         process = subprocess.Popen(
             command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, pass_fds=plan.lock
@@ -328,7 +330,7 @@ def _multirun(
         try:
             while process.poll() is None:
                 left = sum(not result.exists() for result in results)
-                say(f"{split} images: {left} of {len(results)} trainings left, {side_by_side} side by side")
+                say(f"{who}, {split} images: {left} of {len(results)} trainings left, {side_by_side} side by side")
                 try:
                     process.wait(0.5)
                 except subprocess.TimeoutExpired:

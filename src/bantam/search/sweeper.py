@@ -69,7 +69,7 @@ class SuccessiveHalvingPruner(Pruner):
     min_resource: int = ranged(5, least=1)
     """Epochs of the first rung: before its first step down a high learning rate looks worse than it ends."""
     reduction_factor: int = ranged(2, least=2)
-    """One in so many trials passes a rung; the next rung is at so many times its epochs."""
+    """One in this many trials passes a rung, and the next rung is at this many times its epochs."""
     min_early_stopping_rate: int = ranged(0, least=0)
     """Rungs at the beginning that are left out."""
     bootstrap_count: int = ranged(0, least=0)
@@ -99,7 +99,7 @@ class DominatedPruner(Pruner):
     n_warmup_steps: int = ranged(10, least=0)
     """Epochs that every trial gets: while the learning rate is high, some smaller networks are ahead by luck."""
     n_min_trials: int = ranged(3, least=1)
-    """A trial is pruned where so many whose networks cost no more were better at the same epoch."""
+    """A trial is pruned where this many trials of networks that cost no more were better at the same epoch."""
 
 
 @dataclass
@@ -123,7 +123,7 @@ class SearchConf(OptunaSweeperConf):
     objectives: list[str] = field(default_factory=lambda: ["accuracy"])
     """[accuracy], or [accuracy, parameters] or another cost of `budget`: then the result is the Pareto front."""
     seeds: int = ranged(1, least=1)
-    """So many seeds are trained for a trial: `seed` and those that follow it. The objective is their mean."""
+    """How many seeds are trained for a trial: `seed` and those that follow it. The objective is their mean."""
     aggregate: Literal["mean", "lower"] = "mean"
     """What makes one objective of several seeds; lower: their mean less one standard error of it."""
     study_name: str = "search"

@@ -1,5 +1,6 @@
 """All that a search and a confirmation print."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bantam.budget import in_words
-from bantam.overrides import command_line
+from bantam.overrides import command_line, override
 from bantam.search import distributions, outcome, seeds, study, trials
 from bantam.search.outcome import Candidate
 from bantam.search.space import Search
@@ -127,9 +128,21 @@ def show_nothing_to_do(search: Search) -> None:
     )
 
 
-def show_interruption(signal_name: str) -> None:
+OF_NOW = re.compile(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d$")
+"""How a folder ends that Hydra names by the time: the same command line has another one the next time."""
+
+
+def continues(search: Search) -> str:
+    """What continues a search, the end of a sentence."""
+    folder = search.folder.as_posix()
+    named = f" with {command_line([override('hydra.sweep.dir', folder)])}" if OF_NOW.search(folder) else ""
+    return f"the same command line{named} continues the search"
+
+
+def show_interruption(search: Search, signal_name: str) -> None:
     """Say that a signal has stopped a search, and how it is continued."""
-    console.print(f"Interrupted ({signal_name}). The same command line continues the search.")
+    how = continues(search).replace("the", "The", 1)
+    console.print(f"Interrupted ({signal_name}). {how}.", soft_wrap=True, markup=False)
 
 
 def show_counts(search: Search, listed: Sequence[FrozenTrial], left: int) -> None:
@@ -143,8 +156,9 @@ def show_counts(search: Search, listed: Sequence[FrozenTrial], left: int) -> Non
     if left > 0:
         console.print(
             f"Ended since hydra.sweeper.timeout={search.settings.timeout:g} has passed; {left} "
-            f"trial{'s are' if left > 1 else ' is'} missing: the same command line continues the search.",
+            f"trial{'s are' if left > 1 else ' is'} missing: {continues(search)}.",
             soft_wrap=True,
+            markup=False,
         )
     else:
         console.print("Ended since all trials are done.")

@@ -36,8 +36,6 @@ from bantam.training import saved
 MAX_CRASHES = 3
 """Workers that may break, other than by being killed, before the search stops."""
 
-CONTINUES = "the same command line continues the search"
-
 LOOK_SECONDS = 0.5
 """Between two looks at the study."""
 
@@ -70,10 +68,10 @@ def search(config: DictConfig, context: HydraContext, launcher: Launcher, argume
     except (SQLAlchemyError, StorageInternalError) as error:
         where = storage.shown(storage.address(search.hydra))
         raise ValueError(
-            f"hydra.sweeper.storage={where} failed ({storage.first_line(error)}): {CONTINUES}"
+            f"hydra.sweeper.storage={where} failed ({storage.first_line(error)}): {terminal.continues(search)}"
         ) from error
     except OSError as error:
-        raise ValueError(f"{search.folder} cannot be written ({error}): {CONTINUES}") from error
+        raise ValueError(f"{search.folder} cannot be written ({error}): {terminal.continues(search)}") from error
 
 
 def write_report(search: Search) -> bool:
@@ -102,7 +100,7 @@ def watch(search: Search, study: Study) -> None:
     except processes.Stopped as stopped:
         processes.stop_workers(workers.values())
         outcome.write(search, trials.requeue(study), stopped.signal.name)
-        terminal.show_interruption(stopped.signal.name)
+        terminal.show_interruption(search, stopped.signal.name)
         if (search.folder / "report.html").exists():  # it says that the search is running
             write_report(search)
         raise SystemExit(128 + stopped.signal) from None
@@ -229,7 +227,7 @@ def _remove_ended(search: Search, workers: dict[int, BaseProcess], crashes: int)
         log = _log(search, slot)
         last = "".join(log.read_text(errors="replace").strip().splitlines()[-1:])
         if worker.exitcode == EXIT_CODE:
-            raise ValueError(f"{last}: when that is mended, {CONTINUES}")
+            raise ValueError(f"{last}: when that is mended, {terminal.continues(search)}")
         if crashes + crashed > MAX_CRASHES:
             raise ValueError(f"workers keep breaking: {last} ({log})")
     return crashed

@@ -21,9 +21,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from bantam import config
 from bantam.augmentation import COLOURS
+from bantam.nearest import nearest
 from bantam.own import code
 from bantam.schedulers import Schedule, TorchSchedule
-from bantam.suggestions import nearest
 from bantam.trackers import Tracker
 
 Choices = Mapping[str, Any]
@@ -104,7 +104,8 @@ def cannot_be_built(
     key: str, choices: Choices, cause: BaseException, own: Mapping[str, Any] = MappingProxyType({})
 ) -> CannotBeBuilt:
     """The sentence for a group whose option refuses its keys; `own` are those of a class of one's own."""
-    given = f" with {', '.join(f'{name}={value}' for name, value in own.items())}" * bool(own)
+    values = {name: repr(value) if isinstance(value, str) else value for name, value in own.items()}
+    given = f" with {', '.join(f'{name}={value}' for name, value in values.items())}" * bool(own)
     remedy = f": change {' or '.join([*(f'{key}.{name}' for name in own), 'that line'])}" * bool(own)
     return CannotBeBuilt(f"{key}={choices.get(key)} cannot be built{given}: {told(cause)}{remedy}")
 

@@ -2,6 +2,7 @@
 
 import bisect
 import math
+import re
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -40,11 +41,23 @@ def count(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer], dict[s
         layers = budget.layers(model, shape)
     except (Exception, SystemExit) as error:  # a network of one's own may raise anything
         cause, size = error.__cause__ or error, "×".join(map(str, shape))
-        raise ValueError(
-            f"model={choices.get('model')}: a {size} image does not fit through this network: {told(cause)}"
-            + ": change model.* or that line" * bool(own_arguments(cfg))
-        ) from error
+        said = f"model={choices.get('model')}: a {size} image does not fit through this network: {told(cause)}"
+        raise ValueError(f"{said}{_remedy(cfg, said)}") from error
     return layers, budget.costs(model, layers)
+
+
+NOT_MULTIPLIED = re.compile(r"mat1 and mat2 shapes cannot be multiplied \(1x(\d+) and (\d+)x(\d+)\)")
+"""What PyTorch says of a linear layer that gets more or fewer numbers of the one image than it takes."""
+
+
+def _remedy(cfg: DictConfig, said: str) -> str:
+    """What helps where an image does not fit through a network of one's own."""
+    if not own_arguments(cfg):
+        return ""
+    if sizes := NOT_MULTIPLIED.search(said):
+        gets, takes, makes = sizes.groups()
+        return f": a linear layer takes {takes} numbers and gets {gets}, so write nn.Linear({gets}, {makes})"
+    return f": change model.* or {'that line' if ', line ' in said else 'its layers'}"
 
 
 def _without_values(cfg: DictConfig, choices: Choices) -> nn.Module:

@@ -15,11 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bantam import ranges
 from bantam.config import Config, sentence, unreadable
+from bantam.nearest import nearest
 from bantam.options import SCHEMAS
 from bantam.overrides import override
 from bantam.own import code
 from bantam.own.source import FROM_DATA
-from bantam.suggestions import nearest, suggestion
+from bantam.suggestions import suggestion
 from bantam.tracker_keys import TRACKERS
 
 
@@ -148,6 +149,9 @@ def _read(folder: Path, name: str) -> Any:
     try:
         content = OmegaConf.load(folder / ".hydra" / name)
     except FileNotFoundError as error:
+        runs = sorted(path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/.hydra"))
+        if runs and not (folder / ".hydra").exists():
+            raise ValueError(f"{folder} is no run folder, but holds some: give one, such as {runs[-1]}") from error
         raise _damaged(folder, name, "is missing") from error
     except Exception as error:  # whatever a damaged or foreign YAML file leads to
         raise _damaged(folder, name, f"cannot be read ({unreadable(error)})") from error

@@ -62,8 +62,8 @@ def judge(
         reason = f"{wanted}: missed in {short} points"
     if at_chance:
         reason += (
-            f"; the network never left chance: its best, {best.accuracy:.2f} %, is what always guessing "
-            f"the most frequent class gives ({most_frequent:.2f} %)"
+            f"; the network never left chance: its best, {best.accuracy:.2f} %, cannot be told from always "
+            f"guessing the most frequent class, {most_frequent:.2f} %"
         )
     objective = sum(accuracies) / len(accuracies)
     return Verdict(verdict, reason, objective, best.accuracy, best.epoch, accuracies, at_chance)
