@@ -39,11 +39,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from bantam import config
 from bantam.augmentation import Augmentation, Changes
 from bantam.kernels import compiler
+from bantam.kernels.direct import Direct
 from bantam.training.loop import train
 from bantam.training.setup import Prepared, RunInfo, prepare
 
 PARTS = {
-    "blocks in C": ("_Block", "_Depthwise"),
+    "blocks in C": ("_Block", "_Depthwise", "_Chain", "whole step in C"),
     "augmentation": ("augmentation",),
     "optimizer": ("Optimizer.",),
     "dropout": ("_ZeroSome", "aten::dropout", "aten::native_dropout", "aten::bernoulli_", "aten::geometric_"),
@@ -100,6 +101,17 @@ class Marked(Augmentation):
         Marked.begun.append(Marked.clock())
         with self.marked():
             return self.inner.apply(images, changes)
+
+
+def mark_whole_steps() -> None:
+    """Let the profiler see the steps that C computes without autograd."""
+    computed = Direct.__call__
+
+    def marked(self: Direct, x: Tensor, labels: Tensor, smoothing: float) -> tuple[float, int]:
+        with record_function("whole step in C"):
+            return computed(self, x, labels, smoothing)
+
+    Direct.__call__ = marked  # type: ignore[method-assign]
 
 
 def product_rate(dtype: torch.dtype, size: int = 1024) -> float:
@@ -192,6 +204,7 @@ def main() -> None:
             for dtype, measured in rates.items():
                 measured.append(product_rate(dtype))
         Marked.clock, Marked.begun = time.perf_counter, []
+        mark_whole_steps()
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             steps(prepared, arguments.steps)
     step = statistics.median(seconds)

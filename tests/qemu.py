@@ -35,7 +35,7 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
         "backward": ("input", "weight", "grad_output", "grad_input", "grad_weight"),
     },
     "separable.c": {
-        "forward": (*READ, *NORM, *LEFT),
+        "forward": (*READ, *NORM, *LEFT, "batches"),
         "finish": ("factor", "offset", "pooled", "output"),
         "begin_backward": ("statistics", "factor", "offset", "grad_output", "pooled", "gradient", "sums"),
         "backward": (*READ, "gamma", *LEFT, *SUMS, "grad_depthwise", *GRADIENTS),
@@ -62,7 +62,7 @@ def lengths(source: str, sizes: dict[str, int], images: int) -> dict[str, int]:
     numbers |= dict.fromkeys(("in_factor", "in_offset"), inputs)
     numbers |= {"convolved": images * out**2 * outputs, "argmax": pooled if pool > 1 else 0}
     numbers |= {"statistics": 2 * outputs, "in_statistics": 2 * inputs}
-    numbers |= {"sums": 2 * 2 * outputs, "in_sums": 2 * 2 * inputs}  # of double precision
+    numbers |= {"sums": 2 * 2 * outputs, "in_sums": 2 * 2 * inputs, "batches": 2}  # of eight bytes each
     return {name: 4 * count for name, count in numbers.items()}
 
 
