@@ -44,7 +44,7 @@ from bantam.training.loop import train
 from bantam.training.setup import Prepared, RunInfo, prepare
 
 PARTS = {
-    "blocks in C": ("_Block", "_Stack", "_Chain", "_Depthwise", "without autograd"),
+    "blocks in C": ("_Block", "_Stack", "_Chain", "_Depthwise", "whole step in C"),
     "augmentation": ("augmentation",),
     "optimizer": ("Optimizer.",),
     "dropout": ("_ZeroSome", "aten::dropout", "aten::native_dropout", "aten::bernoulli_", "aten::geometric_"),
@@ -103,20 +103,15 @@ class Marked(Augmentation):
             return self.inner.apply(images, changes)
 
 
-@contextmanager
-def without_autograd_marked() -> Iterator[None]:
-    """The profiler sees as one thing what C computes of a whole step."""
-    call = Direct.__call__
+def mark_whole_steps() -> None:
+    """Let the profiler see the steps that C computes without autograd."""
+    computed = Direct.__call__
 
-    def marked(step: Direct, x: Tensor, labels: Tensor, smoothing: float) -> tuple[float, int]:
-        with record_function("without autograd"):
-            return call(step, x, labels, smoothing)
+    def marked(self: Direct, x: Tensor, labels: Tensor, smoothing: float) -> tuple[float, int]:
+        with record_function("whole step in C"):
+            return computed(self, x, labels, smoothing)
 
     Direct.__call__ = marked  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Direct.__call__ = call  # type: ignore[method-assign]
 
 
 def product_rate(dtype: torch.dtype, size: int = 1024) -> float:
@@ -209,7 +204,8 @@ def main() -> None:
             for dtype, measured in rates.items():
                 measured.append(product_rate(dtype))
         Marked.clock, Marked.begun = time.perf_counter, []
-        with without_autograd_marked(), profile(activities=[ProfilerActivity.CPU]) as profiled:
+        mark_whole_steps()
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
             steps(prepared, arguments.steps)
     step = statistics.median(seconds)
     profiled_step = (Marked.begun[-1] - Marked.begun[0]) / (len(Marked.begun) - 1)

@@ -82,6 +82,15 @@ static INLINE in_lanes in_every_lane(factor value) { return value; }
 #define WIDTH(vectors, first) ((vectors) - (first) == 4 || (vectors) - (first) == 2 ? 2 : (vectors) - (first) < 2 ? 1 : 3)
 
 /* As much of a vector as a row of so many outputs has from `at` on. */
+static INLINE vector load_part(const float *from, const int at, const int outputs)
+{
+    vector values = {0};
+    if (outputs % LANES && at + LANES > outputs)
+        memcpy(&values, from + at, sizeof(float) * (outputs % LANES));
+    else
+        values = load(from + at);
+    return values;
+}
 static INLINE void store_part(float *to, vector values, const int at, const int outputs)
 {
     if (outputs % LANES && at + LANES > outputs)

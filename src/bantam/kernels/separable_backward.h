@@ -12,25 +12,25 @@ struct coefficients { float by_gradient[PADDED(CO)], by_value[PADDED(CO)], const
 void begin_backward(const struct separable_arguments *a)
 {
     const float *restrict mean = a->statistics, *restrict factor = a->factor, *restrict offset = a->offset;
-    const float *restrict from = a->grad_output;
-    const element *restrict pooled = a->pooled;
-    element *restrict to = a->gradient;
+    const int64_t pixels = POOLED * POOLED;
     memset(a->sums, 0, sizeof(double) * 2 * CO);
-    for (int64_t i = 0; i < a->images; i++) {
-        float sum[CO] = {0}, products[CO] = {0};
-        for (int64_t u = i * POOLED * POOLED; u < (i + 1) * POOLED * POOLED; u++)
-            EACH_CHANNEL(c, CO) {
-                float value = as_float(pooled[u * CO + c]);
-                float gradient = value * factor[c] + offset[c] > 0 ? from[u * CO + c] : 0;
-                to[u * CO + c] = rounded(gradient);
-                sum[c] += gradient;
-                products[c] += gradient * (value - mean[c]);
+    for (int64_t i = 0; i < a->images; i++)
+        for (int v = 0; v < VECTORS(CO); v++) {
+            const int at = v * LANES;
+            vector sum = {0}, products = {0};
+            for (int64_t u = i * pixels * CO; u < (i + 1) * pixels * CO; u += CO) {
+                const vector value = load_elements(a->pooled + u + at);
+                const integers passes = value * load(factor + at) + load(offset + at) > 0;
+                const vector gradient = (vector)((integers)load_part(a->grad_output + u, at, CO) & passes);
+                store_elements_part(a->gradient + u, gradient, at, CO);
+                sum += gradient;
+                products += gradient * (value - load(mean + at));
             }
-        for (int c = 0; c < CO; c++) {
-            a->sums[c] += sum[c];
-            a->sums[CO + c] += products[c];
+            for (int lane = 0; lane < LANES && at + lane < CO; lane++) {
+                a->sums[at + lane] += sum[lane];
+                a->sums[CO + at + lane] += products[lane];
+            }
         }
-    }
 }
 
 /* The gradients of batch norm's own weights, and the coefficients. */
