@@ -35,7 +35,7 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
         "backward": ("input", "weight", "grad_output", "grad_input", "grad_weight"),
     },
     "separable.c": {
-        "forward": (*READ, *NORM, *LEFT, "batches"),
+        "forward": (*READ, *NORM, *LEFT),
         "finish": ("factor", "offset", "pooled", "output"),
         "begin_backward": ("statistics", "factor", "offset", "grad_output", "pooled", "gradient", "sums"),
         "backward": (*READ, "gamma", *LEFT, *SUMS, "grad_depthwise", *GRADIENTS),
