@@ -12,6 +12,7 @@ from bantam.kernels import compiler
 from bantam.kernels.direct import Direct, direct
 from bantam.kernels.fuse import fuse
 from bantam.kernels.stack import Stack
+from bantam.models import Flexible
 
 IMAGE = (1, 12, 12)
 
@@ -181,6 +182,15 @@ def test_other_ends_have_autograd(change: Callable[[list[nn.Module]], None]) -> 
     fused, step = found(nn.Sequential(*layers).to(memory_format=torch.channels_last).train())
     assert step is None
     assert fused(torch.randn(2, *IMAGE)).shape == (2, 10)
+
+
+def test_shared_weights_have_autograd() -> None:
+    model = Flexible(early1=4, early2=4, transition=4, late1=4, late2=4, late3=0, shared=True)
+    assert len({*model.parameters()}) < sum(isinstance(layer, nn.Conv2d) for layer in model) * 3 + 1
+    fused = fuse(model.to(memory_format=torch.channels_last).train(), (1, 28, 28)).model
+    assert fused is not None
+    assert any(isinstance(module, Stack) for module in fused.modules())
+    assert direct(fused.train(), (1, 28, 28)) is None
 
 
 def test_outside_training_there_is_nothing_to_compute() -> None:

@@ -152,7 +152,10 @@ def direct(model: nn.Module, shape: tuple[int, int, int]) -> Direct | None:
         step = Direct(layers, size, prepared(compiler.library(SOURCE, check, **found)))
     except compiler.Unavailable:
         return None
-    return step if all(map(_fits, step.parameters)) and {*step.parameters} == {*model.parameters()} else None
+    known = {*step.parameters}
+    # Of weights that layers share the gradients would have to be added.
+    once = len(known) == len(step.parameters)
+    return step if once and known == {*model.parameters()} and all(map(_fits, step.parameters)) else None
 
 
 def _fits(p: Tensor) -> bool:
