@@ -241,34 +241,32 @@ def while_running(folder: Path) -> None:
 
 
 def render(report: Report) -> str:
-    """The page as HTML that needs nothing beside itself."""
+    """The page as HTML that needs nothing beside itself; it unpacks its figures and Plotly."""
     plots: list[go.Figure] = []
 
     def number(figure: Figure) -> int:
         plots.append(go.Figure(figure.plot).update_layout(template=STYLE, title_text=None))
         return len(plots) - 1
 
-    def data() -> Markup:
-        drawn, first = [plot.to_plotly_json() for plot in plots], dict[tuple[str, ...], str]()
-        traces = {f"={i}.{j}": trace for i, each in enumerate(drawn) for j, trace in enumerate(each["data"])}
-        for here, trace in traces.items():
-            # The labels of a thousand trials stand in two figures: the second one says where the first has them.
-            if trace["type"] == "scatter" and trace.get("text"):
-                there = first.setdefault(tuple(trace["text"]), here)
-                trace["text"] = trace["text"] if there == here else there
-        return Markup(to_json_plotly(drawn, engine="json").replace(r"\u003cbr\u003e", "<br>"))
+    def data() -> str:
+        return _packed(to_json_plotly(plots, engine="json"))
 
     return _template().render(report=report, number=number, data=data, written=f"{datetime.now():%Y-%m-%d %H:%M}")
 
 
+def _packed(text: str) -> str:
+    """A text as the page has it: labels of trials, which occur in several figures, take little room."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
 @cache
 def _template() -> jinja2.Template:
-    """`page.html` with its style and its scripts; Plotly's is packed to less than half, the page unpacks it."""
+    """`page.html` with its style and its scripts."""
     how: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
     loader, breaks = jinja2.PackageLoader("bantam.report", ""), r"(?<=\.)|(?<=_)(?=.{8})"
     environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **how)
-    environment.globals["plotly"] = gzip.compress(get_plotlyjs().encode(), 9, mtime=0)
-    environment.filters["base64"] = lambda content: Markup(base64.b64encode(content).decode())
+    environment.globals["plotly"] = _packed(get_plotlyjs())
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     environment.filters["kind"] = lambda block: type(block).__name__
     environment.filters["breakable"] = lambda title: Markup("<wbr>").join(re.split(breaks, title))
     return environment.get_template("page.html")

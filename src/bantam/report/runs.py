@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,27 +26,32 @@ class Run:
     """What the folder of one run holds, as far as it can be read."""
 
     folder: Path
-    name: str
-    """The experiment, or the model where there is none."""
-    state: str
-    """The verdict of a run that has ended; unfinished without a `result.json`, damaged with one that is."""
+    config: InitVar[saved.Saved | None]
+    """None where it is missing or damaged."""
     result: dict[str, Any]
     """`result.json`; empty where it is missing or damaged."""
     history: list[Epoch]
-    settings: dict[str, Any]
-    """The composed configuration under its dotted keys."""
-    overrides: list[str]
-    """What was typed."""
-    layers: list[budget.Layer]
     problems: list[str]
     """What is missing or damaged, a sentence each."""
 
-    def __post_init__(self) -> None:
-        result, said = self.result, self.settings.get
+    def __post_init__(self, config: saved.Saved | None) -> None:
+        result, settings = self.result, config.settings if config else {}
+        self.settings = {key: value for key, value in settings.items() if not key.startswith("tracker.")}
+        """The composed configuration under its dotted keys."""
+        self.overrides = config.overrides if config else []
+        """What was typed."""
+        typed = dict(item.split("=", 1) for item in self.overrides if "=" in item)
+        called = (source.get(key) for source in (result, typed) for key in ("experiment", "model"))
+        self.name = str(next(filter(None, called), self.folder.name))
+        """The experiment, or the model where there is none."""
+        ended = (self.folder / record.RESULT).exists()
+        self.state = str(result.get("verdict") or ("damaged" if ended else "unfinished"))
+        """The verdict of a run that has ended; unfinished without a `result.json`, damaged with one that is."""
+        self.layers = _layers(result, config)
         self.objective: float | None = result.get("objective")
         """Mean accuracy of the last epochs in percent."""
-        self.seed: int | None = said("seed") if result.get("seed") is None else result["seed"]
-        self.target = number(said("target.accuracy"))
+        self.seed: int | None = settings.get("seed") if result.get("seed") is None else result["seed"]
+        self.target = number(settings.get("target.accuracy"))
         """Percent; nan where the configuration does not say it."""
         self.last: list[float] = result.get("last_accuracies") or []
         """Accuracies of the last epochs in percent, which the target is about."""
@@ -56,7 +60,7 @@ class Run:
         """Percent, an epoch each."""
         self.fallen = bool(self.history) and max(self.accuracies) - self.accuracies[-1] > COLLAPSE
         """It ended far below its best epoch."""
-        self.short = len(self.history) < number(said("target.last_epochs"))
+        self.short = len(self.history) < number(settings.get("target.last_epochs"))
         """Fewer epochs than the target is about: what its last epochs are like cannot be said."""
         self.scored_images: int = result.get("scored_images") or 0
         split = str(result.get("split", "test"))
@@ -95,8 +99,6 @@ def read_run(folder: Path) -> Run:
         problems[-1] = f"its configuration in .hydra is {'damaged' if there else 'missing'} ({problems[-1]})"
     elif wrong := config.wrong:
         problems.append(wrong)
-    settings = {k: v for k, v in (config.settings if config else {}).items() if not k.startswith("tracker.")}
-    overrides = config.overrides if config else []
     result, damaged = (_attempt(record.load_result, folder, problems) if ended else None) or ({}, [])
     problems += [f"{record.RESULT} is damaged: {what}" for what in damaged]
     history: list[Epoch] = []
@@ -107,20 +109,8 @@ def read_run(folder: Path) -> Run:
     if history and (contradiction := record.contradiction(history, result)):
         problems.append(contradiction)
     if not ended:
-        problems.append(_unfinished(folder, history, settings))
-    typed = dict(item.split("=", 1) for item in overrides if "=" in item)
-    called = (source.get(key) for source in (result, typed) for key in ("experiment", "model"))
-    return Run(
-        folder,
-        name=str(next(filter(None, called), folder.name)),
-        state=str(result.get("verdict") or ("damaged" if ended else "unfinished")),
-        result=result,
-        history=history,
-        settings=settings,
-        overrides=overrides,
-        layers=_layers(result, config),
-        problems=problems,
-    )
+        problems.append(_unfinished(folder, history, config))
+    return Run(folder, config, result, history, problems)
 
 
 def _attempt(read: Callable[[Path], T], folder: Path, problems: list[str]) -> T | None:
@@ -132,8 +122,9 @@ def _attempt(read: Callable[[Path], T], folder: Path, problems: list[str]) -> T 
         return None
 
 
-def _unfinished(folder: Path, history: list[Epoch], settings: dict[str, Any]) -> str:
-    planned, checkpoint, count = settings.get("epochs"), folder / record.CHECKPOINT, len(history)
+def _unfinished(folder: Path, history: list[Epoch], config: saved.Saved | None) -> str:
+    planned, checkpoint = config and config.settings.get("epochs"), folder / record.CHECKPOINT
+    count = len(history)
     done = f"{count} of {plural(planned, 'epoch')}" if isinstance(planned, int) else plural(count, "epoch")
     sentence = f"it has no {record.RESULT}: {done} {'is' if count == 1 else 'are'} done"
     if checkpoint.exists():
@@ -144,18 +135,15 @@ def _unfinished(folder: Path, history: list[Epoch], settings: dict[str, Any]) ->
 
 def _layers(result: dict[str, Any], config: saved.Saved | None) -> list[budget.Layer]:
     """The layer table that the folder holds; where it holds none, of the network that its settings build."""
-    rows: list[dict[str, Any]] = result.get("layers") or []
-    for row in rows:
-        row |= {key: tuple(value) for key, value in row.items() if isinstance(value, list)}
-    if rows:
-        return [budget.Layer(**row) for row in rows]
-    with suppress(Exception):  # a folder of another version may name what there is no more
-        if config:
-            try:
-                return check_budget(config.config, {"model": result.get("model")})[0]
-            except budget.OverBudget as error:
-                return error.layers
-    return []
+    if rows := result.get("layers"):
+        lists = ([(key, tuple(v) if isinstance(v, list) else v) for key, v in row.items()] for row in rows)
+        return [budget.Layer(**dict(row)) for row in lists]
+    try:
+        return check_budget(config.config, {"model": result.get("model")})[0] if config else []
+    except budget.OverBudget as error:
+        return error.layers
+    except Exception:  # a folder of another version may name what there is no more
+        return []
 
 
 def is_run(folder: Path) -> bool:
