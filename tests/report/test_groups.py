@@ -110,10 +110,6 @@ def test_one_seed_each_is_never_more_than_the_images_say(tmp_path: Path, end: fl
     assert "10,000 images" in found.sentence
 
 
-def test_the_error_of_an_accuracy_is_binomial() -> None:
-    assert groups.standard_error(99.0, 10_000) == pytest.approx(0.0995, abs=1e-4)
-
-
 def test_runs_on_other_images_are_not_compared(tmp_path: Path) -> None:
     other = of_seeds(tmp_path, (99.0,), "v1", split="validation", scored_images=5000)
     assert groups.difference(other, of_seeds(tmp_path, (99.1,))) is None

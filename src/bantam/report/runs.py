@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import InitVar, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from bantam import budget
 from bantam.overrides import resuming
@@ -14,8 +14,6 @@ from bantam.training import folder as record
 from bantam.training import saved
 from bantam.training.costs import check_budget
 from bantam.training.loop import Epoch
-
-T = TypeVar("T")
 
 COLLAPSE = 5.0
 """Points below its best epoch at which a network ends that counts as fallen back."""
@@ -92,18 +90,27 @@ def number(value: Any) -> float:
 def read_run(folder: Path) -> Run:
     """Read a run's folder; whatever is damaged or missing becomes a problem of the run."""
     problems: list[str] = []
-    ended = (folder / record.RESULT).exists()
-    config = _attempt(saved.load, folder, problems)
+
+    def attempt(read: Callable[[Path], Any]) -> Any:
+        """What can be read of it; None where it cannot, which is a problem more."""
+        try:
+            return read(folder)
+        except ValueError as error:  # without the folder, which is shown beside it
+            problems.append(" ".join(str(error).replace(f"{folder}/", "").split()))
+
+    config: saved.Saved | None = attempt(saved.load)
     if config is None:
         there = (folder / ".hydra" / "config.yaml").exists()
         problems[-1] = f"its configuration in .hydra is {'damaged' if there else 'missing'} ({problems[-1]})"
     elif wrong := config.wrong:
         problems.append(wrong)
-    result, damaged = (_attempt(record.load_result, folder, problems) if ended else None) or ({}, [])
+    ended = (folder / record.RESULT).exists()
+    read: tuple[dict[str, Any], list[str]] = (attempt(record.load_result) if ended else None) or ({}, [])
+    result, damaged = read
     problems += [f"{record.RESULT} is damaged: {what}" for what in damaged]
     history: list[Epoch] = []
     if (folder / record.HISTORY).exists():
-        history = _attempt(record.read_history, folder, problems) or []
+        history = attempt(record.read_history) or []
     elif result.get("objective") is not None:
         problems.append(f"{record.HISTORY} is missing")
     if history and (contradiction := record.contradiction(history, result)):
@@ -111,15 +118,6 @@ def read_run(folder: Path) -> Run:
     if not ended:
         problems.append(_unfinished(folder, history, config))
     return Run(folder, config, result, history, problems)
-
-
-def _attempt(read: Callable[[Path], T], folder: Path, problems: list[str]) -> T | None:
-    """What can be read of a folder; None where it cannot, which is a problem more."""
-    try:
-        return read(folder)
-    except ValueError as error:  # without the folder, which is shown beside it
-        problems.append(" ".join(str(error).replace(f"{folder}/", "").split()))
-        return None
 
 
 def _unfinished(folder: Path, history: list[Epoch], config: saved.Saved | None) -> str:

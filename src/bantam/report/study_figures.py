@@ -1,7 +1,4 @@
-"""The figures of a search. Importances and the settings side by side are Optuna's own, in the colours of the page.
-
-Those show its completed trials, of which a study is rebuilt in memory. The others show trials of every state.
-"""
+"""The figures of a search. What Optuna says of settings is about its completed trials, as a study in memory."""
 
 import math
 import re
@@ -13,7 +10,8 @@ import optuna
 import plotly.graph_objects as go
 from optuna import visualization
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, create_trial
+from optuna.importance import get_param_importances
+from optuna.trial import create_trial
 
 from bantam import budget
 from bantam.report.figures import Figure, accuracies, draw_line, epochs, note_outside, text
@@ -48,26 +46,19 @@ def draw(study: Study) -> tuple[list[Figure], list[str]]:
     return [each for each in found if isinstance(each, Figure)], [each for each in found if isinstance(each, str)]
 
 
-class _Unchanged(optuna.storages.InMemoryStorage):
-    """Trials that nobody changes: Optuna would copy a thousand of them a dozen times."""
-
-    def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
-        return super().get_all_trials(study_id, deepcopy=False, states=states)
-
-
 def rebuild(study: Study) -> optuna.Study:
     """The completed trials of a folder, in their order, as a study of Optuna's; its values are accuracies."""
-    ranges = {key: _distribution(study, key) for key in study.keys}
-    rebuilt = optuna.create_study(storage=_Unchanged(), direction="maximize")
+    found = {key: [t.settings[key] for t in study.trials if key in t.settings] for key in study.keys}
+    ranges = {key: _distribution(values) for key, values in found.items()}
+    rebuilt = optuna.create_study(direction="maximize")
     for t in sorted(study.completed, key=lambda t: t.number):
         own = {key: ranges[key] for key in t.settings}
         rebuilt.add_trial(create_trial(value=t.objective, params=t.settings, distributions=own))
     return rebuilt
 
 
-def _distribution(study: Study, key: str) -> BaseDistribution:
+def _distribution(values: Sequence[Any]) -> BaseDistribution:
     """The range that the values of a setting span."""
-    values = [t.settings[key] for t in study.trials if key in t.settings]
     if not all(isinstance(value, int | float) for value in values):
         return CategoricalDistribution(sorted(set(values), key=str))
     kind = IntDistribution if all(isinstance(value, int) for value in values) else FloatDistribution
@@ -138,8 +129,9 @@ def sizes(study: Study) -> Figure | None:
     plot = go.Figure(go.Scatter(x=[t.costs[study.cost] for t in front], y=[t.objective for t in front], **look))
     _mark_states(plot, study, sizes=True)
     plot.update_xaxes(title_text=words, tickformat=",d")
-    if study.limit:
-        draw_line(plot, study.limit, f"budget: fewer than {study.limit:,}", "x")
+    limit = study.best[0].settings.get(f"budget.{study.cost}") if study.best else None
+    if isinstance(limit, int):
+        draw_line(plot, limit, f"budget: fewer than {limit:,}", "x")
     note = f"The line is the front: no trial is as accurate with fewer {words}."
     return Figure("Accuracy and size", "", plot, note)
 
@@ -191,18 +183,21 @@ def importances(study: Study, rebuilt: optuna.Study) -> Figure | str:
     if len(done) < 4 or len(keys) < 2 or len({t.objective for t in done}) < 2:
         return "No importances: they need four completed trials that differ in accuracy and in two settings."
     try:
-        plot = visualization.plot_param_importances(rebuilt, params=keys)
+        shares = get_param_importances(rebuilt, params=keys)
     except (RuntimeError, ValueError) as error:
         return f"No importances: Optuna cannot say ({error})."
-    (bars,) = plot.data
-    if not sum(bars.x) > 0:
+    if not sum(shares.values()) > 0:
         return "No importances: no setting explains which trials are the better ones."
-    most = bars.y[-1]
-    bars.update(y=[text(key) for key in bars.y], text=[f"{100 * share:.0f} %" for share in bars.x])
-    bars.update(marker={"color": "var(--c0)"}, hovertemplate="%{y}: %{x:.3f}<extra></extra>")
-    plot.update_layout(height=120 + 34 * len(keys), bargap=0.35, hovermode="closest")
-    plot.update_xaxes(title_text="importance", tickformat=".0%", range=[0, 1.2 * max(bars.x) + 0.03])
-    plot.update_yaxes(title_text="", showgrid=False)
+    names, values = [text(key) for key in reversed(shares)], [*reversed(shares.values())]
+    look = {"orientation": "h", "marker_color": "var(--c0)", "cliponaxis": False, "textposition": "outside"}
+    look |= {
+        "text": [f"{100 * share:.0f} %" for share in values],
+        "hovertemplate": "%{y}: %{x:.3f}<extra></extra>",
+    }
+    plot = go.Figure(go.Bar(x=values, y=names, **look), {"height": 120 + 34 * len(keys), "bargap": 0.35})
+    plot.update_xaxes(title_text="importance", tickformat=".0%", range=[0, 1.2 * values[-1] + 0.03])
+    plot.update_yaxes(showgrid=False)
+    most = next(iter(shares))
     see = f"{most} decides most (PED-ANOVA: what sets the better ones of {len(done)} completed trials apart)."
     return Figure("Importance", see, plot)
 
