@@ -98,6 +98,7 @@ def test_accuracy_is_drawn_against_the_cost_that_was_an_objective(tmp_path: Path
     folder = write_study(tmp_path / "study", (97.0, 99.0), multi_objective=True, cost="activations")
     figure = drawn(folders.read_study(folder))["Accuracy and size"]
     assert figure.plot.layout.xaxis.title.text == "bytes of activations"
+    assert not figure.plot.layout.shapes  # it has no limit
     assert figure.note == "The line is the front: no trial is as accurate with fewer bytes of activations."
     front = next(trace for trace in figure.plot.data if trace.name == "Pareto front")
     assert list(front.x) == [2000, 3000]
