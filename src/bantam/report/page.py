@@ -250,7 +250,7 @@ def render(report: Report) -> str:
 
 def _packed(text: str) -> str:
     """A text as the page has it: labels of trials, which occur in several figures, take little room."""
-    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
 @cache
