@@ -10,7 +10,6 @@ import optuna
 import plotly.graph_objects as go
 from optuna import visualization
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.importance import get_param_importances
 from optuna.trial import create_trial
 
 from bantam import budget
@@ -183,7 +182,7 @@ def importances(study: Study, rebuilt: optuna.Study) -> Figure | str:
     if len(done) < 4 or len(keys) < 2 or len({t.objective for t in done}) < 2:
         return "No importances: they need four completed trials that differ in accuracy and in two settings."
     try:
-        shares = get_param_importances(rebuilt, params=keys)
+        shares = optuna.importance.get_param_importances(rebuilt, params=keys)  # loads pandas, as late as this
     except (RuntimeError, ValueError) as error:
         return f"No importances: Optuna cannot say ({error})."
     if not sum(shares.values()) > 0:
