@@ -102,7 +102,7 @@ def main() -> None:
             written = page.write([study], arguments.output)
             times.append((time.perf_counter() - wall, time.process_time() - processor))
         text = written.read_text(encoding="utf-8")
-    plotly = sum(map(len, re.findall(r'(?s)<script type="application/gzip".*?</script>', text)))
+    plotly = sum(map(len, re.findall(r'(?s)<script type="application/gzip" id="plotly".*?</script>', text)))
     table = Table(
         box=None, title=f"{arguments.trials:,} trials, medians of {arguments.repeats}, and the first page"
     )

@@ -36,7 +36,6 @@ def test_a_study_is_read_from_its_folder(tmp_path: Path) -> None:
     assert study.trials[0].settings == {"optimizer.lr": 0.01, "model": "v2"}
     assert study.trials[3].epochs == [(1, 60.0), (2, 70.0)]
     assert [r.folder.name for r in study.best] == ["1"]
-    assert study.limit == 10_000
     assert [t.number for t in study.front] == [0, 1]
 
 
@@ -47,7 +46,6 @@ def test_a_front_is_of_the_cost_that_was_an_objective(tmp_path: Path) -> None:
     assert study.cost == "multiply_adds"
     assert [(t.number, t.costs["multiply_adds"]) for t in study.front] == [(0, 2000), (1, 3000)]
     assert {t.costs.get("parameters") for t in study.front} == {5000}
-    assert study.limit is None
     assert study.keys == ["optimizer.lr", "model"]
 
 

@@ -29,6 +29,17 @@ def test_threads_and_folders_of_data_do_not_make_another_group_but_other_data_do
     assert [len(g.runs) for g in groups.group(folders.gather([tmp_path]).runs)] == [2, 1]
 
 
+def test_a_group_is_described_by_its_first_seed_that_has_a_result(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write_run(tmp_path / f"{seed}", seed=seed)
+    (tmp_path / "1" / "result.json").unlink()
+    (g,) = groups.group(folders.gather([tmp_path]).runs)
+    assert ([r.seed for r in g.runs], g.first.seed, g.label) == ([1, 2], 2, "v2")
+    (tmp_path / "2" / "result.json").unlink()
+    (g,) = groups.group(folders.gather([tmp_path]).runs)
+    assert (g.first.seed, g.ended) == (1, [])
+
+
 def test_the_interval_over_seeds_is_welchs(tmp_path: Path) -> None:
     before, after = (
         of_seeds(tmp_path, (99.1, 99.2, 99.4), "v1"),
@@ -108,10 +119,6 @@ def test_one_seed_each_is_never_more_than_the_images_say(tmp_path: Path, end: fl
     assert not found.seeds
     assert said in found.sentence
     assert "10,000 images" in found.sentence
-
-
-def test_the_error_of_an_accuracy_is_binomial() -> None:
-    assert groups.standard_error(99.0, 10_000) == pytest.approx(0.0995, abs=1e-4)
 
 
 def test_runs_on_other_images_are_not_compared(tmp_path: Path) -> None:

@@ -22,17 +22,20 @@ def drawn(study: Study) -> dict[str, Figure]:
     return {figure.title: figure for figure in study_figures.draw(study)[0]}
 
 
-def test_a_study_is_rebuilt_with_numbers_states_and_epochs(tmp_path: Path) -> None:
+def test_a_study_is_rebuilt_of_its_completed_trials(tmp_path: Path) -> None:
     study = folders.read_study(write_study(tmp_path / "study", (97.0, 99.0), pruned=1, over=1))
     del study.trials[0]  # a damaged row
-    rebuilt = study_figures.rebuild(study)
-    states = [TrialState.FAIL, TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED]
-    assert [t.state for t in rebuilt.trials] == states
-    assert rebuilt.best_trial.number == 1
-    assert rebuilt.best_trial.params == {"optimizer.lr": 0.02, "model": "v2"}
-    assert rebuilt.trials[2].intermediate_values == {1: 60.0, 2: 70.0}
+    (best,) = study_figures.rebuild(study).trials
+    assert (best.state, best.value) == (TrialState.COMPLETE, 99.0)
+    assert best.params == {"optimizer.lr": 0.02, "model": "v2"}
     assert [[t.costs["parameters"], t.objective] for t in study.front] == [[3000, 99.0]]
-    front = drawn(study)["Accuracy and size"].plot.data[0]
+    figures = drawn(study)
+    history = figures["History"].plot.data
+    assert [trace.x for trace in history] == [(1, 2, 3), (1,), (2,), (3,)]  # all keep their numbers
+    assert history[0].y == (99.0, 99.0, 99.0)
+    pruned = figures["Epoch by epoch"].plot.data[0]
+    assert (pruned.x[:2], pruned.y[:2]) == ((1, 2), (60.0, 70.0))
+    front = figures["Accuracy and size"].plot.data[0]
     assert [*zip(front.x, front.y, strict=True)] == [(3000, 99.0)]
 
 
@@ -102,6 +105,7 @@ def test_accuracy_is_drawn_against_the_cost_that_was_an_objective(tmp_path: Path
     folder = write_study(tmp_path / "study", (97.0, 99.0), multi_objective=True, cost="activations")
     figure = drawn(folders.read_study(folder))["Accuracy and size"]
     assert figure.plot.layout.xaxis.title.text == "bytes of activations"
+    assert not figure.plot.layout.shapes  # it has no limit
     assert (
         figure.note
         == "The line is the front: where it bends, no trial with as few bytes of activations is as accurate."

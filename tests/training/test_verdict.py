@@ -1,7 +1,7 @@
 import pytest
 from epochs import history
 
-from bantam.training.verdict import Verdict
+from bantam.training.verdict import Verdict, standard_error
 from bantam.training.verdict import judge as judged
 
 
@@ -50,3 +50,7 @@ def test_a_network_that_never_leaves_chance_is_called_so(best: float, at_chance:
 
 def test_one_epoch_is_one_epoch() -> None:
     assert judge([99.9]).reason.startswith("1 epoch was trained, and the target is about the last 5")
+
+
+def test_the_error_of_an_accuracy_is_binomial() -> None:
+    assert standard_error(99.0, 10_000) == pytest.approx(0.0995, abs=1e-4)

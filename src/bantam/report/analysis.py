@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from scipy import stats
 
 from bantam.report.folders import AHEAD, Study
-from bantam.report.groups import CONFIDENCE, Difference, Group, comparable, difference, standard_error
+from bantam.report.groups import CONFIDENCE, Difference, Group, comparable, difference
 from bantam.report.numbers import apart, listed, plural
+from bantam.training.verdict import standard_error
 
 Finding = tuple[str, str]
 """A topic and a sentence."""
@@ -65,7 +66,7 @@ def _target(g: Group) -> Iterator[Finding]:
 def _gap(g: Group) -> Iterator[Finding]:
     """How far training and scored accuracy are apart in the last epochs, as a mean over the seeds."""
     last = [r.history[-len(r.last) :] for r in g.ended if r.history and r.last and not r.short]
-    error = standard_error(g.mean or 0.0, g.shown.scored_images)
+    error = standard_error(g.mean or 0.0, g.first.scored_images)
     if not last or not error or math.isnan(error):
         return
     gap = statistics.fmean(statistics.fmean(e.train_accuracy - e.accuracy for e in epochs) for epochs in last)
@@ -73,8 +74,8 @@ def _gap(g: Group) -> Iterator[Finding]:
     if gap > 2 * error:
         verdict = "it learns training images that do not carry over"
     elif gap >= -2 * error:
-        verdict += f", within what {g.shown.scored_images:,} images can tell"
-    yield "Gap", f"in the last epochs training accuracy is {apart(gap, g.shown.split)}: {verdict}"
+        verdict += f", within what {g.first.scored_images:,} images can tell"
+    yield "Gap", f"in the last epochs training accuracy is {apart(gap, g.first.split)}: {verdict}"
 
 
 def _trend(g: Group) -> Iterator[Finding]:
@@ -103,7 +104,7 @@ def _errors(g: Group) -> Iterator[Finding]:
 def comparison(found: Sequence[Difference], groups: Sequence[Group]) -> str:
     """What the differences of some of the groups to the best are, and how far their intervals hold."""
     alike, pairs = comparable(groups), math.comb(len(found) + 1, 2)
-    others = [f"{g.label} ({g.shown.images})" for g in groups if g.mean is not None and g not in alike]
+    others = [f"{g.label} ({g.first.images})" for g in groups if g.mean is not None and g not in alike]
     some = f" (the best {len(found)} of the others)" * (len(found) + 1 < len(alike))
     over = "The intervals are over seeds (Welch's) or, where there is one, over the choice of the scored images"
     together = f"All {pairs} pairs hold together with 95 % (Bonferroni)"
@@ -138,4 +139,4 @@ def brought(before: Group, after: Group) -> str:
         return f"{found.sentence}."
     if before.mean is None or after.mean is None:
         return "Not compared: one of the two has no result."
-    return f"Not compared: {before.label} was scored on {before.shown.images}, this on {after.shown.images}."
+    return f"Not compared: {before.label} was scored on {before.first.images}, this on {after.first.images}."

@@ -91,12 +91,6 @@ class Study:
         return max(self.completed, key=lambda t: t.objective or 0.0, default=None)
 
     @property
-    def limit(self) -> int | None:
-        """What the budget says of this cost."""
-        value = self.best[0].settings.get(f"budget.{self.cost}") if self.best else None
-        return value if isinstance(value, int) else None
-
-    @property
     def front(self) -> list[Trial]:
         """Completed trials that no other beats in accuracy at as low a cost, by cost."""
         counted = [t for t in self.completed if self.cost in t.costs]
@@ -233,18 +227,6 @@ def _ordered(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: (len(path.name), path.name))
 
 
-def gather(folders: Iterable[Path]) -> Contents:
-    """Read runs, multiruns and studies, each folder once. Raises ValueError for one that does not exist."""
-    found = Contents()
-    seen: set[Path] = set()
-    for folder in folders:
-        if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder: give that of a run, a multirun or a study")
-        if not _look(folder, folder, found, seen, depth=4):
-            found.broken.append((folder, "it holds no run, no multirun and no study"))
-    return found
-
-
 LINKS = (
     *(".", ".hydra", ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"),
     *(record.RESULT, record.HISTORY, record.CHECKPOINT, "export.json", "mistakes.png", "confusion.png"),
@@ -259,28 +241,37 @@ def leads_out(folder: Path, root: Path, names: Sequence[str] = LINKS) -> str:
     return next((name for name in names if not Path(os.path.realpath(folder / name)).is_relative_to(inside)), "")
 
 
-def _look(folder: Path, root: Path, found: Contents, seen: set[Path], depth: int) -> bool:
-    """Add what a folder and those in it hold; returns whether there was anything."""
-    if folder.resolve() in seen:
+def gather(folders: Iterable[Path]) -> Contents:
+    """Read runs, multiruns and studies, each folder once. Raises ValueError for one that does not exist."""
+    found, seen = Contents(), set[Path]()
+
+    def look(folder: Path, root: Path, depth: int) -> bool:
+        """Add what a folder and those in it hold; returns whether there was anything."""
+        if folder.resolve() in seen:
+            return True
+        seen.add(folder.resolve())
+        try:
+            if link := leads_out(folder, root):
+                found.broken.append((folder, f"{link} is a link out of {root}: it is not followed"))
+            elif any((folder / name).exists() for name in ("trials.csv", "summary.json")):
+                found.studies.append(read_study(folder))
+            elif is_run(folder):
+                found.runs.append(read_run(folder))
+            else:
+                inner = _ordered(folder) if depth else []
+                nothing = [path for path in inner if not look(path, root, depth - 1)]
+                jobs = [path for path in nothing if path.name.isdigit()]  # where a run should be
+                found.broken += [
+                    (path, f"it {'holds no run' if any(path.iterdir()) else 'is empty'}") for path in jobs
+                ]
+                return len(inner) > len(nothing) or bool(jobs)
+        except OSError as error:
+            found.broken.append((folder, f"it cannot be read: {error.strerror}"))
         return True
-    seen.add(folder.resolve())
-    if link := leads_out(folder, root):
-        found.broken.append((folder, f"{link} is a link out of {root}: it is not followed"))
-        return True
-    try:
-        if any((folder / name).exists() for name in ("trials.csv", "summary.json")):
-            found.studies.append(read_study(folder))
-        elif is_run(folder):
-            found.runs.append(read_run(folder))
-        else:
-            anything = False
-            for path in _ordered(folder) if depth else ():
-                if _look(path, root, found, seen, depth - 1):
-                    anything = True
-                elif path.name.isdigit():  # where a job should be
-                    found.broken.append((path, "it is empty" if not any(path.iterdir()) else "it holds no run"))
-                    anything = True
-            return anything
-    except OSError as error:
-        found.broken.append((folder, f"it cannot be read: {error.strerror}"))
-    return True
+
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder: give that of a run, a multirun or a study")
+        if not look(folder, folder, depth=4):
+            found.broken.append((folder, "it holds no run, no multirun and no study"))
+    return found

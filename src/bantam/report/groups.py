@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -13,6 +13,7 @@ from scipy import stats
 from bantam.report.folders import Study
 from bantam.report.numbers import apart, signed
 from bantam.report.runs import Run
+from bantam.training.verdict import standard_error
 
 NOT_TRAINED = (
     *("seed", "data.split_seed", "data.root", "device", "threads", "compile", "channels_last"),
@@ -44,11 +45,10 @@ class Group:
         repeated = {seed: len(same) for seed, same in seeds.items() if len(same) > 1}
         self.repeats = ", ".join(f"{count} runs of seed {seed}" for seed, count in repeated.items())
         """Which seeds were run more than once, as in "2 runs of seed 1"; empty where there is none."""
-        self.first = self.runs[0]
         self.ended = [r for r in self.runs if r.objective is not None]
         """Those that were trained to their end."""
-        self.shown = next(iter(self.ended), self.first)
-        """The one whose settings and machine are shown: the first that was trained to its end."""
+        self.first = next(iter(self.ended), self.runs[0])
+        """The one whose settings and machine are shown: the first that was trained to its end, if any was."""
         self.objectives = [r.objective for r in self.ended if r.objective is not None]
         self.mean = statistics.fmean(self.objectives) if self.ended else None
         """Mean accuracy of the last epochs over the seeds, percent."""
@@ -76,44 +76,33 @@ class Group:
         return [(epoch, statistics.median(own)) for epoch, own in enumerate(values, 1)]
 
 
-def group(runs: Sequence[Run]) -> list[Group]:
-    """Put runs together that differ in their seed only, in the order in which they first appear."""
-    alike: dict[str, list[Run]] = {}
+def group(runs: Sequence[Run], key: Callable[[Run], str] | None = None) -> list[Group]:
+    """Put runs together that differ in their seed only, or that share a key; groups in the order of the runs."""
+    alike: dict[str, list[list[Run]]] = {}
     for r in runs:
-        settings = sorted((key, repr(value)) for key, value in r.settings.items() if key not in NOT_TRAINED)
-        alike.setdefault(repr(settings) if settings else str(r.folder), []).append(r)
-    groups = [Group(own[0].name, own) for same in alike.values() for own in _by_images(same)]
+        settings = sorted((name, repr(value)) for name, value in r.settings.items() if name not in NOT_TRAINED)
+        parts = alike.setdefault(key(r) if key else repr(settings) if settings else str(r.folder), [])
+        # By images too: data=auto is MNIST once and mnist5k later. A run that did not end does not say on which.
+        known = next((own for own in parts if same_images(own, [r])), None)
+        if known is None:
+            parts.append(known := [])
+        known.append(r)
+    groups = [Group(own[0].name, own) for parts in alike.values() for own in parts]
     _make_labels_unique(groups)
     return groups
 
 
-def _by_images(runs: Sequence[Run]) -> list[list[Run]]:
-    """Put runs apart that were scored on different images: data=auto is MNIST once and mnist5k later."""
-    found: list[list[Run]] = []
-    for r in runs:  # one that did not end does not say on which
-        known = next((own for own in found if same_images(own, [r])), None)
-        if known is None:
-            found.append(known := [])
-        known.append(r)
-    return found
-
-
 def confirmed(study: Study) -> list[Group]:
     """The best trials of a study on fresh seeds, scored on validation images, the best first."""
-    found = _by_trial(study, "-validation-")
+    found = group([r for r in study.confirmations if "-validation-" in r.folder.name], key=lambda r: r.name)
     return sorted(found, key=lambda g: -(g.mean or 0.0) if len(g.ended) == len(g.runs) else math.inf)
 
 
 def tested(study: Study) -> Group | None:
     """The seeds of a confirmation's winner on the test images."""
     winner = f"trial {study.confirmation.get('winner')}"  # of the last confirmation: there may have been others
-    return next((g for g in _by_trial(study, "-test-") if g.label == winner or not study.confirmation), None)
-
-
-def _by_trial(study: Study, split: str) -> list[Group]:
-    runs = [r for r in study.confirmations if split in r.folder.name]
-    names = dict.fromkeys(r.name for r in runs)
-    return [Group(name, own) for name in names for own in _by_images([r for r in runs if r.name == name])]
+    found = group([r for r in study.confirmations if "-test-" in r.folder.name], key=lambda r: r.name)
+    return next((g for g in found if g.label == winner or not study.confirmation), None)
 
 
 def same_images(ones: Sequence[Run], others: Sequence[Run]) -> bool:
@@ -135,12 +124,6 @@ def _make_labels_unique(groups: list[Group]) -> None:
         for g in same:
             if sum(other.label == g.label for other in groups) > 1:
                 g.label = f"{g.label} ({g.first.folder.parent.name}/{g.first.folder.name})"
-
-
-def standard_error(accuracy: float, images: int) -> float:
-    """By how much an accuracy in percent varies with the choice of the scored images, in points."""
-    share = min(1.0, max(0.0, accuracy / 100))
-    return 100 * math.sqrt(share * (1 - share) / images) if images else math.nan
 
 
 def interval(before: Group, after: Group, confidence: float) -> tuple[float, float] | None:

@@ -1,12 +1,7 @@
 "use strict"
 // Draws the figures when they come into sight, sorts, filters and saves tables, and loads a running search again.
 const page = document.documentElement, all = selector => [...document.querySelectorAll(selector)]
-const figures = JSON.parse(document.getElementById("figures").textContent)
-// Labels that stand in two figures are written once: "=0.1" is what trace 1 of figure 0 has.
-for (const { data } of figures) for (const trace of data) {
-  const there = /^=(\d+)\.(\d+)$/.exec(trace.text)
-  if (there) trace.text = figures[there[1]].data[there[2]].text
-}
+let figures = []
 const colour = name => getComputedStyle(page).getPropertyValue(name).trim()
 
 // Colours by name become those of the page as it is now: light or dark.
@@ -28,11 +23,15 @@ function draw(place) {
   place.dataset.drawn = "true"
 }
 
+async function unpacked(id) {
+  const packed = Uint8Array.from(atob(document.getElementById(id).textContent), c => c.charCodeAt(0))
+  return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text()
+}
+
 async function load() {
-  const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), c => c.charCodeAt(0))
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))
+  figures = JSON.parse(await unpacked("figures"))
   const script = document.createElement("script")
-  script.textContent = await new Response(stream).text()
+  script.textContent = await unpacked("plotly")
   document.head.append(script)
   const places = all(".plot")
   const watch = new IntersectionObserver(entries => {

@@ -30,7 +30,7 @@ from bantam.config import raised_in
 from bantam.overrides import command_line
 from bantam.report import analysis, figures, folders, groups, study_figures, tables
 from bantam.report.figures import STYLE, Figure
-from bantam.report.folders import Contents, Study
+from bantam.report.folders import Study
 from bantam.report.groups import Group
 from bantam.report.tables import Cell, Table
 from bantam.training import folder as record
@@ -108,12 +108,6 @@ def read(given: Sequence[Path], running: bool = False) -> Report:
     """All that a report of some folders shows. Raises ValueError for a folder that does not exist."""
     found = folders.gather(given)
     every = groups.group(found.runs)
-    title = ", ".join(short_path(folder) for folder in given)
-    return Report(title, running, tables.facts(found, every), _sections(found, every))
-
-
-def _sections(found: Contents, every: list[Group]) -> list[Section]:
-    """All sections of a report."""
     shown, differences = best(every, STEPS), groups.compare(best(every, COMPARED))
     anchors = {r.folder: f"step-{number}" for number, g in enumerate(shown, 1) for r in g.every}
     some = f"The best {len(shown)} of {len(every)}, in the order in which they ran; the others are in the table."
@@ -122,7 +116,7 @@ def _sections(found: Contents, every: list[Group]) -> list[Section]:
     trained = [g for g in shown if g.trained]
     drawn = [figures.curves(trained), figures.rates(trained)] if trained else []
     said = Text(analysis.comparison(differences, every))
-    every_section = [
+    sections = [
         Section("Runs", "runs", [tables.runs(found.runs, anchors)]),
         Section("Step by step", "steps", [Text(some) if len(shown) < len(every) else None], steps),
         Section("Side by side", "curves", [*drawn, figures.last_epochs(shown), figures.classes(shown)]),
@@ -130,7 +124,8 @@ def _sections(found: Contents, every: list[Group]) -> list[Section]:
         *(_study(f"study-{number}", study) for number, study in enumerate(found.studies, 1)),
         Section("Without a result, or damaged", "broken", [tables.broken(found)]),
     ]
-    return [*filter(None, every_section)]
+    title = ", ".join(short_path(folder) for folder in given)
+    return Report(title, running, tables.facts(found, every), [*filter(None, sections)])
 
 
 def best(given: list[Group], most: int) -> list[Group]:
@@ -140,18 +135,17 @@ def best(given: list[Group], most: int) -> list[Group]:
 
 
 def _step(anchor: str, g: Group, before: Group | None) -> Section:
-    target = tables.target(g.shown)
+    target = tables.target(g.first)
     against = [(f"against {before.label}", analysis.brought(before, g))] if before else []
-    mistakes = g.shown.folder / "mistakes.png"  # there is none with pictures=false, or where the run did not end
-    picture = Picture(f"Mistakes, seed {g.shown.seed}", mistakes) if mistakes.exists() else None
-    blocks: list[Block | None] = [
+    mistakes = g.first.folder / "mistakes.png"  # there is none with pictures=false, or where the run did not end
+    picture = Picture(f"Mistakes, seed {g.first.seed}", mistakes) if mistakes.exists() else None
+    blocks = [
         Text(f"Target: {target}" * bool(target)),
         figures.step(g) if g.trained else None,
         Pairs("Results", [*tables.last(g), *tables.results(g), *analysis.analyse(g), *against]),
-        tables.layers(g.shown),
+        tables.layers(g.first),
         Pairs("Settings", tables.settings(g)),
-        tables.changes(before, g) if before else None,
-        tables.layer_changes(before, g) if before else None,
+        *([tables.changes(before, g), tables.layer_changes(before, g)] if before else []),
         figures.confusion(g),
         picture,
     ]
@@ -161,7 +155,6 @@ def _step(anchor: str, g: Group, before: Group | None) -> Section:
 def _study(anchor: str, study: Study) -> Section:
     drawn, missing = study_figures.draw(study)
     confirmed, tested = groups.confirmed(study), groups.tested(study)
-    best = Group(f"Trial {study.best[0].folder.name}, the {study.winner}", study.best) if study.best else None
     front = Text(f"No trial is as accurate with fewer {COSTS[study.cost]}.")
     fresh = [
         tables.confirmed(study, confirmed),
@@ -169,15 +162,16 @@ def _study(anchor: str, study: Study) -> Section:
         figures.last_epochs(confirmed, "Fresh seeds, validation images"),
         figures.last_epochs([tested], "The winner on the test images") if tested else None,
     ]
+    best = [Group(f"Trial {study.top.number}, the {study.winner}", study.best)] if study.top and study.best else []
     inner = [
         Section("Trials", f"{anchor}-trials", [tables.trials(study)]),
         Section("The front", f"{anchor}-front", [front, tables.trials(study, front=True)] * study.multi_objective),
         *(Section(each.title, f"{anchor}-{number}", [each]) for number, each in enumerate(drawn, 1)),
-        *([_step(f"{anchor}-best", best, None)] if best else []),
+        *(_step(f"{anchor}-best", g, None) for g in best),
         Section("Confirmed on fresh seeds", f"{anchor}-confirmed", fresh),
     ]
-    said: list[Block] = [*map(Problem, study.problems), *map(Text, missing)]
-    return Section(f"Study {study.folder.name}", anchor, [Pairs("", tables.study(study)), *said], inner)
+    said: list[Block | None] = [Pairs("", tables.study(study)), *map(Problem, study.problems), *map(Text, missing)]
+    return Section(f"Study {study.folder.name}", anchor, said, inner)
 
 
 def save(report: Report, given: Sequence[Path], output: Path | None = None) -> Path:
@@ -241,34 +235,32 @@ def while_running(folder: Path) -> None:
 
 
 def render(report: Report) -> str:
-    """The page as HTML that needs nothing beside itself."""
+    """The page as HTML that needs nothing beside itself; it unpacks its figures and Plotly."""
     plots: list[go.Figure] = []
 
     def number(figure: Figure) -> int:
         plots.append(go.Figure(figure.plot).update_layout(template=STYLE, title_text=None))
         return len(plots) - 1
 
-    def data() -> Markup:
-        drawn, first = [plot.to_plotly_json() for plot in plots], dict[tuple[str, ...], str]()
-        traces = {f"={i}.{j}": trace for i, each in enumerate(drawn) for j, trace in enumerate(each["data"])}
-        for here, trace in traces.items():
-            # The labels of a thousand trials stand in two figures: the second one says where the first has them.
-            if trace["type"] == "scatter" and trace.get("text"):
-                there = first.setdefault(tuple(trace["text"]), here)
-                trace["text"] = trace["text"] if there == here else there
-        return Markup(to_json_plotly(drawn, engine="json").replace(r"\u003cbr\u003e", "<br>"))
+    def data() -> str:
+        return _packed(to_json_plotly(plots, engine="json"))
 
     return _template().render(report=report, number=number, data=data, written=f"{datetime.now():%Y-%m-%d %H:%M}")
 
 
+def _packed(text: str) -> str:
+    """A text as the page has it: labels of trials, which occur in several figures, take little room."""
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+
+
 @cache
 def _template() -> jinja2.Template:
-    """`page.html` with its style and its scripts; Plotly's is packed to less than half, the page unpacks it."""
+    """`page.html` with its style and its scripts."""
     how: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
     loader, breaks = jinja2.PackageLoader("bantam.report", ""), r"(?<=\.)|(?<=_)(?=.{8})"
     environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **how)
-    environment.globals["plotly"] = gzip.compress(get_plotlyjs().encode(), 9, mtime=0)
-    environment.filters["base64"] = lambda content: Markup(base64.b64encode(content).decode())
+    environment.globals["plotly"] = _packed(get_plotlyjs())
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     environment.filters["kind"] = lambda block: type(block).__name__
     environment.filters["breakable"] = lambda title: Markup("<wbr>").join(re.split(breaks, title))
     return environment.get_template("page.html")

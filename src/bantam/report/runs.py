@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from bantam import budget
 from bantam.overrides import resuming
@@ -15,8 +14,6 @@ from bantam.training import folder as record
 from bantam.training import saved
 from bantam.training.costs import check_budget
 from bantam.training.loop import Epoch
-
-T = TypeVar("T")
 
 COLLAPSE = 5.0
 """Points below its best epoch at which a network ends that counts as fallen back."""
@@ -27,27 +24,32 @@ class Run:
     """What the folder of one run holds, as far as it can be read."""
 
     folder: Path
-    name: str
-    """The experiment, or the model where there is none."""
-    state: str
-    """The verdict of a run that has ended; unfinished without a `result.json`, damaged with one that is."""
+    config: InitVar[saved.Saved | None]
+    """None where it is missing or damaged."""
     result: dict[str, Any]
     """`result.json`; empty where it is missing or damaged."""
     history: list[Epoch]
-    settings: dict[str, Any]
-    """The composed configuration under its dotted keys."""
-    overrides: list[str]
-    """What was typed."""
-    layers: list[budget.Layer]
     problems: list[str]
     """What is missing or damaged, a sentence each."""
 
-    def __post_init__(self) -> None:
-        result, said = self.result, self.settings.get
+    def __post_init__(self, config: saved.Saved | None) -> None:
+        result, settings = self.result, config.settings if config else {}
+        self.settings = {key: value for key, value in settings.items() if not key.startswith("tracker.")}
+        """The composed configuration under its dotted keys."""
+        self.overrides = config.overrides if config else []
+        """What was typed."""
+        typed = dict(item.split("=", 1) for item in self.overrides if "=" in item)
+        called = (source.get(key) for source in (result, typed) for key in ("experiment", "model"))
+        self.name = str(next(filter(None, called), self.folder.name))
+        """The experiment, or the model where there is none."""
+        ended = (self.folder / record.RESULT).exists()
+        self.state = str(result.get("verdict") or ("damaged" if ended else "unfinished"))
+        """The verdict of a run that has ended; unfinished without a `result.json`, damaged with one that is."""
+        self.layers = _layers(result, config)
         self.objective: float | None = result.get("objective")
         """Mean accuracy of the last epochs in percent."""
-        self.seed: int | None = said("seed") if result.get("seed") is None else result["seed"]
-        self.target = number(said("target.accuracy"))
+        self.seed: int | None = settings.get("seed") if result.get("seed") is None else result["seed"]
+        self.target = number(settings.get("target.accuracy"))
         """Percent; nan where the configuration does not say it."""
         self.last: list[float] = result.get("last_accuracies") or []
         """Accuracies of the last epochs in percent, which the target is about."""
@@ -56,7 +58,7 @@ class Run:
         """Percent, an epoch each."""
         self.fallen = bool(self.history) and max(self.accuracies) - self.accuracies[-1] > COLLAPSE
         """It ended far below its best epoch."""
-        self.short = len(self.history) < number(said("target.last_epochs"))
+        self.short = len(self.history) < number(settings.get("target.last_epochs"))
         """Fewer epochs than the target is about: what its last epochs are like cannot be said."""
         self.scored_images: int = result.get("scored_images") or 0
         split = str(result.get("split", "test"))
@@ -88,52 +90,39 @@ def number(value: Any) -> float:
 def read_run(folder: Path) -> Run:
     """Read a run's folder; whatever is damaged or missing becomes a problem of the run."""
     problems: list[str] = []
-    ended = (folder / record.RESULT).exists()
-    config = _attempt(saved.load, folder, problems)
+
+    def attempt(read: Callable[[Path], Any]) -> Any:
+        """What can be read of it; None where it cannot, which is a problem more."""
+        try:
+            return read(folder)
+        except ValueError as error:  # without the folder, which is shown beside it
+            problems.append(" ".join(str(error).replace(f"{folder}/", "").split()))
+
+    config: saved.Saved | None = attempt(saved.load)
     if config is None:
         there = (folder / ".hydra" / "config.yaml").exists()
         problems[-1] = f"its configuration in .hydra is {'damaged' if there else 'missing'} ({problems[-1]})"
     elif wrong := config.wrong:
         problems.append(wrong)
-    settings = {k: v for k, v in (config.settings if config else {}).items() if not k.startswith("tracker.")}
-    overrides = config.overrides if config else []
-    result, damaged = (_attempt(record.load_result, folder, problems) if ended else None) or ({}, [])
+    ended = (folder / record.RESULT).exists()
+    read: tuple[dict[str, Any], list[str]] = (attempt(record.load_result) if ended else None) or ({}, [])
+    result, damaged = read
     problems += [f"{record.RESULT} is damaged: {what}" for what in damaged]
     history: list[Epoch] = []
     if (folder / record.HISTORY).exists():
-        history = _attempt(record.read_history, folder, problems) or []
+        history = attempt(record.read_history) or []
     elif result.get("objective") is not None:
         problems.append(f"{record.HISTORY} is missing")
     if history and (contradiction := record.contradiction(history, result)):
         problems.append(contradiction)
     if not ended:
-        problems.append(_unfinished(folder, history, settings))
-    typed = dict(item.split("=", 1) for item in overrides if "=" in item)
-    called = (source.get(key) for source in (result, typed) for key in ("experiment", "model"))
-    return Run(
-        folder,
-        name=str(next(filter(None, called), folder.name)),
-        state=str(result.get("verdict") or ("damaged" if ended else "unfinished")),
-        result=result,
-        history=history,
-        settings=settings,
-        overrides=overrides,
-        layers=_layers(result, config),
-        problems=problems,
-    )
+        problems.append(_unfinished(folder, history, config))
+    return Run(folder, config, result, history, problems)
 
 
-def _attempt(read: Callable[[Path], T], folder: Path, problems: list[str]) -> T | None:
-    """What can be read of a folder; None where it cannot, which is a problem more."""
-    try:
-        return read(folder)
-    except ValueError as error:  # without the folder, which is shown beside it
-        problems.append(" ".join(str(error).replace(f"{folder}/", "").split()))
-        return None
-
-
-def _unfinished(folder: Path, history: list[Epoch], settings: dict[str, Any]) -> str:
-    planned, checkpoint, count = settings.get("epochs"), folder / record.CHECKPOINT, len(history)
+def _unfinished(folder: Path, history: list[Epoch], config: saved.Saved | None) -> str:
+    planned, checkpoint = config and config.settings.get("epochs"), folder / record.CHECKPOINT
+    count = len(history)
     done = f"{count} of {plural(planned, 'epoch')}" if isinstance(planned, int) else plural(count, "epoch")
     sentence = f"it has no {record.RESULT}: {done} {'is' if count == 1 else 'are'} done"
     if checkpoint.exists():
@@ -144,18 +133,15 @@ def _unfinished(folder: Path, history: list[Epoch], settings: dict[str, Any]) ->
 
 def _layers(result: dict[str, Any], config: saved.Saved | None) -> list[budget.Layer]:
     """The layer table that the folder holds; where it holds none, of the network that its settings build."""
-    rows: list[dict[str, Any]] = result.get("layers") or []
-    for row in rows:
-        row |= {key: tuple(value) for key, value in row.items() if isinstance(value, list)}
-    if rows:
-        return [budget.Layer(**row) for row in rows]
-    with suppress(Exception):  # a folder of another version may name what there is no more
-        if config:
-            try:
-                return check_budget(config.config, {"model": result.get("model")})[0]
-            except budget.OverBudget as error:
-                return error.layers
-    return []
+    if rows := result.get("layers"):
+        lists = ([(key, tuple(v) if isinstance(v, list) else v) for key, v in row.items()] for row in rows)
+        return [budget.Layer(**dict(row)) for row in lists]
+    try:
+        return check_budget(config.config, {"model": result.get("model")})[0] if config else []
+    except budget.OverBudget as error:
+        return error.layers
+    except Exception:  # a folder of another version may name what there is no more
+        return []
 
 
 def is_run(folder: Path) -> bool:

@@ -1,18 +1,16 @@
-"""The figures of a search: Optuna's own, from a study rebuilt in memory, in the colours of the page.
-
-Accuracy against size is drawn here: the study knows its front already, by whichever cost was an objective.
-"""
+"""The figures of a search. What Optuna says of settings is about its completed trials, as a study in memory."""
 
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import optuna
 import plotly.graph_objects as go
 from optuna import visualization
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import create_trial
 
 from bantam import budget
 from bantam.report.figures import Figure, accuracies, draw_line, epochs, note_outside, text
@@ -24,12 +22,6 @@ MANY = 150
 
 MARKERS = {"complete": ("c0", "circle"), "pruned": ("c4", "x-thin"), "over budget": ("c1", "triangle-up-open")}
 """Colour and symbol of a trial by its state; other states have no number to draw."""
-
-STATES = {
-    **{"complete": TrialState.COMPLETE, "running": TrialState.RUNNING},
-    **{"pruned": TrialState.PRUNED, "over budget": TrialState.PRUNED},
-}
-"""What Optuna calls a state of a trial; all others have failed."""
 
 LINES = {"complete": ("var(--others)", 1.0), "pruned": ("var(--c4)", 1.2), "running": ("var(--c2)", 1.2)}
 """Colour and width of a trial's line by its state."""
@@ -46,43 +38,26 @@ def draw(study: Study) -> tuple[list[Figure], list[str]]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a rebuilt study is no news
     try:
         rebuilt = rebuild(study)
-        found = [each(study, rebuilt) for each in (history, sizes, intermediate, importances, parallel)]
+        of_optuna = [importances(study, rebuilt), parallel(study, rebuilt)]
     finally:
         optuna.logging.set_verbosity(verbosity)  # a search may go on in this process
-    drawn = [each for each in found if isinstance(each, Figure)]
-    return drawn, [each for each in reversed(found) if isinstance(each, str)]
-
-
-class _Unchanged(optuna.storages.InMemoryStorage):
-    """Trials that nobody changes: Optuna would copy a thousand of them a dozen times."""
-
-    def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
-        return super().get_all_trials(study_id, deepcopy=False, states=states)
+    found = [history(study), sizes(study), intermediate(study), *of_optuna]
+    return [each for each in found if isinstance(each, Figure)], [each for each in found if isinstance(each, str)]
 
 
 def rebuild(study: Study) -> optuna.Study:
-    """The trials of a folder as a study of Optuna's; its values are accuracies."""
-    ranges = {key: _distribution(study, key) for key in study.keys}
-    trials = {t.number: t for t in study.trials}
-    rebuilt = optuna.create_study(storage=_Unchanged(), direction="maximize")
-    for number in range(max(trials, default=-1) + 1):
-        # One that cannot be read has failed: what follows keeps its number.
-        t = trials.get(number) or Trial(number, "failed", "", {}, {}, None, None, [])
-        rebuilt.add_trial(
-            create_trial(
-                state=STATES.get(t.state, TrialState.FAIL),
-                value=t.objective,
-                params=t.settings,
-                distributions={key: ranges[key] for key in t.settings},
-                intermediate_values=dict(t.epochs),
-            )
-        )
+    """The completed trials of a folder, in their order, as a study of Optuna's; its values are accuracies."""
+    found = {key: [t.settings[key] for t in study.trials if key in t.settings] for key in study.keys}
+    ranges = {key: _distribution(values) for key, values in found.items()}
+    rebuilt = optuna.create_study(direction="maximize")
+    for t in sorted(study.completed, key=lambda t: t.number):
+        own = {key: ranges[key] for key in t.settings}
+        rebuilt.add_trial(create_trial(value=t.objective, params=t.settings, distributions=own))
     return rebuilt
 
 
-def _distribution(study: Study, key: str) -> BaseDistribution:
+def _distribution(values: Sequence[Any]) -> BaseDistribution:
     """The range that the values of a setting span."""
-    values = [t.settings[key] for t in study.trials if key in t.settings]
     if not all(isinstance(value, int | float) for value in values):
         return CategoricalDistribution(sorted(set(values), key=str))
     kind = IntDistribution if all(isinstance(value, int) for value in values) else FloatDistribution
@@ -96,18 +71,22 @@ def _scale(values: Sequence[float], others: Sequence[float] = ()) -> tuple[float
     return max(0.0, low - pad), min(100.0, high + pad)
 
 
-def _mark_states(plot: go.Figure, study: Study, low: float, high: float, sizes: bool = False) -> None:
+def _mark_states(plot: go.Figure, study: Study, sizes: bool = False) -> None:
     """Draw a mark for every trial by its state, over its number or its cost, and say how many are too low.
 
     A pruned one stands at its last accuracy, one without any at the bottom of the scale.
     """
     many = len(study.trials) > MANY
+    low, high = _scale([t.objective or 0.0 for t in study.completed])
+    if sizes:  # with the front, but for what is far below
+        reached = [t.objective or 0.0 for t in study.front]
+        low = min([low, *(value for value in reached if value > high - 4 * (high - low))])
     for state, (colour, symbol) in MARKERS.items():
         chosen = [t for t in study.trials if t.state == state and (study.cost in t.costs or not sizes)]
         labels, heights = [], []
         for t in chosen:
-            reached = max(low, t.epochs[-1][1]) if t.epochs and state == "pruned" else low
-            heights.append(round(reached if t.objective is None else t.objective, 4))
+            last = max(low, t.epochs[-1][1]) if t.epochs and state == "pruned" else low
+            heights.append(round(last if t.objective is None else t.objective, 4))
             first = text(t.reason or state) if t.objective is None else f"{t.objective:.3f} %"
             settings = [f"{text(key)} {text(shown(value))}" for key, value in t.settings.items()]
             labels.append("<br>".join([f"trial {t.number}: {first}", *settings]))
@@ -124,36 +103,34 @@ def _mark_states(plot: go.Figure, study: Study, low: float, high: float, sizes: 
     plot.update_yaxes(accuracies("validation", low - 0.06 * (high - low), high))
 
 
-def history(study: Study, rebuilt: optuna.Study) -> Figure | None:
+def history(study: Study) -> Figure | None:
     """Accuracy of the trials in their order; pruned and over-budget trials below, the best so far as a line."""
     if study.top is None:
         return None
-    plot = visualization.plot_optimization_history(rebuilt)
-    plot.data = [trace for trace in plot.data if trace.mode == "lines"]  # marks of ours tell the states
-    plot.update_traces(name="best so far", hovertemplate="best so far %{y:.3f} %<extra></extra>", line=BEST)
-    plot.data[0].y = [round(value, 4) for value in plot.data[0].y]
-    _mark_states(plot, study, *_scale([t.objective or 0.0 for t in study.completed]))
+    reached = {t.number: -math.inf if t.objective is None else round(t.objective, 4) for t in study.trials}
+    look = {"mode": "lines", "line": BEST, "hovertemplate": "best so far %{y:.3f} %<extra></extra>"}
+    best = accumulate((reached[number] for number in sorted(reached)), max)
+    plot = go.Figure(go.Scatter(x=sorted(reached), y=[*best], name="best so far", **look))
+    _mark_states(plot, study)
     plot.update_xaxes(title_text="trial", tickformat="d", rangemode="nonnegative")
     if len(study.trials) <= 9:  # else Plotly would label every half of a trial, rounded
         plot.update_xaxes(dtick=1)
-    return Figure(
-        "History", "", plot, "A pruned trial stands at its last accuracy, or at the bottom of the scale."
-    )
+    note = "A pruned trial stands at its last accuracy, or at the bottom of the scale."
+    return Figure("History", "", plot, note)
 
 
-def sizes(study: Study, rebuilt: optuna.Study) -> Figure | None:
+def sizes(study: Study) -> Figure | None:
     """Accuracy against parameters or another cost, with the Pareto front and the budget, where networks differ."""
     front, words = study.front, budget.COSTS[study.cost]
     if not front or len({t.costs[study.cost] for t in study.trials if study.cost in t.costs}) < 2:
         return None
-    low, high = _scale([t.objective or 0.0 for t in study.completed])
-    low = min([low, *(t.objective or 0.0 for t in front if (t.objective or 0.0) > high - 4 * (high - low))])
     look = {"mode": "lines", "line": BEST, "name": "Pareto front", "hoverinfo": "skip", "showlegend": True}
     plot = go.Figure(go.Scatter(x=[t.costs[study.cost] for t in front], y=[t.objective for t in front], **look))
-    _mark_states(plot, study, low, high, sizes=True)
+    _mark_states(plot, study, sizes=True)
     plot.update_xaxes(title_text=words, tickformat=",d")
-    if study.limit:
-        draw_line(plot, study.limit, f"budget: fewer than {study.limit:,}", "x")
+    limit = study.best[0].settings.get(f"budget.{study.cost}") if study.best else None
+    if isinstance(limit, int):
+        draw_line(plot, limit, f"budget: fewer than {limit:,}", "x")
     note = f"The line is the front: where it bends, no trial with as few {words} is as accurate."
     return Figure("Accuracy and size", "", plot, note)
 
@@ -166,24 +143,19 @@ def _regroup(plot: go.Figure, lines: Mapping[int, Sequence[Any]], looks: Sequenc
     """
     plot.data = []
     for name, trials, colour, width in looks:
-        chosen = [point for t in trials if t.number in lines for point in (*lines[t.number], (None, None, ""))]
-        if chosen:
-            x, y, labels = zip(*chosen, strict=True)
-            count = sum(t.number in lines for t in trials)
-            plot.add_scatter(
-                x=x,
-                y=[height if height is None else round(height, 4) for height in y],
-                text=labels,
-                mode="lines+markers" if len(lines) <= MANY else "lines",
-                marker={"size": 4},
-                name=f"{name} ({count})" if count > 1 else f"{name}, trial {trials[0].number}",
-                line={"color": colour, "width": width},
-                hovertemplate=f"{hover}<extra></extra>",
-            )
+        drawn = [t.number for t in trials if t.number in lines]
+        if drawn:
+            points = (point for number in drawn for point in (*lines[number], (None, None, "")))
+            x, y, labels = zip(*points, strict=True)
+            heights = [height if height is None else round(height, 4) for height in y]
+            look = {"mode": "lines+markers" if len(lines) <= MANY else "lines", "marker": {"size": 4}}
+            look |= {"line": {"color": colour, "width": width}, "hovertemplate": f"{hover}<extra></extra>"}
+            title = f"{name} ({len(drawn)})" if len(drawn) > 1 else f"{name}, trial {drawn[0]}"
+            plot.add_scatter(x=x, y=heights, text=labels, name=title, **look)
     plot.update_layout(hovermode="closest", showlegend=True)
 
 
-def intermediate(study: Study, rebuilt: optuna.Study) -> Figure | None:
+def intermediate(study: Study) -> Figure | None:
     """Accuracy by epoch of every trial."""
     lines = {t.number: [(*point, str(t.number)) for point in t.epochs] for t in study.trials if t.epochs}
     if not lines:
@@ -210,18 +182,21 @@ def importances(study: Study, rebuilt: optuna.Study) -> Figure | str:
     if len(done) < 4 or len(keys) < 2 or len({t.objective for t in done}) < 2:
         return "No importances: they need four completed trials that differ in accuracy and in two settings."
     try:
-        plot = visualization.plot_param_importances(rebuilt, params=keys)
+        shares = optuna.importance.get_param_importances(rebuilt, params=keys)  # loads pandas, as late as this
     except (RuntimeError, ValueError) as error:
         return f"No importances: Optuna cannot say ({error})."
-    (bars,) = plot.data
-    if not sum(bars.x) > 0:
+    if not sum(shares.values()) > 0:
         return "No importances: no setting explains which trials are the better ones."
-    most = bars.y[-1]
-    bars.update(y=[text(key) for key in bars.y], text=[f"{100 * share:.0f} %" for share in bars.x])
-    bars.update(marker={"color": "var(--c0)"}, hovertemplate="%{y}: %{x:.3f}<extra></extra>")
-    plot.update_layout(height=120 + 34 * len(keys), bargap=0.35, hovermode="closest")
-    plot.update_xaxes(title_text="importance", tickformat=".0%", range=[0, 1.2 * max(bars.x) + 0.03])
-    plot.update_yaxes(title_text="", showgrid=False)
+    names, values = [text(key) for key in reversed(shares)], [*reversed(shares.values())]
+    look = {"orientation": "h", "marker_color": "var(--c0)", "cliponaxis": False, "textposition": "outside"}
+    look |= {
+        "text": [f"{100 * share:.0f} %" for share in values],
+        "hovertemplate": "%{y}: %{x:.3f}<extra></extra>",
+    }
+    plot = go.Figure(go.Bar(x=values, y=names, **look), {"height": 120 + 34 * len(keys), "bargap": 0.35})
+    plot.update_xaxes(title_text="importance", tickformat=".0%", range=[0, 1.2 * values[-1] + 0.03])
+    plot.update_yaxes(showgrid=False)
+    most = next(iter(shares))
     see = f"{most} decides most (PED-ANOVA: what sets the better ones of {len(done)} completed trials apart)."
     return Figure("Importance", see, plot)
 

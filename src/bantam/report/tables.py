@@ -105,7 +105,7 @@ def facts(found: Contents, every: Sequence[Group]) -> list[tuple[str, str, str]]
     ]
     if best and best.mean is not None:
         mixed = not groups.same_images([r for g in every for r in g.ended], [])
-        of = best.label + f", {best.shown.images}" * mixed
+        of = best.label + f", {best.first.images}" * mixed
         said.append(("best mean of the last epochs", f"{best.mean:.2f} %", of))
     for study in found.studies:
         said.append(("trials", f"{len(study.trials)}", study.folder.name))
@@ -276,7 +276,7 @@ def target(r: Run) -> str:
 
 def last(g: Group) -> list[tuple[str, list[Cell]]]:
     """The last epochs of a run, or the lowest of them of each seed, against the target."""
-    cells = [(f"epoch {at}", value, g.shown) for at, value in g.shown.last_by_epoch]
+    cells = [(f"epoch {at}", value, g.first) for at, value in g.first.last_by_epoch]
     if several := len(g.ended) > 1:
         cells = [(f"seed {r.seed}", min(r.last), r) for r in g.ended if r.last]
     found = [replace(_accuracy(value, r), value=what) for what, value, r in cells]
@@ -285,7 +285,7 @@ def last(g: Group) -> list[tuple[str, list[Cell]]]:
 
 def results(g: Group) -> Pairs:
     """What came out, and the images it is of."""
-    r, found = g.shown, []
+    r, found = g.first, []
     if g.mean is not None:
         seeds = f" over {plural(len(g.ended), 'seed')}" * (len(g.runs) > 1)
         found.append(("mean of the last epochs", f"{mean_of(g.objectives)} %{seeds}"))
@@ -307,7 +307,7 @@ def network(g: Group) -> str:
 
 def settings(g: Group) -> Pairs:
     """What a group was trained with and on."""
-    r, found = g.shown, [("network", network(g))]
+    r, found = g.first, [("network", network(g))]
     found += [(part, component(r, part)) for part in ("model", "optimizer", "scheduler", "augmentation")]
     keys = [key for key in ("epochs", "batch_size", "label_smoothing", "ema") if r.settings.get(key)]
     found.append(("training", ", ".join(f"{key} {shown(r.settings[key])}" for key in keys)))

@@ -42,8 +42,7 @@ def judge(
     last = history[-last_epochs:]
     accuracies = [epoch.accuracy for epoch in last]
     best = max(history, key=lambda epoch: epoch.accuracy)
-    share = most_frequent / 100
-    chance = most_frequent + 300 * math.sqrt(share * (1 - share) / scored_images)
+    chance = most_frequent + 3 * standard_error(most_frequent, scored_images)
     at_chance = best.accuracy <= chance
     missed = [epoch for epoch in last if epoch.accuracy < target]
     when = "the last" if last_epochs == 1 else f"every one of the last {last_epochs}"
@@ -67,3 +66,9 @@ def judge(
         )
     objective = sum(accuracies) / len(accuracies)
     return Verdict(verdict, reason, objective, best.accuracy, best.epoch, accuracies, at_chance)
+
+
+def standard_error(accuracy: float, images: int) -> float:
+    """By how much an accuracy in percent varies with the choice of the scored images, in points."""
+    share = min(1.0, max(0.0, accuracy / 100))
+    return 100 * math.sqrt(share * (1 - share) / images) if images else math.nan
