@@ -18,7 +18,8 @@ def main() -> None:
         "--bytes", action="store_true", help="add bytes and accuracy in int8, after python export.py"
     )
     arguments = parser.parse_args()
-    from bantam.report import folders, groups, markdown  # what was typed is answered at once, before PyTorch
+    from bantam import markdown  # what was typed is answered at once, before PyTorch
+    from bantam.report import folders, groups
 
     with errors.in_one_sentence():
         rows = markdown.table(groups.group(folders.gather(arguments.folders).runs), arguments.bytes)

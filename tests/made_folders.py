@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from bantam import budget
-from bantam.report import folders, groups, runs
+from bantam import budget, trials_csv
+from bantam.report import groups, runs
 from bantam.report.groups import Group
 from bantam.training import folder as record
 from bantam.training.loop import Epoch
@@ -118,7 +118,7 @@ def write_study(
         write_run(folder / str(len(rows)), (60.0, 70.0), verdict="pruned", objective=None)
         rows.append({"state": "pruned", "reason": "given up", "parameters": 3000, "folder": len(rows)})
     rows += [{"state": "over budget", "reason": "too many", "parameters": 12_000} for _ in range(over)]
-    columns = [*folders.COLUMNS[:3], "optimizer.lr", "model", *folders.COLUMNS[3:]]
+    columns = [*trials_csv.COLUMNS[:3], "optimizer.lr", "model", *trials_csv.COLUMNS[3:]]
     with (folder / "trials.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()

@@ -24,11 +24,12 @@ LAYERS = (
     ("bantam.launch",),
     ("bantam.jobs",),
     ("bantam.errors", "bantam.resolve"),
-    ("bantam.tracking",),
+    ("bantam.tracking", "bantam.markdown"),
     ("bantam.report", "bantam.export"),
     ("bantam.training",),
     ("bantam.kernels",),
     tuple(f"bantam.{name}" for name in ("models", "optimizers", "schedulers", "augmentation", "data", "trackers")),
+    ("bantam.trials_csv",),
     ("bantam.images", "bantam.budget", "bantam.cluster", "bantam.config", "bantam.snapshot", "bantam.suggestions"),
     ("bantam.own", "bantam.options", "bantam.tracker_keys"),
     tuple(

@@ -11,9 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from made_folders import write_run
 from omegaconf import DictConfig
 
-from bantam import errors, launch
+from bantam import errors, launch, markdown
 from bantam.overrides import command_line, override, resuming
-from bantam.report import folders, groups, markdown, runs
+from bantam.report import folders, groups, runs
 from bantam.search import outcome
 from bantam.training import folder as files
 from bantam.training import terminal

@@ -3,7 +3,6 @@
 Nothing here raises for a folder that is damaged or half-finished: it appears with the reason.
 """
 
-import csv
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -12,41 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bantam import budget
-from bantam.config import unreadable
+from bantam import budget, trials_csv
 from bantam.report.runs import Run, is_run, read_run
 from bantam.suggestions import SEARCH_AGAIN
 from bantam.training import folder as record
 from bantam.training import saved
+from bantam.trials_csv import Trial
 
 AHEAD = "Trial {} is ahead on the validation images; it was not scored on the test images."
-
-OF_SEEDS = ("mean", "deviation", "seeds")
-"""Columns of `trials.csv` where trials have several seeds: their mean, its deviation, what each has reached."""
-
-COLUMNS = ("number", "state", "reason", *budget.COSTS, "objective", *OF_SEEDS, "seconds", "folder")
-"""Columns of `trials.csv`, in which the searched keys stand behind the reason."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A row of `trials.csv` with the epochs of the trial's folder."""
-
-    number: int
-    state: str
-    reason: str
-    settings: dict[str, Any]
-    costs: dict[str, int]
-    """What its network costs, as far as it is known, by the keys of `budget.COSTS`."""
-    objective: float | None
-    """Percent of the validation images; None where it was not trained to its end."""
-    seconds: float | None
-    epochs: list[tuple[int, float]]
-    """Epoch and accuracy in percent, of its first seed."""
-    seeds: list[float] = field(default_factory=list)
-    """What each seed has reached, in percent; empty where a trial has one."""
-    folder: str = ""
-    """Its name in the folder of the study; empty where it was not trained."""
 
 
 @dataclass
@@ -97,47 +69,11 @@ class Study:
         return [counted[i] for i in budget.front([(t.costs[self.cost], t.objective or 0.0) for t in counted])]
 
 
-def read_trials(folder: Path) -> Study:
-    """A study as `trials.csv` has it: the sound rows, and a phrase for each thing that is damaged or missing."""
-    study, trials = Study(folder), dict[int, Trial]()
-    try:
-        with (folder / "trials.csv").open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            if not {"number", "state", "objective"} <= {*(reader.fieldnames or ())}:
-                raise ValueError("its first line is not that of a study")
-            study.keys = [key for key in reader.fieldnames or () if key not in COLUMNS]
-            for line, row in enumerate(reader, 2):
-                trial = _trial(row, study.keys)
-                if trial is None or trials.setdefault(trial.number, trial) is not trial:
-                    study.problems.append(f"trials.csv is damaged (line {line})")
-    except (OSError, ValueError, csv.Error) as error:
-        study.problems.append(f"trials.csv cannot be read ({unreadable(error)})")
-    study.trials = [*trials.values()]
-    study.problems = study.problems or _missing(folder, [t.state for t in study.trials])
-    return study
-
-
-def _missing(folder: Path, states: list[str]) -> list[str]:
-    """A phrase for each kind of trial that `summary.json` has counted more of than there are rows."""
-    try:
-        counts = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["trials"]
-        return [
-            f"trials.csv is damaged ({found} {state.replace('complete', 'completed')} trials of {count})"
-            for state, count in counts.items()
-            if state != "stopped" and (found := states.count(state)) < int(count)
-        ]
-    except FileNotFoundError:
-        return []  # the search goes on, or was killed
-    except (OSError, ValueError) as error:
-        return [f"summary.json is damaged ({unreadable(error)})"]
-    except (KeyError, TypeError, AttributeError):
-        return ["summary.json is damaged (it does not count the trials)"]
-
-
 def read_study(folder: Path) -> Study:
     """Read a study's folder: `trials.csv`, the histories of its trials, and its confirmation."""
-    study = read_trials(folder)
-    study.objectives, study.problems = objectives(folder), [f"{what}: {SEARCH_AGAIN}" for what in study.problems]
+    trials, keys, problems = trials_csv.read(folder)
+    study = Study(folder, trials, keys, [f"{what}: {SEARCH_AGAIN}" for what in problems])
+    study.objectives = objectives(folder)
     lost = []
     for trial in study.trials:
         if trial.folder and not leads_out(folder / trial.folder, folder, (".", record.HISTORY)):
@@ -162,36 +98,6 @@ def objectives(study: Path) -> Sequence[str]:
                 found = list(saved.load(trial.parent).hydra.sweeper.objectives)
                 return found if len(found) == 2 and found[1] in budget.COSTS else ("accuracy",)
     return ("accuracy",)
-
-
-def _trial(row: dict[str, str], keys: list[str]) -> Trial | None:
-    """A row of `trials.csv`; None where it is cut off or too long, or has no numbers where they belong."""
-    if None in (*row, *row.values()):
-        return None
-    with suppress(ValueError):
-        objective = float(row["objective"]) if row["objective"] else None
-        trial = Trial(
-            number=int(row["number"]),
-            state=row["state"],
-            reason=row.get("reason", ""),
-            settings={key: _value(row[key]) for key in keys if row[key] != ""},
-            costs={key: int(row[key]) for key in budget.COSTS if row.get(key)},
-            objective=objective,
-            seconds=float(row["seconds"]) if row.get("seconds") else None,
-            epochs=[],
-            seeds=[float(value) for value in row.get("seeds", "").split()],
-            folder=row.get("folder", ""),
-        )
-        told = (objective is not None) == (trial.state == "complete")
-        return trial if told and 0 <= (objective or 0.0) <= 100 else None
-    return None
-
-
-def _value(text: str) -> int | float | str:
-    for kind in (int, float):
-        with suppress(ValueError):
-            return kind(text)
-    return text
 
 
 def _read_confirmation(study: Study, folder: Path) -> None:

@@ -14,8 +14,9 @@ from optuna.trial import create_trial
 
 from bantam import budget
 from bantam.report.figures import Figure, accuracies, draw_line, epochs, note_outside, text
-from bantam.report.folders import Study, Trial
+from bantam.report.folders import Study
 from bantam.report.numbers import plural, shown
+from bantam.trials_csv import Trial
 
 MANY = 150
 """Trials from which on they are drawn smaller and fainter, or they would hide each other."""

@@ -11,11 +11,12 @@ from typing import Any
 
 from bantam.budget import COSTS, Layer, in_words
 from bantam.report import groups
-from bantam.report.folders import Contents, Study, Trial
+from bantam.report.folders import Contents, Study
 from bantam.report.groups import NOT_TRAINED, Difference, Group
 from bantam.report.numbers import mean_of, plural, shown, signed
 from bantam.report.runs import Run
 from bantam.training.settings import every_one_of, short_path
+from bantam.trials_csv import Trial
 
 Pairs = list[tuple[str, str]]
 

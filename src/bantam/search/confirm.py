@@ -16,7 +16,7 @@ from typing import Any
 from joblib import cpu_count
 from omegaconf import OmegaConf
 
-from bantam import budget, errors, option_files
+from bantam import budget, errors, option_files, trials_csv
 from bantam.overrides import command_line, override
 from bantam.report import folders
 from bantam.search import terminal
@@ -124,11 +124,12 @@ def _choose(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, fl
     """Number and objective of a study's best completed trials, or of those with the given numbers."""
     if not study.is_dir():
         raise ValueError(f"{study} is no study's folder: it {'is a file' if study.exists() else 'does not exist'}")
-    found = folders.read_trials(study)
+    found = trials_csv.read(study)
     if found.problems:
         what = "is damaged:" if found.trials else "is no study's folder: its"
         raise ValueError(f"{study} {what} {found.problems[0]}: {SEARCH_AGAIN}")
-    done = [(t.number, t.objective or 0.0) for t in found.completed if t.folder in (str(t.number), "")]
+    completed = [t for t in found.trials if t.objective is not None and t.folder in (str(t.number), "")]
+    done = [(t.number, t.objective or 0.0) for t in completed]
     if not done:
         raise ValueError(f"{study} has no completed trial to confirm")
     ended = dict(done)
@@ -161,7 +162,7 @@ def _front(study: Path, overrides: Sequence[str]) -> list[int]:
     return [trial.number for trial in found.front]
 
 
-def _refuse_damaged(study: Path, row: folders.Trial) -> None:
+def _refuse_damaged(study: Path, row: trials_csv.Trial) -> None:
     """Raise ValueError where a trial's folder is gone, damaged, or has another result than `trials.csv`."""
     trial, other = study / str(row.number), OTHER.format(study)
     for folder, objective in zip_longest([trial, *files.seed_folders(trial)], row.seeds or [row.objective or 0.0]):

@@ -23,9 +23,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from bantam.budget import COSTS
-from bantam.report.folders import COLUMNS, OF_SEEDS
 from bantam.search import distributions, faults, pruners, storage
 from bantam.training import folder as files
+from bantam.trials_csv import COLUMNS, OF_SEEDS
 
 MAX_RETRIES = 3
 """How often a trial is run again whose process died: one that kills its process must not do so for ever."""

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from made_folders import write_run
 
-from bantam.report import folders, groups, markdown
+from bantam import markdown
+from bantam.report import folders, groups
 from bantam.training.exported import write_export
 
 MARKED = "# Before\n\n<!-- table -->\nold\n<!-- /table -->\n\nafter\n"
