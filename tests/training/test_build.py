@@ -1,5 +1,6 @@
 """Errors in classes of one's own: which option has raised them, in which file and line."""
 
+import copy
 import importlib.util
 import subprocess
 import sys
@@ -162,3 +163,23 @@ def test_changes_of_colour_are_refused_for_images_without_any(composed: Callable
     with pytest.raises(ValueError, match=message):
         build.build(cfg, "augmentation", {})
     assert build.build(composed("augmentation.hue=0.1", "data=cifar10"), "augmentation", {}).hue == 0.1
+
+
+def test_sgd_computes_all_parameters_together_unless_it_is_told_otherwise(
+    composed: Callable[..., DictConfig],
+) -> None:
+    model = torch.nn.Linear(3, 2)
+    steps = []
+    for overrides, wanted in (
+        ([], True),
+        (["+optimizer.foreach=false"], False),
+        (["+optimizer.fused=true"], False),
+    ):
+        twin = copy.deepcopy(model)
+        optimizer = build.build_optimizer(composed("optimizer.momentum=0.9", override), {}, twin)
+        assert [group["foreach"] for group in optimizer.param_groups] == [wanted]
+        for _ in range(3):
+            twin(torch.ones(4, 3)).sum().backward()
+            optimizer.step()
+        steps.append([*twin.parameters()])
+    assert all(map(torch.equal, steps[0], steps[1]))  # the same to the bit
