@@ -170,10 +170,10 @@ def test_sgd_computes_all_parameters_together_unless_it_is_told_otherwise(
 ) -> None:
     model = torch.nn.Linear(3, 2)
     steps = []
-    for overrides, wanted in (
-        ([], True),
-        (["+optimizer.foreach=false"], False),
-        (["+optimizer.fused=true"], False),
+    for override, wanted in (
+        ("seed=1", True),
+        ("+optimizer.foreach=false", False),
+        ("+optimizer.fused=true", False),
     ):
         twin = copy.deepcopy(model)
         optimizer = build.build_optimizer(composed("optimizer.momentum=0.9", override), {}, twin)
