@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from omegaconf import DictConfig
 from single_runs import train
 
