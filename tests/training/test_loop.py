@@ -9,6 +9,9 @@ from torch.optim.lr_scheduler import StepLR
 
 from bantam import data
 from bantam.augmentation import Augmentation
+from bantam.kernels.compiler import Unavailable
+from bantam.kernels.direct import Direct
+from bantam.kernels.fuse import fuse
 from bantam.models import V2
 from bantam.schedulers import OneCycle, Schedule, TorchSchedule
 from bantam.training.average import Average
@@ -155,6 +158,44 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_rate() -> None:
         list(records)
     assert caught.value.epoch == 1
     assert caught.value.lr == 1e30
+
+
+def test_a_last_batch_of_one_image_is_left_to_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = start()
+    try:
+        fused = fuse(model.to(memory_format=torch.channels_last), (1, 28, 28)).model
+    except Unavailable as error:
+        pytest.skip(str(error))
+    assert fused is not None
+    computed, batches = Direct.__call__, list[int]()
+
+    def counted(step: Direct, x: torch.Tensor, labels: torch.Tensor, smoothing: float) -> tuple[float, int]:
+        batches.append(len(x))
+        return computed(step, x, labels, smoothing)
+
+    monkeypatch.setattr(Direct, "__call__", counted)
+    few = images()
+    few = dataclasses.replace(few, train_images=few.train_images[:201], train_labels=few.train_labels[:201])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    (epoch,) = train(
+        Training(
+            model=model,
+            optimizer=optimizer,
+            schedule=TorchSchedule(functools.partial(StepLR, step_size=1, gamma=0.5)),
+            augmentation=STUDY,
+            data=few,
+            epochs=1,
+            batch_size=100,
+            seed=1,
+            precision=torch.float32,
+            training_model=fused,
+            scoring_model=fused,
+            rates=[0.05],
+        )
+    )
+    assert batches == [100, 100]
+    assert epoch.train_loss < 3
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_scoring_does_not_depend_on_dropout_or_batches() -> None:

@@ -161,7 +161,9 @@ def _train_epoch(
         images = data.train_images.index_select(0, batch)
         x = augmentation.apply(images, changes.of(rows) if strengths[step] else Changes())
         x = data.normalise(x)
-        losses[step], hits = in_c(x, labels, smoothing) if in_c else _gradients(training, x, labels)
+        # Of one image a map of one pixel has no variance: PyTorch's layers say so.
+        alone = len(labels) == 1
+        losses[step], hits = in_c(x, labels, smoothing) if in_c and not alone else _gradients(training, x, labels)
         correct += hits
         optimizer.step()
         if training.average:
