@@ -105,7 +105,8 @@ def _trial(row: dict[str, str], keys: list[str]) -> Trial | None:
             folder=row.get("folder", ""),
         )
         told = (objective is not None) == (trial.state == "complete")
-        return trial if told and 0 <= (objective or 0.0) <= 100 else None
+        # A mean less its error may be below 0.
+        return trial if told and -100 <= (objective or 0.0) <= 100 else None
     return None
 
 

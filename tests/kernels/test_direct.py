@@ -139,6 +139,41 @@ def test_parameters_that_are_somewhere_else_are_found_again(build: Callable[[], 
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_a_step_with_autograd_in_between_changes_nothing() -> None:
+    model = of_blocks()
+    fused, step = found(model)
+    assert step
+    x, labels = torch.randn(9, *IMAGE), torch.randint(10, (9,))
+    step(x, labels, 0.0)
+    F.cross_entropy(fused(x[:3]), labels[:3]).backward()
+    step(x, labels, 0.0)
+    fused(x[:4])  # whose backward pass never comes
+    step(x, labels, 0.0)
+    exact = copy.deepcopy(model).double()
+    exact.zero_grad()
+    F.cross_entropy(exact(x.double()), labels).backward()
+    for p, q in zip(model.parameters(), exact.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        torch.testing.assert_close(p.grad.double(), q.grad, rtol=1e-3, atol=1e-4 * float(q.grad.abs().max()))
+
+
+def test_gradients_that_are_somewhere_else_are_found_again() -> None:
+    model = of_blocks()
+    _, step = found(model)
+    assert step
+    x, labels = torch.randn(9, *IMAGE), torch.randint(10, (9,))
+    step(x, labels, 0.0)
+    wanted = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    for p in model.parameters():
+        assert p.grad is not None
+        p.grad.data = torch.zeros_like(p.grad)
+    step(x, labels, 0.0)
+    assert all(
+        torch.equal(p.grad, grad) for p, grad in zip(model.parameters(), wanted, strict=True) if p.grad is not None
+    )
+
+
 def frozen(model: nn.Sequential) -> None:
     model[0].weight.requires_grad_(False)
 
@@ -208,6 +243,27 @@ def test_other_networks_have_autograd() -> None:
     fused = fuse(Twice(*network()), IMAGE).model
     assert fused is not None
     assert direct(fused.train(), IMAGE) is None
+
+
+def test_a_layer_that_is_called_by_keyword_is_left_to_autograd() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maps, self.end = nn.Sequential(*of_blocks()[:9]), nn.Linear(144, 10)
+            self.flat, self.pool = nn.Flatten(), nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.end(input=self.flat(self.maps(x)))  # type: ignore[no-any-return]
+
+    fused = fuse(Net().to(memory_format=torch.channels_last).train(), IMAGE).model
+    assert fused is not None
+    assert direct(fused.train(), IMAGE) is None
+
+
+def test_an_attribute_of_ones_own_network_is_no_matter() -> None:
+    model = network()
+    model.whole = nn.Linear(1, 1)
+    assert direct(model, IMAGE) is None
 
 
 def test_nan_is_seen_in_the_loss() -> None:

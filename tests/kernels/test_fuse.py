@@ -331,3 +331,31 @@ def test_each_convolution_that_is_left_has_all_its_reasons() -> None:
         "conv3": "no batch norm alone reads its output, by way of a ReLU or not: the C blocks need one",
     }
     assert not fuse(models.V2(), IMAGE).reasons
+
+
+@pytest.mark.parametrize("side", [15, 16, 24])
+def test_a_max_pool_of_many_pixels_gives_its_gradient_to_one_of_them(side: int) -> None:
+    torch.manual_seed(1)
+    layers = [nn.Conv2d(1, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(side)]
+    model = nn.Sequential(*layers, nn.Flatten()).to(memory_format=torch.channels_last).train()
+    exact = copy.deepcopy(model).double()
+    fused = fuse(model, (1, 48, 48)).model
+    assert fused is not None
+    x = torch.randn(4, 1, 48, 48, requires_grad=True)
+    y = x.detach().double().requires_grad_()
+    fused(x).square().sum().backward()
+    exact(y).square().sum().backward()
+    assert x.grad is not None
+    assert y.grad is not None
+    torch.testing.assert_close(x.grad.double(), y.grad, rtol=1e-3, atol=1e-4 * float(y.grad.abs().max()))
+
+
+def test_a_square_that_dropout_took_whole_has_no_gradient() -> None:
+    torch.manual_seed(1)
+    layers = [nn.Conv2d(1, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.99), nn.MaxPool2d(16)]
+    model = nn.Sequential(*layers).to(memory_format=torch.channels_last).train()
+    fused = fuse(model, (1, 48, 48)).model
+    assert fused is not None
+    output = fused(torch.rand(64, 1, 48, 48))
+    output.backward((output == 0).to(output.dtype))
+    assert model[1].bias.grad.abs().max() == 0

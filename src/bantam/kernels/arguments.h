@@ -45,7 +45,7 @@ struct separable_arguments {
     const float *gamma, *beta;                /* CO: weight and bias of batch norm */
     float *running_mean, *running_variance;   /* CO */
     element *convolved;                       /* images × OUT × OUT × CO: in front of batch norm */
-    element *pooled;                            /* images × POOLED × POOLED × CO: likewise; `convolved` without pooling */
+    element *pooled;                          /* images × POOLED × POOLED × CO: likewise; `convolved` without pooling */
     float *statistics;                        /* 2 × CO: mean and 1/deviation of the batch */
     float *factor, *offset;                   /* CO: batch norm is factor × value + offset */
     float *output;                            /* like `pooled`: of the last block, after ReLU */

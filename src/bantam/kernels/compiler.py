@@ -260,7 +260,6 @@ def _version(command: tuple[str, ...]) -> str:
 
 
 @functools.cache
-@functools.cache
 def in_halves(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the processor adds the halves of 512 bits one after another, as AMD's Zen 4 does.
 
@@ -273,6 +272,7 @@ def in_halves(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return False
 
 
+@functools.cache
 def _processor() -> str:
     """What distinguishes this processor from others for the compiler."""
     if sys.platform == "linux":

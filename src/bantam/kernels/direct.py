@@ -42,7 +42,7 @@ def whole(root: nn.Module, graph: fx.Graph) -> Whole | None:
         return None
     maps, average, *last = (root.get_submodule(str(node.target)) for node in nodes)
     flatten, logits = reversed(last) if type(last[0]) is nn.Conv2d else last
-    in_a_row = all(after.args[0] is before for before, after in pairwise([*nodes, graph.output_node()]))
+    in_a_row = all(after.args[:1] == (before,) for before, after in pairwise([*nodes, graph.output_node()]))
     if (
         in_a_row
         and isinstance(maps, Chain | Stack)
@@ -93,9 +93,9 @@ class Direct:
         self.images = 0
         """In the batch that these are for."""
         self.places: list[int] = []
-        """Where the parameters lie in memory that these get."""
-        self.memory: Any = None
-        """Of the chain or stack, to which they point."""
+        """Where the parameters and their gradients lie in memory that these get."""
+        self.token = object()
+        """Of the chain or stack, while its memory and its arguments are as they are set here."""
         self.grad_output = torch.empty(0)
 
     def __call__(self, x: Tensor, labels: Tensor, smoothing: float) -> tuple[float, int]:
@@ -105,14 +105,16 @@ class Direct:
         """
         dtype = self.maps.dtype if isinstance(self.maps, Stack) else torch.float32
         x = x.to(dtype).contiguous(memory_format=torch.channels_last)
-        labels = labels.contiguous()
-        places = [p.data_ptr() for p in self.parameters]
-        if len(x) != self.images or places != self.places or self.maps.memory is not self.memory:
+        labels = labels.to(torch.int64).contiguous()
+        places = [tensor.data_ptr() for tensor in (*self.parameters, *self.gradients)]
+        # A forward pass with autograd has let C read and write elsewhere.
+        if len(x) != self.images or places != self.places or self.maps.owner is not self.token:
+            self.maps.busy = False
             self.prepare(len(x))
-            self.places, self.memory = places, self.maps.memory
+            self.places = places
         self.first.input = x.data_ptr()
         self.arguments.labels, self.arguments.smoothing = labels.data_ptr(), smoothing
-        self.maps.owner = None  # of what a forward pass has left there nothing remains
+        self.maps.owner = self.token  # of what a forward pass has left there nothing remains
         self.maps.draw()
         self.tail.run(self.calls, len(self.calls))
         for p, gradient in zip(self.parameters, self.gradients, strict=True):
@@ -139,10 +141,10 @@ class Direct:
 def direct(model: nn.Module, shape: tuple[int, int, int]) -> Direct | None:
     """What computes the loss and the gradients of a network for C×H×W images; None where autograd does.
 
-    Asked anew in every epoch: a network may have been given hooks, or have frozen some of its layers.
+    Asked anew in every epoch, since layers may have been frozen; what batch norm and dropout have is read then.
     """
-    layers: Whole | None = getattr(model, "whole", None)
-    if layers is None or any(map(hooked, model.modules())):
+    layers = getattr(model, "whole", None)
+    if not isinstance(layers, Whole) or any(map(hooked, model.modules())):
         return None
     size = torch.Size(shape)
     found = layers.maps.usable(torch.empty(2, *shape)) and layers.logits.training and sizes(layers, size)

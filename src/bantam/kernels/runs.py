@@ -18,6 +18,9 @@ from bantam.models import Dropout
 LARGEST_AVERAGE = 4
 """Squares of more pixels a side are the whole map, of which a network takes the average once, at its end."""
 
+LARGEST_MAXIMUM = 15
+"""Squares of a max-pool with more pixels a side have more places than a byte tells apart."""
+
 DROPOUTS = (Dropout, nn.Dropout, FunctionalDropout)
 
 Counted = tuple[nn.Module, int]
@@ -145,7 +148,7 @@ def _length_with_sum(layers: Sequence[nn.Module], dtype: torch.dtype) -> int:
 def _is_pool(layer: nn.Module) -> bool:
     """Whether a layer takes the maximum or the average of squares that lie side by side."""
     if type(layer) is nn.MaxPool2d:
-        odd = layer.return_indices or layer.dilation != 1
+        odd = layer.return_indices or layer.dilation != 1 or layer.kernel_size not in range(LARGEST_MAXIMUM + 1)
     elif type(layer) is nn.AvgPool2d:
         odd = layer.divisor_override is not None or layer.kernel_size not in range(LARGEST_AVERAGE + 1)
     else:

@@ -3,8 +3,8 @@
  * max-pool. Only what is in front of a batch norm goes through memory; all else stays in the cache.
  *
  * `compiler.py` compiles this file for every shape, with the sizes as constants: CI and CO, channels; KERNEL, side of the
- * kernel; SIDE, side of the input with its padding; PADDING, how many pixels at each end of it are zeros; POOL, side of the max-pool's squares, 1 for none; DEPTHWISE, 1 for these blocks, 0 for
- * the first one of a network: a dense convolution of the images as they are; BFLOAT16, 1 where 1×1 convolutions multiply
+ * kernel; SIDE, side of the input with its padding; PADDING, how many pixels at each end of it are zeros; POOL, side of
+ * the max-pool's squares, 1 for none; DEPTHWISE, 1 for these blocks, 0 for the first one of a network: a dense convolution of the images as they are; BFLOAT16, 1 where 1×1 convolutions multiply
  * numbers of bfloat16, and maps are such numbers in memory. All else is floats. Images are N×H×W×C. The way back is in
  * `separable_backward.h`.
  */
