@@ -249,11 +249,11 @@ def test_a_layer_that_is_called_by_keyword_is_left_to_autograd() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.maps, self.end = nn.Sequential(*of_blocks()[:9]), nn.Linear(144, 10)
-            self.flat, self.pool = nn.Flatten(), nn.Identity()
+            self.maps, self.end = nn.Sequential(*of_blocks()[:9]), nn.Linear(9, 10)
+            self.flat, self.pool = nn.Flatten(), nn.AvgPool2d(4)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.end(input=self.flat(self.maps(x)))  # type: ignore[no-any-return]
+            return self.end(input=self.flat(self.pool(self.maps(x))))  # type: ignore[no-any-return]
 
     fused = fuse(Net().to(memory_format=torch.channels_last).train(), IMAGE).model
     assert fused is not None
