@@ -10,12 +10,12 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bantam.kernels.arguments import SeparableArguments
 from bantam.kernels.blocks import Block
-from bantam.kernels.compiled import OVERWRITTEN, Calls, Compiled
+from bantam.kernels.compiled import Calls, Compiled, Joined
 from bantam.kernels.depthwise import Depthwise
 
 SOURCE = "separable.c"
@@ -69,7 +69,7 @@ class Part(NamedTuple):
         return [self.depthwise.weights["weight"], *own] if self.depthwise else own
 
 
-class Chain(nn.Module):
+class Chain(Joined):
     """A block, and separable convolutions behind it, each with batch norm and ReLU.
 
     Input and output are float32. In bfloat16 the maps in between, in front of batch norm, are such numbers, and
@@ -80,9 +80,9 @@ class Chain(nn.Module):
     """
 
     def __init__(self, blocks: Sequence[Compiled], dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.dtype = dtype
-        self.blocks = nn.Sequential(*blocks)
+        super().__init__(blocks)
+        self.dtype, self.outside = dtype, torch.float32
+        """Of the maps between its parts, and of input and output."""
         listed = [*blocks]
         self.parts = tuple(
             Part(listed[i - 1] if i else None, listed[i])  # type: ignore[arg-type]
@@ -90,11 +90,6 @@ class Chain(nn.Module):
         )
         self.libraries: dict[torch.Size, tuple[ctypes.CDLL, ...]] = {}
         """Of each part, by channels, height and width of the input."""
-        self.memory: tuple[tuple[SeparableArguments, ...], Tensor, list[Tensor]] | None = None
-        self.room: tuple[torch.Size, int] | None = None
-        """For images of which shape, and how many, that memory is."""
-        self.busy = False
-        self.owner: object = None
 
     def sizes(self, shape: torch.Size) -> list[dict[str, int]] | None:
         """Those of every part for inputs of C×H×W; None where C does not compute one of them."""
@@ -162,17 +157,10 @@ class Chain(nn.Module):
         backward += [(library.backward, of_part) for library, of_part in reversed(both)]
         return Calls(forward, backward, arguments[0], arguments[-1], output)
 
-    def arguments(self, shape: torch.Size) -> tuple[tuple[SeparableArguments, ...], Tensor]:
-        """What the functions of all parts get for so many images, and the memory of the output."""
-        images = shape[0]
-        if self.memory is None or self.room is None or self.room[0] != shape[1:] or self.room[1] < images:
-            sizes = self.sizes(shape[1:])
-            assert sizes
-            self.memory, self.room = allocated(sizes, images), (shape[1:], images)
-        arguments, output, _ = self.memory
-        for each in arguments:
-            each.images, each.threads = images, torch.get_num_threads()
-        return arguments, output[:images].permute(0, 3, 1, 2).detach()
+    def allocate(self, shape: torch.Size) -> tuple[tuple[SeparableArguments, ...], Tensor, list[Tensor]]:
+        sizes = self.sizes(shape[1:])
+        assert sizes
+        return allocated(sizes, shape[0])
 
 
 def prepared(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -249,8 +237,8 @@ def set_gradients(part: Part, arguments: SeparableArguments, gradients: Iterator
 class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, chain: Chain, libraries: tuple[ctypes.CDLL, ...], *weights: Tensor) -> Tensor:
-        chain.busy, ctx.token = True, object()
-        chain.owner, ctx.chain, ctx.libraries = ctx.token, chain, libraries
+        chain.begin(ctx)
+        ctx.chain, ctx.libraries = chain, libraries
         x = x.contiguous(memory_format=torch.channels_last)
         arguments, output = chain.arguments(x.shape)
         arguments[0].input = x.data_ptr()
@@ -267,9 +255,7 @@ class _Chain(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         _, *weights = ctx.saved_tensors
         chain = ctx.chain
-        if chain.owner is not ctx.token:
-            raise RuntimeError(OVERWRITTEN)
-        chain.busy = False
+        chain.end(ctx)
         arguments = chain.memory[0]  # as the forward pass has left them: it was the last one
         grad_output = grad_output.contiguous(memory_format=torch.channels_last)
         arguments[-1].grad_output = grad_output.data_ptr()

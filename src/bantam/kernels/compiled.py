@@ -124,6 +124,52 @@ class Compiled(nn.Module):
         self.busy = False
 
 
+class Joined(nn.Module):
+    """Layers that C computes one after another, as one function of autograd: a chain or a stack.
+
+    They have memory that every step uses again. A second forward pass before the backward pass of the first is
+    that of the single layers, which have their own.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        self.memory: Any = None
+        """What `allocate` has returned."""
+        self.room: tuple[torch.Size, int] | None = None
+        """For images of which shape, and how many, that memory is."""
+        self.busy = False
+        """Between forward and backward, while that memory is in use."""
+        self.owner: object = None
+        """The forward pass whose results that memory holds."""
+
+    def allocate(self, shape: torch.Size) -> Any:
+        """For B×C×H×W: the arguments of all functions, B×H×W×C of the output, and whatever else."""
+        raise NotImplementedError
+
+    def arguments(self, shape: torch.Size) -> tuple[Any, Tensor]:
+        """What the functions get for B×C×H×W images, and the memory of the output, B×C×H×W."""
+        images = shape[0]
+        if self.room is None or self.room[0] != shape[1:] or self.room[1] < images:
+            self.memory, self.room = self.allocate(shape), (shape[1:], images)
+        threads = torch.get_num_threads()
+        for each in self.memory[0]:
+            each.images, each.threads = images, threads
+        # Detached, or the next layer might not change it in place, as ReLU does.
+        return self.memory[0], self.memory[1][:images].permute(0, 3, 1, 2).detach()
+
+    def begin(self, ctx: Any) -> None:
+        """A forward pass."""
+        self.busy, ctx.token = True, object()
+        self.owner = ctx.token
+
+    def end(self, ctx: Any) -> None:
+        """The backward pass of it. Raises RuntimeError where its results were overwritten in the meantime."""
+        if self.owner is not ctx.token:
+            raise RuntimeError(OVERWRITTEN)
+        self.busy = False
+
+
 class Calls(NamedTuple):
     """What computes layers in training: functions of C, each with the structure that it gets, in their order."""
 

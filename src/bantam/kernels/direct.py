@@ -103,8 +103,7 @@ class Direct:
 
         Returns that loss, without label smoothing, and how many images are classified correctly.
         """
-        dtype = self.maps.dtype if isinstance(self.maps, Stack) else torch.float32
-        x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+        x = x.to(self.maps.outside).contiguous(memory_format=torch.channels_last)
         labels = labels.to(torch.int64).contiguous()
         places = [tensor.data_ptr() for tensor in (*self.parameters, *self.gradients)]
         # A forward pass with autograd has let C read and write elsewhere.
@@ -174,8 +173,8 @@ def sizes(layers: Whole, shape: torch.Size) -> dict[str, int] | None:
     classes = layers.logits.weight.shape[0]
     if not _takes_all(layers.average, side) or layers.logits.weight[0].numel() != channels:
         return None
-    bfloat16 = isinstance(layers.maps, Stack) and layers.maps.dtype == torch.bfloat16
-    return {"PIXELS": side**2, "CI": channels, "CO": classes, "BFLOAT16": int(bfloat16)}
+    bfloat16 = int(layers.maps.outside == torch.bfloat16)
+    return {"PIXELS": side**2, "CI": channels, "CO": classes, "BFLOAT16": bfloat16}
 
 
 def prepared(library: ctypes.CDLL) -> ctypes.CDLL:

@@ -9,33 +9,26 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bantam.kernels.arguments import BlockArguments
 from bantam.kernels.blocks import Block
-from bantam.kernels.compiled import OVERWRITTEN, Calls
+from bantam.kernels.compiled import Calls, Joined
 
 
-class Stack(nn.Module):
+class Stack(Joined):
     """Blocks without sums, each of which computes what only the next one gets.
 
     Outside training, and for a second forward pass before the backward pass of the first, they compute one by one.
     """
 
     def __init__(self, blocks: Sequence[Block]) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(*blocks)
+        super().__init__(blocks)
         self.listed = tuple(blocks)
         """The same: a module looks its children up slowly."""
-        self.dtype = blocks[0].dtype
-        self.memory: tuple[tuple[BlockArguments, ...], Tensor, Tensor, list[Tensor]] | None = None
-        self.room: tuple[torch.Size, int] | None = None
-        """For images of which shape, and how many, that memory is."""
-        self.busy = False
-        """Between forward and backward, while that memory is in use."""
-        self.owner: object = None
-        """The forward pass whose results that memory holds."""
+        self.dtype = self.outside = blocks[0].dtype
+        """Of all numbers in it, and of input and output."""
 
     def usable(self, x: Tensor) -> list[ctypes.CDLL] | None:
         """What computes this input now; None where the blocks do, one by one."""
@@ -82,7 +75,6 @@ class Stack(nn.Module):
 
     def draw(self) -> None:
         """Draw which elements are dropped: that follows from numbers of PyTorch's generator."""
-        assert self.memory
         dropping = [bool(block.dropout and block.dropout[0].p) for block in self.listed]
         if not any(dropping):
             return
@@ -104,16 +96,8 @@ class Stack(nn.Module):
         backward = [(library.backward, of_block) for library, of_block in reversed(both)]
         return Calls(forward, backward, arguments[0], arguments[-1], output)
 
-    def arguments(self, shape: torch.Size) -> tuple[tuple[BlockArguments, ...], Tensor]:
-        """What the functions of all blocks get for so many images, and the memory of the output."""
-        images = shape[0]
-        if self.memory is None or self.room is None or self.room[0] != shape[1:] or self.room[1] < images:
-            self.memory, self.room = allocated(self.listed, shape), (shape[1:], images)
-        threads = torch.get_num_threads()
-        for each in self.memory[0]:
-            each.images, each.threads = images, threads
-        # Detached, or the next layer might not change it in place, as ReLU does.
-        return self.memory[0], self.memory[1][:images].permute(0, 3, 1, 2).detach()
+    def allocate(self, shape: torch.Size) -> tuple[tuple[BlockArguments, ...], Tensor, Tensor, list[Tensor]]:
+        return allocated(self.listed, shape)
 
 
 def allocated(
@@ -190,8 +174,8 @@ class _Stack(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, stack: Stack, libraries: list[ctypes.CDLL], *weights: Tensor | None
     ) -> Tensor:
-        stack.busy, ctx.token = True, object()
-        stack.owner, ctx.stack, ctx.libraries = ctx.token, stack, libraries
+        stack.begin(ctx)
+        ctx.stack, ctx.libraries = stack, libraries
         # Whoever asked for the gradient of the input may keep it.
         ctx.fresh = x.is_leaf or x.retains_grad
         x = x.contiguous(memory_format=torch.channels_last)
@@ -209,9 +193,7 @@ class _Stack(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
         stack = ctx.stack
-        if stack.owner is not ctx.token:
-            raise RuntimeError(OVERWRITTEN)
-        stack.busy = False
+        stack.end(ctx)
         arguments, _, grad_input, _ = stack.memory  # as the forward pass has left them: it was the last one
         grad_output = grad_output.to(stack.dtype).contiguous(memory_format=torch.channels_last)
         arguments[-1].grad_output = grad_output.data_ptr()
