@@ -25,13 +25,22 @@ ARM = ("aarch64", "arm64")
 """What Linux and macOS call these processors."""
 
 
+LIMITS = {"default": ("-mno-avx",), "avx2": ("-mno-avx512f",)}
+"""What the compiler is told where ATEN_CPU_CAPABILITY, which is PyTorch's, limits the vectors that are used."""
+
+
 def flags(machine: str) -> tuple[str, ...]:
     """What the compiler is told on such a machine: for ARM, clang knows the processor by another name."""
     native = "-mcpu=native" if machine in ARM else "-march=native"
     return ("-O3", native, "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=gnu11")
 
 
-FLAGS = flags(platform.machine())
+def limits(machine: str) -> tuple[str, ...]:
+    """What the compiler is told besides, so that it uses no larger vectors than PyTorch does."""
+    return LIMITS.get(os.environ.get("ATEN_CPU_CAPABILITY", ""), ()) if machine == "x86_64" else ()
+
+
+FLAGS = (*flags(platform.machine()), *limits(platform.machine()))
 
 
 def flags_of_its_own(command: tuple[str, ...], machine: str) -> tuple[str, ...]:
@@ -83,15 +92,20 @@ def compiler() -> tuple[str, ...] | None:
 
 @functools.cache
 def matrix_unit() -> bool:
-    """Whether this processor multiplies matrices of bfloat16 (AMX), and the system lets this process do so."""
-    if sys.platform != "linux" or not torch.cpu.get_capabilities().get("amx_bf16"):
+    """Whether this processor multiplies matrices of bfloat16 (AMX), and the system lets this process do so.
+
+    ONEDNN_MAX_CPU_ISA, which tells PyTorch's library what to use of a processor, holds here too.
+    """
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() or "DEFAULT"
+    allowed = most in ("DEFAULT", "ALL") or "AMX" in most
+    if sys.platform != "linux" or not (allowed and bfloat16() and torch.cpu.get_capabilities().get("amx_bf16")):
         return False
     return ctypes.CDLL(None).syscall(*ASK_FOR_UNIT) == 0  # type: ignore[no-any-return]
 
 
 def bfloat16() -> bool:
     """Whether this processor computes in bfloat16: in vectors, and those with a matrix unit in tiles too."""
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    return not limits("x86_64") and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def forget() -> None:

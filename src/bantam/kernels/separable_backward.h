@@ -218,7 +218,8 @@ void backward(const struct separable_arguments *a)
     float taps[TAPS * STEP];
     float *weights = calloc((size_t)threads * ROOM, sizeof(float));
     double *in_sums = calloc((size_t)threads * 2 * CI, sizeof(double));
-    struct coefficients k;
+    /* Also behind the last channel: what lies there by chance may be numbers that a processor is slow to compute with. */
+    struct coefficients k = {{0}, {0}, {0}, {0}};
     norm_gradient(a, &k);
     if (DEPTHWISE) {
         repeat_weights(a->depthwise, taps);
