@@ -8,10 +8,10 @@ void products_forward(const struct block_arguments *a)
 {
     element *packed = aligned_alloc(64, sizeof(element) * PACKED(CI, CO));
     pack_forward(a->weight, packed);
-    begin_products();
+    begin_products(1);
     for (int i = 0; i < a->images; i++) {
-        float result[RESULT];
-        element copy[COPY];
+        float result[RESULT] LINES;
+        element copy[COPY] LINES;
         const element *image = readable_image(a->input, i, a->images, copy);
         for (int row = 0; row < OUT; row += ROWS)
             convolve(image, packed, row, result);
@@ -81,7 +81,7 @@ void gradient_to_frame(const struct block_arguments *a)
     struct coefficients k = some_coefficients();
     double sums[2 * CO] = {0};
     for (int i = 0; i < a->images; i++) {
-        element frame[(FRAME_START + SIDE * SIDE) * CO + FRAME_END];
+        element frame[(FRAME_START + SIDE * SIDE) * CO + FRAME_END] LINES;
         memset(frame, 0, sizeof frame);
         for (int row = 0; row < OUT; row++)
             frame_row(a, &k, i, row, frame + (FRAME_START + row * STRIDE * SIDE) * CO, sums);
@@ -92,12 +92,13 @@ void gradient_to_frame(const struct block_arguments *a)
 
 void products_weight_gradient(const struct block_arguments *a)
 {
-    float *weights = calloc(WEIGHTS, sizeof(float));
-    element frame[(FRAME_START + SIDE * SIDE) * CO + FRAME_END];
+    float *weights = aligned_alloc(64, sizeof(float) * WEIGHTS);
+    memset(weights, 0, sizeof(float) * WEIGHTS);
+    element frame[(FRAME_START + SIDE * SIDE) * CO + FRAME_END] LINES;
     memset(frame, 0, sizeof frame);
-    begin_products();
+    begin_products(0);
     for (int i = 0; i < a->images; i++) {
-        element copy[COPY];
+        element copy[COPY] LINES;
         weight_gradient(readable_image(a->input, i, a->images, copy), frame, weights);
     }
     end_products();
@@ -108,10 +109,10 @@ void products_weight_gradient(const struct block_arguments *a)
 void products_input_gradient(const struct block_arguments *a)
 {
     element *packed = aligned_alloc(64, sizeof(element) * PACKED(CO, CI));
-    element frame[(FRAME_START + SIDE * SIDE) * CO + FRAME_END];
+    element frame[(FRAME_START + SIDE * SIDE) * CO + FRAME_END] LINES;
     memset(frame, 0, sizeof frame);
     pack_backward(a->weight, packed);
-    begin_products();
+    begin_products(0);
     for (int i = 0; i < a->images; i++)
         input_gradient(frame, packed, a->grad_input + (int64_t)i * IMAGE_SIDE * IMAGE_SIDE * CI);
     end_products();

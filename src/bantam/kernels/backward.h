@@ -1,7 +1,5 @@
 /* The way back through a block, the rest of `block.c`: first the sums that batch norm asks for, then the gradients of
  * the weights and of the input, image by image. */
-enum { WEIGHTS = TAPS * GRADIENT_INPUTS * PADDED(CO) };
-
 /* What the gradient of the convolution's output is made of: by channel, factor and offset of batch norm, and from the
  * gradient behind it and the value in front of it by_gradient × gradient + by_value × value + constant. */
 struct coefficients { float factor[CO], offset[CO], by_gradient[CO], by_value[CO], constant[CO]; };
@@ -120,9 +118,9 @@ static inline void convolution_gradient(const struct block_arguments *a, const s
     const int images = a->images, threads = a->threads;
     IN_THREADS {
         /* Every image writes all of the frame but its zeros. */
-        element frame[(FRAME_START + SIDE * SIDE) * CO + FRAME_END], copy[COPY];
+        element frame[(FRAME_START + SIDE * SIDE) * CO + FRAME_END] LINES, copy[COPY] LINES;
         memset(frame, 0, sizeof frame);
-        begin_products();
+        begin_products(0);
         EACH_IMAGE(i) {
             for (int row = 0; row < OUT; row++)
                 frame_row(a, k, i, row, frame + (FRAME_START + row * STRIDE * SIDE) * CO,
@@ -142,7 +140,8 @@ void backward(const struct block_arguments *a)
     const int images = a->images, threads = a->threads;
     element *packed = aligned_alloc(64, sizeof(element) * PACKED(CO, CI));
     double *thread_sums = calloc((size_t)threads * 2 * CO, sizeof(double));
-    float *weights = calloc((size_t)threads * WEIGHTS, sizeof(float));
+    float *weights = aligned_alloc(64, sizeof(float) * threads * WEIGHTS);
+    memset(weights, 0, sizeof(float) * threads * WEIGHTS);
     if (a->grad_input)
         pack_backward(a->weight, packed);
     struct coefficients k;
@@ -173,7 +172,7 @@ void backward(const struct block_arguments *a)
     for (int o = 0; o < CO; o++)
         for (int tap = 0; tap < TAPS; tap++)
             for (int c = 0; c < INPUTS; c++)
-                a->grad_weight[(o * TAPS + tap) * INPUTS + c] = weights[(tap * GRADIENT_INPUTS + c) * PADDED(CO) + o];
+                a->grad_weight[(o * TAPS + tap) * INPUTS + c] = weights[WEIGHT_INDEX(tap, c, o)];
     free(thread_sums);
     free(weights);
     free(packed);

@@ -120,7 +120,8 @@ static inline void average_pool(const float *restrict rows, float *restrict outp
             for (int column = 0; column < KERNEL; column++)                                                    \
                 for (int in = 0; in < (IN); in++)                                                              \
                     for (int out = 0; out < (OUTPUTS); out++)                                                  \
-                        packed[PACKED_INDEX(IN, OUTPUTS, row, column, in, out)] = rounded(WEIGHT);             \
+                        for (int copy = 0; copy < COPIES(IN); copy++)                                          \
+                            packed[PACKED_INDEX(IN, OUTPUTS, row, column, in, out, copy)] = rounded(WEIGHT);   \
     }
 #if !DEPTHWISE
 DEFINE_PACK(pack_forward, CI, CO, weight[((out * KERNEL + row) * KERNEL + column) * CI + in])
@@ -134,11 +135,11 @@ static inline void convolve_images(const struct block_arguments *a, const elemen
     const element *restrict input = a->input;
     element *restrict convolved = a->convolved;
     IN_THREADS {
-        begin_products();
+        begin_products(1);
         EACH_IMAGE(i) {
             double *sums = thread_sums + (size_t)(i / SHARE) * 2 * CO;
-            float result[RESULT];
-            element copy[COPY];
+            float result[RESULT] LINES;
+            element copy[COPY] LINES;
             const element *image = readable_image(input, i, images, copy);
             for (int row = 0; row < OUT; row++) {
                 if (row % ROWS == 0)
@@ -249,11 +250,11 @@ void score(const struct block_arguments *a)
     element *packed = aligned_alloc(64, sizeof(element) * PACKED(CI, CO));
     pack_forward(a->weight, packed);
     IN_THREADS {
-        begin_products();
+        begin_products(1);
         EACH_IMAGE(i) {
-            float rows[POOL * OUT * CO], result[RESULT], buffer[POOLED * CO];
+            float rows[POOL * OUT * CO], result[RESULT] LINES, buffer[POOLED * CO];
             uint8_t argmax[POOLED * CO];
-            element copy[COPY];
+            element copy[COPY] LINES;
             const element *image = readable_image(input, i, images, copy);
             for (int row = 0; row < OUT; row++) {
                 if (row % ROWS == 0)

@@ -2,7 +2,8 @@
  * side. */
 #include "depthwise.h"
 enum { ROWS = 1, RESULT_WIDTH = OUT, RESULT_CHANNELS = CO, RESULT = OUT * CO };
-enum { GRADIENT_INPUTS = 1, FRAME_END = 0, READ = SIDE * SIDE * CO };
+enum { WEIGHTS = TAPS * PADDED(CO), FRAME_END = 0, READ = SIDE * SIDE * CO };
+#define WEIGHT_INDEX(tap, in, out) ((tap)*PADDED(CO) + (out))
 #define PACKED(IN, OUTPUTS) (TAPS * PADDED(CO))
 static inline void pack_forward(const float *weight, float *packed) { pack_taps(weight, packed); }
 static inline void pack_backward(const float *weight, float *packed) { pack_taps(weight, packed); }
@@ -27,5 +28,5 @@ static inline void input_gradient(const float *frame, const float *packed, float
     image_gradient(frame, packed, grad_input);
 }
 
-static inline void begin_products(void) {}
+static inline void begin_products(const int forward) { (void)forward; }
 static inline void end_products(void) {}

@@ -5,6 +5,8 @@
 #include <string.h>
 /* Small functions within loops over channels must not stop those from becoming vectors. */
 #define INLINE inline __attribute__((always_inline))
+/* An array that begins with a line of the cache. */
+#define LINES __attribute__((aligned(64)))
 /* A function of its own: within a larger one gcc keeps fewer sums in registers, and a convolution is slower where gcc
  * knows across functions that its bounds are constants. */
 #if defined(__clang__)

@@ -6,38 +6,52 @@ enum { TILE = 16, DEPTH = 32 };
 typedef uint32_t pairs __attribute__((vector_size(64), aligned(4)));
 
 /* 16 channels of two neighbouring pixels, the first in the lower half of each number. */
-static INLINE pairs paired(const element *first, const element *second)
+static inline pairs paired(const element *first, const element *second)
 {
     pairs low, high;
     WIDEN_LANES(low, *(const halves *)first);
     WIDEN_LANES(high, *(const halves *)second);
     return low | high << 16;
 }
+/* Compilers name the same instruction differently. */
+#if defined(__clang__)
+#define SHUFFLED(type, above, below, ...) __builtin_shufflevector(above, below, __VA_ARGS__)
+#else
+#define SHUFFLED(type, above, below, ...) __builtin_shuffle(above, below, (type){__VA_ARGS__})
+#endif
+/* The same of pixels that have 16 channels: what lies side by side. */
+typedef uint16_t two_pixels __attribute__((vector_size(64), aligned(2)));
+static inline pairs paired_neighbours(const element *first)
+{
+    const two_pixels both = *(const two_pixels *)first;
+    return (pairs)SHUFFLED(two_pixels, both, both, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10,
+                           26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
 
-/* Pair so many pixels × CO: of an odd number the last one with zeros. */
-static inline void pair(const element *restrict from, uint32_t *restrict to, int pixels)
+/* Pair so many pixels × channels, in rows of PADDED(channels): of an odd number the last one with zeros. */
+static inline void pair(const element *restrict from, const int channels, uint32_t *restrict to, int pixels)
 {
     static const element zeros[TILE];
-    for (int u = 0; u < pixels; u += 2)
-        for (int group = 0; group < CO; group += TILE) {
-            const element *first = from + u * CO + group;
-            *(pairs *)(to + u / 2 * PADDED(CO) + group) = paired(first, u + 1 < pixels ? first + CO : zeros);
-        }
+    if (channels == TILE && pixels % 2 == 0)
+        for (int u = 0; u < pixels / 2; u++)
+            *(pairs *)(to + u * TILE) = paired_neighbours(from + 2 * u * TILE);
+    else
+        for (int u = 0; u < pixels; u += 2)
+            for (int group = 0; group < channels; group += TILE) {
+                const element *first = from + u * channels + group;
+                *(pairs *)(to + u / 2 * PADDED(channels) + group) =
+                    paired(first, u + 1 < pixels ? first + channels : zeros);
+            }
 }
 
 /* A square of 2·size × 2·size numbers is transposed by squares of half its side that change places across the diagonal:
- * of row `above` the upper right one, of `below` the lower left one. Compilers name the same instruction differently. */
-#if defined(__clang__)
-#define SHUFFLED(above, below, ...) __builtin_shufflevector(above, below, __VA_ARGS__)
-#else
-#define SHUFFLED(above, below, ...) __builtin_shuffle(above, below, (pairs){__VA_ARGS__})
-#endif
+ * of row `above` the upper right one, of `below` the lower left one. */
 #define FROM(lane, size) ((lane) & (size) ? (lane) + TILE - (size) : (lane))
 #define FROM_4(lane, size, more)                                                                               \
     FROM(lane, size) + (more), FROM((lane) + 1, size) + (more), FROM((lane) + 2, size) + (more),               \
         FROM((lane) + 3, size) + (more)
 #define EXCHANGED(above, below, size, more)                                                                    \
-    SHUFFLED(above, below, FROM_4(0, size, more), FROM_4(4, size, more), FROM_4(8, size, more),                \
+    SHUFFLED(pairs, above, below, FROM_4(0, size, more), FROM_4(4, size, more), FROM_4(8, size, more),                \
              FROM_4(12, size, more))
 #define EXCHANGE_SQUARES(row, size)                                                                            \
     _Pragma("GCC unroll 16") for (int r = 0; r < TILE; r++)                                                    \
@@ -47,22 +61,24 @@ static inline void pair(const element *restrict from, uint32_t *restrict to, int
             row[r + (size)] = EXCHANGED(above, below, size, size);                                             \
         }
 
-/* `x`, so many pixels × CI, the pixels a multiple of DEPTH, to a row of pixels for each of so many channels: what
- * comes after the last of CI is anything. */
-static inline void transpose(const element *restrict x, element *restrict rows, int pixels, int channels)
+/* `x`, so many pixels × channels, the pixels a multiple of DEPTH, to a row of pixels for each of the first `count`
+ * channels: what comes after the last of them is anything. */
+static inline void transpose(const element *restrict x, const int channels, element *restrict rows, int pixels,
+                             const int count)
 {
-    for (int group = 0; group < CI; group += TILE)
+    for (int group = 0; group < channels; group += TILE)
         for (int u = 0; u < pixels; u += DEPTH) {
             pairs row[TILE];
-            for (int r = 0; r < TILE; r++) {
-                const element *from = x + (u + 2 * r) * CI + group;
-                row[r] = paired(from, from + CI);
+            _Pragma("GCC unroll 16") for (int r = 0; r < TILE; r++) {
+                const element *from = x + (u + 2 * r) * channels + group;
+                row[r] = channels == TILE ? paired_neighbours(from) : paired(from, from + channels);
             }
             EXCHANGE_SQUARES(row, 8)
             EXCHANGE_SQUARES(row, 4)
             EXCHANGE_SQUARES(row, 2)
             EXCHANGE_SQUARES(row, 1)
-            for (int r = 0; r < TILE && group + r < channels; r++)
-                memcpy(rows + (group + r) * pixels + u, &row[r], sizeof row[r]);
+            _Pragma("GCC unroll 16") for (int r = 0; r < TILE; r++)
+                if (group + r < count)
+                    memcpy(rows + (group + r) * pixels + u, &row[r], sizeof row[r]);
         }
 }

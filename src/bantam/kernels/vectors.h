@@ -89,11 +89,13 @@ typedef vector in_lanes;
 
 /* `convolve` brings so many rows at a time, as wide as they are in the output, their channels side by side. */
 enum { ROWS = 1, RESULT_WIDTH = OUT, RESULT_CHANNELS = CO, RESULT = OUT * CO };
-enum { GRADIENT_INPUTS = CI };
+enum { WEIGHTS = TAPS * CI * PADDED(CO) };
+#define WEIGHT_INDEX(tap, in, out) (((tap)*CI + (in)) * PADDED(CO) + (out))
 
 /* Weights for a convolution: rows of the kernel × steps × PADDED(OUTPUTS) × NUMBERS. */
 #define PACKED(IN, OUTPUTS) (KERNEL * STEPS(IN) * PADDED(OUTPUTS) * NUMBERS)
-#define PACKED_INDEX(IN, OUTPUTS, row, column, in, out)                                                        \
+#define COPIES(IN) 1
+#define PACKED_INDEX(IN, OUTPUTS, row, column, in, out, copy)                                                  \
     ((((row)*STEPS(IN) + ((column) * (IN) + (in)) / NUMBERS) * PADDED(OUTPUTS) + (out)) * NUMBERS              \
      + ((column) * (IN) + (in)) % NUMBERS)
 
@@ -208,10 +210,10 @@ static inline void weight_gradient(const element *restrict x, const element *res
     element rows[CI > 1 ? CI * COLUMNS : 1];
     uint32_t gradients[OUT * COUNT * PADDED(CO)];
     if (CI > 1)
-        transpose(x, rows, COLUMNS, CI);
+        transpose(x, CI, rows, COLUMNS, CI);
     const element *inputs = CI > 1 ? rows : x;
     for (int row = 0; row < OUT; row++)
-        pair(frame + (FRAME_START + row * SIDE) * CO, gradients + row * COUNT * PADDED(CO), OUT);
+        pair(frame + (FRAME_START + row * SIDE) * CO, CO, gradients + row * COUNT * PADDED(CO), OUT);
 #else
     const element *inputs = x;
 #endif
@@ -242,5 +244,5 @@ static inline void weight_gradient(const element *restrict x, const element *res
             }
 }
 
-static inline void begin_products(void) {}
+static inline void begin_products(const int forward) { (void)forward; }
 static inline void end_products(void) {}
