@@ -37,7 +37,7 @@ def far(ours: Tensor, theirs: Tensor) -> float:
     return float(((ours.double() - theirs).norm() / theirs.norm()).detach())
 
 
-EMULATED = ({"side": 13, "dropout": 0.3}, {"side": 9, "dropout": 0.3})
+EMULATED = ({"side": 13, "dropout": 0.3}, {"side": 9, "dropout": 0.3}, {"side": 8, "dropout": 0.3})
 """Cases that are tried on every processor, with its missing instructions in plain C."""
 
 
@@ -75,6 +75,9 @@ def products(
         (2, 200, 3, 3, 1, 0),
         (3, 5, 9, 3, 2, 1),
         (16, 17, 13, 5, 1, 3),
+        (16, 20, 8, 3, 2, 1),
+        (2, 5, 40, 3, 1, 0),
+        (1, 3, 20, 17, 1, 0),
     ],
 )
 @pytest.mark.usefixtures("products")
