@@ -40,6 +40,7 @@ from bantam import config
 from bantam.augmentation import Augmentation, Changes
 from bantam.kernels import compiler
 from bantam.kernels.direct import Direct
+from bantam.kernels.sgd import Step
 from bantam.training.loop import train
 from bantam.training.setup import Prepared, RunInfo, prepare
 
@@ -104,14 +105,19 @@ class Marked(Augmentation):
 
 
 def mark_whole_steps() -> None:
-    """Let the profiler see the steps that C computes without autograd."""
-    computed = Direct.__call__
+    """Let the profiler see the steps that C computes without autograd, and those of SGD."""
+    computed, moved = Direct.__call__, Step.__call__
 
     def marked(self: Direct, x: Tensor, labels: Tensor, smoothing: float) -> tuple[float, int]:
         with record_function("whole step in C"):
             return computed(self, x, labels, smoothing)
 
+    def marked_step(self: Step) -> None:
+        with record_function("Optimizer.step"):
+            moved(self)
+
     Direct.__call__ = marked  # type: ignore[method-assign]
+    Step.__call__ = marked_step  # type: ignore[method-assign, assignment]
 
 
 def product_rate(dtype: torch.dtype, size: int = 1024) -> float:

@@ -1,15 +1,18 @@
 import contextlib
 import ctypes
 import os
+import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from bantam import models
 from bantam.kernels import compiler, selfcheck
@@ -243,6 +246,7 @@ def test_what_computes_something_else_is_not_kept(folder: Path, monkeypatch: pyt
 SCRIPT = f"""
 import sys, time
 from pathlib import Path
+from types import SimpleNamespace
 from bantam.kernels import compiler, selfcheck
 built = compiler._compile
 def slow(command, building):
@@ -291,6 +295,39 @@ def test_what_cannot_be_loaded_says_so(folder: Path, monkeypatch: pytest.MonkeyP
 )
 def test_the_flags_are_those_of_the_machine(machine: str, flag: str) -> None:
     assert [one for one in compiler.flags(machine) if one.endswith("=native")] == [f"{flag}=native"]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="PyTorch limits vectors of these processors")
+@pytest.mark.parametrize(("limit", "without"), [("default", "__AVX__"), ("avx2", "__AVX512F__")])
+def test_no_larger_vectors_are_used_than_pytorch_is_told_to_use(
+    limit: str, without: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", limit)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": True})
+    command = compiler.compiler()
+    assert command is not None
+    flags = [*compiler.flags("x86_64"), *compiler.limits("x86_64")]
+    asked = [*command, *flags, "-dM", "-E", "-x", "c", os.devnull]
+    known = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    assert "__SSE2__" in known
+    assert without not in known
+    assert not compiler.bfloat16()
+    assert not compiler.matrix_unit.__wrapped__()
+    assert compiler.limits("aarch64") == ()
+
+
+@pytest.mark.parametrize(
+    ("limit", "allowed"),
+    [("", True), ("default", True), ("AVX512_CORE_AMX", True), ("AVX512_CORE_BF16", False), ("avx2", False)],
+)
+def test_the_matrix_unit_is_left_alone_where_pytorch_is_told_to(
+    limit: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": True})
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(syscall=lambda *_: 0))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert compiler.matrix_unit.__wrapped__() == allowed
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ FLOATS = [
         {"SIDE": 10, "PADDING": 1, "CI": 8, "CO": 20, "KERNEL": 3, "POOL": 1, "DEPTHWISE": 1, "BFLOAT16": 0},
     ),
     ("muon.c", {"BFLOAT16": 0}),
+    ("sgd.c", {"BFLOAT16": 0}),
     ("tail.c", {"PIXELS": 9, "CI": 5, "CO": 10, "BFLOAT16": 0}),
     ("augment.c", {"CHANNELS": 3, "HIGH": 9, "WIDE": 13, "BFLOAT16": 0}),
     ("threads.c", dict[str, int]()),

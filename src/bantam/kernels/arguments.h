@@ -96,3 +96,16 @@ struct muon_arguments {
     float lr, momentum, decay;                /* what weights are multiplied by before the step */
     int count, nesterov, steps;               /* of Newton-Schulz; none for tensors of one dimension */
 };
+
+struct sgd_tensor {
+    float *weight;
+    const float *gradient;
+    float *momentum;                          /* all three as they lie in memory; null without a momentum */
+    int count;
+};
+
+struct sgd_arguments {
+    const struct sgd_tensor *tensors;
+    float lr, momentum, weight_decay;
+    int count, nesterov;
+};

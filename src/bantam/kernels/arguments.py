@@ -97,3 +97,22 @@ class MuonArguments(ctypes.Structure):
         *((name, ctypes.c_float) for name in ("lr", "momentum", "decay")),
         *((name, ctypes.c_int) for name in ("count", "nesterov", "steps")),
     )
+
+
+class SgdTensor(ctypes.Structure):
+    """Of `sgd.c`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "gradient", "momentum")),
+        ("count", ctypes.c_int),
+    )
+
+
+class SgdArguments(ctypes.Structure):
+    """Of `sgd.c`."""
+
+    _fields_ = (
+        ("tensors", ctypes.POINTER(SgdTensor)),
+        *((name, ctypes.c_float) for name in ("lr", "momentum", "weight_decay")),
+        *((name, ctypes.c_int) for name in ("count", "nesterov")),
+    )

@@ -144,13 +144,14 @@ def _train_epoch(
         network.train()
     steps = -(-count // batch_size)
     order = torch.randperm(count, device=device)
-    losses = torch.zeros(steps, device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
+    # Those that PyTorch computes stay where they are until they are looked at.
+    losses: list[float | Tensor] = []
+    values: list[float] = []
+    correct: int | Tensor = 0
     strengths = [augmentation.strength((epoch - 1 + step / steps) / training.epochs) for step in range(steps)]
     of_images = torch.tensor(strengths, device=device).repeat_interleave(batch_size)[:count]
     changes = augmentation.draw(of_images)
     in_c = direct(forward, data.shape)
-    checked = 0
     lr = 0.0
     for step in range(steps):
         lr = _set_rates(training, epoch - 1 + step / steps, losses_before)
@@ -163,16 +164,16 @@ def _train_epoch(
         x = data.normalise(x)
         # Of one image a map of one pixel has no variance: PyTorch's layers say so.
         alone = len(labels) == 1
-        losses[step], hits = in_c(x, labels, smoothing) if in_c and not alone else _gradients(training, x, labels)
-        correct += hits
+        loss, hits = in_c(x, labels, smoothing) if in_c and not alone else _gradients(training, x, labels)
+        losses.append(loss)
+        correct = correct + hits
         optimizer.step()
         if training.average:
             training.average.update()
         if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
-            last = _refuse_infinite(losses[checked : step + 1], epoch, checked, lr)
-            checked = step + 1
-            show(epoch, min(checked * batch_size, count), last)
-    return lr, losses.mean().item(), 100 * correct.item() / count
+            values += _finite(losses[len(values) :], epoch, len(values), lr)
+            show(epoch, min(len(values) * batch_size, count), values[-1])
+    return lr, torch.tensor(values).mean().item(), 100 * int(correct) / count
 
 
 def _gradients(training: Training, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,13 +203,16 @@ def _set_rates(training: Training, epoch: float, losses: Sequence[float]) -> flo
     return rates[0]
 
 
-def _refuse_infinite(losses: Tensor, epoch: int, before: int, lr: float) -> float:
-    """The last of some losses, which follow those of `before` steps. Raises Diverged if one is not finite."""
-    values: list[float] = losses.tolist()
+def _finite(losses: Sequence[float | Tensor], epoch: int, before: int, lr: float) -> list[float]:
+    """Some losses, which follow those of `before` steps, as numbers. Raises Diverged if one is not finite."""
+    tensors = [loss for loss in losses if isinstance(loss, Tensor)]
+    # One look at a GPU's memory, not one for each.
+    looked_at = iter(torch.stack(tensors).tolist() if tensors else ())
+    values: list[float] = [next(looked_at) if isinstance(loss, Tensor) else loss for loss in losses]
     for step, value in enumerate(values, before + 1):
         if not math.isfinite(value):
             raise Diverged(epoch, step, lr, value)
-    return values[-1]
+    return values
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from bantam import budget, data
 from bantam.augmentation import Augmentation
-from bantam.kernels import augment, compiler, muon
+from bantam.kernels import augment, compiler, muon, sgd
 from bantam.kernels.fuse import fuse, is_fused
 from bantam.own import code
 from bantam.schedulers import Schedule
@@ -152,7 +152,7 @@ class Prepared:
         """What the loop needs of it."""
         return Training(
             model=self.model,
-            optimizer=muon.in_c(self.optimizer) if self.kernels == "native" else self.optimizer,
+            optimizer=sgd.in_c(muon.in_c(self.optimizer)) if self.kernels == "native" else self.optimizer,
             schedule=self.schedule,
             augmentation=augment.in_c(self.augmentation, self.data.shape)
             if self.kernels == "native"
