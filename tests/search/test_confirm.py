@@ -18,7 +18,7 @@ from searches import LINE, Finished, wait_for
 
 from bantam import errors
 from bantam.report import analysis, folders
-from bantam.search import confirm
+from bantam.search import confirm, terminal
 from bantam.training import folder as record
 
 PRETENDER = """
@@ -232,6 +232,14 @@ def test_the_verdict_is_over_the_seeds(
     shown = capsys.readouterr().out
     assert f"{met} of 5 seeds hold 99.4 % in every one of the last 5 epochs" in shown
     assert "Mean of the last epochs 99.454 ± 0.002 %" in shown
+
+
+def test_a_part_of_a_training_set_is_not_called_test_images(capsys: pytest.CaptureFixture[str]) -> None:
+    test = {"verdict": "not judged", "met": 0, "objectives": [97.0], "mean": None}
+    first = {"parameters": 9680, "train_images": 4000, "scored_images": 1000, "split": "test", "data": "mnist5k"}
+    target = OmegaConf.create({"accuracy": 99.4, "last_epochs": 5})
+    terminal.show_test(1, test, first, target, "confirm.json")
+    assert "scored on 1,000 held-out images: not judged" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.whole
