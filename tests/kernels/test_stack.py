@@ -108,6 +108,26 @@ def test_weights_that_were_changed_in_the_meantime_are_refused() -> None:
         loss.backward()
 
 
+def test_weights_may_be_set_anew_before_the_backward_pass() -> None:
+    model = network()
+    for dropout in (layer for layer in model if isinstance(layer, nn.Dropout)):
+        dropout.p = 0.0
+    other = copy.deepcopy(model)
+    forward, unchanged = stacked(model)[0], stacked(other)[0]
+    x = torch.randn(6, *IMAGE)
+    unchanged(x).square().sum().backward()
+    sums = forward(x).square().sum()
+    for p in [*model.parameters()][:-2]:  # those of the linear layer PyTorch takes as they are then
+        p.data = torch.full_like(p, torch.nan)
+    others = [torch.full_like(p, torch.nan) for p in model.parameters() for _ in range(20)]  # where they were
+    sums.backward()
+    assert others
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert torch.equal(p.grad, q.grad)
+
+
 def test_the_gradient_of_the_input_is_that_of_the_layers() -> None:
     model = network()
     for dropout in (layer for layer in model if isinstance(layer, nn.Dropout)):

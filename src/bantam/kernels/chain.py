@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from bantam.kernels.arguments import SeparableArguments
 from bantam.kernels.blocks import Block
-from bantam.kernels.compiled import Calls, Compiled, Joined
+from bantam.kernels.compiled import Calls, Compiled, Joined, storages
 from bantam.kernels.depthwise import Depthwise
 
 SOURCE = "separable.c"
@@ -248,6 +248,7 @@ class _Chain(torch.autograd.Function):
             library.forward(of_part)
         libraries[-1].finish(arguments[-1])
         ctx.save_for_backward(x, *kept)
+        ctx.storages = storages((x, *kept))  # a network may set the `data` of its weights before the backward pass
         return output
 
     @staticmethod

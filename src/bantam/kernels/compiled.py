@@ -170,6 +170,11 @@ class Joined(nn.Module):
         self.busy = False
 
 
+def storages(tensors: Iterable[Tensor | None]) -> list[torch.UntypedStorage]:
+    """The memory of tensors to which C has pointers: while this is kept, it is not freed, wherever they go."""
+    return [tensor.untyped_storage() for tensor in tensors if tensor is not None]
+
+
 class Calls(NamedTuple):
     """What computes layers in training: functions of C, each with the structure that it gets, in their order."""
 

@@ -92,8 +92,10 @@ class Direct:
         """The arguments whose `input` points to the images."""
         self.images = 0
         """In the batch that these are for."""
+        self.kept = (*self.parameters, *self.gradients, *self.maps.buffers())
+        """Parameters, their gradients, and what batch norm has, to which these point."""
         self.places: list[int] = []
-        """Where the parameters and their gradients lie in memory that these get."""
+        """Where those lie in memory."""
         self.token = object()
         """Of the chain or stack, while its memory and its arguments are as they are set here."""
         self.grad_output = torch.empty(0)
@@ -105,12 +107,12 @@ class Direct:
         """
         x = x.to(self.maps.outside).contiguous(memory_format=torch.channels_last)
         labels = labels.to(torch.int64).contiguous()
-        places = [tensor.data_ptr() for tensor in (*self.parameters, *self.gradients)]
+        there = [tensor.data_ptr() for tensor in self.kept]
         # A forward pass with autograd has let C read and write elsewhere.
-        if len(x) != self.images or places != self.places or self.maps.owner is not self.token:
+        if len(x) != self.images or there != self.places or self.maps.owner is not self.token:
             self.maps.busy = False
             self.prepare(len(x))
-            self.places = places
+            self.places = there
         self.first.input = x.data_ptr()
         self.arguments.labels, self.arguments.smoothing = labels.data_ptr(), smoothing
         self.maps.owner = self.token  # of what a forward pass has left there nothing remains

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from bantam.kernels.arguments import BlockArguments
 from bantam.kernels.blocks import Block
-from bantam.kernels.compiled import Calls, Joined
+from bantam.kernels.compiled import Calls, Joined, storages
 
 
 class Stack(Joined):
@@ -186,6 +186,7 @@ class _Stack(torch.autograd.Function):
         for of_block, library in zip(arguments, libraries, strict=True):
             library.forward(of_block)
         ctx.save_for_backward(x, *kept)
+        ctx.storages = storages((x, *kept))  # a network may set the `data` of its weights before the backward pass
         return output
 
     @staticmethod
