@@ -94,6 +94,21 @@ def test_two_forward_passes_before_a_backward_pass_keep_both_results() -> None:
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-3)  # type: ignore[union-attr]
 
 
+def test_a_result_that_is_thrown_away_keeps_no_memory_busy() -> None:
+    forward, chain = fused(network())
+    results: list[Tensor] = []
+    chain.register_forward_hook(lambda module, inputs, output: results.append(output.detach()))
+    x, other = torch.randn(2, 6, *IMAGE)
+    logits = forward(x)
+    assert chain.usable(other) is None  # its backward pass may come
+    del logits
+    assert chain.usable(other)
+    before = results[0].clone()
+    forward(other).sum().backward()
+    assert torch.equal(results[0], before)  # whoever looks at the maps keeps them
+    assert chain.usable(x)
+
+
 def test_its_blocks_compute_what_it_does_not() -> None:
     model = network()
     exact, (forward, chain) = copy.deepcopy(model).double(), fused(model)

@@ -87,6 +87,21 @@ def test_a_second_forward_pass_leaves_the_first_as_it_was() -> None:
     assert all(torch.equal(our, their) for our, their in zip(found, wanted, strict=True) if our is not None)
 
 
+def test_a_result_that_is_thrown_away_keeps_no_memory_busy() -> None:
+    forward, stack = stacked(network())
+    results: list[Tensor] = []
+    stack.register_forward_hook(lambda module, inputs, output: results.append(output.detach()))
+    x, other = torch.randn(2, 6, *IMAGE)
+    logits = forward(x)
+    assert stack.usable(other) is None  # its backward pass may come
+    del logits
+    assert stack.usable(other)
+    before = results[0].clone()
+    forward(other).sum().backward()
+    assert torch.equal(results[0], before)  # whoever looks at the maps keeps them
+    assert stack.usable(x)
+
+
 def test_a_third_forward_pass_makes_the_first_invalid() -> None:
     model = network()
     forward, _ = stacked(model)

@@ -110,7 +110,7 @@ class Direct:
         there = [tensor.data_ptr() for tensor in self.kept]
         # A forward pass with autograd has let C read and write elsewhere.
         if len(x) != self.images or there != self.places or self.maps.owner is not self.token:
-            self.maps.busy = False
+            self.maps.pending = None
             self.prepare(len(x))
             self.places = there
         self.first.input = x.data_ptr()
