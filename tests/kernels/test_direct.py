@@ -279,7 +279,7 @@ def test_a_layer_that_is_called_by_keyword_is_left_to_autograd() -> None:
 
 def test_an_attribute_of_ones_own_network_is_no_matter() -> None:
     model = network()
-    model.whole = nn.Linear(1, 1)
+    model.direct_layers = nn.Linear(1, 1)
     assert direct(model, IMAGE) is None
 
 
