@@ -116,6 +116,7 @@ def test_several_values_for_one_run(bantam: Bantam, typed: str, said: str) -> No
         (("tracker=[mlflow wandb]",), "so write 'tracker=[mlflow,wandb]'"),
         (("data.mean=[0.5,", "0,", "1]"), "so write 'data.mean=[0.5,0,1]'"),
         (("data.mean=[0.5 0 1]",), "where several values are meant, write 'data.mean=[0.5,0,1]'"),
+        (("-m", "seed='1 2'"), "where several values are meant, write seed=1,2"),
         (("-m", "seed=1 2"), "where several values are meant, write seed=1,2"),
         (("-m", "optimizer.lr=choice(0.1 0.2)"), "where several values are meant, write optimizer.lr=0.1,0.2"),
     ],

@@ -273,7 +273,7 @@ def _about_key(error: ConfigCompositionException) -> ValueError | None:
     if error.__cause__ is not None and str(error).startswith("Error merging override"):
         said = str(error.__cause__).splitlines()[0]
         said = NO_NUMBERS.sub(" is neither a number nor a list of them", said)
-        commas = with_commas(line)
+        commas = with_commas(re.sub("['\"]", "", line))
         if commas.count(",") > line.count(","):
             said += f"; where several values are meant, write {_as_typed(commas)}"
         return ValueError(f"{line} is refused: {said}")
