@@ -6,6 +6,15 @@ from pathlib import Path
 from bantam import errors
 
 
+def number(text: str) -> int:
+    """The number of a trial, as it was typed."""
+    try:
+        return int(text)
+    except ValueError:
+        why = f"{text!r} is no number: give them with spaces and no commas between them, as in --trials 1 2"
+        raise argparse.ArgumentTypeError(why) from None
+
+
 def main() -> None:
     """Exit with 0 when the trials have been ranked and the winner judged, with 1 after an error."""
     errors.begin()
@@ -20,7 +29,9 @@ def main() -> None:
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--top", type=int, default=3, help="how many of the best trials, 3 by default")
-    which.add_argument("--trials", type=int, nargs="+", default=(), metavar="number", help="instead: these trials")
+    which.add_argument(
+        "--trials", type=number, nargs="+", default=(), metavar="number", help="instead: these trials"
+    )
     which.add_argument("--front", action="store_true", help="instead: the Pareto front within the budget")
     parser.add_argument("--seeds", type=int, default=5, help="how many fresh seeds each, 5 by default")
     parser.add_argument("--validation-only", action="store_true", help="leave the test images alone")

@@ -7,7 +7,9 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 
 from bantam import config, errors, ranges, resolve
+from bantam.overrides import command_line
 from bantam.search import sweeper
+from bantam.tracker_keys import TRACKERS
 
 
 def main() -> None:
@@ -24,6 +26,10 @@ def main() -> None:
     config.register()
     sweeper.register()
     with errors.in_one_sentence():
+        if more := [str(path) for path in paths if str(path) in TRACKERS and not path.exists()]:
+            typed = [word.partition("=")[2].strip(",") for word in overrides if word.startswith("tracker=")]
+            several = command_line([f"tracker=[{','.join([*typed, *more])}]"])
+            raise ValueError(f"{more[0]} is no folder: several trackers are typed as a list, {several}")
         with initialize_config_dir(str(resolve.project() / "conf")):
             cfg = compose("config", overrides)
         ranges.validate(cfg)

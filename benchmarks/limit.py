@@ -45,7 +45,7 @@ from bantam.training.loop import train
 from bantam.training.setup import Prepared, RunInfo, prepare
 
 PARTS = {
-    "blocks in C": ("_Block", "_Stack", "_Chain", "_Depthwise", "whole step in C"),
+    "blocks in C": ("_Block", "_Stack", "_Chain", "_Depthwise", "direct step in C"),
     "augmentation": ("augmentation",),
     "optimizer": ("Optimizer.",),
     "dropout": ("_ZeroSome", "aten::dropout", "aten::native_dropout", "aten::bernoulli_", "aten::geometric_"),
@@ -104,12 +104,12 @@ class Marked(Augmentation):
             return self.inner.apply(images, changes)
 
 
-def mark_whole_steps() -> None:
+def mark_direct_steps() -> None:
     """Let the profiler see the steps that C computes without autograd, and those of SGD."""
     computed, moved = Direct.__call__, Step.__call__
 
     def marked(self: Direct, x: Tensor, labels: Tensor, smoothing: float) -> tuple[float, int]:
-        with record_function("whole step in C"):
+        with record_function("direct step in C"):
             return computed(self, x, labels, smoothing)
 
     def marked_step(self: Step) -> None:
@@ -210,7 +210,7 @@ def main() -> None:
             for dtype, measured in rates.items():
                 measured.append(product_rate(dtype))
         Marked.clock, Marked.begun = time.perf_counter, []
-        mark_whole_steps()
+        mark_direct_steps()
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             steps(prepared, arguments.steps)
     step = statistics.median(seconds)

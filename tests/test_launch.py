@@ -336,7 +336,7 @@ def test_evaluate_a_finished_run(bantam: Bantam, finished_run: Path, tmp_path: P
     result = bantam("evaluate.py", folder, "data=mnist", BANTAM_DATA=mnist_root)
     assert result.returncode == 0, result.stderr
     assert (
-        "of 10,000 test images of MNIST. The run itself was scored on 1,000 test images of mnist5k"
+        "of 10,000 test images of MNIST. The run itself was scored on 1,000 held-out images of mnist5k"
         in result.stdout
     )
     for arguments, message in (

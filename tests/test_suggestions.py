@@ -103,6 +103,60 @@ def test_several_values_for_one_run(bantam: Bantam, typed: str, said: str) -> No
     assert bantam("train.py", typed, "dry_run=true").stderr == f"Error: {said}\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("-m", "model=skeleton", "v1"), "have commas and no spaces between them, as in model=skeleton,v1"),
+        (("model=skeleton", "v1"), "have commas and no spaces between them, as in -m model=skeleton,v1"),
+        (("-m", "model=skeleton,", "v1,", "v2"), "no spaces between them, so write model=skeleton,v1,v2"),
+        (("-m", "model=skeleton", ",v1"), "no spaces between them, as in model=skeleton,v1"),
+        (("-m", "model=skeleton v1"), "no spaces between them, so write model=skeleton,v1"),
+        (("-m", "model=[skeleton v1]"), "no spaces between them, so write model=skeleton,v1"),
+        (("model=[skeleton,", "v1]"), "choose one, or compare them, -m model=skeleton,v1"),
+        (("tracker=[mlflow wandb]",), "so write 'tracker=[mlflow,wandb]'"),
+        (("data.mean=[0.5,", "0,", "1]"), "so write 'data.mean=[0.5,0,1]'"),
+        (("data.mean=[0.5 0 1]",), "where several values are meant, write 'data.mean=[0.5,0,1]'"),
+        (("-m", "seed='1 2'"), "where several values are meant, write seed=1,2"),
+        (("-m", "seed=1 2"), "where several values are meant, write seed=1,2"),
+        (("-m", "optimizer.lr=choice(0.1 0.2)"), "where several values are meant, write optimizer.lr=0.1,0.2"),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, tuple) else "",
+)
+def test_spaces_where_commas_are_meant(bantam: Bantam, words: tuple[str, ...], said: str) -> None:
+    result = bantam("train.py", *words, "dry_run=true")
+    assert result.returncode == 1
+    assert result.stderr.endswith(f"{said}\n"), result.stderr
+
+
+def test_spaces_around_an_equals_sign_are_no_commas(bantam: Bantam) -> None:
+    result = bantam("train.py", "model=v2", "epochs", "=", "3")
+    said = "'epochs' is no override: give each by itself, as key=value without spaces around the =\n"
+    assert result.stderr == f"Error: {said}"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("confirm.py", "a", "--trials", "1,2"),
+            "give them with spaces and no commas between them, as in --trials 1 2",
+        ),
+        (("report.py", "a,b"), "a,b is no folder: give folders with spaces instead of commas, a b"),
+        (("report.py", "a,", "b"), "a, is no folder: give folders with spaces instead of commas, a"),
+        (("table.py", "a,b"), "a,b is no folder: give folders with spaces instead of commas, a b"),
+        (("track.py", "a,b", "tracker=mlflow"), "give folders with spaces instead of commas, a b"),
+        (("track.py", "a", "tracker=mlflow", "wandb"), "typed as a list, 'tracker=[mlflow,wandb]'"),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, tuple) else "",
+)
+def test_commas_where_spaces_are_meant(bantam: Bantam, tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    result = bantam(*words)
+    assert result.returncode > 0
+    assert result.stderr.endswith(f"{said}\n"), result.stderr
+
+
 @pytest.mark.parametrize("several", [(), ("-m",)], ids=["one run", "multirun"])
 @pytest.mark.parametrize(
     ("typed", "said"),

@@ -37,6 +37,16 @@ def test_a_row_has_numbers_where_they_are_and_the_accuracy_of_each_seed(tmp_path
 
 
 @pytest.mark.parametrize(
+    "value", [7, -3, 0.1, 1e-05, 1e16, 100000.0, "nan", "-inf", "1e5", "007", "1_000", "0.10"]
+)
+def test_a_setting_is_a_number_where_a_search_would_write_it_so(value: float | str, tmp_path: Path) -> None:
+    row = f"4,complete,,{value},v2,9680,99.2,,,,61.5,4"
+    (trial,), _, problems = trials_csv.read(written(tmp_path / "study", row))
+    assert problems == []
+    assert repr(trial.settings["optimizer.lr"]) == repr(value)
+
+
+@pytest.mark.parametrize(
     "row",
     [
         "4,complete,,0.1",

@@ -1,8 +1,9 @@
 """Images as one uint8 tensor each for training and scoring: what the options of `data` build."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,6 +72,12 @@ class Data:
         for numbers, change in ((self.mean, x.sub_), (self.std, x.div_)):
             change(numbers[0] if len(numbers) == 1 else torch.tensor(numbers, device=x.device).view(-1, 1, 1))
         return x
+
+
+def scored_on(result: Mapping[str, Any]) -> str:
+    """What the images are called on which a run was scored, as `Data.held_out`: by its `split` and its `data`."""
+    instead = result["split"] == "test" and result.get("data") == "mnist5k"
+    return "held-out" if instead else str(result["split"])
 
 
 def torchvision_dataset(

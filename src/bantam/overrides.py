@@ -68,6 +68,66 @@ def without_dashes(message: str) -> str:
     return f"{typed} is no option: a key is typed without dashes, {key}; python train.py --help lists them all"
 
 
+FUNCTION = re.compile(r"[\[{]|\w+\(")
+"""How a value begins that is more than text: a list, a dictionary, a range."""
+
+CLOSING = {"(": ")", "[": "]", "{": "}"}
+
+
+def unclosed(value: str) -> str:
+    """What is missing, or too many, among the brackets and quotes of a value; empty where nothing, or for text."""
+    if not FUNCTION.match(value) and not value.startswith(("'", '"')):
+        return ""
+    wanted: list[str] = []
+    characters, before = iter(value), "("
+    for character in characters:
+        begins, before = before in "([{,:", character if character != " " else before
+        if character in "'\"" and begins:
+            for inner in characters:
+                if inner == "\\":
+                    next(characters, "")
+                elif inner == character:
+                    break
+            else:
+                return f"begins a quote that does not end: add {character}"
+        elif character in CLOSING:
+            wanted.append(CLOSING[character])
+        elif character in CLOSING.values() and not wanted:
+            return f"has a {character} that closes nothing: leave it out"
+        elif character in CLOSING.values() and (closing := wanted.pop()) != character:
+            return f"has a {character} where {closing} is missing: add {closing}"
+    return f"is cut off: add {''.join(reversed(wanted))}" if wanted else ""
+
+
+def with_commas(text: str) -> str:
+    """An override, or a value, with commas where there are spaces between values: model=v1, v2 as model=v1,v2."""
+    text = re.sub(r"\\?\s+", " ", text.strip(" ,"))  # Hydra writes a space in a text with a backslash
+    text = re.sub(r" *([,:=(\[{]) *", r"\1", text)
+    return re.sub(r" *([)\]}])", r"\1", text).replace(" ", ",")
+
+
+def split_by_spaces(word: str, words: Sequence[str]) -> str:
+    """The override of which a word is a part, where a shell has split it at spaces, with commas instead.
+
+    Empty where the word is no part of one: of model=v1 v2 both are.
+    """
+    if word not in words:
+        return ""
+    first = last = words.index(word)
+    while first and _is_part(words[first]):
+        first -= 1
+    while last + 1 < len(words) and _is_part(words[last + 1]):
+        last += 1
+    alone = first == last or "=" not in words[first].strip("=") or words[first].startswith("-")
+    spaces_around = last + 1 < len(words) and words[last + 1].startswith("=")  # as in epochs = 3
+    return "" if alone or spaces_around else with_commas(" ".join(words[first : last + 1]))
+
+
+def _is_part(word: str) -> bool:
+    """Whether a word may be a further value of the override in front of it."""
+    return bool(word) and "=" not in word and not word.startswith("-")
+
+
 def command_line(words: Iterable[object]) -> str:
     """A command, or a part of one, as it is pasted into a shell; a path is no option, however its name begins."""
     return shlex.join(

@@ -23,7 +23,9 @@ from hydra.errors import (
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bantam import overrides
 from bantam.nearest import LEAST, nearest
+from bantam.overrides import CLOSING, FUNCTION, unclosed, with_commas
 from bantam.own import code
 
 ALL = "python train.py --help lists them all"
@@ -58,57 +60,43 @@ def suggestion(error: BaseException) -> ValueError | None:
     return _about_value(error) if isinstance(error, OmegaConfBaseException) else None
 
 
-FUNCTION = re.compile(r"[\[{]|\w+\(")
-"""How a value begins that is more than text: a list, a dictionary, a range."""
-
-CLOSING = {"(": ")", "[": "]", "{": "}"}
-
-
-def unclosed(value: str) -> str:
-    """What is missing, or too many, among the brackets and quotes of a value; empty where nothing, or for text."""
-    if not FUNCTION.match(value) and not value.startswith(("'", '"')):
-        return ""
-    wanted: list[str] = []
-    characters, before = iter(value), "("
-    for character in characters:
-        begins, before = before in "([{,:", character if character != " " else before
-        if character in "'\"" and begins:
-            for inner in characters:
-                if inner == "\\":
-                    next(characters, "")
-                elif inner == character:
-                    break
-            else:
-                return f"begins a quote that does not end: add {character}"
-        elif character in CLOSING:
-            wanted.append(CLOSING[character])
-        elif character in CLOSING.values() and not wanted:
-            return f"has a {character} that closes nothing: leave it out"
-        elif character in CLOSING.values() and (closing := wanted.pop()) != character:
-            return f"has a {character} where {closing} is missing: add {closing}"
-    return f"is cut off: add {''.join(reversed(wanted))}" if wanted else ""
-
-
 def _about_grammar(word: str, message: str) -> ValueError | None:
     """How to write what Hydra cannot read, such as data.root=~/my.npz; `message` is what Hydra says."""
     key, equals, value = word.partition("=")
+    line = overrides.split_by_spaces(word, overrides.typed())
     if not equals or re.search(r"\s", key) or re.search(r"\s[\w./@~+]+=", value):
+        values = f"; values have commas and no spaces between them, as in {_as_typed(line)}" if line else ""
         return ValueError(
-            f"{word!r} is no override: give each by itself, as key=value without spaces around the ="
+            f"{word!r} is no override: give each by itself, as key=value without spaces around the ={values}"
         )
+    if line:
+        return _about_spaces(word, line)
     if value.startswith("="):
         return ValueError(f"{word} has two =: write {shlex.join([key + '=' + value.lstrip('=')])}")
     if missing := unclosed(value):
         return ValueError(f"{word} {missing}")
-    if FUNCTION.match(value) and value.endswith(
-        (*CLOSING.values(),)
-    ):  # otherwise it is text, such as net(1).py:Net
+    # Otherwise it is text, such as net(1).py:Net.
+    if FUNCTION.match(value) and value.endswith((*CLOSING.values(),)):
         said = [line for line in message.splitlines() if not line.startswith(("Error ", "See "))]
         ranges = "ranges are written as interval(0.01,0.1), range(8,21) and choice(a,b), lists as [1,2]"
         return ValueError(f"{word} cannot be read ({'; '.join(said)}): {ranges}, and text in quotes")
     quoted = QuotedString(value.strip().strip("'\""), Quote.double).with_quotes()
     return ValueError(
         f"{word} has letters that Hydra takes only in quotes: write {shlex.join([f'{key}={quoted}'])}"
+    )
+
+
+def _as_typed(line: str) -> str:
+    """An override as it is typed, with -m where it stands for several runs and that is missing."""
+    value = line.partition("=")[2]
+    multirun = overrides.from_python.get() is not None or {"-m", "--multirun"} & {*overrides.typed()}
+    return ("" if multirun or FUNCTION.match(value) else "-m ") + shlex.join([line])
+
+
+def _about_spaces(word: str, line: str) -> ValueError:
+    """What to say of spaces between values; `line` has commas there."""
+    return several(line) or ValueError(
+        f"{word}: values have commas and no spaces between them, so write {_as_typed(line)}"
     )
 
 
@@ -164,6 +152,10 @@ def _about_option(error: MissingConfigException) -> ValueError | None:
     there = sorted(error.options or _options(group))
     if not there:
         return None
+    options = with_commas(typed)
+    if options.split(",")[0] in there and options != typed:
+        line = f"{group}=[{options}]" if group == "tracker" else f"{group}={options}"
+        return _about_spaces(f"{group}={typed}", line)
     near = difflib.get_close_matches(typed.lower(), there, n=1, cutoff=0.5)
     meant = f"did you mean {group}={near[0]}? There are" if near else "there are"
     own = ", or a class in a file of your own, as in model=mine.py:Net" if group == "model" else ""
@@ -280,7 +272,11 @@ def _about_key(error: ConfigCompositionException) -> ValueError | None:
         return ValueError(f"{line} is refused: {key} is a list, so write {shlex.join([f'{key}=[{value}]'])}")
     if error.__cause__ is not None and str(error).startswith("Error merging override"):
         said = str(error.__cause__).splitlines()[0]
-        return ValueError(f"{line} is refused: {NO_NUMBERS.sub(' is neither a number nor a list of them', said)}")
+        said = NO_NUMBERS.sub(" is neither a number nor a list of them", said)
+        commas = with_commas(re.sub("['\"]", "", line))
+        if commas.count(",") > line.count(","):
+            said += f"; where several values are meant, write {_as_typed(commas)}"
+        return ValueError(f"{line} is refused: {said}")
     if node is not None or not str(error).startswith("Could not override"):
         return None
     group, _, rest = key.partition(".")

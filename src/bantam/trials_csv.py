@@ -5,6 +5,7 @@ A search writes it, and the report, a confirmation and the trackers read it.
 
 import csv
 import json
+import math
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +112,13 @@ def _trial(row: dict[str, str], keys: list[str]) -> Trial | None:
 
 
 def _value(text: str) -> int | float | str:
+    """A number as a search writes it; whatever is spelled otherwise, such as 007, is the text that was typed.
+
+    So are nan and inf, which no range spans.
+    """
     for kind in (int, float):
         with suppress(ValueError):
-            return kind(text)
+            number: int | float = kind(text)
+            if math.isfinite(number) and repr(number) == text:
+                return number
     return text

@@ -110,7 +110,7 @@ def test_other_images_than_those_of_the_run_are_refused(
 ) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     prepared = prepare_finished(composed(*SMALL, "data.validation=500", "kernels=torch"), at(run))
-    with pytest.raises(ValueError, match="was scored on 1,000 test images of mnist5k, which are not those of"):
+    with pytest.raises(ValueError, match="was scored on 1,000 held-out images of mnist5k, which are not those of"):
         exporting.export(prepared)
 
 
@@ -198,6 +198,7 @@ def test_weights_of_another_run_are_noticed(recorded: float, lines: int) -> None
     known = {"scored_images": 1000, "split": "test", "data": "mnist5k", "recorded_accuracy": recorded}
     said = exporting.in_words({**known, "float32": part, "int8": part}, "run").splitlines()
     assert len(said) == lines
+    assert " 96.50 % of 1,000 held-out images of mnist5k, " in said[0]
     if lines == 3:
         assert said[2] == "Recorded were 90.00 %, so the weights are those of another run."
         known["recorded_precision"] = "bfloat16"

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from bantam.augmentation import Augmentation, Changes
-from bantam.kernels import augment
+from bantam.kernels import augment, compiler
 
 
 def pair(shape: tuple[int, int, int], **reaches: float) -> tuple[Augmentation, Augmentation]:
@@ -52,6 +52,33 @@ def test_the_nearest_pixels_are_those_of_pytorch() -> None:
     apart = (ours.apply(bytes_, changes) - theirs.apply(bytes_, changes)).abs() > 1e-5
     # A place that lies between two, but for rounding, may fall to either side.
     assert apart.float().mean() < 1e-4
+
+
+@pytest.mark.parametrize("wrong", [0.01, float("nan")])
+@pytest.mark.parametrize("interpolation", augment.INTERPOLATIONS)
+def test_a_single_wrong_pixel_is_seen_but_where_another_may_be_as_near(
+    interpolation: str, wrong: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(augment.Kernel):
+        def __call__(self, images: Tensor, changes: Changes, how: str) -> Tensor | None:
+            output = super().__call__(images, changes, how)
+            if output is not None and how == interpolation and changes.mapping is not None:
+                output[0, 0, 5, 5] += wrong
+            return output
+
+    sizes = {"CHANNELS": 1, "HIGH": 28, "WIDE": 28, "BFLOAT16": 0}
+    library = compiler.library(augment.SOURCE, augment.check, **sizes)
+    monkeypatch.setattr(augment, "Kernel", Wrong)
+    if interpolation == "nearest":
+        augment.check(library, augment.SOURCE, sizes)
+    else:
+        with pytest.raises(compiler.Unavailable, match="what this compiler makes of augment.c is wrong"):
+            augment.check(library, augment.SOURCE, sizes)
+
+
+@pytest.mark.parametrize("shape", [(1, 256, 256), (1, 16, 4096)])
+def test_the_check_allows_for_rounding_far_from_the_middle(shape: tuple[int, int, int]) -> None:
+    assert augment.in_c(Augmentation(degrees=1.0), shape).kernel
 
 
 def test_another_interpolation_and_other_images_are_left_to_pytorch() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bantam import models
 from bantam.kernels import compiler
 from bantam.kernels.arguments import BlockArguments, DepthwiseArguments, MuonArguments, SeparableArguments
-from bantam.kernels.compiled import MOST_CHANNELS
+from bantam.kernels.compiled import MOST_CHANNELS, Compiled
 from bantam.kernels.fuse import fuse
 
 IMAGE = (1, 28, 28)
@@ -163,6 +163,25 @@ def test_a_block_that_runs_twice_before_its_backward_pass_keeps_both_results() -
         _, theirs = gradients(exact, exact, x.double(), labels)
         for our, their in zip(ours, theirs, strict=True):
             torch.testing.assert_close(our, their, rtol=0, atol=1e-4)
+
+
+def test_a_result_that_is_thrown_away_keeps_no_memory_busy() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(2704, 10))
+    fused = fuse(model.train(), IMAGE).model
+    assert fused is not None
+    (block,) = (module for module in fused.modules() if isinstance(module, Compiled))
+    results: list[Tensor] = []
+    block.register_forward_hook(lambda module, inputs, output: results.append(output.detach()))
+    x, other = torch.randn(2, 3, *IMAGE)
+    logits = fused(x)
+    assert block.busy
+    del logits
+    assert not block.busy
+    before = results[0].clone()
+    fused(other).sum().backward()
+    assert torch.equal(results[0], before)  # whoever looks at the maps keeps them
+    fused(x).sum().backward()
+    assert results[2].data_ptr() == results[1].data_ptr()  # the memory of the last step
 
 
 def test_a_layer_after_a_block_may_change_its_result_in_place() -> None:

@@ -94,6 +94,21 @@ def test_two_forward_passes_before_a_backward_pass_keep_both_results() -> None:
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-3)  # type: ignore[union-attr]
 
 
+def test_a_result_that_is_thrown_away_keeps_no_memory_busy() -> None:
+    forward, chain = fused(network())
+    results: list[Tensor] = []
+    chain.register_forward_hook(lambda module, inputs, output: results.append(output.detach()))
+    x, other = torch.randn(2, 6, *IMAGE)
+    logits = forward(x)
+    assert chain.usable(other) is None  # its backward pass may come
+    del logits
+    assert chain.usable(other)
+    before = results[0].clone()
+    forward(other).sum().backward()
+    assert torch.equal(results[0], before)  # whoever looks at the maps keeps them
+    assert chain.usable(x)
+
+
 def test_its_blocks_compute_what_it_does_not() -> None:
     model = network()
     exact, (forward, chain) = copy.deepcopy(model).double(), fused(model)
@@ -116,6 +131,24 @@ def test_a_backward_pass_of_overwritten_results_is_refused() -> None:
     forward(torch.randn(4, *IMAGE))
     with pytest.raises(RuntimeError, match="use kernels=torch"):
         logits.sum().backward()
+
+
+def test_weights_may_be_set_anew_before_the_backward_pass() -> None:
+    model = network()
+    other = copy.deepcopy(model)
+    forward, unchanged = fused(model)[0], fused(other)[0]
+    x = torch.randn(6, *IMAGE)
+    unchanged(x).square().sum().backward()
+    sums = forward(x).square().sum()
+    for p in [*model.parameters()][:-2]:  # those of the linear layer PyTorch takes as they are then
+        p.data = torch.full_like(p, torch.nan)
+    others = [torch.full_like(p, torch.nan) for p in model.parameters() for _ in range(20)]  # where they were
+    sums.backward()
+    assert others
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert torch.equal(p.grad, q.grad)
 
 
 def test_nan_stays_nan() -> None:

@@ -174,6 +174,23 @@ def test_gradients_that_are_somewhere_else_are_found_again() -> None:
     )
 
 
+def test_statistics_that_are_somewhere_else_are_found_again() -> None:
+    model = of_blocks()
+    _, step = found(model)
+    assert step
+    exact = copy.deepcopy(model).double()
+    before = [buffer.data for buffer in model.buffers()]  # as long as these are kept, nothing else lies there
+    for _ in range(2):
+        x, labels = torch.randn(9, *IMAGE), torch.randint(10, (9,))
+        step(x, labels, 0.0)
+        exact(x.double())
+        for buffer in model.buffers():
+            buffer.data = buffer.data.clone()
+    assert len(before) == len([*model.buffers()])
+    for buffer, wanted in zip(model.buffers(), exact.buffers(), strict=True):
+        torch.testing.assert_close(buffer.double(), wanted.double(), rtol=1e-4, atol=1e-6)
+
+
 def frozen(model: nn.Sequential) -> None:
     model[0].weight.requires_grad_(False)
 
@@ -262,7 +279,7 @@ def test_a_layer_that_is_called_by_keyword_is_left_to_autograd() -> None:
 
 def test_an_attribute_of_ones_own_network_is_no_matter() -> None:
     model = network()
-    model.whole = nn.Linear(1, 1)
+    model.direct_layers = nn.Linear(1, 1)
     assert direct(model, IMAGE) is None
 
 

@@ -54,6 +54,23 @@ def test_a_resumed_optimizer_goes_on_to_the_bit() -> None:
     assert all(map(torch.equal, begun.parameters(), resumed.parameters()))
 
 
+def test_gradients_that_lie_elsewhere_are_found_again() -> None:
+    ours, theirs = network(), network()
+    optimizers = muon.in_c(optimizer(ours)), optimizer(theirs)
+    before = []
+    for _ in range(3):
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            gradient = torch.randn_like(p)
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            before.append(p.grad.data)  # or other numbers might lie there, or the same
+            p.grad.data, q.grad = gradient, gradient.clone()
+        for each in optimizers:
+            each.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-4)
+
+
 def test_what_c_does_not_compute_is_left_to_pytorch() -> None:
     ours, theirs = nn.Linear(3, 4).double(), nn.Linear(3, 4).double()
     theirs.load_state_dict(ours.state_dict())

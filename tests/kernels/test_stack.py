@@ -87,6 +87,21 @@ def test_a_second_forward_pass_leaves_the_first_as_it_was() -> None:
     assert all(torch.equal(our, their) for our, their in zip(found, wanted, strict=True) if our is not None)
 
 
+def test_a_result_that_is_thrown_away_keeps_no_memory_busy() -> None:
+    forward, stack = stacked(network())
+    results: list[Tensor] = []
+    stack.register_forward_hook(lambda module, inputs, output: results.append(output.detach()))
+    x, other = torch.randn(2, 6, *IMAGE)
+    logits = forward(x)
+    assert stack.usable(other) is None  # its backward pass may come
+    del logits
+    assert stack.usable(other)
+    before = results[0].clone()
+    forward(other).sum().backward()
+    assert torch.equal(results[0], before)  # whoever looks at the maps keeps them
+    assert stack.usable(x)
+
+
 def test_a_third_forward_pass_makes_the_first_invalid() -> None:
     model = network()
     forward, _ = stacked(model)
@@ -106,6 +121,26 @@ def test_weights_that_were_changed_in_the_meantime_are_refused() -> None:
         model[5].weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_weights_may_be_set_anew_before_the_backward_pass() -> None:
+    model = network()
+    for dropout in (layer for layer in model if isinstance(layer, nn.Dropout)):
+        dropout.p = 0.0
+    other = copy.deepcopy(model)
+    forward, unchanged = stacked(model)[0], stacked(other)[0]
+    x = torch.randn(6, *IMAGE)
+    unchanged(x).square().sum().backward()
+    sums = forward(x).square().sum()
+    for p in [*model.parameters()][:-2]:  # those of the linear layer PyTorch takes as they are then
+        p.data = torch.full_like(p, torch.nan)
+    others = [torch.full_like(p, torch.nan) for p in model.parameters() for _ in range(20)]  # where they were
+    sums.backward()
+    assert others
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert torch.equal(p.grad, q.grad)
 
 
 def test_the_gradient_of_the_input_is_that_of_the_layers() -> None:

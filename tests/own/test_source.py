@@ -162,8 +162,14 @@ def test_its_arguments_are_searched_and_the_best_is_confirmed(bantam: Bantam, mi
     chosen = ("experiment=best", f"model=study/{number}/network.py:Net")
     result = bantam("train.py", "--config-dir", "study", *chosen, "dry_run=true")
     assert result.returncode == 0, result.stderr
-    result = bantam("confirm.py", "study", "--top", "1", "--seeds", "2", "--validation-only")
+    result = bantam("confirm.py", "study", "--top", "2", "--seeds", "2", "--validation-only")
     assert result.returncode == 0, result.stderr
+    widths = {
+        path.name: OmegaConf.load(path / ".hydra" / "config.yaml").model.width
+        for path in (tmp_path / "study" / "confirm").glob("trial_*")
+    }
+    searched = {i: OmegaConf.load(tmp_path / f"study/{i}/.hydra/config.yaml").model.width for i in range(2)}
+    assert widths == {f"trial_{i}-validation-{seed}": searched[i] for i in range(2) for seed in (2, 3)}
 
 
 @pytest.mark.parametrize(

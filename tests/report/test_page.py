@@ -232,6 +232,18 @@ def test_the_confirmation_is_shown(tmp_path: Path) -> None:
     assert "Fresh seeds, validation images" in figure_titles(page)
 
 
+def test_a_confirmation_on_a_part_of_a_training_set_has_no_test_images(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", (97.0, 99.0))
+    for seed in (2, 3):
+        run = folder / "confirm" / f"trial_1-test-{seed}"
+        write_run(run, (90.0, 98.0, 98.5, 98 + seed / 10), seed, data="mnist5k", scored_images=1000)
+    confirmed = {"winner": 1, "seeds": [2, 3], "test": {"verdict": "not judged", "mean": 98.3}}
+    (folder / "confirm" / "confirm.json").write_text(json.dumps(confirmed))
+    page = html(folder)
+    assert "Trial 1 on the held-out images: not judged" in page
+    assert "The winner on the held-out images" in figure_titles(page)
+
+
 @pytest.mark.whole
 def test_many_groups_are_shown_by_the_best(tmp_path: Path) -> None:
     for i in range(30):

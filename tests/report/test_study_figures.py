@@ -39,6 +39,16 @@ def test_a_study_is_rebuilt_of_its_completed_trials(tmp_path: Path) -> None:
     assert [*zip(front.x, front.y, strict=True)] == [(3000, 99.0)]
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_settings_that_no_range_spans_are_drawn_as_choices(odd: float, tmp_path: Path) -> None:
+    rows = ["number,state,reason,model.norm,objective"]
+    rows += [f"{i},complete,,{odd if i % 2 else 1.0},{90 + i}" for i in range(4)]
+    (tmp_path / "trials.csv").write_text("\n".join(rows) + "\n")
+    study = folders.read_study(tmp_path)
+    assert {t.params["model.norm"] for t in study_figures.rebuild(study).trials} == {1.0, str(odd)}
+    assert "Settings side by side" in drawn(study)
+
+
 def test_trials_are_distinguished_by_their_state(tmp_path: Path) -> None:
     study = folders.read_study(write_study(tmp_path / "study", (97.0, 99.0, 98.0), pruned=2, over=3))
     found = drawn(study)

@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from searches import LINE, Finished, wait_for
 
 from bantam import errors
+from bantam.own import code
 from bantam.report import analysis, folders
-from bantam.search import confirm
+from bantam.search import confirm, terminal
 from bantam.training import folder as record
 
 PRETENDER = """
@@ -108,6 +109,23 @@ def test_the_winner_alone_sees_the_test_images_and_once(study: Path, tmp_path: P
     assert [command["experiment"] for command in tests] == ["trial_1"]
     confirm.confirm(study, 3, 5, script)
     assert len(commands(study)) == 2  # nothing is trained or scored again
+
+
+def test_trials_with_one_version_of_a_network_of_ones_own_are_trained_side_by_side(
+    study: Path, tmp_path: Path
+) -> None:
+    for number, version in ((1, "a"), (2, "b"), (3, "a")):
+        file = study / str(number) / ".hydra" / "config.yaml"
+        cfg = OmegaConf.load(file)
+        own = {"_target_": code.TARGET, "_file_": "/mine.py", "_class_": "Net", "_sha256_": version}
+        cfg.model = own | {"width": number}
+        OmegaConf.save(cfg, file)
+    confirm.confirm(study, 3, 5, pretender(tmp_path), test=False)
+    trained = [(command["experiment"], command["model"]) for command in commands(study)]
+    assert trained == [
+        ("trial_3,trial_1", f"{study}/3/network.py:Net"),
+        ("trial_2", f"{study}/2/network.py:Net"),
+    ]
 
 
 def test_trials_can_be_named(study: Path, tmp_path: Path) -> None:
@@ -232,6 +250,14 @@ def test_the_verdict_is_over_the_seeds(
     shown = capsys.readouterr().out
     assert f"{met} of 5 seeds hold 99.4 % in every one of the last 5 epochs" in shown
     assert "Mean of the last epochs 99.454 ± 0.002 %" in shown
+
+
+def test_a_part_of_a_training_set_is_not_called_test_images(capsys: pytest.CaptureFixture[str]) -> None:
+    test = {"verdict": "not judged", "met": 0, "objectives": [97.0], "mean": None}
+    first = {"parameters": 9680, "train_images": 4000, "scored_images": 1000, "split": "test", "data": "mnist5k"}
+    target = OmegaConf.create({"accuracy": 99.4, "last_epochs": 5})
+    terminal.show_test(1, test, first, target, "confirm.json")
+    assert "scored on 1,000 held-out images: not judged" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.whole

@@ -37,3 +37,13 @@ def test_a_network_without_batch_norm_is_averaged() -> None:
     average.update()
     now, averaged = next(model.parameters()), next(average.model.parameters())
     torch.testing.assert_close(now - averaged, torch.full_like(now, 2 / 11))
+
+
+def test_weights_that_lie_elsewhere_are_averaged() -> None:
+    model = Skeleton()
+    average = Average(model, 0.5)
+    for parameter in model.parameters():  # as a network does that limits its weights
+        parameter.data = parameter.data + 1
+    average.update()
+    now, averaged = next(model.parameters()), next(average.model.parameters())
+    torch.testing.assert_close(now - averaged, torch.full_like(now, 2 / 11))

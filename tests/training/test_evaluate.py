@@ -21,6 +21,8 @@ def test_evaluate_repeats_the_recorded_accuracy(
     assert evaluate(prepare_finished(cfg, at(tmp_path)))
     assert "exactly as recorded" in capsys.readouterr().out
     assert evaluate(prepare_finished(composed(*SMALL, "data.validation=500"), at(tmp_path)))
-    assert "the two are not comparable" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "The run itself was scored on 1,000 held-out images of mnist5k (" in said
+    assert "the two are not comparable" in said
     with pytest.raises(ValueError, match="holds the weights of another network"):
         evaluate(prepare_finished(composed(*SMALL, "model.width=5"), at(tmp_path)))

@@ -59,8 +59,10 @@ def test_a_run_is_its_folder(composed: Compose, tmp_path: Path, capsys: pytest.C
     for name in ("curves", "confusion", "mistakes"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
+    assert " %   test " not in printed  # they are a part of MNIST's training images
     for text in (
         "Training on mnist5k: 4,000 images only",
+        f" %   held-out {float(rows[0]['test_accuracy']):.2f} %",
         "the target is not judged",
         "conv 3×3 → ReLU → norm → dropout",
         "692 parameters of fewer than 10,000",

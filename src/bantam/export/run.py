@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bantam.data import Data
+from bantam.data import Data, scored_on
 from bantam.export.graph import Session, as_pictures, graph, operations, quiet, shortened, weight_bytes
 from bantam.export.int8 import quantised
 from bantam.training import folder as files
@@ -65,9 +65,9 @@ def export(prepared: Prepared) -> dict[str, Any]:
     measured = _measured(model, in_float, Session(in_float, name)(scored), expected, images)
     if changed := round((100 - measured["agreement"]) / 100 * len(scored)):
         raise ValueError(
-            f"{name} predicts otherwise in ONNX for {changed:,} of {len(scored):,} {images.split} images (logits "
-            f"differ by up to {measured['largest_difference']:.2g}), so nothing is written: does it draw random "
-            "numbers when it is scored, or depend on the other images of a batch?"
+            f"{name} predicts otherwise in ONNX for {changed:,} of {len(scored):,} {images.held_out} images "
+            f"(logits differ by up to {measured['largest_difference']:.2g}), so nothing is written: does it draw "
+            "random numbers when it is scored, or depend on the other images of a batch?"
         )
     small, how = quantised(model, as_pictures(images.train_images).cpu().numpy(), name)
     in_int8 = small.SerializeToString()
@@ -98,7 +98,7 @@ def _history(folder: Path, images: Data) -> list[Epoch]:
         raise ValueError(f"{folder}: {found}: {files.REMEDY}")
     if images.checksum != result["data_checksum"] or images.split != result["split"]:
         raise ValueError(
-            f"{folder} was scored on {result['scored_images']:,} {result['split']} images of {result['data']}, "
+            f"{folder} was scored on {result['scored_images']:,} {scored_on(result)} images of {result['data']}, "
             f"which are not those of {images.name} as it is here: give data.root=<their folder>"
         )
     return history
@@ -154,7 +154,7 @@ def in_words(answer: dict[str, Any], folder: object) -> str:
     # Kernels, processors and precisions round otherwise, which decides a few close images.
     close = images_apart < 1.5 + answer["scored_images"] / 2000
     apart = [] if close else [f"Recorded were {recorded:.2f} %, {why}."]
-    images = f"{answer['scored_images']:,} {answer['split']} images of {answer['data']}"
+    images = f"{answer['scored_images']:,} {scored_on(answer)} images of {answer['data']}"
     lines = [
         f"{folder}/{part['file']}: {part['weight_bytes']:,} bytes of weights ({part['file_bytes']:,} in all), "
         f"{part['accuracy']:.2f} % of {images}, {part['agreement']:.2f} % of the predictions as in PyTorch"

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from bantam.kernels.arguments import SeparableArguments
 from bantam.kernels.blocks import Block
-from bantam.kernels.compiled import Calls, Compiled, Joined
+from bantam.kernels.compiled import Calls, Compiled, Joined, storages
 from bantam.kernels.depthwise import Depthwise
 
 SOURCE = "separable.c"
@@ -237,7 +237,7 @@ def set_gradients(part: Part, arguments: SeparableArguments, gradients: Iterator
 class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, chain: Chain, libraries: tuple[ctypes.CDLL, ...], *weights: Tensor) -> Tensor:
-        chain.begin(ctx)
+        chain.take(ctx)
         ctx.chain, ctx.libraries = chain, libraries
         x = x.contiguous(memory_format=torch.channels_last)
         arguments, output = chain.arguments(x.shape)
@@ -248,6 +248,7 @@ class _Chain(torch.autograd.Function):
             library.forward(of_part)
         libraries[-1].finish(arguments[-1])
         ctx.save_for_backward(x, *kept)
+        ctx.storages = storages((x, *kept))  # a network may set the `data` of its weights before the backward pass
         return output
 
     @staticmethod
@@ -255,7 +256,7 @@ class _Chain(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         _, *weights = ctx.saved_tensors
         chain = ctx.chain
-        chain.end(ctx)
+        chain.give_back(ctx)
         arguments = chain.memory[0]  # as the forward pass has left them: it was the last one
         grad_output = grad_output.contiguous(memory_format=torch.channels_last)
         arguments[-1].grad_output = grad_output.data_ptr()

@@ -5,7 +5,8 @@ goes for every processor, in bfloat16 for those that compute in it.
 """
 
 import ctypes
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -37,7 +38,40 @@ def through(layers: Iterable[nn.Module], x: Tensor, other: Tensor | None = None)
     return x
 
 
-class Compiled(nn.Module):
+class Reusing(nn.Module):
+    """A module whose memory every step uses again: there a forward pass leaves results to the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pending: Callable[[], object] | None = None
+        """The forward pass whose backward pass may come: a weak reference, which ends with the graph."""
+        self.owner: object = None
+        """The forward pass whose results that memory holds."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether that memory is in use: between forward and backward, unless the result was thrown away."""
+        return self.pending is not None and self.pending() is not None
+
+    def take(self, ctx: Any) -> None:
+        """Use that memory for a forward pass; it is not busy."""
+        if self.pending is not None:
+            self.forget()
+        self.pending, ctx.token = weakref.ref(ctx), object()
+        self.owner = ctx.token
+
+    def give_back(self, ctx: Any) -> None:
+        """The backward pass of it. Raises RuntimeError where its results were overwritten in the meantime."""
+        if self.owner is not ctx.token:
+            raise RuntimeError(OVERWRITTEN)
+        self.pending = None
+
+    def forget(self) -> None:
+        """Take other memory next: whoever has thrown away a graph may have kept the result, detached."""
+        raise NotImplementedError
+
+
+class Compiled(Reusing):
     """Layers that C computes. Python's part of a step is short too: small networks would wait for it.
 
     PyTorch's `layers` compute inputs that C does not, and whatever is in a state that C does not compute: frozen
@@ -59,10 +93,6 @@ class Compiled(nn.Module):
         self.views: dict[tuple[str, int, int, int, int], Tensor] = {}
         self.libraries: dict[torch.Size, ctypes.CDLL] = {}
         """Compiled, by channels, height and width of the input."""
-        self.busy = False
-        """Between forward and backward, while that memory is in use."""
-        self.owner: object = None
-        """The forward pass whose results that memory holds."""
 
     def sizes(self, shape: torch.Size) -> dict[str, int] | None:
         """What the C file calls the sizes for inputs of C×H×W; None where it does not compute those."""
@@ -112,19 +142,19 @@ class Compiled(nn.Module):
         # Whoever asked for the gradient of an input may keep it.
         ctx.fresh_gradient = ctx.fresh or x.is_leaf or x.retains_grad
         if not ctx.fresh:
-            self.busy, ctx.token = True, object()
-            self.owner = ctx.token
+            self.take(ctx)
 
     def end(self, ctx: Any) -> None:
         """The backward pass of it. Raises RuntimeError where its results were overwritten in the meantime."""
-        if ctx.fresh:
-            return
-        if self.owner is not ctx.token:
-            raise RuntimeError(OVERWRITTEN)
-        self.busy = False
+        if not ctx.fresh:
+            self.give_back(ctx)
+
+    def forget(self) -> None:
+        self.memory.pop("output", None)  # the others are in no result
+        self.views = {key: view for key, view in self.views.items() if key[0] != "output"}
 
 
-class Joined(nn.Module):
+class Joined(Reusing):
     """Layers that C computes one after another, as one function of autograd: a chain or a stack.
 
     They have memory that every step uses again. A second forward pass before the backward pass of the first is
@@ -138,10 +168,6 @@ class Joined(nn.Module):
         """What `allocate` has returned."""
         self.room: tuple[torch.Size, int] | None = None
         """For images of which shape, and how many, that memory is."""
-        self.busy = False
-        """Between forward and backward, while that memory is in use."""
-        self.owner: object = None
-        """The forward pass whose results that memory holds."""
 
     def allocate(self, shape: torch.Size) -> Any:
         """For B×C×H×W: the arguments of all functions, B×H×W×C of the output, and whatever else."""
@@ -158,16 +184,13 @@ class Joined(nn.Module):
         # Detached, or the next layer might not change it in place, as ReLU does.
         return self.memory[0], self.memory[1][:images].permute(0, 3, 1, 2).detach()
 
-    def begin(self, ctx: Any) -> None:
-        """A forward pass."""
-        self.busy, ctx.token = True, object()
-        self.owner = ctx.token
+    def forget(self) -> None:
+        self.room = None
 
-    def end(self, ctx: Any) -> None:
-        """The backward pass of it. Raises RuntimeError where its results were overwritten in the meantime."""
-        if self.owner is not ctx.token:
-            raise RuntimeError(OVERWRITTEN)
-        self.busy = False
+
+def storages(tensors: Iterable[Tensor | None]) -> list[torch.UntypedStorage]:
+    """The memory of tensors to which C has pointers: while this is kept, it is not freed, wherever they go."""
+    return [tensor.untyped_storage() for tensor in tensors if tensor is not None]
 
 
 class Calls(NamedTuple):

@@ -1,4 +1,4 @@
-"""Loss and gradients of a batch in C alone, for networks that are a chain or a stack, an average and logits.
+"""Direct steps: loss and gradients in C alone, of networks that are a chain or a stack, an average and logits.
 
 Autograd would take longer for such a step than C for a third of the network: it makes tensors for everything that
 goes in and out. Here C gets the same pointers in every step, and gradients are the same tensors.
@@ -24,15 +24,15 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-2}
 """How far what C computes may be from PyTorch's, as a fraction of its length."""
 
 
-class Whole(NamedTuple):
-    """All layers of a network."""
+class DirectLayers(NamedTuple):
+    """All layers of a network whose steps may be direct."""
 
     maps: Chain | Stack
     average: nn.AdaptiveAvgPool2d | nn.AvgPool2d
     logits: nn.Linear | nn.Conv2d
 
 
-def whole(root: nn.Module, graph: fx.Graph) -> Whole | None:
+def direct_layers(root: nn.Module, graph: fx.Graph) -> DirectLayers | None:
     """The layers of a graph that is a chain or a stack, an average of every map, and logits; None of others.
 
     Logits come from a linear layer, or from a 1×1 convolution in front of the flattening.
@@ -53,7 +53,7 @@ def whole(root: nn.Module, graph: fx.Graph) -> Whole | None:
         and (type(logits) is nn.Linear) == (logits is last[1])
         and (type(logits) is nn.Linear or _is_linear(logits))
     ):
-        return Whole(maps, average, logits)  # type: ignore[arg-type]
+        return DirectLayers(maps, average, logits)  # type: ignore[arg-type]
     return None
 
 
@@ -80,7 +80,7 @@ def _takes_all(average: nn.AdaptiveAvgPool2d | nn.AvgPool2d, side: int) -> bool:
 class Direct:
     """What takes the place of forward pass, loss and backward pass in training."""
 
-    def __init__(self, layers: Whole, shape: torch.Size, tail: ctypes.CDLL) -> None:
+    def __init__(self, layers: DirectLayers, shape: torch.Size, tail: ctypes.CDLL) -> None:
         self.maps, _, self.logits = layers
         self.shape, self.tail, self.arguments = shape, tail, TailArguments()
         own = [self.logits.weight, *([] if self.logits.bias is None else [self.logits.bias])]
@@ -92,8 +92,10 @@ class Direct:
         """The arguments whose `input` points to the images."""
         self.images = 0
         """In the batch that these are for."""
+        self.kept = (*self.parameters, *self.gradients, *self.maps.buffers())
+        """Parameters, their gradients, and what batch norm has, to which these point."""
         self.places: list[int] = []
-        """Where the parameters and their gradients lie in memory that these get."""
+        """Where those lie in memory."""
         self.token = object()
         """Of the chain or stack, while its memory and its arguments are as they are set here."""
         self.grad_output = torch.empty(0)
@@ -105,12 +107,12 @@ class Direct:
         """
         x = x.to(self.maps.outside).contiguous(memory_format=torch.channels_last)
         labels = labels.to(torch.int64).contiguous()
-        places = [tensor.data_ptr() for tensor in (*self.parameters, *self.gradients)]
+        there = [tensor.data_ptr() for tensor in self.kept]
         # A forward pass with autograd has let C read and write elsewhere.
-        if len(x) != self.images or places != self.places or self.maps.owner is not self.token:
-            self.maps.busy = False
+        if len(x) != self.images or there != self.places or self.maps.owner is not self.token:
+            self.maps.pending = None
             self.prepare(len(x))
-            self.places = places
+            self.places = there
         self.first.input = x.data_ptr()
         self.arguments.labels, self.arguments.smoothing = labels.data_ptr(), smoothing
         self.maps.owner = self.token  # of what a forward pass has left there nothing remains
@@ -142,8 +144,8 @@ def direct(model: nn.Module, shape: tuple[int, int, int]) -> Direct | None:
 
     Asked anew in every epoch, since layers may have been frozen; what batch norm and dropout have is read then.
     """
-    layers = getattr(model, "whole", None)
-    if not isinstance(layers, Whole) or any(map(hooked, model.modules())):
+    layers = getattr(model, "direct_layers", None)
+    if not isinstance(layers, DirectLayers) or any(map(hooked, model.modules())):
         return None
     size = torch.Size(shape)
     found = layers.maps.usable(torch.empty(2, *shape)) and layers.logits.training and sizes(layers, size)
@@ -167,7 +169,7 @@ def _fits(p: Tensor) -> bool:
     return in_place and p.is_leaf and p.requires_grad and not hooks
 
 
-def sizes(layers: Whole, shape: torch.Size) -> dict[str, int] | None:
+def sizes(layers: DirectLayers, shape: torch.Size) -> dict[str, int] | None:
     """What `tail.c` calls the sizes, of a network for C×H×W images; None where it does not compute its end."""
     channels, side = layers.maps.output_shape(shape)
     classes = layers.logits.weight.shape[0]

@@ -19,7 +19,7 @@ from bantam.kernels import compiler, selfcheck
 from bantam.kernels.blocks import Block
 from bantam.kernels.chain import Chain
 from bantam.kernels.compiled import Compiled, Sum
-from bantam.kernels.direct import Whole, whole
+from bantam.kernels.direct import DirectLayers, direct_layers
 from bantam.kernels.functional import changes_something, layer_of, other_of
 from bantam.kernels.reasons import Sums, explained, hooked, unfit, why
 from bantam.kernels.runs import in_c
@@ -167,8 +167,8 @@ class Network(nn.Module):
         names = {module: name for name, module in network.named_modules()}
         self.sums = Counter[str]()
         """How many sums blocks compute, by the names of the modules in whose forward they are."""
-        self.whole: Whole | None = None
-        """All its layers, where C may compute a whole step."""
+        self.direct_layers: DirectLayers | None = None
+        """All its layers, where C may compute a direct step: see `direct.py`."""
         self.traced = set[nn.Module]()
         """What is called in a forward that could be traced."""
         for traced in graphs(network, through):
@@ -178,7 +178,8 @@ class Network(nn.Module):
             self.sums.update(names[module] for module in sums)
             if found:
                 self.blocks.extend(found)
-                self.whole = whole(traced.root, traced.graph) if traced.root.network is network else self.whole
+                if traced.root.network is network:
+                    self.direct_layers = direct_layers(traced.root, traced.graph)
                 graph = fx.GraphModule(traced.root, traced.graph)
                 traced.root.network.__dict__["forward"] = _forward(traced.root.network, graph.forward)
 

@@ -38,8 +38,8 @@ def taken(library: ctypes.CDLL) -> Step:
     library.step.argtypes, library.step.restype = [ctypes.POINTER(MuonArguments)], None
     known: dict[bool, tuple[list[int], ctypes.Array[MuonTensor], MuonArguments]] = {}
     """What was handed over last, of matrices and of vectors."""
-    gradients: dict[bool, list[Tensor]] = {}
-    """The gradients that it points to: they may be others in every step."""
+    gradients: dict[bool, tuple[list[Tensor], list[int]]] = {}
+    """The gradients that it points to, and where: they may be others in every step, or lie elsewhere."""
 
     def step(group: dict[str, Any], parameters: Sequence[Tensor], momenta: Sequence[Tensor]) -> bool:
         matrices = bool(parameters) and parameters[0].ndim > 1
@@ -51,14 +51,16 @@ def taken(library: ctypes.CDLL) -> Step:
             gradients.pop(matrices, None)
         _, tensors, arguments = known[matrices]
         grads = [p.grad for p in parameters if p.grad is not None]
-        if matrices not in gradients or not all(map(operator.is_, grads, gradients[matrices])):
+        there = [grad.data_ptr() for grad in grads]
+        before, then = gradients.get(matrices, ([], []))
+        if there != then or not all(map(operator.is_, grads, before)):
             gradients.pop(matrices, None)
             for tensor, p, grad in zip(tensors, parameters, grads, strict=True):
                 usual = grad.stride() == p.stride() and grad.dtype == torch.float32
                 if not usual and not _fits(p, grad):
                     return False
                 tensor.gradient = grad.data_ptr()
-            gradients[matrices] = grads
+            gradients[matrices] = grads, there
         arguments.lr, arguments.momentum, arguments.nesterov = group["lr"], group["momentum"], group["nesterov"]
         arguments.decay = 1 - group["lr"] * group["weight_decay"]
         library.step(arguments)

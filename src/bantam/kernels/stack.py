@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from bantam.kernels.arguments import BlockArguments
 from bantam.kernels.blocks import Block
-from bantam.kernels.compiled import Calls, Joined
+from bantam.kernels.compiled import Calls, Joined, storages
 
 
 class Stack(Joined):
@@ -174,7 +174,7 @@ class _Stack(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, stack: Stack, libraries: list[ctypes.CDLL], *weights: Tensor | None
     ) -> Tensor:
-        stack.begin(ctx)
+        stack.take(ctx)
         ctx.stack, ctx.libraries = stack, libraries
         # Whoever asked for the gradient of the input may keep it.
         ctx.fresh = x.is_leaf or x.retains_grad
@@ -186,6 +186,7 @@ class _Stack(torch.autograd.Function):
         for of_block, library in zip(arguments, libraries, strict=True):
             library.forward(of_block)
         ctx.save_for_backward(x, *kept)
+        ctx.storages = storages((x, *kept))  # a network may set the `data` of its weights before the backward pass
         return output
 
     @staticmethod
@@ -193,7 +194,7 @@ class _Stack(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
         stack = ctx.stack
-        stack.end(ctx)
+        stack.give_back(ctx)
         arguments, _, grad_input, _ = stack.memory  # as the forward pass has left them: it was the last one
         grad_output = grad_output.to(stack.dtype).contiguous(memory_format=torch.channels_last)
         arguments[-1].grad_output = grad_output.data_ptr()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from scipy import stats
 
 from bantam.report.folders import AHEAD, Study
-from bantam.report.groups import CONFIDENCE, Difference, Group, comparable, difference
+from bantam.report.groups import CONFIDENCE, Difference, Group, comparable, difference, tested
 from bantam.report.numbers import apart, listed, plural
 from bantam.training.verdict import standard_error
 
@@ -117,14 +117,15 @@ def comparison(found: Sequence[Difference], groups: Sequence[Group]) -> str:
 
 
 def confirmation(study: Study) -> str:
-    """The verdict of the winner on the test images, in one sentence; empty where there is none."""
+    """The verdict of the winner on the images that were kept for it, in a sentence; empty where there is none."""
     test, winner, seeds = (study.confirmation.get(key) for key in ("test", "winner", "seeds"))
     if winner is not None and test is None:
         return AHEAD.format(winner)
     if not isinstance(test, dict):
         return "The confirmation has not ended: confirm.json is not there." if study.confirmations else ""
     count = len(seeds) if isinstance(seeds, list) else 0
-    text = f"Trial {winner} on the test images: {test.get('verdict')}"
+    found = tested(study)
+    text = f"Trial {winner} on the {found.first.split if found else 'test'} images: {test.get('verdict')}"
     if test.get("verdict") != "not judged":
         text += f"; {test.get('met')} of {count} seeds hold the target in every one of the last epochs"
     if isinstance(test.get("mean"), float):

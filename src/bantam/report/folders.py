@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bantam import budget, trials_csv
+from bantam.overrides import command_line
 from bantam.report.runs import Run, is_run, read_run
 from bantam.suggestions import SEARCH_AGAIN
 from bantam.training import folder as record
@@ -177,6 +178,10 @@ def gather(folders: Iterable[Path]) -> Contents:
 
     for folder in folders:
         if not folder.is_dir():
+            several = [Path(part) for part in str(folder).split(",") if part]
+            if "," in str(folder) and several and all(part.is_dir() for part in several):
+                given = command_line(several)
+                raise ValueError(f"{folder} is no folder: give folders with spaces instead of commas, {given}")
             raise ValueError(f"{folder} is no folder: give that of a run, a multirun or a study")
         if not look(folder, folder, depth=4):
             found.broken.append((folder, "it holds no run, no multirun and no study"))

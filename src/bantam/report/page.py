@@ -160,7 +160,7 @@ def _study(anchor: str, study: Study) -> Section:
         tables.confirmed(study, confirmed),
         Text(analysis.confirmation(study)),
         figures.last_epochs(confirmed, "Fresh seeds, validation images"),
-        figures.last_epochs([tested], "The winner on the test images") if tested else None,
+        figures.last_epochs([tested], f"The winner on the {tested.first.split} images") if tested else None,
     ]
     best = [Group(f"Trial {study.top.number}, the {study.winner}", study.best)] if study.top and study.best else []
     inner = [

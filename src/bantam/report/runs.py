@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bantam import budget
+from bantam.data import scored_on
 from bantam.overrides import resuming
 from bantam.report.numbers import plural
 from bantam.training import folder as record
@@ -64,8 +65,7 @@ class Run:
         split = str(result.get("split", "test"))
         if self.history:
             split = "test" if self.history[-1].validation_accuracy is None else "validation"
-        # A part of MNIST's training set is no test set.
-        self.split = "held-out" if split == "test" and result.get("data") == "mnist5k" else split
+        self.split = scored_on({"split": split, "data": result.get("data")})
         """The images that were scored: test, validation, or held-out where neither was there."""
         self.images = f"{self.scored_images:,} {self.split} images of {result.get('data')}"
         self.confusion: list[list[int]] = result.get("confusion") or []

@@ -20,7 +20,7 @@ from bantam import budget, errors, option_files, trials_csv
 from bantam.overrides import command_line, override
 from bantam.report import folders
 from bantam.search import terminal
-from bantam.search.outcome import Candidate, damage_of, experiment, own_network, write_experiment, write_options
+from bantam.search.outcome import Candidate, damage_of, experiment, own_networks, write_experiment, write_options
 from bantam.suggestions import SEARCH_AGAIN
 from bantam.training import folder as files
 from bantam.training import saved
@@ -196,13 +196,14 @@ def _plan(
     own = saved.load(study / str(best[0][0]))
     cfg = own.config
     fresh = cfg.seed + int(OmegaConf.select(own.hydra, "sweeper.seeds", default=1))  # those of the search are not
+    networks = own_networks(study / str(number) for number, _ in best)
     plan = Confirmation(
         study / "confirm",
         script,
         {_name(number): experiment(study / str(number), overrides) for number, _ in best},
         {
-            _name(number): [*own_network(study / str(number)), *(trackers or saved.tracker_overrides(cfg))]
-            for number, _ in best
+            _name(number): [*network, *(trackers or saved.tracker_overrides(cfg))]
+            for (number, _), network in zip(best, networks, strict=True)
         },
         list(range(fresh, fresh + seeds)),
         f"data.split_seed={cfg.data.split_seed}",

@@ -11,8 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from bantam.overrides import written
-from bantam.suggestions import unclosed
+from bantam.overrides import unclosed, written
 
 WHEN = " when "
 """What stands between a key and its condition in the name of a distribution, where a key has several."""

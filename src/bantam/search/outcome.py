@@ -4,7 +4,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -257,6 +257,17 @@ def own_network(trial: Path) -> list[str]:
         return []
     own = isinstance(settings, DictConfig) and "_sha256_" in settings
     return [override("model", f"{trial / code.COPY}:{settings.get('_class_')}")] if own else []
+
+
+def own_networks(folders: Iterable[Path]) -> list[list[str]]:
+    """As `own_network`, of each of these trials: the same for all that have the same version of a network."""
+    found, known = list[list[str]](), dict[tuple[Any, Any], list[str]]()
+    for trial in folders:
+        typed = own_network(trial)
+        settings = saved.load(trial).config.model if typed else {}
+        version = settings.get("_sha256_"), settings.get("_class_")
+        found.append(known.setdefault(version, typed))
+    return found
 
 
 def write_options(folder: Path, trial: Path, script: Path) -> None:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bantam.budget import in_words
+from bantam.data import scored_on
 from bantam.overrides import command_line, override
 from bantam.search import distributions, outcome, seeds, study, trials
 from bantam.search.outcome import Candidate
@@ -188,8 +189,9 @@ def show_confirmation(search: Search) -> None:
     """Say how the result is tried on fresh seeds, since one seed proves little."""
     script = Path(sys.argv[0]).with_name("confirm.py")
     line = command_line(["python", script, search.folder, *["--front"] * search.multi_objective])
+    last = scored_on({"split": "test", "data": search.prepared.data.name})
     console.print(
-        f"Settings that won on few seeds may have had luck. Fresh seeds, then the test images:\n{escape(line)}",
+        f"Settings that won on few seeds may have had luck. Fresh seeds, then the {last} images:\n{escape(line)}",
         soft_wrap=True,
     )
 
@@ -241,7 +243,7 @@ def show_test(number: int, test: dict[str, Any], first: dict[str, Any], target: 
     verdict, seeds = test["verdict"], len(test["objectives"])
     sentences = [
         f"Trial {number}, {first['parameters']:,} parameters, trained on {first['train_images']:,} images "
-        f"and scored on {first['scored_images']:,} {first['split']} images: "
+        f"and scored on {first['scored_images']:,} {scored_on(first)} images: "
         f"[bold {VERDICT_COLOURS.get(verdict, 'yellow')}]{verdict}[/]",
         f"{test['met']} of {seeds} seeds hold {target.accuracy:g} % in {every_one_of(target.last_epochs)}",
     ]

@@ -20,8 +20,9 @@ class Average:
         # Listed once: with so few weights, finding them would take longer than averaging them.
         averages, currents = ([*network.parameters(), *network.buffers()] for network in (self.model, model))
         whole = [not tensor.is_floating_point() for tensor in currents]
-        self.averages, self.counts = _separate([tensor.detach() for tensor in averages], whole)
-        self.current, self.current_counts = _separate([tensor.detach() for tensor in currents], whole)
+        # Themselves, not detached: those would stay where they are when a network sets the `data` of its weights.
+        self.averages, self.counts = _separate(averages, whole)
+        self.current, self.current_counts = _separate(currents, whole)
 
     @torch.no_grad()
     def update(self) -> None:

@@ -1,5 +1,6 @@
 """Score a finished run again."""
 
+from bantam.data import scored_on
 from bantam.training import terminal
 from bantam.training.folder import REMEDY, contradiction, read_finished, read_history, read_weights
 from bantam.training.loop import measure, score
@@ -30,7 +31,7 @@ def evaluate(prepared: Prepared) -> bool:
     what = f"{accuracy:.2f} % of {len(images.held_out_labels):,} {images.held_out} images of {images.name}"
     if images.checksum != result["data_checksum"] or images.split != result["split"]:
         terminal.show_evaluation(
-            f"{what}. The run itself was scored on {result['scored_images']:,} {result['split']} images of "
+            f"{what}. The run itself was scored on {result['scored_images']:,} {scored_on(result)} images of "
             f"{result['data']} ({recorded:.2f} %): the two are not comparable."
         )
         return True

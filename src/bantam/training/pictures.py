@@ -28,7 +28,7 @@ def draw(folder: Path, title: str, history: list[Epoch], logits: Tensor, data: D
     logits = logits.cpu()
     labels = data.held_out_labels.cpu()
     pictures = {
-        "curves": curves(title, history, data.split, target),
+        "curves": curves(title, history, data.held_out, target),
         "confusion": confusion(title, logits.argmax(1), labels, data),
         "mistakes": mistakes(title, logits, labels, data),
     }
@@ -103,7 +103,7 @@ def confusion(title: str, guesses: Tensor, labels: Tensor, data: Data) -> Figure
         text.set_fontweight("bold" if row == column else "normal")
     axes.set_xlabel("guess")
     axes.set_ylabel("truth")
-    axes.set_title(f"{title}: {wrong.sum()} of {len(labels):,} {data.split} images are wrong")
+    axes.set_title(f"{title}: {wrong.sum()} of {len(labels):,} {data.held_out} images are wrong")
     return figure
 
 
@@ -136,5 +136,5 @@ def mistakes(title: str, logits: Tensor, labels: Tensor, data: Data) -> Figure:
     shown = (
         f"the {len(worst)} most confident of" if len(worst) < len(wrong) else "all" if len(wrong) else "there are"
     )
-    figure.suptitle(f"{title}: {shown} {len(wrong)} mistakes on {len(labels):,} {data.split} images")
+    figure.suptitle(f"{title}: {shown} {len(wrong)} mistakes on {len(labels):,} {data.held_out} images")
     return figure

@@ -50,7 +50,7 @@ def _run(prepared: Prepared, should_prune: Callable[[int, float], bool]) -> floa
                 history.append(epoch)
                 files.write_checkpoint(info.folder, _state(prepared, history))
                 files.write_history(info.folder, history)
-                terminal.show_epoch(info, epoch, cfg.epochs)
+                terminal.show_epoch(prepared, epoch)
                 tracked.epoch(epoch)
                 load = _look_at_threads(prepared, epoch.epoch, load)
                 if should_prune(epoch.epoch, epoch.accuracy) and epoch.epoch < cfg.epochs:

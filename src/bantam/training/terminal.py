@@ -188,12 +188,11 @@ def _lines(info: "RunInfo", epochs: int, count: int, done: int) -> Iterator[Call
         yield show
 
 
-def show_epoch(info: "RunInfo", epoch: "Epoch", epochs: int) -> None:
+def show_epoch(prepared: "Prepared", epoch: "Epoch") -> None:
     """Print a line for an epoch that has ended."""
-    split = "test" if epoch.validation_accuracy is None else "validation"
     console.print(
-        f"{info.title} epoch {epoch.epoch:>2}/{epochs}   lr {epoch.lr:<8.3g} "
-        f"train {epoch.train_accuracy:5.2f} %   {split} [bold]{epoch.accuracy:5.2f}[/] %   "
+        f"{prepared.info.title} epoch {epoch.epoch:>2}/{prepared.cfg.epochs}   lr {epoch.lr:<8.3g} "
+        f"train {epoch.train_accuracy:5.2f} %   {prepared.data.held_out} [bold]{epoch.accuracy:5.2f}[/] %   "
         f"{epoch.seconds:5.1f} s   {epoch.images_per_second:,.0f} images/s",
         soft_wrap=True,
     )
