@@ -27,14 +27,22 @@ from rich.table import Table
 from bantam import config
 from bantam.kernels import compiler
 from bantam.kernels.blocks import Block
+from bantam.kernels.chain import Chain
 from bantam.training.setup import RunInfo, prepare
 
 NETWORKS = (["model=v2"], ["experiment=champion"], ["model=flexible"])
-VECTORS = {"SSE": "x86-64", "AVX": "sandybridge", "AVX2": "haswell", "AVX-512": "skylake-avx512"}
-"""Kinds of vectors, and a processor that has them; on other processors there is its own kind."""
+VECTORS: dict[str, tuple[str, dict[str, int]]] = {
+    "SSE": ("x86-64", {}),
+    "AVX": ("sandybridge", {}),
+    "AVX2": ("haswell", {}),
+    "AVX-512": ("skylake-avx512", {}),
+    "AVX-512 in halves": ("skylake-avx512", {"HALVES": 1}),
+    "AVX-512, bfloat16": ("cooperlake", {"BFLOAT16": 1}),
+}
+"""Kinds of vectors: a processor that has them, and sizes of their own. Other processors have one kind."""
 
 INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(\S+)\s*(.*)$")
-MULTIPLY = re.compile(r"^v?(fn?m(add|sub)\d*ps|mulps)$|^fml[as]$")
+MULTIPLY = re.compile(r"^v?(fn?m(add|sub)\d*ps|mulps)$|^fml[as]$|^vdpbf16ps$")
 BRANCH = re.compile(r"^(j|b\.|cbn?z|tbn?z)")
 TARGET = re.compile(r"(?:^|, )([0-9a-f]+) <")
 STORE = re.compile(r"^%[xyz]mm\d+,([-0-9a-fx]*\(%r[sb]p\))$")
@@ -79,15 +87,16 @@ def loops(disassembly: str) -> Iterator[Loop]:
                 yield Loop(name[1], count, len(loaded) + (kept if kept < len(neon) else 0))
 
 
-def disassembled(command: str, architecture: str, sizes: dict[str, int]) -> str:
-    """A block, compiled but not linked, as instructions."""
+def disassembled(command: str, architecture: str, sizes: dict[str, int], source: str = "block.c") -> str:
+    """A block, or one of a chain, compiled but not linked, as instructions."""
     constants = "".join(f"#define {size} {value}\n" for size, value in sizes.items())
     flags = [flag.replace("native", architecture) for flag in compiler.FLAGS]
     flags += compiler.flags_of_its_own((command,), platform.machine())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for file, text in compiler.SOURCES.items():
-            (folder / file).write_text(constants + text if file == "block.c" else text, encoding="utf-8")
+            (folder / file).write_text(text, encoding="utf-8")
+        (folder / "block.c").write_text(constants + compiler.SOURCES[source], encoding="utf-8")
         for step in (
             [command, *flags, "-fPIC", "-c", "block.c", "-o", "block.o"],
             ["objdump", "-d", "--no-show-raw-insn", "block.o"],
@@ -98,15 +107,19 @@ def disassembled(command: str, architecture: str, sizes: dict[str, int]) -> str:
     return done.stdout
 
 
-def shapes(overrides: list[str]) -> list[dict[str, int]]:
-    """The sizes of the blocks of a configuration's network."""
+def shapes(overrides: list[str]) -> list[tuple[str, dict[str, int]]]:
+    """The files and sizes of the blocks, and of those of chains, of a configuration's network."""
     with initialize_config_dir(str(Path(__file__).resolve().parent.parent / "conf")):
         cfg = compose("config", ["threads=1", "precision=float32", "kernels=native", *overrides])
     groups = ("model", "optimizer", "scheduler", "augmentation", "data")
     prepared = prepare(cfg, RunInfo(Path("none"), dict.fromkeys(groups, "that"), 1, None))
-    blocks = [module for module in prepared.training_model.modules() if isinstance(module, Block)]
-    sizes = [block.sizes(shape) for block in blocks for shape in block.libraries]
-    return [one for i, one in enumerate(sizes) if one and one not in sizes[:i]]
+    found: list[tuple[str, dict[str, int]]] = []
+    for module in prepared.training_model.modules():
+        for shape in module.libraries if isinstance(module, Block | Chain) else ():
+            sizes = module.sizes(shape)
+            parts = sizes if isinstance(sizes, list) else [sizes] if sizes else []
+            found += [("block.c" if isinstance(module, Block) else "separable.c", part) for part in parts]
+    return [one for i, one in enumerate(found) if one not in found[:i]]
 
 
 def main() -> None:
@@ -118,7 +131,7 @@ def main() -> None:
     if not commands or not shutil.which("objdump"):
         raise SystemExit("this needs gcc or clang, and objdump (binutils)")
     config.register()
-    kinds = VECTORS if platform.machine() == "x86_64" else {"its own": "native"}
+    kinds = VECTORS if platform.machine() == "x86_64" else {"its own": ("native", {})}
     table = Table(box=None)
     for column in ("network", "block", "compiler", "vectors", "loop in", "multiplications", "stores to the stack"):
         table.add_column(
@@ -127,11 +140,11 @@ def main() -> None:
     seen, stored = 0, 0
     console = Console(width=160)
     for overrides in [arguments.overrides] if arguments.overrides else NETWORKS:
-        for sizes in shapes(overrides):
+        for source, sizes in shapes(overrides):
             block = f"{sizes['SIDE']}×{sizes['SIDE']}, {sizes['CI']} → {sizes['CO']}, kernel {sizes['KERNEL']}"
             for command in commands:
-                for kind, architecture in kinds.items():
-                    for loop in loops(disassembled(command, architecture, sizes)):
+                for kind, (architecture, own) in kinds.items():
+                    for loop in loops(disassembled(command, architecture, sizes | own, source)):
                         seen, stored = seen + 1, stored + bool(loop.stores)
                         if loop.stores or arguments.all:
                             counts = (str(loop.multiplications), str(loop.stores))

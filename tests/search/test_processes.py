@@ -124,3 +124,10 @@ def test_a_signal_to_the_group_leaves_the_workers_to_who_watches(tmp_path: Path)
     os.killpg(process.pid, signal.SIGTERM)  # the process that forks workers is in its group too
     assert process.wait(60) == 0
     assert "back" in (tmp_path / "worker.log").read_text()
+
+
+def test_workers_are_forked_without_the_compiler_which_takes_long_to_import() -> None:
+    shown = "print('torch._dynamo' in sys.modules, 'alembic.script' in sys.modules)"
+    asked = f"import sys, bantam.search.preloaded; {shown}"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout == "False True\n"

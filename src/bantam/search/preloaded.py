@@ -8,7 +8,6 @@ from bantam.search import sweeper
 
 NEEDED = (
     "bantam.search.worker",
-    "torch._dynamo",
     "alembic.command",
     "alembic.config",
     "alembic.migration",
@@ -16,7 +15,7 @@ NEEDED = (
     "optuna.storages._rdb.models",
     "sqlalchemy.dialects.sqlite",
 )
-"""Our own, and what PyTorch's optimizers and Optuna's storage import when they are first used."""
+"""Our own, and what Optuna's storage imports when it is first used."""
 
 gc.disable()  # what is imported stays: not to be looked at, here or in a worker
 for name in NEEDED:
