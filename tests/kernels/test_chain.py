@@ -123,14 +123,19 @@ def test_nan_stays_nan() -> None:
     assert forward(torch.full((3, *IMAGE), float("nan"))).isnan().all()
 
 
-@pytest.fixture(params=["compiled", pytest.param("emulated", marks=pytest.mark.slow)])
+EMULATED = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("emulated", "emulated tiles")]
+
+
+@pytest.fixture(params=["vectors", "tiles", *EMULATED])
 def in_bfloat16(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, emulated_cache: Path
 ) -> Iterator[None]:
-    if request.param == "emulated":
+    tiles = "tiles" in request.param
+    if "emulated" in request.param:
         emulate(monkeypatch, emulated_cache)
-    elif not compiler.bfloat16():
-        pytest.skip("of a processor that computes in bfloat16")
+    elif not (compiler.matrix_unit() if tiles else compiler.bfloat16()):
+        pytest.skip("of a processor that computes in bfloat16, or multiplies it in tiles")
+    monkeypatch.setattr(compiler, "matrix_unit", lambda: tiles)
     compiler.library.cache_clear()
     yield
     compiler.library.cache_clear()

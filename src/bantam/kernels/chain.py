@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bantam.kernels import compiler
 from bantam.kernels.arguments import SeparableArguments
 from bantam.kernels.blocks import Block
 from bantam.kernels.compiled import Calls, Compiled, Joined
@@ -52,6 +53,7 @@ class Part(NamedTuple):
             or max(channels, block.outputs) * side**2 > MOST_NUMBERS
         ):
             return None
+        bfloat16 = dtype == torch.bfloat16
         return {
             "SIDE": side,
             "PADDING": padding,
@@ -60,7 +62,8 @@ class Part(NamedTuple):
             "KERNEL": kernel,
             "POOL": block.pool,
             "DEPTHWISE": int(self.depthwise is not None),
-            "BFLOAT16": int(dtype == torch.bfloat16),
+            "BFLOAT16": int(bfloat16),
+            "MATRIX_UNIT": int(bfloat16 and self.depthwise is not None and compiler.matrix_unit()),
         }
 
     def weights(self) -> list[Tensor]:

@@ -177,19 +177,6 @@ static INLINE void product(const number *x, const number *packed, float *y, int 
         product_group(x, packed, y, pixels, ROWS(1, most), 1, inputs, outputs, first);
 }
 
-/* Rows of as many pixels in steps: of an odd number the last one with zeros. */
-#if BFLOAT16 && DEPTHWISE
-ALONE void pair_rows(const number *restrict from, number *restrict to, int pixels, const int channels)
-{
-    static const number zeros[PADDED(CI > CO ? CI : CO)];
-    for (int u = 0; u < pixels; u += 2, from += 2 * IN_STEPS(channels), to += 2 * channels)
-        for (int c = 0; c < channels; c += LANES) {
-            const number *second = u + 1 < pixels ? from + IN_STEPS(channels) : zeros;
-            *(bits *)(to + 2 * c) = load_bits(from + c) | load_bits(second + c) << 16;
-        }
-}
-#endif
-
 static INLINE void gradient_tile(const number *x, const number *gradient, float *sums, int steps, const int rows,
                                  const int width, const int inputs, const int outputs, const int first)
 {

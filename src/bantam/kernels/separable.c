@@ -4,8 +4,11 @@
  *
  * `compiler.py` compiles this file for every shape, with the sizes as constants: CI and CO, channels; KERNEL, side of the
  * kernel; SIDE, side of the input with its padding; PADDING, how many pixels at each end of it are zeros; POOL, side of
- * the max-pool's squares, 1 for none; DEPTHWISE, 1 for these blocks, 0 for the first one of a network: a dense convolution of the images as they are; BFLOAT16, 1 where 1×1 convolutions multiply
- * numbers of bfloat16, and maps are such numbers in memory. All else is floats. Images are N×H×W×C. The way back is in
+ * the max-pool's squares, 1 for none; DEPTHWISE, 1 for these blocks, 0 for the first one of a network: a dense convolution
+ * of the images as they are; BFLOAT16, 1 where 1×1 convolutions multiply numbers of bfloat16, and maps are such numbers in
+ * memory, and MATRIX_UNIT, 1 for a processor that multiplies those in tiles. All else is floats. Images are N×H×W×C.
+ *
+ * The products are in `separable_products.h` and, by the matrix unit, in `tiled_products.h`; the way back is in
  * `separable_backward.h`.
  */
 #include "numbers.h"
@@ -33,6 +36,11 @@ enum { CONVOLVED = DEPTHWISE || PADDING ? SIDE * SIDE * CI : 1 };
 enum { PERIOD = !DEPTHWISE ? 1 : CI % LANES ? CI / (LANES / 2) : CI / LANES, STEP = PERIOD * LANES };
 /* So many rows of results are computed together that they stay in the first cache. */
 enum { FEW_ROWS = OUT > 12 ? (POOL > 4 ? POOL : 4 / POOL * POOL) : OUT };
+#if DEPTHWISE && MATRIX_UNIT
+#include "tiled_products.h"
+#else
+#include "separable_products.h"
+#endif
 #define BANDS(row, rows) for (int row = 0, rows; rows = OUT - row < FEW_ROWS ? OUT - row : FEW_ROWS, row < OUT; row += rows)
 
 /* While rows of an image are computed, the same ones of the next come nearer: memory is what the passes over maps wait
@@ -113,11 +121,6 @@ ALONE void read_rows(const float *restrict image, const float *restrict taps, in
     }
 }
 
-ALONE void forward_product(const number *restrict x, const number *restrict packed, float *restrict y, int pixels)
-{
-    product(x, packed, y, pixels, FEW_ROWS * OUT, INPUTS, CO);
-}
-
 /* Add each channel's sum, and that of its squares, to 2 × PADDED(CO). */
 ALONE void add_statistics(const float *restrict values, int pixels, double *sums)
 {
@@ -182,18 +185,17 @@ static void norm_factors(const struct separable_arguments *a, const double *sums
 void forward(const struct separable_arguments *a)
 {
     const int images = a->images, threads = a->threads;
-    number packed[STEPS(INPUTS) * PADDED(CO) * NUMBERS] = {0};
+    number packed[PACKED_ROOM(INPUTS, CO)] __attribute__((aligned(64)));
     float taps[TAPS * STEP];
     double *thread_sums = calloc((size_t)threads * 2 * PADDED(CO), sizeof(double));
-    for (int k = 0; k < INPUTS; k++)
-        for (int c = 0; c < CO; c++)
-            packed[PACKED_INDEX(k, c, CO)] = as_number(a->weight[c * INPUTS + k]);
+    pack_weights(a->weight, 1, INPUTS, packed, INPUTS, CO);
     if (DEPTHWISE)
         repeat_weights(a->depthwise, taps);
     IN_THREADS {
-        float image_buffer[CONVOLVED], row_values[BFLOAT16 ? FEW_ROWS * OUT * CO + LANES : 1];
-        number read[FEW_ROWS * OUT * INPUTS + LANES];
+        float image_buffer[CONVOLVED], row_values[BFLOAT16 ? RESULT_ROOM : 1] __attribute__((aligned(64)));
+        number read[READ_ROOM] __attribute__((aligned(64)));
         memset(image_buffer, 0, sizeof image_buffer);
+        begin_forward_tiles();
         EACH_IMAGE(i) {
             const float *image = convolved_image(a, i, image_buffer);
             BANDS(row, rows) {
@@ -210,6 +212,7 @@ void forward(const struct separable_arguments *a)
                               a->pooled + ((int64_t)i * POOLED + row / POOL) * POOLED * CO);
             }
         }
+        end_products();
     }
     double sums[2 * CO] = {0};
     for (int t = 0; t < threads; t++)

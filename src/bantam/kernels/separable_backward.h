@@ -2,7 +2,14 @@
  * sums that batch norm asks for, and leaves both for the block before it. */
 /* The gradient of the depthwise convolution's output lies in a frame of zeros, see `shape.h`. */
 enum { FRAME_FIRST = FRAME_START * CI, FRAME = FRAME_FIRST + SIDE * SIDE * CI };
-enum { WEIGHTS = INPUTS * PADDED(CO), ROOM = WEIGHTS + TAPS * STEP };
+/* A thread's sums: the gradients of both weights, in whole lines of the cache. */
+enum { ROOM = (WEIGHTS + TAPS * STEP + 15) / 16 * 16 };
+/* What a thread works with. Zeros first: they stay where nothing is written, as in the padding. */
+struct workspace {
+    number read[READ_ROOM] __attribute__((aligned(64)));
+    number gradient[GRADIENT_ROOM] __attribute__((aligned(64)));
+    float image[CONVOLVED], frame[DEPTHWISE ? FRAME : 1];
+};
 
 /* By channel: by_gradient × gradient + by_value × value + constant is the gradient of the convolution's output. With a
  * weight of zero all results of a batch norm are equal: then all bits of `equal` are set. */
@@ -128,7 +135,7 @@ ALONE void norm_rows(const struct separable_arguments *a, const struct coefficie
                     + load(k->constant + v * LANES);
                 if (POOL == 1)
                     value += load(k->by_gradient + v * LANES) * load_elements(gradient + at_vector);
-                store_numbers_part(to + u * IN_STEPS(CO), value, v * LANES, CO);
+                store_numbers_part(to + u * GRADIENT_ROW, value, v * LANES, CO);
             }
     if (POOL == 1)
         return;
@@ -144,68 +151,36 @@ ALONE void norm_rows(const struct separable_arguments *a, const struct coefficie
                 const vector value = load_elements(convolved + pixel * CO + v * LANES);
                 const integers taken = open & (equal | (value == took));
                 vector sum = load(k->by_value + v * LANES) * value + load(k->constant + v * LANES);
-                store_numbers_part(to + pixel * IN_STEPS(CO), sum + (vector)((integers)here & taken), v * LANES, CO);
+                store_numbers_part(to + pixel * GRADIENT_ROW, sum + (vector)((integers)here & taken), v * LANES, CO);
                 open &= ~taken;
             }
         }
 }
 
-ALONE void backward_product(const number *restrict x, const number *restrict packed, float *restrict y, int pixels)
-{
-    product(x, packed, y, pixels, FEW_ROWS * OUT, CO, CI);
-}
-
-/* Of so many pixels: add to the gradient of the convolution's weights. */
-ALONE void weight_gradient(const number *restrict x, const number *restrict gradient, float *restrict sums,
-                           int pixels)
-{
-#if BFLOAT16 && DEPTHWISE
-    number x_pairs[(FEW_ROWS * OUT + 1) * INPUTS + 2 * LANES], pairs_of_gradient[(FEW_ROWS * OUT + 1) * CO + 2 * LANES];
-    pair_rows(x, x_pairs, pixels, INPUTS);
-    pair_rows(gradient, pairs_of_gradient, pixels, CO);
-    product_gradient(x_pairs, pairs_of_gradient, sums, STEPS(pixels), INPUTS, CO);
-#else
-    product_gradient(x, gradient, sums, pixels, INPUTS, CO);
-#endif
-}
-
 /* An image: add to the gradients of the weights, and leave the gradient of its input. */
 static INLINE void image_gradient(const struct separable_arguments *a, const struct coefficients *k, int i,
-                                  const number *packed, const float *taps, float *buffer, float *frame,
-                                  float *weights, double *in_sums)
+                                  const number *packed, const float *taps, struct workspace *own, float *weights,
+                                  double *in_sums)
 {
-    const float *image = convolved_image(a, i, buffer);
+    const float *image = convolved_image(a, i, own->image);
     BANDS(row, rows) {
-        number read[FEW_ROWS * OUT * INPUTS + LANES];
-        number before[FEW_ROWS * OUT * IN_STEPS(CO) + LANES];
-        if (CO % NUMBERS)
-            memset(before, 0, sizeof before);
         if (DEPTHWISE) {
             FETCH(a->convolved + (int64_t)(i + 1) * AREA * CO, AREA * CO, row, rows);
             FETCH(a->gradient + (int64_t)(i + 1) * POOLED * POOLED * CO, POOLED * POOLED * CO, row, rows);
             FETCH((const element *)a->input + (int64_t)(i + 1) * IN_IMAGE, IN_IMAGE, row, rows);
         }
-        norm_rows(a, k, i, row, rows, before);
-        read_rows(image, taps, row, rows, read);
-        weight_gradient(read, before, weights, rows * OUT);
-        if (!DEPTHWISE)
-            continue;
-        float *first = frame + FRAME_FIRST + row * SIDE * CI;
-        if (OUT % 8 == 0) { /* whole tiles: rows go where they belong */
-            for (int r = 0; r < rows; r++)
-                backward_product(before + r * OUT * IN_STEPS(CO), packed, first + r * SIDE * CI, OUT);
-            continue;
-        }
-        float values[FEW_ROWS * OUT * CI + LANES];
-        backward_product(before, packed, values, rows * OUT);
-        for (int r = 0; r < rows; r++)
-            memcpy(first + r * SIDE * CI, values + r * OUT * CI, sizeof(float) * OUT * CI);
+        norm_rows(a, k, i, row, rows, own->gradient);
+        read_rows(image, taps, row, rows, own->read);
+        weight_gradient(own->read, own->gradient, weights, rows * OUT);
+#if DEPTHWISE
+        backward_product(own->gradient, packed, own->frame + FRAME_FIRST + row * SIDE * CI, rows);
+#endif
     }
     if (DEPTHWISE) {
         const element *input = (const element *)a->input + (int64_t)i * IN_IMAGE;
         float gradient[IN_IMAGE];
-        depthwise_gradient(image, frame, weights + WEIGHTS);
-        input_gradient(frame, taps, gradient);
+        depthwise_gradient(image, own->frame, weights + WEIGHTS);
+        input_gradient(own->frame, taps, gradient);
         pass_back(a, input, gradient, a->in_gradient + (int64_t)i * IN_IMAGE, in_sums);
     }
 }
@@ -214,26 +189,26 @@ static INLINE void image_gradient(const struct separable_arguments *a, const str
 void backward(const struct separable_arguments *a)
 {
     const int images = a->images, threads = a->threads;
-    number packed[DEPTHWISE ? STEPS(CO) * PADDED(CI) * NUMBERS : 1] = {0};
+    number packed[DEPTHWISE ? PACKED_ROOM(CO, CI) : 1] __attribute__((aligned(64)));
     float taps[TAPS * STEP];
-    float *weights = calloc((size_t)threads * ROOM, sizeof(float));
+    float *weights = aligned_alloc(64, sizeof(float) * threads * ROOM);
     double *in_sums = calloc((size_t)threads * 2 * CI, sizeof(double));
     /* Also behind the last channel: what lies there by chance may be numbers that a processor is slow to compute with. */
     struct coefficients k = {{0}, {0}, {0}, {0}};
+    memset(weights, 0, sizeof(float) * threads * ROOM);
     norm_gradient(a, &k);
     if (DEPTHWISE) {
         repeat_weights(a->depthwise, taps);
-        for (int o = 0; o < CO; o++)
-            for (int c = 0; c < CI; c++)
-                packed[PACKED_INDEX(o, c, CI)] = as_number(a->weight[o * CI + c]);
+        pack_weights(a->weight, CI, 1, packed, CO, CI);
     }
     IN_THREADS {
-        float buffer[CONVOLVED], frame[DEPTHWISE ? FRAME : 1];
-        memset(buffer, 0, sizeof buffer);
-        memset(frame, 0, sizeof frame);
+        struct workspace own;
+        memset(&own, 0, sizeof own);
+        begin_backward_tiles();
         EACH_IMAGE(i)
-            image_gradient(a, &k, i, packed, taps, buffer, frame, weights + (size_t)(i / SHARE) * ROOM,
+            image_gradient(a, &k, i, packed, taps, &own, weights + (size_t)(i / SHARE) * ROOM,
                            in_sums + (size_t)(i / SHARE) * 2 * CI);
+        end_products();
     }
     for (int t = 1; t < threads; t++) {
         for (int w = 0; w < ROOM; w++)
@@ -243,7 +218,7 @@ void backward(const struct separable_arguments *a)
     }
     for (int o = 0; o < CO; o++)
         for (int in = 0; in < INPUTS; in++)
-            a->grad_weight[o * INPUTS + in] = weights[in * PADDED(CO) + o];
+            a->grad_weight[o * INPUTS + in] = weights[in * WEIGHTS_ROW + o];
     if (DEPTHWISE) {
         memset(a->grad_depthwise, 0, sizeof(float) * CI * TAPS);
         for (int tap = 0; tap < TAPS; tap++)
