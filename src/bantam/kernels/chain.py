@@ -22,8 +22,8 @@ from bantam.kernels.depthwise import Depthwise
 SOURCE = "separable.c"
 FUNCTIONS = ("forward", "finish", "begin_backward", "backward")
 
-LANES = 8
-"""Numbers that `products.h` computes at a time, and may read beyond the end of a row."""
+LANES, MOST_LANES = 8, 16
+"""Numbers that `products.h` computes at a time. So many may be read beyond the end of a row."""
 
 MOST_CHANNELS = 128
 MOST_NUMBERS = 2**16
@@ -183,7 +183,7 @@ def allocated(
     of_maps = torch.bfloat16 if sizes[0]["BFLOAT16"] else torch.float32
 
     def room(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        kept.append(torch.zeros(count + LANES, dtype=dtype))
+        kept.append(torch.zeros(count + MOST_LANES, dtype=dtype))
         return kept[-1]
 
     sides = [(part["SIDE"] - part["KERNEL"] + 1, part["CO"], part["POOL"]) for part in sizes]

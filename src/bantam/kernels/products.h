@@ -1,14 +1,15 @@
 /* Products of small matrices whose sums stay in registers: pixels × inputs times inputs × outputs, and the gradient of
  * the second factor. Rows of outputs are read and written LANES at a time; of the last vector of a row whatever lies
- * beyond it may be read: `chain.py` leaves room for 8 numbers.
+ * beyond it may be read: `chain.py` leaves room for 16 numbers.
  *
  * A step adds NUMBERS products to each of LANES sums, which are floats: one of floats, or two of bfloat16 that lie side
  * by side in memory.
  */
-#if defined(__AVX__)
-enum { LANES = 8 };
+#if defined(LANES)
+#elif defined(__AVX__)
+#define LANES 8
 #else
-enum { LANES = 4 };
+#define LANES 4
 #endif
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -24,11 +25,18 @@ typedef int32_t integers __attribute__((vector_size(4 * LANES), aligned(4), may_
 #define KEEP(value) (void)(value)
 #endif
 /* The larger of two numbers, the second where one of them is NaN. */
-#if defined(__AVX__)
-#define LARGER(a, b) __builtin_ia32_maxps256(a, b)
+static INLINE vector larger(vector a, vector b)
+{
+#if LANES == 16
+    vector found;
+    __asm__("vmaxps %2, %1, %0" : "=v"(found) : "v"(a), "v"(b));
+    return found;
+#elif LANES == 8
+    return __builtin_ia32_maxps256(a, b);
 #else
-#define LARGER(a, b) (vector)(((integers)(a) & ((a) > (b))) | ((integers)(b) & ~((a) > (b))))
+    return (vector)(((integers)a & (a > b)) | ((integers)b & ~(a > b)));
 #endif
+}
 static INLINE vector load(const float *from) { return *(const vector *)from; }
 static INLINE void store(float *to, vector values) { *(vector *)to = values; }
 

@@ -14,6 +14,14 @@
 #include "numbers.h"
 #include "arguments.h"
 #include "shape.h"
+/* Vectors run over the ends of pixels where those have no whole number of them: of so many pixels the ends meet. */
+#define WHOLE(lanes) (CI % (lanes) == 0 || !DEPTHWISE ? 1 : CI % ((lanes) / 2) == 0 ? 2 : 4)
+/* Vectors have 16 numbers where the processor does not compute them in halves, and where all that they run over is whole
+ * numbers of them: rows of results, and images or, where they have padding, their rows. */
+#if defined(__AVX512VL__) && !HALVES && ((SIDE - KERNEL + 1) % WHOLE(16)) == 0                                  \
+    && ((PADDING ? IMAGE_SIDE : SIDE * SIDE) % WHOLE(16)) == 0
+#define LANES 16
+#endif
 #include "products.h"
 #include "statistics.h"
 #define INPUTS (DEPTHWISE ? CI : TAPS * CI)
@@ -21,6 +29,9 @@
 #define SQUARE (POOL * POOL)
 #define ROW (IMAGE_SIDE * CI)
 #define IN_IMAGE (IMAGE_SIDE * ROW)
+/* What lies side by side in an image with padding: its rows, without padding all of them. */
+#define RUN (PADDING ? ROW : IN_IMAGE)
+#define RUNS (PADDING ? IMAGE_SIDE : 1)
 /* The first number of a row of the image, in one with padding. */
 #define INSIDE(row) (((row) + PADDING) * SIDE * CI + PADDING * CI)
 /* What is convolved takes so much room: an image with padding, or after batch norm and ReLU. */
@@ -31,9 +42,8 @@ enum { CONVOLVED = DEPTHWISE || PADDING ? SIDE * SIDE * CI : 1 };
 #define IN_THREADS _Pragma("omp parallel num_threads(threads)")
 #define EACH_IMAGE(i) _Pragma("omp for schedule(static, SHARE) nowait") for (int i = 0; i < images; i++)
 
-/* Vectors run over the ends of pixels where those have no whole number of them: after PERIOD vectors, two pixels then,
- * both begin together again. */
-enum { PERIOD = !DEPTHWISE ? 1 : CI % LANES ? CI / (LANES / 2) : CI / LANES, STEP = PERIOD * LANES };
+/* After PERIOD vectors a pixel begins with a vector again. */
+enum { PERIOD = DEPTHWISE ? WHOLE(LANES) * CI / LANES : 1, STEP = PERIOD * LANES };
 /* So many rows of results are computed together that they stay in the first cache. */
 enum { FEW_ROWS = OUT > 12 ? (POOL > 4 ? POOL : 4 / POOL * POOL) : OUT };
 #if DEPTHWISE && MATRIX_UNIT
@@ -66,12 +76,12 @@ ALONE void activate(const struct separable_arguments *a, const element *restrict
     float factors[STEP], offsets[STEP];
     repeat(a->in_factor, 1, factors);
     repeat(a->in_offset, 1, offsets);
-    for (int row = 0; row < IMAGE_SIDE; row++)
+    for (int run = 0; run < RUNS; run++)
         for (int v = 0; v < PERIOD; v++) {
             const vector factor = load(factors + v * LANES), offset = load(offsets + v * LANES);
-            for (int u = v * LANES; u < ROW; u += STEP)
-                store(to + INSIDE(row) + u,
-                      LARGER((vector){0}, load_elements(image + row * ROW + u) * factor + offset));
+            for (int u = v * LANES; u < RUN; u += STEP)
+                store(to + INSIDE(run) + u,
+                      larger((vector){0}, load_elements(image + run * RUN + u) * factor + offset));
         }
 }
 

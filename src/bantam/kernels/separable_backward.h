@@ -80,12 +80,12 @@ ALONE void input_gradient(const float *restrict frame, const float *restrict tap
     for (int v = 0; v < PERIOD; v++) {
         vector weight[TAPS];
         UNROLLED(tap, TAPS) weight[tap] = load(taps + tap * STEP + v * LANES);
-        for (int row = 0; row < IMAGE_SIDE; row++)
-            for (int u = v * LANES; u < ROW; u += STEP) {
-                const float *from = frame + FRAME_FIRST + INSIDE(row) + u;
+        for (int run = 0; run < RUNS; run++)
+            for (int u = v * LANES; u < RUN; u += STEP) {
+                const float *from = frame + FRAME_FIRST + INSIDE(run) + u;
                 vector sum = {0};
                 UNROLLED(tap, TAPS) sum += load(from - (tap / KERNEL * SIDE + tap % KERNEL) * CI) * weight[tap];
-                store(to + row * ROW + u, sum);
+                store(to + run * RUN + u, sum);
             }
     }
 }
@@ -99,20 +99,20 @@ ALONE void pass_back(const struct separable_arguments *a, const element *restric
     repeat(a->in_offset, 1, offsets);
     repeat(a->in_statistics, 1, means);
     vector sum[PERIOD] = {{0}}, products[PERIOD] = {{0}};
-    for (int row = 0; row < IN_IMAGE; row += ROW)
+    for (int run = 0; run < IN_IMAGE; run += RUN)
         for (int v = 0; v < PERIOD; v++) {
             const vector factor = load(factors + v * LANES), offset = load(offsets + v * LANES);
             const vector mean = load(means + v * LANES);
-            vector row_sum = {0}, row_products = {0};
-            for (int u = row + v * LANES; u < row + ROW; u += STEP) {
+            vector run_sum = {0}, run_products = {0};
+            for (int u = run + v * LANES; u < run + RUN; u += STEP) {
                 const vector value = load_elements(image + u);
                 const vector passed = (vector)((integers)load(gradient + u) & (value * factor + offset > 0));
                 store_elements(to + u, passed);
-                row_sum += passed;
-                row_products += passed * (value - mean);
+                run_sum += passed;
+                run_products += passed * (value - mean);
             }
-            sum[v] += row_sum;
-            products[v] += row_products;
+            sum[v] += run_sum;
+            products[v] += run_products;
         }
     for (int u = 0; u < STEP; u++) {
         sums[u % CI] += sum[u / LANES][u % LANES];
