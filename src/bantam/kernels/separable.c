@@ -8,8 +8,8 @@
  * of the images as they are; BFLOAT16, 1 where 1×1 convolutions multiply numbers of bfloat16, and maps are such numbers in
  * memory, and MATRIX_UNIT, 1 for a processor that multiplies those in tiles. All else is floats. Images are N×H×W×C.
  *
- * The products are in `separable_products.h` and, by the matrix unit, in `tiled_products.h`; the way back is in
- * `separable_backward.h`.
+ * The products are in `separable_products.h`, by the matrix unit in `tiled_products.h`, of the first block in
+ * `dense_products.h`; the way back is in `separable_backward.h`.
  */
 #include "numbers.h"
 #include "arguments.h"
@@ -46,7 +46,9 @@ enum { CONVOLVED = DEPTHWISE || PADDING ? SIDE * SIDE * CI : 1 };
 enum { PERIOD = DEPTHWISE ? WHOLE(LANES) * CI / LANES : 1, STEP = PERIOD * LANES };
 /* So many rows of results are computed together that they stay in the first cache. */
 enum { FEW_ROWS = OUT > 12 ? (POOL > 4 ? POOL : 4 / POOL * POOL) : OUT };
-#if DEPTHWISE && MATRIX_UNIT
+#if !DEPTHWISE
+#include "dense_products.h"
+#elif MATRIX_UNIT
 #include "tiled_products.h"
 #else
 #include "separable_products.h"
@@ -107,57 +109,82 @@ static INLINE void repeat_weights(const float *weight, float *to)
         repeat(weight + tap, TAPS, to + tap * STEP);
 }
 
-/* Rows of what the 1×1 convolution reads: of the depthwise convolution or, of the images, what is under the kernel. */
+#if DEPTHWISE
+/* Rows of the depthwise convolution. Of FEW_ROWS each row of the image is read once, for all that it is added to. */
 ALONE void read_rows(const float *restrict image, const float *restrict taps, int row, int rows, number *restrict to)
 {
-    if (!DEPTHWISE) {
-        for (int r = row; r < row + rows; r++)
-            for (int u = 0; u < OUT; u++, to += INPUTS)
-                UNROLLED(kh, KERNEL)
-                    for (int k = 0; k < KERNEL * CI; k++)
-                        to[kh * KERNEL * CI + k] = as_number(image[((r + kh) * SIDE + u) * CI + k]);
-        return;
-    }
+    image += row * SIDE * CI;
     for (int v = 0; v < PERIOD; v++) {
         vector weight[TAPS];
         UNROLLED(tap, TAPS) weight[tap] = load(taps + tap * STEP + v * LANES);
-        for (int r = 0; r < rows; r++)
-            for (int u = v * LANES; u < OUT * CI; u += STEP) {
-                const float *from = image + (row + r) * SIDE * CI + u;
+        for (int u = v * LANES; u < OUT * CI; u += STEP) {
+            if (rows == FEW_ROWS) {
+                vector sum[FEW_ROWS] = {{0}};
+                UNROLLED(r, FEW_ROWS + BORDER) {
+                    vector values[KERNEL];
+                    UNROLLED(kw, KERNEL) values[kw] = load(image + (r * SIDE + kw) * CI + u);
+                    UNROLLED(kh, KERNEL)
+                        if (r >= kh && r - kh < FEW_ROWS)
+                            UNROLLED(kw, KERNEL) sum[r - kh] += values[kw] * weight[kh * KERNEL + kw];
+                    if (r >= BORDER)
+                        store_numbers(to + (r - BORDER) * OUT * CI + u, sum[r - BORDER]);
+                }
+                continue;
+            }
+            for (int r = 0; r < rows; r++) {
                 vector sum = {0};
-                UNROLLED(tap, TAPS) sum += load(from + (tap / KERNEL * SIDE + tap % KERNEL) * CI) * weight[tap];
+                UNROLLED(tap, TAPS)
+                    sum += load(image + ((r + tap / KERNEL) * SIDE + tap % KERNEL) * CI + u) * weight[tap];
                 store_numbers(to + r * OUT * CI + u, sum);
             }
+        }
     }
 }
+#endif
 
-/* Add each channel's sum, and that of its squares, to 2 × PADDED(CO). */
-ALONE void add_statistics(const float *restrict values, int pixels, double *sums)
+/* Rows of results. */
+static INLINE void convolve_rows(const float *image, const float *taps, const number *packed, int row, int rows, number *read,
+                                 float *result)
+{
+#if DEPTHWISE
+    read_rows(image, taps, row, rows, read);
+    forward_product(read, packed, result, rows * OUT);
+#else
+    (void)taps, (void)read;
+    dense_product(image + row * SIDE * CI, packed, result, rows);
+#endif
+}
+
+/* Of results, so many pixels × RESULT_ROW: add each channel's sum, and that of its squares, to 2 × PADDED(CO), and bring
+ * them to `to` if they are not there. Neighbours are added separately where there would be few sums at a time. */
+ALONE void finish_rows(const float *restrict values, int pixels, element *restrict to, double *sums)
 {
     typedef double doubles __attribute__((vector_size(8 * LANES), aligned(8)));
-    enum { TOGETHER = 4 };
+    enum { TOGETHER = 4, SEVERAL = VECTORS(CO) <= 2 && OUT % 2 == 0 ? 2 : 1 };
     for (int first = 0; first < VECTORS(CO); first += TOGETHER) {
-        vector sum[TOGETHER] = {{0}}, squares[TOGETHER] = {{0}};
-        for (int u = 0; u < pixels; u++)
-            UNROLLED(v, TOGETHER)
+        vector sum[SEVERAL][TOGETHER] = {{{0}}}, squares[SEVERAL][TOGETHER] = {{{0}}};
+        for (int u = 0; u < pixels; u += SEVERAL)
+            UNROLLED(p, SEVERAL) UNROLLED(v, TOGETHER)
                 if (first + v < VECTORS(CO)) {
-                    const vector value = load(values + u * CO + (first + v) * LANES);
-                    sum[v] += value;
-                    squares[v] += value * value;
+                    const vector value = load(values + (u + p) * RESULT_ROW + (first + v) * LANES);
+                    sum[p][v] += value;
+                    squares[p][v] += value * value;
+                    if (BFLOAT16)
+                        store_elements_part(to + (u + p) * CO, value, (first + v) * LANES, CO);
                 }
-        UNROLLED(v, TOGETHER)
+        UNROLLED(p, SEVERAL) UNROLLED(v, TOGETHER)
             if (first + v < VECTORS(CO)) {
-                doubles *to = (doubles *)(sums + (first + v) * LANES);
-                *to += __builtin_convertvector(sum[v], doubles);
-                to = (doubles *)(sums + PADDED(CO) + (first + v) * LANES);
-                *to += __builtin_convertvector(squares[v], doubles);
+                doubles *of_channels = (doubles *)(sums + (first + v) * LANES);
+                *of_channels += __builtin_convertvector(sum[p][v], doubles);
+                of_channels = (doubles *)(sums + PADDED(CO) + (first + v) * LANES);
+                *of_channels += __builtin_convertvector(squares[p][v], doubles);
             }
     }
 }
 
 /* Max-pool of rows in front of batch norm, which turns them round where its weight is negative: the first of the
  * largest, or smallest. */
-ALONE void pool_rows(const element *restrict rows, const float *restrict gamma, int count, element *restrict to)
+ALONE void pool_rows(const float *restrict rows, const float *restrict gamma, int count, element *restrict to)
 {
     float signs[PADDED(CO)] = {0};
     for (int c = 0; c < CO; c++)
@@ -165,11 +192,11 @@ ALONE void pool_rows(const element *restrict rows, const float *restrict gamma, 
     for (int row = 0; row + POOL <= count; row += POOL)
         for (int u = 0; u < POOLED; u++, to += CO)
             UNROLLED(v, VECTORS(CO)) {
-                const element *from = rows + (row * OUT + u * POOL) * CO + v * LANES;
+                const float *from = rows + (row * OUT + u * POOL) * RESULT_ROW + v * LANES;
                 const vector sign = load(signs + v * LANES);
-                vector best = load_elements(from);
+                vector best = load(from);
                 UNROLLED(p, SQUARE) {
-                    const vector value = load_elements(from + (p / POOL * OUT + p % POOL) * CO);
+                    const vector value = load(from + (p / POOL * OUT + p % POOL) * RESULT_ROW);
                     const integers better = value * sign > best * sign;
                     best = (vector)(((integers)value & better) | ((integers)best & ~better));
                 }
@@ -198,7 +225,7 @@ void forward(const struct separable_arguments *a)
     number packed[PACKED_ROOM(INPUTS, CO)] __attribute__((aligned(64)));
     float taps[TAPS * STEP];
     double *thread_sums = calloc((size_t)threads * 2 * PADDED(CO), sizeof(double));
-    pack_weights(a->weight, 1, INPUTS, packed, INPUTS, CO);
+    pack_forward(a->weight, packed);
     if (DEPTHWISE)
         repeat_weights(a->depthwise, taps);
     IN_THREADS {
@@ -213,12 +240,10 @@ void forward(const struct separable_arguments *a)
                 float *result = row_buffer(convolved, row_values);
                 if (DEPTHWISE)
                     FETCH((const element *)a->input + (int64_t)(i + 1) * IN_IMAGE, IN_IMAGE, row, rows);
-                read_rows(image, taps, row, rows, read);
-                forward_product(read, packed, result, rows * OUT);
-                add_statistics(result, rows * OUT, thread_sums + (size_t)(i / SHARE) * 2 * PADDED(CO));
-                store_row(result, convolved, rows * OUT * CO);
+                convolve_rows(image, taps, packed, row, rows, read, result);
+                finish_rows(result, rows * OUT, convolved, thread_sums + (size_t)(i / SHARE) * 2 * PADDED(CO));
                 if (POOL > 1)
-                    pool_rows(convolved, a->gamma, rows,
+                    pool_rows(result, a->gamma, rows,
                               a->pooled + ((int64_t)i * POOLED + row / POOL) * POOLED * CO);
             }
         }

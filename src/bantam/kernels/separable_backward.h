@@ -135,7 +135,7 @@ ALONE void norm_rows(const struct separable_arguments *a, const struct coefficie
                     + load(k->constant + v * LANES);
                 if (POOL == 1)
                     value += load(k->by_gradient + v * LANES) * load_elements(gradient + at_vector);
-                store_numbers_part(to + u * GRADIENT_ROW, value, v * LANES, CO);
+                store_numbers_part(to + u * GRADIENT_ROW, value, v * LANES, GRADIENT_ROW);
             }
     if (POOL == 1)
         return;
@@ -151,7 +151,7 @@ ALONE void norm_rows(const struct separable_arguments *a, const struct coefficie
                 const vector value = load_elements(convolved + pixel * CO + v * LANES);
                 const integers taken = open & (equal | (value == took));
                 vector sum = load(k->by_value + v * LANES) * value + load(k->constant + v * LANES);
-                store_numbers_part(to + pixel * GRADIENT_ROW, sum + (vector)((integers)here & taken), v * LANES, CO);
+                store_numbers_part(to + pixel * GRADIENT_ROW, sum + (vector)((integers)here & taken), v * LANES, GRADIENT_ROW);
                 open &= ~taken;
             }
         }
@@ -170,9 +170,11 @@ static INLINE void image_gradient(const struct separable_arguments *a, const str
             FETCH((const element *)a->input + (int64_t)(i + 1) * IN_IMAGE, IN_IMAGE, row, rows);
         }
         norm_rows(a, k, i, row, rows, own->gradient);
+#if !DEPTHWISE
+        dense_gradient(image + row * SIDE * CI, own->gradient, weights, rows);
+#else
         read_rows(image, taps, row, rows, own->read);
         weight_gradient(own->read, own->gradient, weights, rows * OUT);
-#if DEPTHWISE
         backward_product(own->gradient, packed, own->frame + FRAME_FIRST + row * SIDE * CI, rows);
 #endif
     }
@@ -199,7 +201,9 @@ void backward(const struct separable_arguments *a)
     norm_gradient(a, &k);
     if (DEPTHWISE) {
         repeat_weights(a->depthwise, taps);
-        pack_weights(a->weight, CI, 1, packed, CO, CI);
+#if DEPTHWISE
+        pack_backward(a->weight, packed);
+#endif
     }
     IN_THREADS {
         struct workspace own;

@@ -1,8 +1,8 @@
 /* The three products of a block's 1×1 convolution in bfloat16 by the matrix unit (AMX): see `separable.c`, and
  * `tiles.h` for what a product of tiles is.
  *
- * A product takes as long as its first factor has rows, whatever else its size. Columns are taken 16 at a time, and the
- * last 16 overlap those before: they are computed twice rather than in a tile of another shape.
+ * A product takes as long as its first factor has rows, whatever else its size, and a tile is loaded fastest where each of
+ * its rows is in one line of the cache. So rows have room for whole tiles, and zeros in it.
  */
 #include "pairs.h"
 
@@ -21,42 +21,43 @@ static inline void end_products(void)
         RELEASE_TILES();
 }
 
-/* Tiles that make up so many columns, their width, and where one begins. */
+/* Tiles that make up so many columns, their width, and where one begins: the last may overlap the one before. */
 #define TILES(columns) (((columns) + TILE - 1) / TILE)
 #define WIDE(columns) ((columns) < TILE ? (columns) : TILE)
 #define START(tile, columns) ((tile)*TILE < (columns) - WIDE(columns) ? (tile)*TILE : (columns) - WIDE(columns))
 #define TILE_STEPS(numbers) (((numbers) + DEPTH - 1) / DEPTH)
 
-/* Numbers from one pixel to the next: of the gradient there are zeros behind its channels, so that a step is always of
- * DEPTH numbers, and every row of a tile in one line of the cache. */
-enum { READ_ROW = CI, GRADIENT_ROW = ROUND_UP(DEPTH, CO) };
+/* Numbers from one pixel to the next of what the depthwise convolution has brought, of results and of their gradient. */
+enum { READ_ROW = CI, RESULT_ROW = ROUND_UP(TILE, CO), GRADIENT_ROW = ROUND_UP(DEPTH, CO) };
 /* Room for whole tiles: of pixels, and to transpose them. */
 enum { ROOM_PIXELS = ROUND_UP(DEPTH, FEW_ROWS * OUT) };
 enum { READ_ROOM = ROOM_PIXELS * READ_ROW + TILE, GRADIENT_ROOM = ROOM_PIXELS * GRADIENT_ROW };
-enum { RESULT_ROOM = ROOM_PIXELS * CO };
+enum { RESULT_ROOM = ROOM_PIXELS * RESULT_ROW };
 /* The gradient of the weights, inputs × outputs, both in whole tiles. */
 enum { WEIGHTS_ROW = ROUND_UP(TILE, CO), WEIGHTS = TILES(CI) * WIDE(CI) * WEIGHTS_ROW };
 
 /* Weights for a product: tiles of outputs × steps × 16 × 16 × 2. */
 #define PACKED_ROOM(numbers, outputs) (TILES(outputs) * TILE_STEPS(numbers) * TILE * DEPTH)
 #define PACKED_TILE(tile, step, numbers) (((tile) * TILE_STEPS(numbers) + (step)) * TILE * DEPTH)
-/* Weight `number` to `output` is at number × by_number + output × by_output. */
+/* Weight `number` to `output` is at number × by_number + output × by_output; results have rows of so many outputs. */
 static INLINE void pack_weights(const float *weight, int by_number, int by_output, number *to, const int numbers,
-                                const int outputs)
+                                const int outputs, const int row)
 {
-    memset(to, 0, sizeof(number) * PACKED_ROOM(numbers, outputs));
-    for (int tile = 0; tile < TILES(outputs); tile++)
+    memset(to, 0, sizeof(number) * PACKED_ROOM(numbers, row));
+    for (int tile = 0; tile < TILES(row); tile++)
         for (int k = 0; k < numbers; k++)
-            for (int c = 0; c < WIDE(outputs); c++)
+            for (int c = 0; c < WIDE(row) && START(tile, row) + c < outputs; c++)
                 to[PACKED_TILE(tile, k / DEPTH, numbers) + k % DEPTH / 2 * DEPTH + 2 * c + k % 2]
-                    = rounded(weight[k * by_number + (START(tile, outputs) + c) * by_output]);
+                    = rounded(weight[k * by_number + (START(tile, row) + c) * by_output]);
 }
+static inline void pack_forward(const float *weight, number *to) { pack_weights(weight, 1, CI, to, CI, CO, RESULT_ROW); }
+static inline void pack_backward(const float *weight, number *to) { pack_weights(weight, CI, 1, to, CO, CI, CI); }
 
 /* Forward, tiles 0 to 3 are sums; 4 and 7 factors, 5 and 6 those of the last step, which has so many numbers. */
-enum { LAST_STEP = CI - (TILE_STEPS(CI) - 1) * DEPTH, IN_SUM = 4 * WIDE(CO) };
+enum { LAST_STEP = CI - (TILE_STEPS(CI) - 1) * DEPTH };
 static const struct tile_sizes forward_tiles = {
     .palette = 1,
-    .bytes = {IN_SUM, IN_SUM, IN_SUM, IN_SUM, 2 * DEPTH, 2 * LAST_STEP, IN_SUM, IN_SUM},
+    .bytes = {64, 64, 64, 64, 64, 2 * LAST_STEP, 64, 64},
     .rows = {TILE, TILE, TILE, TILE, TILE, TILE, LAST_STEP / 2, TILE},
 };
 static inline void begin_forward_tiles(void) { begin_products(&forward_tiles); }
@@ -77,7 +78,7 @@ static inline void begin_forward_tiles(void) { begin_products(&forward_tiles); }
     }
 #define STORE_OUTPUTS(T)                                                                                       \
     if (first + T < TILES(CO))                                                                                 \
-        STORE_TILE(T, y + u * CO + START(first + T, CO), 4 * CO);
+        STORE_TILE(T, y + u * RESULT_ROW + (first + T) * TILE, 4 * RESULT_ROW);
 
 /* y = x × packed, of so many pixels; whatever is behind them is multiplied too, to the end of a tile. */
 ALONE void forward_product(const number *restrict x, const number *restrict packed, float *restrict y, int pixels)
