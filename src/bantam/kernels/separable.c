@@ -45,7 +45,8 @@ enum { CONVOLVED = DEPTHWISE || PADDING ? SIDE * SIDE * CI : 1 };
 /* After PERIOD vectors a pixel begins with a vector again. */
 enum { PERIOD = DEPTHWISE ? WHOLE(LANES) * CI / LANES : 1, STEP = PERIOD * LANES };
 /* So many rows of results are computed together that they stay in the first cache. */
-enum { FEW_ROWS = OUT > 12 ? (POOL > 4 ? POOL : 4 / POOL * POOL) : OUT };
+enum { MOST_ROWS = DEPTHWISE && MATRIX_UNIT ? 12 : 4 };
+enum { FEW_ROWS = OUT > 12 ? (POOL > MOST_ROWS ? POOL : MOST_ROWS / POOL * POOL) : OUT };
 #if !DEPTHWISE
 #include "dense_products.h"
 #elif MATRIX_UNIT
@@ -56,11 +57,12 @@ enum { FEW_ROWS = OUT > 12 ? (POOL > 4 ? POOL : 4 / POOL * POOL) : OUT };
 #define BANDS(row, rows) for (int row = 0, rows; rows = OUT - row < FEW_ROWS ? OUT - row : FEW_ROWS, row < OUT; row += rows)
 
 /* While rows of an image are computed, the same ones of the next come nearer: memory is what the passes over maps wait
- * for. Of `count` numbers of an image those that belong to so many of all OUT rows. */
+ * for, where vectors do not have 16 numbers: such processors fetch by themselves what comes next. Of `count` numbers of an
+ * image those that belong to so many of all OUT rows. */
 static INLINE void fetch_rows(const void *image, int count, int bytes, int row, int rows)
 {
     const char *all = (const char *)image;
-    for (int at = count * row / OUT * bytes; at < count * (row + rows) / OUT * bytes; at += 64)
+    for (int at = count * row / OUT * bytes; LANES < 16 && at < count * (row + rows) / OUT * bytes; at += 64)
         __builtin_prefetch(all + at, 0, 2);
 }
 #define FETCH(next, count, row, rows) fetch_rows(next, count, sizeof *(next), row, rows)

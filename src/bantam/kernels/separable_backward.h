@@ -2,13 +2,15 @@
  * sums that batch norm asks for, and leaves both for the block before it. */
 /* The gradient of the depthwise convolution's output lies in a frame of zeros, see `shape.h`. */
 enum { FRAME_FIRST = FRAME_START * CI, FRAME = FRAME_FIRST + SIDE * SIDE * CI };
+/* So many rows of the input get their gradient together: of up to 13 all, of more about half of them. */
+enum { IN_PARTS = (IMAGE_SIDE + 12) / 13, MOST_INPUT_ROWS = (IMAGE_SIDE + IN_PARTS - 1) / IN_PARTS };
 /* A thread's sums: the gradients of both weights, in whole lines of the cache. */
 enum { ROOM = (WEIGHTS + TAPS * STEP + 15) / 16 * 16 };
 /* What a thread works with. Zeros first: they stay where nothing is written, as in the padding. */
 struct workspace {
     number read[READ_ROOM] __attribute__((aligned(64)));
     number gradient[GRADIENT_ROOM] __attribute__((aligned(64)));
-    float image[CONVOLVED], frame[DEPTHWISE ? FRAME : 1];
+    float image[CONVOLVED], frame[DEPTHWISE ? FRAME + LANES : 1];
 };
 
 /* By channel: by_gradient × gradient + by_value × value + constant is the gradient of the convolution's output. With a
@@ -61,12 +63,19 @@ ALONE void depthwise_gradient(const float *restrict active, const float *restric
     for (int v = 0; v < PERIOD; v++) {
         vector sum[TAPS];
         UNROLLED(tap, TAPS) sum[tap] = (vector){0};
-        for (int row = 0; row < OUT; row++)
-            for (int u = v * LANES; u < OUT * CI; u += STEP) {
+        for (int u = v * LANES; u < OUT * CI; u += STEP) {
+            vector gradient[KERNEL]; /* of the row, and of those above it */
+            UNROLLED(kh, KERNEL) gradient[kh] = (vector){0};
+            for (int row = 0; row < SIDE; row++) { /* below the last there are zeros in the frame */
                 const float *from = active + row * SIDE * CI + u;
-                vector gradient = load(frame + FRAME_FIRST + row * SIDE * CI + u);
-                UNROLLED(tap, TAPS) sum[tap] += gradient * load(from + (tap / KERNEL * SIDE + tap % KERNEL) * CI);
+                UNROLLED(kh, BORDER) gradient[BORDER - kh] = gradient[BORDER - 1 - kh];
+                gradient[0] = load(frame + FRAME_FIRST + row * SIDE * CI + u);
+                UNROLLED(kw, KERNEL) {
+                    const vector value = load(from + kw * CI);
+                    UNROLLED(kh, KERNEL) sum[kh * KERNEL + kw] += gradient[kh] * value;
+                }
             }
+        }
         UNROLLED(tap, TAPS) {
             float *to = sums + tap * STEP + v * LANES;
             store(to, load(to) + sum[tap]);
@@ -74,19 +83,36 @@ ALONE void depthwise_gradient(const float *restrict active, const float *restric
     }
 }
 
-/* The gradient of the depthwise convolution's input, without its padding. */
+/* The gradient of so many rows of the depthwise convolution's input: each row of the frame is read once, for all that it is
+ * added to. */
+static INLINE void input_rows(const float *from, const vector *weight, float *to, const int rows)
+{
+    vector sum[MOST_INPUT_ROWS] = {{0}};
+    UNROLLED(r, rows + BORDER) {
+        vector values[KERNEL];
+        UNROLLED(kw, KERNEL) values[kw] = load(from + ((r - BORDER) * SIDE - kw) * CI);
+        UNROLLED(kh, KERNEL)
+            if (r - BORDER + kh >= 0 && r - BORDER + kh < rows)
+                UNROLLED(kw, KERNEL) sum[r - BORDER + kh] += values[kw] * weight[kh * KERNEL + kw];
+        if (r >= BORDER)
+            store(to + (r - BORDER) * ROW, sum[r - BORDER]);
+    }
+}
+
+/* The gradient of the depthwise convolution's input, without its padding. The last vector of a row may reach into the next
+ * one, whose first is computed after it. */
 ALONE void input_gradient(const float *restrict frame, const float *restrict taps, float *restrict to)
 {
-    for (int v = 0; v < PERIOD; v++) {
+    for (int v = (PERIOD < VECTORS(ROW) ? PERIOD : VECTORS(ROW)) - 1; v >= 0; v--) {
         vector weight[TAPS];
         UNROLLED(tap, TAPS) weight[tap] = load(taps + tap * STEP + v * LANES);
-        for (int run = 0; run < RUNS; run++)
-            for (int u = v * LANES; u < RUN; u += STEP) {
-                const float *from = frame + FRAME_FIRST + INSIDE(run) + u;
-                vector sum = {0};
-                UNROLLED(tap, TAPS) sum += load(from - (tap / KERNEL * SIDE + tap % KERNEL) * CI) * weight[tap];
-                store(to + run * RUN + u, sum);
-            }
+        for (int u = (ROW - 1 - v * LANES) / STEP * STEP + v * LANES; u >= 0; u -= STEP) {
+            int row = 0;
+            for (; row + MOST_INPUT_ROWS <= IMAGE_SIDE; row += MOST_INPUT_ROWS)
+                input_rows(frame + FRAME_FIRST + INSIDE(row) + u, weight, to + row * ROW + u, MOST_INPUT_ROWS);
+            for (; row < IMAGE_SIDE; row++)
+                input_rows(frame + FRAME_FIRST + INSIDE(row) + u, weight, to + row * ROW + u, 1);
+        }
     }
 }
 
@@ -180,7 +206,7 @@ static INLINE void image_gradient(const struct separable_arguments *a, const str
     }
     if (DEPTHWISE) {
         const element *input = (const element *)a->input + (int64_t)i * IN_IMAGE;
-        float gradient[IN_IMAGE];
+        float gradient[IN_IMAGE + LANES];
         depthwise_gradient(image, own->frame, weights + WEIGHTS);
         input_gradient(own->frame, taps, gradient);
         pass_back(a, input, gradient, a->in_gradient + (int64_t)i * IN_IMAGE, in_sums);
