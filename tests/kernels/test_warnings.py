@@ -45,7 +45,16 @@ BFLOAT16 = [
     *(
         (
             "separable.c",
-            {"SIDE": side, "CI": 40, "CO": outputs, "KERNEL": 3, "POOL": 1, "DEPTHWISE": 1, "BFLOAT16": 1, "MATRIX_UNIT": 1},
+            {
+                "SIDE": side,
+                "CI": 40,
+                "CO": outputs,
+                "KERNEL": 3,
+                "POOL": 1,
+                "DEPTHWISE": 1,
+                "BFLOAT16": 1,
+                "MATRIX_UNIT": 1,
+            },
         )
         for side, outputs in ((10, 13), (20, 70))
     ),

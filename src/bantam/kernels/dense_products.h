@@ -70,8 +70,8 @@ ALONE void dense_product(const float *restrict image, const float *restrict pack
 static INLINE void dense_gradient_group(const float *image, const float *gradient, float *sums, int rows, const int width,
                                         const int first)
 {
-    UNROLLED(part, PARTS(INPUTS, width)) {
-        const int begin = part * PART(INPUTS, width);
+    const int some = PART(INPUTS, width);
+    for (int begin = 0; begin < INPUTS; begin += some) {
         vector sum[MOST_SUMS][3] = {{{0}}};
         for (int row = 0; row < rows; row++)
             for (int u = 0; u < OUT; u++) {
@@ -81,11 +81,11 @@ static INLINE void dense_gradient_group(const float *image, const float *gradien
                     here[v] = load(gradient + (row * OUT + u) * GRADIENT_ROW + (first + v) * LANES);
                     KEEP(here[v]);
                 }
-                UNROLLED(k, PART(INPUTS, width))
+                UNROLLED(k, some)
                     if (begin + k < INPUTS)
                         UNROLLED(v, width) sum[k][v] += from[UNDER(begin + k)] * here[v];
             }
-        UNROLLED(k, PART(INPUTS, width))
+        UNROLLED(k, some)
             if (begin + k < INPUTS)
                 UNROLLED(v, width) {
                     float *to = sums + (begin + k) * WEIGHTS_ROW + (first + v) * LANES;

@@ -14,6 +14,9 @@
 #include "numbers.h"
 #include "arguments.h"
 #include "shape.h"
+#ifndef MATRIX_UNIT
+#define MATRIX_UNIT 0
+#endif
 /* Vectors run over the ends of pixels where those have no whole number of them: of so many pixels the ends meet. */
 #define WHOLE(lanes) (CI % (lanes) == 0 || !DEPTHWISE ? 1 : CI % ((lanes) / 2) == 0 ? 2 : 4)
 /* Vectors have 16 numbers where the processor does not compute them in halves, and where all that they run over is whole

@@ -197,6 +197,7 @@ static INLINE void image_gradient(const struct separable_arguments *a, const str
         }
         norm_rows(a, k, i, row, rows, own->gradient);
 #if !DEPTHWISE
+        (void)packed;
         dense_gradient(image + row * SIDE * CI, own->gradient, weights, rows);
 #else
         read_rows(image, taps, row, rows, own->read);
