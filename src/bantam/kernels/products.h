@@ -107,6 +107,12 @@ static INLINE void store_part(float *to, vector values, const int at, const int 
         store(to + at, values);
 }
 #if BFLOAT16
+static INLINE vector load_elements_part(const element *from, const int at, const int outputs)
+{
+    element some[LANES] = {0};
+    memcpy(some, from + at, sizeof(element) * (outputs % LANES && at + LANES > outputs ? outputs % LANES : LANES));
+    return load_elements(some);
+}
 static INLINE void store_elements_part(element *to, vector values, const int at, const int outputs)
 {
     element some[LANES];
@@ -117,6 +123,7 @@ static INLINE void store_elements_part(element *to, vector values, const int at,
         memcpy(to + at, some, sizeof some);
 }
 #else
+#define load_elements_part load_part
 #define store_elements_part store_part
 #endif
 #if BFLOAT16 && DEPTHWISE

@@ -160,11 +160,16 @@ static INLINE void convolve_rows(const float *image, const float *taps, const nu
 #endif
 }
 
+static INLINE void add_doubles(double *to, vector values)
+{
+    typedef double doubles __attribute__((vector_size(8 * LANES), aligned(8), may_alias));
+    *(doubles *)to += __builtin_convertvector(values, doubles);
+}
+
 /* Of results, so many pixels × RESULT_ROW: add each channel's sum, and that of its squares, to 2 × PADDED(CO), and bring
  * them to `to` if they are not there. Neighbours are added separately where there would be few sums at a time. */
 ALONE void finish_rows(const float *restrict values, int pixels, element *restrict to, double *sums)
 {
-    typedef double doubles __attribute__((vector_size(8 * LANES), aligned(8)));
     enum { TOGETHER = 4, SEVERAL = VECTORS(CO) <= 2 && OUT % 2 == 0 ? 2 : 1 };
     for (int first = 0; first < VECTORS(CO); first += TOGETHER) {
         vector sum[SEVERAL][TOGETHER] = {{{0}}}, squares[SEVERAL][TOGETHER] = {{{0}}};
@@ -179,10 +184,8 @@ ALONE void finish_rows(const float *restrict values, int pixels, element *restri
                 }
         UNROLLED(p, SEVERAL) UNROLLED(v, TOGETHER)
             if (first + v < VECTORS(CO)) {
-                doubles *of_channels = (doubles *)(sums + (first + v) * LANES);
-                *of_channels += __builtin_convertvector(sum[p][v], doubles);
-                of_channels = (doubles *)(sums + PADDED(CO) + (first + v) * LANES);
-                *of_channels += __builtin_convertvector(squares[p][v], doubles);
+                add_doubles(sums + (first + v) * LANES, sum[p][v]);
+                add_doubles(sums + PADDED(CO) + (first + v) * LANES, squares[p][v]);
             }
     }
 }

@@ -22,7 +22,7 @@ void begin_backward(const struct separable_arguments *a)
 {
     const float *restrict mean = a->statistics, *restrict factor = a->factor, *restrict offset = a->offset;
     const int64_t pixels = POOLED * POOLED;
-    memset(a->sums, 0, sizeof(double) * 2 * CO);
+    double sums[2 * PADDED(CO)] = {0};
     for (int64_t i = 0; i < a->images; i++)
         for (int v = 0; v < VECTORS(CO); v++) {
             const int at = v * LANES;
@@ -35,11 +35,11 @@ void begin_backward(const struct separable_arguments *a)
                 sum += gradient;
                 products += gradient * (value - load(mean + at));
             }
-            for (int lane = 0; lane < LANES && at + lane < CO; lane++) {
-                a->sums[at + lane] += sum[lane];
-                a->sums[CO + at + lane] += products[lane];
-            }
+            add_doubles(sums + at, sum);
+            add_doubles(sums + PADDED(CO) + at, products);
         }
+    memcpy(a->sums, sums, sizeof(double) * CO);
+    memcpy(a->sums + CO, sums + PADDED(CO), sizeof(double) * CO);
 }
 
 /* The gradients of batch norm's own weights, and the coefficients. */
@@ -83,66 +83,71 @@ ALONE void depthwise_gradient(const float *restrict active, const float *restric
     }
 }
 
-/* The gradient of so many rows of the depthwise convolution's input: each row of the frame is read once, for all that it is
- * added to. */
-static INLINE void input_rows(const float *from, const vector *weight, float *to, const int rows)
+/* What is the same for every pixel of one vector of channels, and its sums. */
+struct back { vector weight[TAPS], factor, offset, mean, sum, products; };
+
+/* The gradient of so many rows of the depthwise convolution's input, from `u` on, passed back through ReLU of the block
+ * before: each row of the frame is read once, for all that it is added to. The last vector of a row may be only a PART. */
+static INLINE void input_rows(struct back *back, const float *from, const element *image, element *to, int u, const int rows,
+                              const int part)
 {
     vector sum[MOST_INPUT_ROWS] = {{0}};
+    integers wanted;
+    for (int lane = 0; lane < LANES; lane++)
+        wanted[lane] = -(lane < ROW % LANES);
     UNROLLED(r, rows + BORDER) {
         vector values[KERNEL];
-        UNROLLED(kw, KERNEL) values[kw] = load(from + ((r - BORDER) * SIDE - kw) * CI);
+        UNROLLED(kw, KERNEL) values[kw] = load(from + ((r - BORDER) * SIDE - kw) * CI + u);
         UNROLLED(kh, KERNEL)
             if (r - BORDER + kh >= 0 && r - BORDER + kh < rows)
-                UNROLLED(kw, KERNEL) sum[r - BORDER + kh] += values[kw] * weight[kh * KERNEL + kw];
-        if (r >= BORDER)
-            store(to + (r - BORDER) * ROW, sum[r - BORDER]);
+                UNROLLED(kw, KERNEL) sum[r - BORDER + kh] += values[kw] * back->weight[kh * KERNEL + kw];
+        if (r < BORDER)
+            continue;
+        const element *row = image + (r - BORDER) * ROW;
+        const vector value = part ? load_elements_part(row, u, ROW) : load_elements(row + u);
+        integers passes = value * back->factor + back->offset > 0;
+        if (part)
+            passes &= wanted;
+        const vector passed = (vector)((integers)sum[r - BORDER] & passes);
+        if (part)
+            store_elements_part(to + (r - BORDER) * ROW, passed, u, ROW);
+        else
+            store_elements(to + (r - BORDER) * ROW + u, passed);
+        back->sum += passed;
+        back->products += passed * (value - back->mean);
     }
 }
 
-/* The gradient of the depthwise convolution's input, without its padding. The last vector of a row may reach into the next
- * one, whose first is computed after it. */
-ALONE void input_gradient(const float *restrict frame, const float *restrict taps, float *restrict to)
+static INLINE void input_columns(struct back *back, const float *frame, const element *image, element *to, int u,
+                                 const int part)
 {
-    for (int v = (PERIOD < VECTORS(ROW) ? PERIOD : VECTORS(ROW)) - 1; v >= 0; v--) {
-        vector weight[TAPS];
-        UNROLLED(tap, TAPS) weight[tap] = load(taps + tap * STEP + v * LANES);
-        for (int u = (ROW - 1 - v * LANES) / STEP * STEP + v * LANES; u >= 0; u -= STEP) {
-            int row = 0;
-            for (; row + MOST_INPUT_ROWS <= IMAGE_SIDE; row += MOST_INPUT_ROWS)
-                input_rows(frame + FRAME_FIRST + INSIDE(row) + u, weight, to + row * ROW + u, MOST_INPUT_ROWS);
-            for (; row < IMAGE_SIDE; row++)
-                input_rows(frame + FRAME_FIRST + INSIDE(row) + u, weight, to + row * ROW + u, 1);
-        }
-    }
+    int row = 0;
+    for (; row + MOST_INPUT_ROWS <= IMAGE_SIDE; row += MOST_INPUT_ROWS)
+        input_rows(back, frame + FRAME_FIRST + INSIDE(row), image + row * ROW, to + row * ROW, u, MOST_INPUT_ROWS, part);
+    for (; row < IMAGE_SIDE; row++)
+        input_rows(back, frame + FRAME_FIRST + INSIDE(row), image + row * ROW, to + row * ROW, u, 1, part);
 }
 
-/* Back through ReLU of the block before: the gradient of its batch norm's output, and its sums. */
-ALONE void pass_back(const struct separable_arguments *a, const element *restrict image,
-                     const float *restrict gradient, element *restrict to, double *sums)
+/* The gradient of the output of the block before, in front of its ReLU: of the depthwise convolution's input without its
+ * padding. Adds to its sums, 2 × STEP. */
+ALONE void input_gradient(const struct separable_arguments *a, const float *restrict frame, const float *restrict taps,
+                          const element *restrict image, element *restrict to, double *sums)
 {
     float factors[STEP], offsets[STEP], means[STEP];
     repeat(a->in_factor, 1, factors);
     repeat(a->in_offset, 1, offsets);
     repeat(a->in_statistics, 1, means);
-    vector sum[PERIOD] = {{0}}, products[PERIOD] = {{0}};
-    for (int run = 0; run < IN_IMAGE; run += RUN)
-        for (int v = 0; v < PERIOD; v++) {
-            const vector factor = load(factors + v * LANES), offset = load(offsets + v * LANES);
-            const vector mean = load(means + v * LANES);
-            vector run_sum = {0}, run_products = {0};
-            for (int u = run + v * LANES; u < run + RUN; u += STEP) {
-                const vector value = load_elements(image + u);
-                const vector passed = (vector)((integers)load(gradient + u) & (value * factor + offset > 0));
-                store_elements(to + u, passed);
-                run_sum += passed;
-                run_products += passed * (value - mean);
-            }
-            sum[v] += run_sum;
-            products[v] += run_products;
-        }
-    for (int u = 0; u < STEP; u++) {
-        sums[u % CI] += sum[u / LANES][u % LANES];
-        sums[CI + u % CI] += products[u / LANES][u % LANES];
+    for (int v = 0; v < PERIOD; v++) {
+        struct back back = {.factor = load(factors + v * LANES), .offset = load(offsets + v * LANES),
+                            .mean = load(means + v * LANES)};
+        UNROLLED(tap, TAPS) back.weight[tap] = load(taps + tap * STEP + v * LANES);
+        int u = v * LANES;
+        for (; u + LANES <= ROW; u += STEP)
+            input_columns(&back, frame, image, to, u, 0);
+        if (ROW % LANES && u < ROW)
+            input_columns(&back, frame, image, to, u, 1);
+        add_doubles(sums + v * LANES, back.sum);
+        add_doubles(sums + STEP + v * LANES, back.products);
     }
 }
 
@@ -207,10 +212,8 @@ static INLINE void image_gradient(const struct separable_arguments *a, const str
     }
     if (DEPTHWISE) {
         const element *input = (const element *)a->input + (int64_t)i * IN_IMAGE;
-        float gradient[IN_IMAGE + LANES];
         depthwise_gradient(image, own->frame, weights + WEIGHTS);
-        input_gradient(own->frame, taps, gradient);
-        pass_back(a, input, gradient, a->in_gradient + (int64_t)i * IN_IMAGE, in_sums);
+        input_gradient(a, own->frame, taps, input, a->in_gradient + (int64_t)i * IN_IMAGE, in_sums);
     }
 }
 
@@ -221,7 +224,7 @@ void backward(const struct separable_arguments *a)
     number packed[DEPTHWISE ? PACKED_ROOM(CO, CI) : 1] __attribute__((aligned(64)));
     float taps[TAPS * STEP];
     float *weights = aligned_alloc(64, sizeof(float) * threads * ROOM);
-    double *in_sums = calloc((size_t)threads * 2 * CI, sizeof(double));
+    double *in_sums = calloc((size_t)threads * 2 * STEP, sizeof(double));
     /* Also behind the last channel: what lies there by chance may be numbers that a processor is slow to compute with. */
     struct coefficients k = {{0}, {0}, {0}, {0}};
     memset(weights, 0, sizeof(float) * threads * ROOM);
@@ -238,14 +241,14 @@ void backward(const struct separable_arguments *a)
         begin_backward_tiles();
         EACH_IMAGE(i)
             image_gradient(a, &k, i, packed, taps, &own, weights + (size_t)(i / SHARE) * ROOM,
-                           in_sums + (size_t)(i / SHARE) * 2 * CI);
+                           in_sums + (size_t)(i / SHARE) * 2 * STEP);
         end_products();
     }
     for (int t = 1; t < threads; t++) {
         for (int w = 0; w < ROOM; w++)
             weights[w] += weights[(size_t)t * ROOM + w];
-        for (int c = 0; c < 2 * CI; c++)
-            in_sums[c] += in_sums[(size_t)t * 2 * CI + c];
+        for (int u = 0; u < 2 * STEP; u++)
+            in_sums[u] += in_sums[(size_t)t * 2 * STEP + u];
     }
     for (int o = 0; o < CO; o++)
         for (int in = 0; in < INPUTS; in++)
@@ -255,7 +258,9 @@ void backward(const struct separable_arguments *a)
         for (int tap = 0; tap < TAPS; tap++)
             for (int u = 0; u < STEP; u++)
                 a->grad_depthwise[u % CI * TAPS + tap] += weights[WEIGHTS + tap * STEP + u];
-        memcpy(a->in_sums, in_sums, sizeof(double) * 2 * CI);
+        memset(a->in_sums, 0, sizeof(double) * 2 * CI);
+        for (int u = 0; u < 2 * STEP; u++)
+            a->in_sums[u / STEP * CI + u % STEP % CI] += in_sums[u];
     }
     free(weights);
     free(in_sums);
