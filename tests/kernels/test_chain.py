@@ -1,9 +1,11 @@
 """Separable convolutions that are one function, beside PyTorch's layers in double precision."""
 
 import copy
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import cross
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,8 +55,13 @@ def step(forward: nn.Module, model: nn.Module, x: Tensor, labels: Tensor) -> tup
     return logits.detach().double(), [p.grad.double() for p in model.parameters() if p.grad is not None]
 
 
+@pytest.mark.parametrize("halves", [False, True])
 @pytest.mark.parametrize(("threads", "padding"), [(1, 0), (2, 0), (1, 1), (2, 2)])
-def test_a_chain_computes_what_its_layers_compute(threads: int, padding: int) -> None:
+def test_a_chain_computes_what_its_layers_compute(
+    threads: int, padding: int, halves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "in_halves", lambda: halves)  # of 512 bits, where the processor has them
+    compiler.library.cache_clear()
     torch.set_num_threads(threads)
     model = network(padding)
     exact, forward = copy.deepcopy(model).double(), fused(model)[0]
@@ -156,14 +163,45 @@ def test_nan_stays_nan() -> None:
     assert forward(torch.full((3, *IMAGE), float("nan"))).isnan().all()
 
 
-@pytest.fixture(params=["compiled", pytest.param("emulated", marks=pytest.mark.slow)])
+EMULATED = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("emulated", "emulated tiles")]
+
+
+def test_bfloat16_goes_to_the_matrix_unit_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, chain = fused(network())
+    found = {}
+    for unit in (True, False):
+        monkeypatch.setattr(compiler, "matrix_unit", lambda unit=unit: unit)
+        for chain.dtype in (torch.float32, torch.bfloat16):
+            sizes = chain.sizes(torch.Size(IMAGE)) or []
+            found[unit, chain.dtype] = [of_part["MATRIX_UNIT"] for of_part in sizes]
+    # The first part convolves the images as they are.
+    assert found.pop((True, torch.bfloat16)) == [0, 1, 1]
+    assert all(units == [0, 0, 0] for units in found.values())
+
+
+@pytest.mark.parametrize("unit", [0, 1])
+def test_products_are_by_the_matrix_unit_or_by_vectors(unit: int, tmp_path: Path) -> None:
+    command = cross.command("gcc", "x86_64")
+    sizes = {"SIDE": 26, "CI": 12, "CO": 24, "KERNEL": 3, "POOL": 2, "DEPTHWISE": 1, "BFLOAT16": 1}
+    constants = [f"-D{size}={value}" for size, value in {**sizes, "MATRIX_UNIT": unit}.items()]
+    source = Path(compiler.__file__).with_name("separable.c")
+    flags = cross.flags(command, "x86_64", "cooperlake")
+    subprocess.run([*command, *flags, *constants, "-S", source, "-o", tmp_path / "made.s"], check=True)
+    made = (tmp_path / "made.s").read_text()
+    assert ("tdpbf16ps" in made) == bool(unit)
+    assert ("vdpbf16ps" in made) == (not unit)
+
+
+@pytest.fixture(params=["vectors", "tiles", *EMULATED])
 def in_bfloat16(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, emulated_cache: Path
 ) -> Iterator[None]:
-    if request.param == "emulated":
+    tiles = "tiles" in request.param
+    if "emulated" in request.param:
         emulate(monkeypatch, emulated_cache)
-    elif not compiler.bfloat16():
-        pytest.skip("of a processor that computes in bfloat16")
+    elif not (compiler.matrix_unit() if tiles else compiler.bfloat16()):
+        pytest.skip("of a processor that computes in bfloat16, or multiplies it in tiles")
+    monkeypatch.setattr(compiler, "matrix_unit", lambda: tiles)
     compiler.library.cache_clear()
     yield
     compiler.library.cache_clear()

@@ -43,6 +43,22 @@ BFLOAT16 = [
     ("depthwise.c", {"SIDE": 9, "PADDING": 1, "CHANNELS": 17, "KERNEL": 3, "BIAS": 1, "BFLOAT16": 1}),
     ("separable.c", {"SIDE": 18, "CI": 3, "CO": 5, "KERNEL": 3, "POOL": 3, "DEPTHWISE": 0, "BFLOAT16": 1}),
     ("separable.c", {"SIDE": 10, "CI": 12, "CO": 20, "KERNEL": 3, "POOL": 2, "DEPTHWISE": 1, "BFLOAT16": 1}),
+    *(
+        (
+            "separable.c",
+            {
+                "SIDE": side,
+                "CI": 40,
+                "CO": outputs,
+                "KERNEL": 3,
+                "POOL": 1,
+                "DEPTHWISE": 1,
+                "BFLOAT16": 1,
+                "MATRIX_UNIT": 1,
+            },
+        )
+        for side, outputs in ((10, 13), (20, 70))
+    ),
     (
         "separable.c",
         {"SIDE": 10, "PADDING": 1, "CI": 8, "CO": 13, "KERNEL": 3, "POOL": 1, "DEPTHWISE": 1, "BFLOAT16": 1},

@@ -22,7 +22,7 @@ ALONE void line(float *restrict image, float factor, float of_mean)
         mean += image[u];
     const vector zero = {0}, offset = mean / PIXELS * of_mean - zero, one = zero - 1;
     for (int u = 0; u < PIXELS; u += LANES) /* what is computed behind the last pixel is not read */
-        store(image + u, -LARGER(-LARGER(load(image + u) * factor + offset, zero), one));
+        store(image + u, -larger(-larger(load(image + u) * factor + offset, zero), one));
 }
 
 /* Places in the frame and, between them and the next ones, how far to the right and below, of a row of the result.
@@ -35,8 +35,8 @@ static INLINE void places(const float *across, const float *restrict mapping, in
     const float first_x = mapping[1] * down + mapping[2] + (WIDE + 1) / 2.f;
     const float first_y = mapping[4] * down + mapping[5] + (HIGH + 1) / 2.f;
     for (int x = 0; x < PADDED(WIDE); x += LANES) {
-        const vector u = half - LARGER(-LARGER(load(across + x) * mapping[0] + first_x, zero), last_x);
-        const vector v = half - LARGER(-LARGER(load(across + x) * mapping[3] + first_y, zero), last_y);
+        const vector u = half - larger(-larger(load(across + x) * mapping[0] + first_x, zero), last_x);
+        const vector v = half - larger(-larger(load(across + x) * mapping[3] + first_y, zero), last_y);
         const integers column = __builtin_convertvector(u, integers), row = __builtin_convertvector(v, integers);
         store(right + x, u - __builtin_convertvector(column, vector));
         store(below + x, v - __builtin_convertvector(row, vector));

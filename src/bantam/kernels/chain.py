@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bantam.kernels import compiler
 from bantam.kernels.arguments import SeparableArguments
 from bantam.kernels.blocks import Block
 from bantam.kernels.compiled import Calls, Compiled, Joined, storages
@@ -21,8 +22,8 @@ from bantam.kernels.depthwise import Depthwise
 SOURCE = "separable.c"
 FUNCTIONS = ("forward", "finish", "begin_backward", "backward")
 
-LANES = 8
-"""Numbers that `products.h` computes at a time, and may read beyond the end of a row."""
+LANES, MOST_LANES = 8, 16
+"""Numbers that `products.h` computes at a time. So many may be read beyond the end of a row."""
 
 MOST_CHANNELS = 128
 MOST_NUMBERS = 2**16
@@ -52,6 +53,7 @@ class Part(NamedTuple):
             or max(channels, block.outputs) * side**2 > MOST_NUMBERS
         ):
             return None
+        bfloat16 = dtype == torch.bfloat16
         return {
             "SIDE": side,
             "PADDING": padding,
@@ -60,7 +62,8 @@ class Part(NamedTuple):
             "KERNEL": kernel,
             "POOL": block.pool,
             "DEPTHWISE": int(self.depthwise is not None),
-            "BFLOAT16": int(dtype == torch.bfloat16),
+            "BFLOAT16": int(bfloat16),
+            "MATRIX_UNIT": int(bfloat16 and self.depthwise is not None and compiler.matrix_unit()),
         }
 
     def weights(self) -> list[Tensor]:
@@ -180,7 +183,7 @@ def allocated(
     of_maps = torch.bfloat16 if sizes[0]["BFLOAT16"] else torch.float32
 
     def room(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        kept.append(torch.zeros(count + LANES, dtype=dtype))
+        kept.append(torch.zeros(count + MOST_LANES, dtype=dtype))
         return kept[-1]
 
     sides = [(part["SIDE"] - part["KERNEL"] + 1, part["CO"], part["POOL"]) for part in sizes]

@@ -82,3 +82,20 @@ static inline void transpose(const element *restrict x, const int channels, elem
                     memcpy(rows + (group + r) * pixels + u, &row[r], sizeof row[r]);
         }
 }
+
+#if MATRIX_UNIT
+/* What PyTorch's kernels left is put back, since they may believe that it is still there. */
+static __thread struct tile_sizes left_by_others;
+static inline void begin_tiles(const struct tile_sizes *sizes)
+{
+    TILES_CONFIGURED(left_by_others);
+    CONFIGURE_TILES(*sizes);
+}
+static inline void end_tiles(void)
+{
+    if (left_by_others.palette)
+        CONFIGURE_TILES(left_by_others);
+    else
+        RELEASE_TILES();
+}
+#endif

@@ -1,14 +1,15 @@
 /* Products of small matrices whose sums stay in registers: pixels × inputs times inputs × outputs, and the gradient of
  * the second factor. Rows of outputs are read and written LANES at a time; of the last vector of a row whatever lies
- * beyond it may be read: `chain.py` leaves room for 8 numbers.
+ * beyond it may be read: `chain.py` leaves room for 16 numbers.
  *
  * A step adds NUMBERS products to each of LANES sums, which are floats: one of floats, or two of bfloat16 that lie side
  * by side in memory.
  */
-#if defined(__AVX__)
-enum { LANES = 8 };
+#if defined(LANES)
+#elif defined(__AVX__)
+#define LANES 8
 #else
-enum { LANES = 4 };
+#define LANES 4
 #endif
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -24,11 +25,18 @@ typedef int32_t integers __attribute__((vector_size(4 * LANES), aligned(4), may_
 #define KEEP(value) (void)(value)
 #endif
 /* The larger of two numbers, the second where one of them is NaN. */
-#if defined(__AVX__)
-#define LARGER(a, b) __builtin_ia32_maxps256(a, b)
+static INLINE vector larger(vector a, vector b)
+{
+#if LANES == 16
+    vector found;
+    __asm__("vmaxps %2, %1, %0" : "=v"(found) : "v"(a), "v"(b));
+    return found;
+#elif LANES == 8
+    return __builtin_ia32_maxps256(a, b);
 #else
-#define LARGER(a, b) (vector)(((integers)(a) & ((a) > (b))) | ((integers)(b) & ~((a) > (b))))
+    return (vector)(((integers)a & (a > b)) | ((integers)b & ~(a > b)));
 #endif
+}
 static INLINE vector load(const float *from) { return *(const vector *)from; }
 static INLINE void store(float *to, vector values) { *(vector *)to = values; }
 
@@ -99,6 +107,12 @@ static INLINE void store_part(float *to, vector values, const int at, const int 
         store(to + at, values);
 }
 #if BFLOAT16
+static INLINE vector load_elements_part(const element *from, const int at, const int outputs)
+{
+    element some[LANES] = {0};
+    memcpy(some, from + at, sizeof(element) * (outputs % LANES && at + LANES > outputs ? outputs % LANES : LANES));
+    return load_elements(some);
+}
 static INLINE void store_elements_part(element *to, vector values, const int at, const int outputs)
 {
     element some[LANES];
@@ -109,6 +123,7 @@ static INLINE void store_elements_part(element *to, vector values, const int at,
         memcpy(to + at, some, sizeof some);
 }
 #else
+#define load_elements_part load_part
 #define store_elements_part store_part
 #endif
 #if BFLOAT16 && DEPTHWISE
@@ -176,19 +191,6 @@ static INLINE void product(const number *x, const number *packed, float *y, int 
     if (vectors == 1)
         product_group(x, packed, y, pixels, ROWS(1, most), 1, inputs, outputs, first);
 }
-
-/* Rows of as many pixels in steps: of an odd number the last one with zeros. */
-#if BFLOAT16 && DEPTHWISE
-ALONE void pair_rows(const number *restrict from, number *restrict to, int pixels, const int channels)
-{
-    static const number zeros[PADDED(CI > CO ? CI : CO)];
-    for (int u = 0; u < pixels; u += 2, from += 2 * IN_STEPS(channels), to += 2 * channels)
-        for (int c = 0; c < channels; c += LANES) {
-            const number *second = u + 1 < pixels ? from + IN_STEPS(channels) : zeros;
-            *(bits *)(to + 2 * c) = load_bits(from + c) | load_bits(second + c) << 16;
-        }
-}
-#endif
 
 static INLINE void gradient_tile(const number *x, const number *gradient, float *sums, int steps, const int rows,
                                  const int width, const int inputs, const int outputs, const int first)

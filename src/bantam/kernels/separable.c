@@ -4,13 +4,27 @@
  *
  * `compiler.py` compiles this file for every shape, with the sizes as constants: CI and CO, channels; KERNEL, side of the
  * kernel; SIDE, side of the input with its padding; PADDING, how many pixels at each end of it are zeros; POOL, side of
- * the max-pool's squares, 1 for none; DEPTHWISE, 1 for these blocks, 0 for the first one of a network: a dense convolution of the images as they are; BFLOAT16, 1 where 1×1 convolutions multiply
- * numbers of bfloat16, and maps are such numbers in memory. All else is floats. Images are N×H×W×C. The way back is in
- * `separable_backward.h`.
+ * the max-pool's squares, 1 for none; DEPTHWISE, 1 for these blocks, 0 for the first one of a network: a dense convolution
+ * of the images as they are; BFLOAT16, 1 where 1×1 convolutions multiply numbers of bfloat16, and maps are such numbers in
+ * memory, and MATRIX_UNIT, 1 for a processor that multiplies those in tiles. All else is floats. Images are N×H×W×C.
+ *
+ * The products are in `separable_products.h`, by the matrix unit in `tiled_products.h`, of the first block in
+ * `dense_products.h`; the way back is in `separable_backward.h`.
  */
 #include "numbers.h"
 #include "arguments.h"
 #include "shape.h"
+#ifndef MATRIX_UNIT
+#define MATRIX_UNIT 0
+#endif
+/* Vectors run over the ends of pixels where those have no whole number of them: of so many pixels the ends meet. */
+#define WHOLE(lanes) (CI % (lanes) == 0 || !DEPTHWISE ? 1 : CI % ((lanes) / 2) == 0 ? 2 : 4)
+/* Vectors have 16 numbers where the processor does not compute them in halves, and where all that they run over is whole
+ * numbers of them: rows of results, and images or, where they have padding, their rows. */
+#if defined(__AVX512VL__) && !HALVES && ((SIDE - KERNEL + 1) % WHOLE(16)) == 0                                  \
+    && ((PADDING ? IMAGE_SIDE : SIDE * SIDE) % WHOLE(16)) == 0
+#define LANES 16
+#endif
 #include "products.h"
 #include "statistics.h"
 #define INPUTS (DEPTHWISE ? CI : TAPS * CI)
@@ -18,6 +32,9 @@
 #define SQUARE (POOL * POOL)
 #define ROW (IMAGE_SIDE * CI)
 #define IN_IMAGE (IMAGE_SIDE * ROW)
+/* What lies side by side in an image with padding: its rows, without padding all of them. */
+#define RUN (PADDING ? ROW : IN_IMAGE)
+#define RUNS (PADDING ? IMAGE_SIDE : 1)
 /* The first number of a row of the image, in one with padding. */
 #define INSIDE(row) (((row) + PADDING) * SIDE * CI + PADDING * CI)
 /* What is convolved takes so much room: an image with padding, or after batch norm and ReLU. */
@@ -28,19 +45,27 @@ enum { CONVOLVED = DEPTHWISE || PADDING ? SIDE * SIDE * CI : 1 };
 #define IN_THREADS _Pragma("omp parallel num_threads(threads)")
 #define EACH_IMAGE(i) _Pragma("omp for schedule(static, SHARE) nowait") for (int i = 0; i < images; i++)
 
-/* Vectors run over the ends of pixels where those have no whole number of them: after PERIOD vectors, two pixels then,
- * both begin together again. */
-enum { PERIOD = !DEPTHWISE ? 1 : CI % LANES ? CI / (LANES / 2) : CI / LANES, STEP = PERIOD * LANES };
+/* After PERIOD vectors a pixel begins with a vector again. */
+enum { PERIOD = DEPTHWISE ? WHOLE(LANES) * CI / LANES : 1, STEP = PERIOD * LANES };
 /* So many rows of results are computed together that they stay in the first cache. */
-enum { FEW_ROWS = OUT > 12 ? (POOL > 4 ? POOL : 4 / POOL * POOL) : OUT };
+enum { MOST_ROWS = DEPTHWISE && MATRIX_UNIT ? 12 : 4 };
+enum { FEW_ROWS = OUT > 12 ? (POOL > MOST_ROWS ? POOL : MOST_ROWS / POOL * POOL) : OUT };
+#if !DEPTHWISE
+#include "dense_products.h"
+#elif MATRIX_UNIT
+#include "tiled_products.h"
+#else
+#include "separable_products.h"
+#endif
 #define BANDS(row, rows) for (int row = 0, rows; rows = OUT - row < FEW_ROWS ? OUT - row : FEW_ROWS, row < OUT; row += rows)
 
 /* While rows of an image are computed, the same ones of the next come nearer: memory is what the passes over maps wait
- * for. Of `count` numbers of an image those that belong to so many of all OUT rows. */
+ * for, where vectors do not have 16 numbers: such processors fetch by themselves what comes next. Of `count` numbers of an
+ * image those that belong to so many of all OUT rows. */
 static INLINE void fetch_rows(const void *image, int count, int bytes, int row, int rows)
 {
     const char *all = (const char *)image;
-    for (int at = count * row / OUT * bytes; at < count * (row + rows) / OUT * bytes; at += 64)
+    for (int at = count * row / OUT * bytes; LANES < 16 && at < count * (row + rows) / OUT * bytes; at += 64)
         __builtin_prefetch(all + at, 0, 2);
 }
 #define FETCH(next, count, row, rows) fetch_rows(next, count, sizeof *(next), row, rows)
@@ -58,12 +83,12 @@ ALONE void activate(const struct separable_arguments *a, const element *restrict
     float factors[STEP], offsets[STEP];
     repeat(a->in_factor, 1, factors);
     repeat(a->in_offset, 1, offsets);
-    for (int row = 0; row < IMAGE_SIDE; row++)
+    for (int run = 0; run < RUNS; run++)
         for (int v = 0; v < PERIOD; v++) {
             const vector factor = load(factors + v * LANES), offset = load(offsets + v * LANES);
-            for (int u = v * LANES; u < ROW; u += STEP)
-                store(to + INSIDE(row) + u,
-                      LARGER((vector){0}, load_elements(image + row * ROW + u) * factor + offset));
+            for (int u = v * LANES; u < RUN; u += STEP)
+                store(to + INSIDE(run) + u,
+                      larger((vector){0}, load_elements(image + run * RUN + u) * factor + offset));
         }
 }
 
@@ -89,62 +114,85 @@ static INLINE void repeat_weights(const float *weight, float *to)
         repeat(weight + tap, TAPS, to + tap * STEP);
 }
 
-/* Rows of what the 1×1 convolution reads: of the depthwise convolution or, of the images, what is under the kernel. */
+#if DEPTHWISE
+/* Rows of the depthwise convolution. Of FEW_ROWS each row of the image is read once, for all that it is added to. */
 ALONE void read_rows(const float *restrict image, const float *restrict taps, int row, int rows, number *restrict to)
 {
-    if (!DEPTHWISE) {
-        for (int r = row; r < row + rows; r++)
-            for (int u = 0; u < OUT; u++, to += INPUTS)
-                UNROLLED(kh, KERNEL)
-                    for (int k = 0; k < KERNEL * CI; k++)
-                        to[kh * KERNEL * CI + k] = as_number(image[((r + kh) * SIDE + u) * CI + k]);
-        return;
-    }
+    image += row * SIDE * CI;
     for (int v = 0; v < PERIOD; v++) {
         vector weight[TAPS];
         UNROLLED(tap, TAPS) weight[tap] = load(taps + tap * STEP + v * LANES);
-        for (int r = 0; r < rows; r++)
-            for (int u = v * LANES; u < OUT * CI; u += STEP) {
-                const float *from = image + (row + r) * SIDE * CI + u;
+        for (int u = v * LANES; u < OUT * CI; u += STEP) {
+            if (rows == FEW_ROWS) {
+                vector sum[FEW_ROWS] = {{0}};
+                UNROLLED(r, FEW_ROWS + BORDER) {
+                    vector values[KERNEL];
+                    UNROLLED(kw, KERNEL) values[kw] = load(image + (r * SIDE + kw) * CI + u);
+                    UNROLLED(kh, KERNEL)
+                        if (r >= kh && r - kh < FEW_ROWS)
+                            UNROLLED(kw, KERNEL) sum[r - kh] += values[kw] * weight[kh * KERNEL + kw];
+                    if (r >= BORDER)
+                        store_numbers(to + (r - BORDER) * OUT * CI + u, sum[r - BORDER]);
+                }
+                continue;
+            }
+            for (int r = 0; r < rows; r++) {
                 vector sum = {0};
-                UNROLLED(tap, TAPS) sum += load(from + (tap / KERNEL * SIDE + tap % KERNEL) * CI) * weight[tap];
+                UNROLLED(tap, TAPS)
+                    sum += load(image + ((r + tap / KERNEL) * SIDE + tap % KERNEL) * CI + u) * weight[tap];
                 store_numbers(to + r * OUT * CI + u, sum);
             }
+        }
     }
 }
+#endif
 
-ALONE void forward_product(const number *restrict x, const number *restrict packed, float *restrict y, int pixels)
+/* Rows of results. */
+static INLINE void convolve_rows(const float *image, const float *taps, const number *packed, int row, int rows, number *read,
+                                 float *result)
 {
-    product(x, packed, y, pixels, FEW_ROWS * OUT, INPUTS, CO);
+#if DEPTHWISE
+    read_rows(image, taps, row, rows, read);
+    forward_product(read, packed, result, rows * OUT);
+#else
+    (void)taps, (void)read;
+    dense_product(image + row * SIDE * CI, packed, result, rows);
+#endif
 }
 
-/* Add each channel's sum, and that of its squares, to 2 × PADDED(CO). */
-ALONE void add_statistics(const float *restrict values, int pixels, double *sums)
+static INLINE void add_doubles(double *to, vector values)
 {
-    typedef double doubles __attribute__((vector_size(8 * LANES), aligned(8)));
-    enum { TOGETHER = 4 };
+    typedef double doubles __attribute__((vector_size(8 * LANES), aligned(8), may_alias));
+    *(doubles *)to += __builtin_convertvector(values, doubles);
+}
+
+/* Of results, so many pixels × RESULT_ROW: add each channel's sum, and that of its squares, to 2 × PADDED(CO), and bring
+ * them to `to` if they are not there. Neighbours are added separately where there would be few sums at a time. */
+ALONE void finish_rows(const float *restrict values, int pixels, element *restrict to, double *sums)
+{
+    enum { TOGETHER = 4, SEVERAL = VECTORS(CO) <= 2 && OUT % 2 == 0 ? 2 : 1 };
     for (int first = 0; first < VECTORS(CO); first += TOGETHER) {
-        vector sum[TOGETHER] = {{0}}, squares[TOGETHER] = {{0}};
-        for (int u = 0; u < pixels; u++)
-            UNROLLED(v, TOGETHER)
+        vector sum[SEVERAL][TOGETHER] = {{{0}}}, squares[SEVERAL][TOGETHER] = {{{0}}};
+        for (int u = 0; u < pixels; u += SEVERAL)
+            UNROLLED(p, SEVERAL) UNROLLED(v, TOGETHER)
                 if (first + v < VECTORS(CO)) {
-                    const vector value = load(values + u * CO + (first + v) * LANES);
-                    sum[v] += value;
-                    squares[v] += value * value;
+                    const vector value = load(values + (u + p) * RESULT_ROW + (first + v) * LANES);
+                    sum[p][v] += value;
+                    squares[p][v] += value * value;
+                    if (BFLOAT16)
+                        store_elements_part(to + (u + p) * CO, value, (first + v) * LANES, CO);
                 }
-        UNROLLED(v, TOGETHER)
+        UNROLLED(p, SEVERAL) UNROLLED(v, TOGETHER)
             if (first + v < VECTORS(CO)) {
-                doubles *to = (doubles *)(sums + (first + v) * LANES);
-                *to += __builtin_convertvector(sum[v], doubles);
-                to = (doubles *)(sums + PADDED(CO) + (first + v) * LANES);
-                *to += __builtin_convertvector(squares[v], doubles);
+                add_doubles(sums + (first + v) * LANES, sum[p][v]);
+                add_doubles(sums + PADDED(CO) + (first + v) * LANES, squares[p][v]);
             }
     }
 }
 
 /* Max-pool of rows in front of batch norm, which turns them round where its weight is negative: the first of the
  * largest, or smallest. */
-ALONE void pool_rows(const element *restrict rows, const float *restrict gamma, int count, element *restrict to)
+ALONE void pool_rows(const float *restrict rows, const float *restrict gamma, int count, element *restrict to)
 {
     float signs[PADDED(CO)] = {0};
     for (int c = 0; c < CO; c++)
@@ -152,11 +200,11 @@ ALONE void pool_rows(const element *restrict rows, const float *restrict gamma, 
     for (int row = 0; row + POOL <= count; row += POOL)
         for (int u = 0; u < POOLED; u++, to += CO)
             UNROLLED(v, VECTORS(CO)) {
-                const element *from = rows + (row * OUT + u * POOL) * CO + v * LANES;
+                const float *from = rows + (row * OUT + u * POOL) * RESULT_ROW + v * LANES;
                 const vector sign = load(signs + v * LANES);
-                vector best = load_elements(from);
+                vector best = load(from);
                 UNROLLED(p, SQUARE) {
-                    const vector value = load_elements(from + (p / POOL * OUT + p % POOL) * CO);
+                    const vector value = load(from + (p / POOL * OUT + p % POOL) * RESULT_ROW);
                     const integers better = value * sign > best * sign;
                     best = (vector)(((integers)value & better) | ((integers)best & ~better));
                 }
@@ -182,18 +230,17 @@ static void norm_factors(const struct separable_arguments *a, const double *sums
 void forward(const struct separable_arguments *a)
 {
     const int images = a->images, threads = a->threads;
-    number packed[STEPS(INPUTS) * PADDED(CO) * NUMBERS] = {0};
+    number packed[PACKED_ROOM(INPUTS, CO)] LINES;
     float taps[TAPS * STEP];
     double *thread_sums = calloc((size_t)threads * 2 * PADDED(CO), sizeof(double));
-    for (int k = 0; k < INPUTS; k++)
-        for (int c = 0; c < CO; c++)
-            packed[PACKED_INDEX(k, c, CO)] = as_number(a->weight[c * INPUTS + k]);
+    pack_forward(a->weight, packed);
     if (DEPTHWISE)
         repeat_weights(a->depthwise, taps);
     IN_THREADS {
-        float image_buffer[CONVOLVED], row_values[BFLOAT16 ? FEW_ROWS * OUT * CO + LANES : 1];
-        number read[FEW_ROWS * OUT * INPUTS + LANES];
+        float image_buffer[CONVOLVED], row_values[BFLOAT16 ? RESULT_ROOM : 1] LINES;
+        number read[READ_ROOM] LINES;
         memset(image_buffer, 0, sizeof image_buffer);
+        begin_forward_tiles();
         EACH_IMAGE(i) {
             const float *image = convolved_image(a, i, image_buffer);
             BANDS(row, rows) {
@@ -201,15 +248,14 @@ void forward(const struct separable_arguments *a)
                 float *result = row_buffer(convolved, row_values);
                 if (DEPTHWISE)
                     FETCH((const element *)a->input + (int64_t)(i + 1) * IN_IMAGE, IN_IMAGE, row, rows);
-                read_rows(image, taps, row, rows, read);
-                forward_product(read, packed, result, rows * OUT);
-                add_statistics(result, rows * OUT, thread_sums + (size_t)(i / SHARE) * 2 * PADDED(CO));
-                store_row(result, convolved, rows * OUT * CO);
+                convolve_rows(image, taps, packed, row, rows, read, result);
+                finish_rows(result, rows * OUT, convolved, thread_sums + (size_t)(i / SHARE) * 2 * PADDED(CO));
                 if (POOL > 1)
-                    pool_rows(convolved, a->gamma, rows,
+                    pool_rows(result, a->gamma, rows,
                               a->pooled + ((int64_t)i * POOLED + row / POOL) * POOLED * CO);
             }
         }
+        end_products();
     }
     double sums[2 * CO] = {0};
     for (int t = 0; t < threads; t++)

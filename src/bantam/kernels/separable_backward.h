@@ -2,7 +2,16 @@
  * sums that batch norm asks for, and leaves both for the block before it. */
 /* The gradient of the depthwise convolution's output lies in a frame of zeros, see `shape.h`. */
 enum { FRAME_FIRST = FRAME_START * CI, FRAME = FRAME_FIRST + SIDE * SIDE * CI };
-enum { WEIGHTS = INPUTS * PADDED(CO), ROOM = WEIGHTS + TAPS * STEP };
+/* So many rows of the input get their gradient together: of up to 13 all, of more about half of them. */
+enum { IN_PARTS = (IMAGE_SIDE + 12) / 13, MOST_INPUT_ROWS = (IMAGE_SIDE + IN_PARTS - 1) / IN_PARTS };
+/* A thread's sums: the gradients of both weights, in whole lines of the cache. */
+enum { ROOM = (WEIGHTS + TAPS * STEP + 15) / 16 * 16 };
+/* What a thread works with. Zeros first: they stay where nothing is written, as in the padding. */
+struct workspace {
+    number read[READ_ROOM] LINES;
+    number gradient[GRADIENT_ROOM] LINES;
+    float image[CONVOLVED], frame[DEPTHWISE ? FRAME + LANES : 1];
+};
 
 /* By channel: by_gradient × gradient + by_value × value + constant is the gradient of the convolution's output. With a
  * weight of zero all results of a batch norm are equal: then all bits of `equal` are set. */
@@ -13,7 +22,7 @@ void begin_backward(const struct separable_arguments *a)
 {
     const float *restrict mean = a->statistics, *restrict factor = a->factor, *restrict offset = a->offset;
     const int64_t pixels = POOLED * POOLED;
-    memset(a->sums, 0, sizeof(double) * 2 * CO);
+    double sums[2 * PADDED(CO)] = {0};
     for (int64_t i = 0; i < a->images; i++)
         for (int v = 0; v < VECTORS(CO); v++) {
             const int at = v * LANES;
@@ -26,11 +35,11 @@ void begin_backward(const struct separable_arguments *a)
                 sum += gradient;
                 products += gradient * (value - load(mean + at));
             }
-            for (int lane = 0; lane < LANES && at + lane < CO; lane++) {
-                a->sums[at + lane] += sum[lane];
-                a->sums[CO + at + lane] += products[lane];
-            }
+            add_doubles(sums + at, sum);
+            add_doubles(sums + PADDED(CO) + at, products);
         }
+    memcpy(a->sums, sums, sizeof(double) * CO);
+    memcpy(a->sums + CO, sums + PADDED(CO), sizeof(double) * CO);
 }
 
 /* The gradients of batch norm's own weights, and the coefficients. */
@@ -54,12 +63,19 @@ ALONE void depthwise_gradient(const float *restrict active, const float *restric
     for (int v = 0; v < PERIOD; v++) {
         vector sum[TAPS];
         UNROLLED(tap, TAPS) sum[tap] = (vector){0};
-        for (int row = 0; row < OUT; row++)
-            for (int u = v * LANES; u < OUT * CI; u += STEP) {
+        for (int u = v * LANES; u < OUT * CI; u += STEP) {
+            vector gradient[KERNEL]; /* of the row, and of those above it */
+            UNROLLED(kh, KERNEL) gradient[kh] = (vector){0};
+            for (int row = 0; row < SIDE; row++) { /* below the last there are zeros in the frame */
                 const float *from = active + row * SIDE * CI + u;
-                vector gradient = load(frame + FRAME_FIRST + row * SIDE * CI + u);
-                UNROLLED(tap, TAPS) sum[tap] += gradient * load(from + (tap / KERNEL * SIDE + tap % KERNEL) * CI);
+                UNROLLED(kh, BORDER) gradient[BORDER - kh] = gradient[BORDER - 1 - kh];
+                gradient[0] = load(frame + FRAME_FIRST + row * SIDE * CI + u);
+                UNROLLED(kw, KERNEL) {
+                    const vector value = load(from + kw * CI);
+                    UNROLLED(kh, KERNEL) sum[kh * KERNEL + kw] += gradient[kh] * value;
+                }
             }
+        }
         UNROLLED(tap, TAPS) {
             float *to = sums + tap * STEP + v * LANES;
             store(to, load(to) + sum[tap]);
@@ -67,49 +83,71 @@ ALONE void depthwise_gradient(const float *restrict active, const float *restric
     }
 }
 
-/* The gradient of the depthwise convolution's input, without its padding. */
-ALONE void input_gradient(const float *restrict frame, const float *restrict taps, float *restrict to)
+/* What is the same for every pixel of one vector of channels, and its sums. */
+struct back { vector weight[TAPS], factor, offset, mean, sum, products; };
+
+/* The gradient of so many rows of the depthwise convolution's input, from `u` on, passed back through ReLU of the block
+ * before: each row of the frame is read once, for all that it is added to. The last vector of a row may be only a PART. */
+static INLINE void input_rows(struct back *back, const float *from, const element *image, element *to, int u, const int rows,
+                              const int part)
 {
-    for (int v = 0; v < PERIOD; v++) {
-        vector weight[TAPS];
-        UNROLLED(tap, TAPS) weight[tap] = load(taps + tap * STEP + v * LANES);
-        for (int row = 0; row < IMAGE_SIDE; row++)
-            for (int u = v * LANES; u < ROW; u += STEP) {
-                const float *from = frame + FRAME_FIRST + INSIDE(row) + u;
-                vector sum = {0};
-                UNROLLED(tap, TAPS) sum += load(from - (tap / KERNEL * SIDE + tap % KERNEL) * CI) * weight[tap];
-                store(to + row * ROW + u, sum);
-            }
+    vector sum[MOST_INPUT_ROWS] = {{0}};
+    integers wanted;
+    for (int lane = 0; lane < LANES; lane++)
+        wanted[lane] = -(lane < ROW % LANES);
+    UNROLLED(r, rows + BORDER) {
+        vector values[KERNEL];
+        UNROLLED(kw, KERNEL) values[kw] = load(from + ((r - BORDER) * SIDE - kw) * CI + u);
+        UNROLLED(kh, KERNEL)
+            if (r - BORDER + kh >= 0 && r - BORDER + kh < rows)
+                UNROLLED(kw, KERNEL) sum[r - BORDER + kh] += values[kw] * back->weight[kh * KERNEL + kw];
+        if (r < BORDER)
+            continue;
+        const element *row = image + (r - BORDER) * ROW;
+        const vector value = part ? load_elements_part(row, u, ROW) : load_elements(row + u);
+        integers passes = value * back->factor + back->offset > 0;
+        if (part)
+            passes &= wanted;
+        const vector passed = (vector)((integers)sum[r - BORDER] & passes);
+        if (part)
+            store_elements_part(to + (r - BORDER) * ROW, passed, u, ROW);
+        else
+            store_elements(to + (r - BORDER) * ROW + u, passed);
+        back->sum += passed;
+        back->products += passed * (value - back->mean);
     }
 }
 
-/* Back through ReLU of the block before: the gradient of its batch norm's output, and its sums. */
-ALONE void pass_back(const struct separable_arguments *a, const element *restrict image,
-                     const float *restrict gradient, element *restrict to, double *sums)
+static INLINE void input_columns(struct back *back, const float *frame, const element *image, element *to, int u,
+                                 const int part)
+{
+    int row = 0;
+    for (; row + MOST_INPUT_ROWS <= IMAGE_SIDE; row += MOST_INPUT_ROWS)
+        input_rows(back, frame + FRAME_FIRST + INSIDE(row), image + row * ROW, to + row * ROW, u, MOST_INPUT_ROWS, part);
+    for (; row < IMAGE_SIDE; row++)
+        input_rows(back, frame + FRAME_FIRST + INSIDE(row), image + row * ROW, to + row * ROW, u, 1, part);
+}
+
+/* The gradient of the output of the block before, in front of its ReLU: of the depthwise convolution's input without its
+ * padding. Adds to its sums, 2 × STEP. */
+ALONE void input_gradient(const struct separable_arguments *a, const float *restrict frame, const float *restrict taps,
+                          const element *restrict image, element *restrict to, double *sums)
 {
     float factors[STEP], offsets[STEP], means[STEP];
     repeat(a->in_factor, 1, factors);
     repeat(a->in_offset, 1, offsets);
     repeat(a->in_statistics, 1, means);
-    vector sum[PERIOD] = {{0}}, products[PERIOD] = {{0}};
-    for (int row = 0; row < IN_IMAGE; row += ROW)
-        for (int v = 0; v < PERIOD; v++) {
-            const vector factor = load(factors + v * LANES), offset = load(offsets + v * LANES);
-            const vector mean = load(means + v * LANES);
-            vector row_sum = {0}, row_products = {0};
-            for (int u = row + v * LANES; u < row + ROW; u += STEP) {
-                const vector value = load_elements(image + u);
-                const vector passed = (vector)((integers)load(gradient + u) & (value * factor + offset > 0));
-                store_elements(to + u, passed);
-                row_sum += passed;
-                row_products += passed * (value - mean);
-            }
-            sum[v] += row_sum;
-            products[v] += row_products;
-        }
-    for (int u = 0; u < STEP; u++) {
-        sums[u % CI] += sum[u / LANES][u % LANES];
-        sums[CI + u % CI] += products[u / LANES][u % LANES];
+    for (int v = 0; v < PERIOD; v++) {
+        struct back back = {.factor = load(factors + v * LANES), .offset = load(offsets + v * LANES),
+                            .mean = load(means + v * LANES)};
+        UNROLLED(tap, TAPS) back.weight[tap] = load(taps + tap * STEP + v * LANES);
+        int u = v * LANES;
+        for (; u + LANES <= ROW; u += STEP)
+            input_columns(&back, frame, image, to, u, 0);
+        if (ROW % LANES && u < ROW)
+            input_columns(&back, frame, image, to, u, 1);
+        add_doubles(sums + v * LANES, back.sum);
+        add_doubles(sums + STEP + v * LANES, back.products);
     }
 }
 
@@ -128,7 +166,7 @@ ALONE void norm_rows(const struct separable_arguments *a, const struct coefficie
                     + load(k->constant + v * LANES);
                 if (POOL == 1)
                     value += load(k->by_gradient + v * LANES) * load_elements(gradient + at_vector);
-                store_numbers_part(to + u * IN_STEPS(CO), value, v * LANES, CO);
+                store_numbers_part(to + u * GRADIENT_ROW, value, v * LANES, GRADIENT_ROW);
             }
     if (POOL == 1)
         return;
@@ -144,69 +182,38 @@ ALONE void norm_rows(const struct separable_arguments *a, const struct coefficie
                 const vector value = load_elements(convolved + pixel * CO + v * LANES);
                 const integers taken = open & (equal | (value == took));
                 vector sum = load(k->by_value + v * LANES) * value + load(k->constant + v * LANES);
-                store_numbers_part(to + pixel * IN_STEPS(CO), sum + (vector)((integers)here & taken), v * LANES, CO);
+                store_numbers_part(to + pixel * GRADIENT_ROW, sum + (vector)((integers)here & taken), v * LANES, GRADIENT_ROW);
                 open &= ~taken;
             }
         }
 }
 
-ALONE void backward_product(const number *restrict x, const number *restrict packed, float *restrict y, int pixels)
-{
-    product(x, packed, y, pixels, FEW_ROWS * OUT, CO, CI);
-}
-
-/* Of so many pixels: add to the gradient of the convolution's weights. */
-ALONE void weight_gradient(const number *restrict x, const number *restrict gradient, float *restrict sums,
-                           int pixels)
-{
-#if BFLOAT16 && DEPTHWISE
-    number x_pairs[(FEW_ROWS * OUT + 1) * INPUTS + 2 * LANES], pairs_of_gradient[(FEW_ROWS * OUT + 1) * CO + 2 * LANES];
-    pair_rows(x, x_pairs, pixels, INPUTS);
-    pair_rows(gradient, pairs_of_gradient, pixels, CO);
-    product_gradient(x_pairs, pairs_of_gradient, sums, STEPS(pixels), INPUTS, CO);
-#else
-    product_gradient(x, gradient, sums, pixels, INPUTS, CO);
-#endif
-}
-
 /* An image: add to the gradients of the weights, and leave the gradient of its input. */
 static INLINE void image_gradient(const struct separable_arguments *a, const struct coefficients *k, int i,
-                                  const number *packed, const float *taps, float *buffer, float *frame,
-                                  float *weights, double *in_sums)
+                                  const number *packed, const float *taps, struct workspace *own, float *weights,
+                                  double *in_sums)
 {
-    const float *image = convolved_image(a, i, buffer);
+    const float *image = convolved_image(a, i, own->image);
     BANDS(row, rows) {
-        number read[FEW_ROWS * OUT * INPUTS + LANES];
-        number before[FEW_ROWS * OUT * IN_STEPS(CO) + LANES];
-        if (CO % NUMBERS)
-            memset(before, 0, sizeof before);
         if (DEPTHWISE) {
             FETCH(a->convolved + (int64_t)(i + 1) * AREA * CO, AREA * CO, row, rows);
             FETCH(a->gradient + (int64_t)(i + 1) * POOLED * POOLED * CO, POOLED * POOLED * CO, row, rows);
             FETCH((const element *)a->input + (int64_t)(i + 1) * IN_IMAGE, IN_IMAGE, row, rows);
         }
-        norm_rows(a, k, i, row, rows, before);
-        read_rows(image, taps, row, rows, read);
-        weight_gradient(read, before, weights, rows * OUT);
-        if (!DEPTHWISE)
-            continue;
-        float *first = frame + FRAME_FIRST + row * SIDE * CI;
-        if (OUT % 8 == 0) { /* whole tiles: rows go where they belong */
-            for (int r = 0; r < rows; r++)
-                backward_product(before + r * OUT * IN_STEPS(CO), packed, first + r * SIDE * CI, OUT);
-            continue;
-        }
-        float values[FEW_ROWS * OUT * CI + LANES];
-        backward_product(before, packed, values, rows * OUT);
-        for (int r = 0; r < rows; r++)
-            memcpy(first + r * SIDE * CI, values + r * OUT * CI, sizeof(float) * OUT * CI);
+        norm_rows(a, k, i, row, rows, own->gradient);
+#if !DEPTHWISE
+        (void)packed;
+        dense_gradient(image + row * SIDE * CI, own->gradient, weights, rows);
+#else
+        read_rows(image, taps, row, rows, own->read);
+        weight_gradient(own->read, own->gradient, weights, rows * OUT);
+        backward_product(own->gradient, packed, own->frame + FRAME_FIRST + row * SIDE * CI, rows);
+#endif
     }
     if (DEPTHWISE) {
         const element *input = (const element *)a->input + (int64_t)i * IN_IMAGE;
-        float gradient[IN_IMAGE];
-        depthwise_gradient(image, frame, weights + WEIGHTS);
-        input_gradient(frame, taps, gradient);
-        pass_back(a, input, gradient, a->in_gradient + (int64_t)i * IN_IMAGE, in_sums);
+        depthwise_gradient(image, own->frame, weights + WEIGHTS);
+        input_gradient(a, own->frame, taps, input, a->in_gradient + (int64_t)i * IN_IMAGE, in_sums);
     }
 }
 
@@ -214,42 +221,46 @@ static INLINE void image_gradient(const struct separable_arguments *a, const str
 void backward(const struct separable_arguments *a)
 {
     const int images = a->images, threads = a->threads;
-    number packed[DEPTHWISE ? STEPS(CO) * PADDED(CI) * NUMBERS : 1] = {0};
+    number packed[DEPTHWISE ? PACKED_ROOM(CO, CI) : 1] LINES;
     float taps[TAPS * STEP];
-    float *weights = calloc((size_t)threads * ROOM, sizeof(float));
-    double *in_sums = calloc((size_t)threads * 2 * CI, sizeof(double));
+    float *weights = aligned_alloc(64, sizeof(float) * threads * ROOM);
+    double *in_sums = calloc((size_t)threads * 2 * STEP, sizeof(double));
     /* Also behind the last channel: what lies there by chance may be numbers that a processor is slow to compute with. */
     struct coefficients k = {{0}, {0}, {0}, {0}};
+    memset(weights, 0, sizeof(float) * threads * ROOM);
     norm_gradient(a, &k);
     if (DEPTHWISE) {
         repeat_weights(a->depthwise, taps);
-        for (int o = 0; o < CO; o++)
-            for (int c = 0; c < CI; c++)
-                packed[PACKED_INDEX(o, c, CI)] = as_number(a->weight[o * CI + c]);
+#if DEPTHWISE
+        pack_backward(a->weight, packed);
+#endif
     }
     IN_THREADS {
-        float buffer[CONVOLVED], frame[DEPTHWISE ? FRAME : 1];
-        memset(buffer, 0, sizeof buffer);
-        memset(frame, 0, sizeof frame);
+        struct workspace own;
+        memset(&own, 0, sizeof own);
+        begin_backward_tiles();
         EACH_IMAGE(i)
-            image_gradient(a, &k, i, packed, taps, buffer, frame, weights + (size_t)(i / SHARE) * ROOM,
-                           in_sums + (size_t)(i / SHARE) * 2 * CI);
+            image_gradient(a, &k, i, packed, taps, &own, weights + (size_t)(i / SHARE) * ROOM,
+                           in_sums + (size_t)(i / SHARE) * 2 * STEP);
+        end_products();
     }
     for (int t = 1; t < threads; t++) {
         for (int w = 0; w < ROOM; w++)
             weights[w] += weights[(size_t)t * ROOM + w];
-        for (int c = 0; c < 2 * CI; c++)
-            in_sums[c] += in_sums[(size_t)t * 2 * CI + c];
+        for (int u = 0; u < 2 * STEP; u++)
+            in_sums[u] += in_sums[(size_t)t * 2 * STEP + u];
     }
     for (int o = 0; o < CO; o++)
         for (int in = 0; in < INPUTS; in++)
-            a->grad_weight[o * INPUTS + in] = weights[in * PADDED(CO) + o];
+            a->grad_weight[o * INPUTS + in] = weights[in * WEIGHTS_ROW + o];
     if (DEPTHWISE) {
         memset(a->grad_depthwise, 0, sizeof(float) * CI * TAPS);
         for (int tap = 0; tap < TAPS; tap++)
             for (int u = 0; u < STEP; u++)
                 a->grad_depthwise[u % CI * TAPS + tap] += weights[WEIGHTS + tap * STEP + u];
-        memcpy(a->in_sums, in_sums, sizeof(double) * 2 * CI);
+        memset(a->in_sums, 0, sizeof(double) * 2 * CI);
+        for (int u = 0; u < 2 * STEP; u++)
+            a->in_sums[u / STEP * CI + u % STEP % CI] += in_sums[u];
     }
     free(weights);
     free(in_sums);

@@ -60,23 +60,8 @@ static const struct tile_sizes tiles_of_columns = {
     .palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {KERNEL, KERNEL, KERNEL, KERNEL, KERNEL, KERNEL, KERNEL, 16}};
 #endif
 
-/* What PyTorch's kernels left is put back, since they may believe that it is still there. */
-static __thread struct tile_sizes before;
-static inline void begin_products(const int forward)
-{
-    TILES_CONFIGURED(before);
-    if (forward)
-        CONFIGURE_TILES(tiles_forward);
-    else
-        CONFIGURE_TILES(whole_tiles);
-}
-static inline void end_products(void)
-{
-    if (before.palette)
-        CONFIGURE_TILES(before);
-    else
-        RELEASE_TILES();
-}
+static inline void begin_products(const int forward) { begin_tiles(forward ? &tiles_forward : &whole_tiles); }
+static inline void end_products(void) { end_tiles(); }
 
 /* Weights for a convolution: rows of the kernel × steps × groups × 16 × 16 × 2. A step is 32 numbers of a row, columns
  * and inputs side by side. For the second of two pixels together they are there a second time, a column further. */
