@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.autograd.profiler_util import FunctionEvent
+from torch.optim import SGD
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from bantam import config
@@ -112,9 +113,9 @@ def mark_direct_steps() -> None:
         with record_function("direct step in C"):
             return computed(self, x, labels, smoothing)
 
-    def marked_step(self: Step) -> None:
+    def marked_step(self: Step, optimizer: SGD, closure: None) -> None:
         with record_function("Optimizer.step"):
-            moved(self)
+            moved(self, optimizer, closure)
 
     Direct.__call__ = marked  # type: ignore[method-assign]
     Step.__call__ = marked_step  # type: ignore[method-assign, assignment]

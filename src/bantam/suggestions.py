@@ -274,7 +274,10 @@ def _about_key(error: ConfigCompositionException) -> ValueError | None:
         said = str(error.__cause__).splitlines()[0]
         said = NO_NUMBERS.sub(" is neither a number nor a list of them", said)
         commas = with_commas(re.sub("['\"]", "", line))
-        if commas.count(",") > line.count(","):
+        numbers = not isinstance(node, int | float) or all(
+            map(_is_number, commas.partition("=")[2].strip("[]").split(","))
+        )
+        if commas.count(",") > line.count(",") and numbers:
             said += f"; where several values are meant, write {_as_typed(commas)}"
         return ValueError(f"{line} is refused: {said}")
     if node is not None or not str(error).startswith("Could not override"):
@@ -338,3 +341,11 @@ def _options(group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
     """The options of a group; none when the command has ended."""
     there = GlobalHydra.instance()
     return there.config_loader().get_group_options(group, kind) if there.is_initialized() else []
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

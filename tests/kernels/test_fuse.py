@@ -359,3 +359,21 @@ def test_a_square_that_dropout_took_whole_has_no_gradient() -> None:
     output = fused(torch.rand(64, 1, 48, 48))
     output.backward((output == 0).to(output.dtype))
     assert model[1].bias.grad.abs().max() == 0
+
+
+@pytest.mark.skipif(not compiler.bfloat16(), reason="of a processor that computes in bfloat16")
+def test_blocks_are_not_refused_for_what_pytorch_computes_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its convolutions in bfloat16 are wrong for kernels of 8 and 16 on processors with AMX."""
+    convolve = nn.Conv2d.forward
+    wrong = torch.bfloat16
+
+    def forward(self: nn.Conv2d, x: Tensor) -> Tensor:
+        y = convolve(self, x)
+        return y.flip(0) if y.dtype == wrong else y
+
+    monkeypatch.setattr(nn.Conv2d, "forward", forward)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    assert fuse(network, IMAGE, torch.bfloat16).model is not None
+    network = nn.Sequential(nn.Conv2d(8, 40, 8, bias=False), nn.BatchNorm2d(40), nn.ReLU(), nn.Flatten())
+    monkeypatch.undo()
+    assert fuse(network, (8, 11, 11), torch.bfloat16).model is not None

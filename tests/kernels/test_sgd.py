@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import StepLR
 
 from bantam.kernels import compiler, sgd
 from bantam.models import V2
@@ -25,6 +26,11 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
+def computed_in_c(optimizer: Optimizer) -> bool:
+    """Whether its steps are those of C, where C computes them."""
+    return "step" in vars(optimizer)
+
+
 def twins(**options: Any) -> tuple[nn.Module, SGD, nn.Module, SGD]:
     """Two like networks: one with steps in C, and one with PyTorch's."""
     torch.set_num_threads(1)  # with more PyTorch cannot add what is sparse
@@ -34,7 +40,7 @@ def twins(**options: Any) -> tuple[nn.Module, SGD, nn.Module, SGD]:
     settings = {"lr": 0.05, **options}
     in_c = sgd.in_c(SGD(ours.parameters(), **settings))
     assert isinstance(in_c, SGD)
-    assert isinstance(in_c.step, sgd.Step)
+    assert computed_in_c(in_c)
     return ours, in_c, theirs, SGD(theirs.parameters(), **settings)
 
 
@@ -115,6 +121,46 @@ def test_weights_and_gradients_are_followed_to_where_they_move() -> None:
     same(ours, theirs)
 
 
+def test_tensors_of_another_size_or_order_in_the_same_place_are_seen() -> None:
+    for change in (lambda t: t[:2], lambda t: t.t()):
+        taken = []
+        for in_c in (True, False):
+            torch.manual_seed(0)
+            weight = nn.Parameter(torch.randn(3, 3))
+            weight.grad = torch.randn(3, 3)
+            memory = weight.data
+            optimizer: Optimizer = SGD([weight], lr=0.1)
+            optimizer = sgd.in_c(optimizer) if in_c else optimizer
+            optimizer.step()
+            if change(memory).shape == memory.shape:
+                weight.data = change(memory)  # its gradient lies as before
+            else:
+                gradient = weight.grad
+                weight.grad = None
+                weight.data, weight.grad = change(memory), change(gradient)
+            optimizer.step()
+            taken.append(memory.clone())
+        torch.testing.assert_close(*taken)
+
+
+def test_a_graph_of_before_the_step_is_refused_as_it_is_by_pytorch() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = sgd.in_c(SGD([weight], lr=0.1))
+    (weight**2).sum().backward()
+    of_before = (weight**2).sum()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        of_before.backward()
+
+
+def test_schedules_of_pytorch_find_its_function() -> None:
+    ours, in_c, _, _ = twins()
+    schedule = StepLR(in_c, 1, gamma=0.5)
+    take(1, (ours, in_c))
+    schedule.step()
+    assert in_c.param_groups[0]["lr"] == 0.025
+
+
 def test_networks_in_bfloat16_are_left_to_pytorch() -> None:
     ours, in_c, theirs, in_pytorch = twins(momentum=0.8)
     for model in (ours, theirs):
@@ -138,7 +184,7 @@ def test_without_a_compiler_pytorch_takes_the_steps(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CC", "no-such-compiler")
     compiler.library.cache_clear()
     optimizer = sgd.in_c(SGD([nn.Parameter(torch.ones(3))], lr=0.1))
-    assert not isinstance(optimizer.step, sgd.Step)
+    assert not computed_in_c(optimizer)
     monkeypatch.undo()
     compiler.library.cache_clear()
 
@@ -149,4 +195,4 @@ def test_other_optimizers_are_left_as_they_are() -> None:
 
     for made_by in (torch.optim.AdamW, Own):
         optimizer = sgd.in_c(made_by([nn.Parameter(torch.ones(3))], lr=0.1))
-        assert not isinstance(optimizer.step, sgd.Step)
+        assert not computed_in_c(optimizer)

@@ -56,26 +56,6 @@ def test_a_study_that_has_its_trials_says_so_and_does_nothing(bantam: Bantam, fi
     assert stored(finished.folder).trials == before
 
 
-def test_writing_the_page_takes_a_small_share_of_a_search(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    now, written = [100.0], []
-
-    def write(folder: Path) -> None:
-        written.append(now[0])
-        now[0] += 3
-
-    monkeypatch.setattr("bantam.report.page.while_running", write)
-    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
-    page = watch.Page(tmp_path, {0, 1})
-    for second in range(100, 200):
-        now[0] = max(now[0], float(second))
-        page.write({*range(min(second // 10, 17))})
-        page.wait()
-    assert written == [100, 130, 160, 190]
-    now[0] = 250
-    page.write({*range(17)})  # no other trial has ended
-    assert written[-1] == 190
-
-
 @pytest.mark.slow
 def test_bad_trials_are_pruned_and_good_ones_are_not(bantam: Bantam, tmp_path: Path) -> None:
     """Rates of nearly nothing after two good ones: the median pruner has to see that across processes."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
 from bantam.kernels import compiler
@@ -36,14 +37,14 @@ def taken(library: ctypes.CDLL) -> Step:
     It returns False, with nothing done, where C does not compute them.
     """
     library.step.argtypes, library.step.restype = [ctypes.POINTER(MuonArguments)], None
-    known: dict[bool, tuple[list[int], ctypes.Array[MuonTensor], MuonArguments]] = {}
+    known: dict[bool, tuple[Sequence[object], ctypes.Array[MuonTensor], MuonArguments]] = {}
     """What was handed over last, of matrices and of vectors."""
-    gradients: dict[bool, tuple[list[Tensor], list[int]]] = {}
+    gradients: dict[bool, tuple[list[Tensor], Sequence[object]]] = {}
     """The gradients that it points to, and where: they may be others in every step, or lie elsewhere."""
 
     def step(group: dict[str, Any], parameters: Sequence[Tensor], momenta: Sequence[Tensor]) -> bool:
         matrices = bool(parameters) and parameters[0].ndim > 1
-        where = [tensor.data_ptr() for tensor in (*parameters, *momenta)]
+        where = [(each.data_ptr(), each.shape, each.stride()) for each in (*parameters, *momenta)]
         if matrices not in known or known[matrices][0] != where:
             if not all(map(_fits, parameters, momenta)):
                 return False
@@ -51,7 +52,7 @@ def taken(library: ctypes.CDLL) -> Step:
             gradients.pop(matrices, None)
         _, tensors, arguments = known[matrices]
         grads = [p.grad for p in parameters if p.grad is not None]
-        there = [grad.data_ptr() for grad in grads]
+        there = [(grad.data_ptr(), grad.stride()) for grad in grads]
         before, then = gradients.get(matrices, ([], []))
         if there != then or not all(map(operator.is_, grads, before)):
             gradients.pop(matrices, None)
@@ -64,6 +65,8 @@ def taken(library: ctypes.CDLL) -> Step:
         arguments.lr, arguments.momentum, arguments.nesterov = group["lr"], group["momentum"], group["nesterov"]
         arguments.decay = 1 - group["lr"] * group["weight_decay"]
         library.step(arguments)
+        # As PyTorch's operations do, so that a graph of before is refused.
+        increment_version(parameters)
         return True
 
     return step

@@ -3,10 +3,12 @@
 import ctypes
 from collections.abc import Sequence
 from contextlib import suppress
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.optim import SGD, Optimizer
 from torch.optim import optimizer as of_torch
 
@@ -20,31 +22,37 @@ def in_c(optimizer: Optimizer) -> Optimizer:
     """The same optimizer; where it is PyTorch's SGD and C can be compiled, C computes its steps from now on."""
     if type(optimizer) is SGD:
         with suppress(compiler.Unavailable):
-            optimizer.step = Step(optimizer, compiler.library(SOURCE, check, BFLOAT16=0))  # type: ignore[method-assign]
+            step = Step(compiler.library(SOURCE, check, BFLOAT16=0))
+            # A method like any other: PyTorch's schedulers look for its function.
+            optimizer.step = MethodType(lambda self, closure=None: step(self, closure), optimizer)  # type: ignore[method-assign]
     return optimizer
 
 
 class Step:
-    """What takes the place of an SGD's `step`; its momenta stay where they are saved and loaded."""
+    """What takes the place of the `step` of one SGD; its momenta stay where they are saved and loaded."""
 
-    def __init__(self, optimizer: SGD, library: ctypes.CDLL) -> None:
+    def __init__(self, library: ctypes.CDLL) -> None:
         library.step.argtypes, library.step.restype = [ctypes.POINTER(SgdArguments)], None
-        self.optimizer, self.library = optimizer, library
-        self.places: list[int] = []
-        """How many tensors each group had in the last step, and where weights, gradients and momenta lay."""
+        self.library = library
+        self.places: list[object] = []
+        """How many tensors each group had in the last step, and where and how they lay."""
         self.groups: list[SgdArguments] = []
         """What C gets of each group, as long as they lie there."""
 
-    def __call__(self, closure: Any = None) -> Any:
+    def __call__(self, optimizer: SGD, closure: Any = None) -> Any:
         """Take a step, as PyTorch does where C does not compute it; returns what `closure` does."""
-        optimizer = self.optimizer
         if closure is not None or not _usual(optimizer):
             return SGD.step(optimizer, closure)
         tensors = [_tensors(optimizer, group) for group in optimizer.param_groups]
         if any(gradient.is_sparse for of_group in tensors for _, gradient, *_ in of_group):
             return SGD.step(optimizer)
-        places = [len(of_group) for of_group in tensors]
-        places += [tensor.data_ptr() for of_group in tensors for each in of_group for tensor in each]
+        places: list[object] = [len(of_group) for of_group in tensors]
+        places += [
+            (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            for of_group in tensors
+            for each in of_group
+            for tensor in each
+        ]
         if places != self.places:
             if not all(_alike(each) for of_group in tensors for each in of_group):
                 return SGD.step(optimizer)
@@ -54,6 +62,8 @@ class Step:
             arguments.lr, arguments.momentum = group["lr"], group["momentum"]
             arguments.weight_decay, arguments.nesterov = group["weight_decay"], group["nesterov"]
             self.library.step(arguments)
+        # As PyTorch's operations do, so that a graph of before is refused.
+        increment_version([p for of_group in tensors for p, *_ in of_group])
         return None
 
 
@@ -118,10 +128,10 @@ def check(library: ctypes.CDLL, source: str, sizes: dict[str, int]) -> None:
         for options in every:
             ours, theirs = ([torch.ones(37, requires_grad=True)] for _ in range(2))
             in_pytorch = SGD(theirs, lr=0.1, **options)
-            in_c = Step(SGD(ours, lr=0.1, **options), library)
+            optimizer, in_c = SGD(ours, lr=0.1, **options), Step(library)
             for _ in range(3):
                 ours[0].grad = theirs[0].grad = torch.randn(37)
-                in_c()
+                in_c(optimizer)
                 SGD.step(in_pytorch)
             if not torch.allclose(ours[0], theirs[0], atol=1e-6):
                 raise compiler.Unavailable(f"what this compiler makes of {source} is wrong")

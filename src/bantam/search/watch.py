@@ -5,7 +5,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -39,9 +39,6 @@ MAX_CRASHES = 3
 
 LOOK_SECONDS = 0.5
 """Between two looks at the study."""
-
-PAGE_SHARE = 0.1
-"""Of the time of a search, what writing its page may take while it runs."""
 
 
 def search(config: DictConfig, context: HydraContext, launcher: Launcher, arguments: list[str]) -> None:
@@ -120,7 +117,7 @@ def _show(search: Search, study: Study, workers: dict[int, BaseProcess], listed:
     """Keep the live table up to date until the search is done, and print a line for each trial that ends."""
     started, side_by_side = time.monotonic(), _side_by_side(search)
     shown = trials.ended(listed)
-    page = Page(search.folder, shown)
+    page = Thread()
     logged = _log_sizes(search)
     try:
         table = Live(console=terminal.console, transient=True, refresh_per_second=2)
@@ -132,15 +129,16 @@ def _show(search: Search, study: Study, workers: dict[int, BaseProcess], listed:
                     shown |= ended
                     line.was_written()
                     trials.write(search.folder, listed)  # for whoever looks before the end
-                # The last trials are on the page that is written at the end.
-                if search.config.report and trials.count(listed)["running"]:
-                    page.write(shown)
+                    if search.config.report and not page.is_alive():
+                        page = Thread(target=_write_page, args=(search.folder,), daemon=True)
+                        page.start()
                 summary = terminal.summary(search, listed, time.monotonic() - started, side_by_side)
                 table.update(terminal.progress(search, listed, summary))
                 line.update(f"{search.name}: {summary}")
     finally:
         _show_tracebacks(search, logged)
-    page.wait()
+    if page.is_alive():
+        page.join()
 
 
 TRACEBACK = re.compile(rb"Traceback \(most recent call last\):\n(?:[ \t].*\n|\n(?=[ \t]))*\S.*\n")
@@ -165,36 +163,11 @@ def _show_tracebacks(search: Search, seen: dict[Path, int]) -> None:
         seen[log] = seen.get(log, 0) + end
 
 
-class Page:
-    """The report of a search that goes on, written in a thread: the live table does not wait for it.
+def _write_page(folder: Path) -> None:
+    """Write the report of a search that goes on, in a thread: the live table does not wait for it."""
+    from bantam.report import page
 
-    It takes a small share of the time, since the workers need the processor.
-    """
-
-    def __init__(self, folder: Path, ended: Set[int]) -> None:
-        self.folder, self.thread, self.not_before = folder, Thread(), 0.0
-        self.written = set(ended)
-        """The trials that have ended on it."""
-
-    def write(self, ended: Set[int]) -> None:
-        """Begin to write it where trials have ended that it does not have, unless that is too soon."""
-        if ended - self.written and not self.thread.is_alive() and time.monotonic() >= self.not_before:
-            self.written = set(ended)
-            self.thread = Thread(target=self._write, daemon=True)
-            self.thread.start()
-
-    def _write(self) -> None:
-        from bantam.report import page
-
-        began = time.monotonic()
-        page.while_running(self.folder)
-        done = time.monotonic()
-        self.not_before = done + (done - began) * (1 / PAGE_SHARE - 1)
-
-    def wait(self) -> None:
-        """Wait until nothing is being written."""
-        if self.thread.is_alive():
-            self.thread.join()
+    page.while_running(folder)
 
 
 def _looks(search: Search, study: Study, workers: dict[int, BaseProcess], started: float) -> Iterator[Trials]:
