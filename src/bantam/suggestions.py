@@ -274,10 +274,9 @@ def _about_key(error: ConfigCompositionException) -> ValueError | None:
         said = str(error.__cause__).splitlines()[0]
         said = NO_NUMBERS.sub(" is neither a number nor a list of them", said)
         commas = with_commas(re.sub("['\"]", "", line))
-        numbers = not isinstance(node, int | float) or all(
-            map(_is_number, commas.partition("=")[2].strip("[]").split(","))
-        )
-        if commas.count(",") > line.count(",") and numbers:
+        numbers = isinstance(node, int | float)
+        fit = not numbers or re.fullmatch(r"[-+.,\deE\[\]]+", commas.partition("=")[2])
+        if commas.count(",") > line.count(",") and fit:
             said += f"; where several values are meant, write {_as_typed(commas)}"
         return ValueError(f"{line} is refused: {said}")
     if node is not None or not str(error).startswith("Could not override"):
@@ -341,11 +340,3 @@ def _options(group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
     """The options of a group; none when the command has ended."""
     there = GlobalHydra.instance()
     return there.config_loader().get_group_options(group, kind) if there.is_initialized() else []
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
