@@ -98,7 +98,7 @@ def test_a_network_that_predicts_otherwise_is_not_written(
         return plain(model, *others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(exporting, "graph", otherwise)
-    sentence = r"predicts otherwise in ONNX for [\d,]+ of 1,000 test images .* so nothing is written"
+    sentence = r"predicts otherwise in ONNX for [\d,]+ of 1,000 held-out images .* so nothing is written"
     with pytest.raises(ValueError, match=sentence):
         exporting.export(prepared)
     assert not list(run.glob("*.onnx"))

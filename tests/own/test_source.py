@@ -168,8 +168,9 @@ def test_its_arguments_are_searched_and_the_best_is_confirmed(bantam: Bantam, mi
         path.name: OmegaConf.load(path / ".hydra" / "config.yaml").model.width
         for path in (tmp_path / "study" / "confirm").glob("trial_*")
     }
-    searched = {i: OmegaConf.load(tmp_path / f"study/{i}/.hydra/config.yaml").model.width for i in range(2)}
-    assert widths == {f"trial_{i}-validation-{seed}": searched[i] for i in range(2) for seed in (2, 3)}
+    found = (tmp_path / "study").glob("[0-9]*/.hydra/config.yaml")
+    searched = {int(path.parts[-3]): OmegaConf.load(path).model.width for path in found}
+    assert widths == {f"trial_{i}-validation-{seed}": width for i, width in searched.items() for seed in (2, 3)}
 
 
 @pytest.mark.parametrize(
