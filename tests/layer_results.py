@@ -1,5 +1,8 @@
 """What a network computes in a step, and how far two of them may be from one another."""
 
+import copy
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -34,3 +37,23 @@ def assert_as_exact(ours: dict[str, Tensor], theirs: dict[str, Tensor], exact: d
         far, allowed = (float((found[name].double() - value).norm()) for found in (ours, theirs))
         length, elements = float(value.norm()), value.numel()
         assert far <= 10 * allowed + 1e-3 * (length + 0.1 * elements**0.5), (name, far, allowed, length)
+
+
+def assert_weights_may_be_set_anew(model: nn.Module, joined: Callable[[nn.Module], nn.Module], x: Tensor) -> None:
+    """Setting the `data` of weights between forward and backward pass changes no gradient of a network in C.
+
+    `joined` makes the faster twin of a network, whose linear layer, the last one, PyTorch takes as it is then.
+    """
+    other = copy.deepcopy(model)
+    forward, unchanged = joined(model), joined(other)
+    unchanged(x).square().sum().backward()
+    sums = forward(x).square().sum()
+    for p in [*model.parameters()][:-2]:
+        p.data = torch.full_like(p, torch.nan)
+    others = [torch.full_like(p, torch.nan) for p in model.parameters() for _ in range(20)]  # where they were
+    sums.backward()
+    assert others
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert torch.equal(p.grad, q.grad)

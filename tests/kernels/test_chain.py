@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from emulation import emulate
+from layer_results import assert_weights_may_be_set_anew
 from torch import Tensor, nn
 
 from bantam.kernels import compiler
@@ -141,21 +142,7 @@ def test_a_backward_pass_of_overwritten_results_is_refused() -> None:
 
 
 def test_weights_may_be_set_anew_before_the_backward_pass() -> None:
-    model = network()
-    other = copy.deepcopy(model)
-    forward, unchanged = fused(model)[0], fused(other)[0]
-    x = torch.randn(6, *IMAGE)
-    unchanged(x).square().sum().backward()
-    sums = forward(x).square().sum()
-    for p in [*model.parameters()][:-2]:  # those of the linear layer PyTorch takes as they are then
-        p.data = torch.full_like(p, torch.nan)
-    others = [torch.full_like(p, torch.nan) for p in model.parameters() for _ in range(20)]  # where they were
-    sums.backward()
-    assert others
-    for p, q in zip(model.parameters(), other.parameters(), strict=True):
-        assert p.grad is not None
-        assert q.grad is not None
-        assert torch.equal(p.grad, q.grad)
+    assert_weights_may_be_set_anew(network(), lambda model: fused(model)[0], torch.randn(6, *IMAGE))
 
 
 def test_nan_stays_nan() -> None:

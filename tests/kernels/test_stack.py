@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from layer_results import assert_weights_may_be_set_anew
 from torch import Tensor, nn
 
 from bantam.kernels import compiler
@@ -127,20 +128,7 @@ def test_weights_may_be_set_anew_before_the_backward_pass() -> None:
     model = network()
     for dropout in (layer for layer in model if isinstance(layer, nn.Dropout)):
         dropout.p = 0.0
-    other = copy.deepcopy(model)
-    forward, unchanged = stacked(model)[0], stacked(other)[0]
-    x = torch.randn(6, *IMAGE)
-    unchanged(x).square().sum().backward()
-    sums = forward(x).square().sum()
-    for p in [*model.parameters()][:-2]:  # those of the linear layer PyTorch takes as they are then
-        p.data = torch.full_like(p, torch.nan)
-    others = [torch.full_like(p, torch.nan) for p in model.parameters() for _ in range(20)]  # where they were
-    sums.backward()
-    assert others
-    for p, q in zip(model.parameters(), other.parameters(), strict=True):
-        assert p.grad is not None
-        assert q.grad is not None
-        assert torch.equal(p.grad, q.grad)
+    assert_weights_may_be_set_anew(model, lambda model: stacked(model)[0], torch.randn(6, *IMAGE))
 
 
 def test_the_gradient_of_the_input_is_that_of_the_layers() -> None:
