@@ -2,6 +2,9 @@
 
 import ctypes
 
+import torch
+from torch import Tensor
+
 
 class BlockArguments(ctypes.Structure):
     """Of `block.c`."""
@@ -115,4 +118,13 @@ class SgdArguments(ctypes.Structure):
         ("tensors", ctypes.POINTER(SgdTensor)),
         *((name, ctypes.c_float) for name in ("lr", "momentum", "weight_decay")),
         *((name, ctypes.c_int) for name in ("count", "nesterov")),
+    )
+
+
+def lie_alike(p: Tensor, *others: Tensor) -> bool:
+    """Whether C may read tensors number by number: floats of one shape, alike in memory and without a gap."""
+    layout = torch.channels_last if p.ndim == 4 and not p.is_contiguous() else torch.contiguous_format
+    return all(
+        t.is_cpu and t.dtype == torch.float32 and t.shape == p.shape and t.is_contiguous(memory_format=layout)
+        for t in (p, *others)
     )

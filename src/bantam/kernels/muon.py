@@ -12,7 +12,7 @@ from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
 from bantam.kernels import compiler
-from bantam.kernels.arguments import MuonArguments, MuonTensor
+from bantam.kernels.arguments import MuonArguments, MuonTensor, lie_alike
 from bantam.optimizers import NEWTON_SCHULZ_STEPS, Muon, orthogonal
 
 SOURCE = "muon.c"
@@ -84,12 +84,8 @@ def _handed_over(
 
 
 def _fits(p: Tensor, other: Tensor) -> bool:
-    """Whether two tensors lie in memory alike, row by row, and are of a size that C computes."""
-    if not (p.is_cpu and other.is_cpu and p.dtype == other.dtype == torch.float32):
-        return False
-    layout = torch.channels_last if p.ndim == 4 and not p.is_contiguous() else torch.contiguous_format
-    alike = p.is_contiguous(memory_format=layout) and other.is_contiguous(memory_format=layout)
-    return alike and (p.ndim == 1 or (p.ndim > 1 and 0 < min(len(p), p[0].numel()) <= MOST_ROWS))
+    """Whether two tensors lie in memory alike, and are of a size that C computes."""
+    return lie_alike(p, other) and (p.ndim == 1 or (p.ndim > 1 and 0 < min(len(p), p[0].numel()) <= MOST_ROWS))
 
 
 def check(library: ctypes.CDLL, source: str, sizes: dict[str, int]) -> None:

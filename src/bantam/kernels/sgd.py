@@ -13,7 +13,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim import optimizer as of_torch
 
 from bantam.kernels import compiler
-from bantam.kernels.arguments import SgdArguments, SgdTensor
+from bantam.kernels.arguments import SgdArguments, SgdTensor, lie_alike
 
 SOURCE = "sgd.c"
 
@@ -54,7 +54,7 @@ class Step:
             for tensor in each
         ]
         if places != self.places:
-            if not all(_alike(each) for of_group in tensors for each in of_group):
+            if not all(lie_alike(*each) for of_group in tensors for each in of_group):
                 return SGD.step(optimizer)
             self.groups = [_arguments(of_group) for of_group in tensors]
             self.places = places
@@ -100,16 +100,6 @@ def _tensors(optimizer: SGD, group: dict[str, Any]) -> list[tuple[Tensor, ...]]:
             state["momentum_buffer"] = buffer = torch.zeros_like(p)
         found.append((p, p.grad, buffer))
     return found
-
-
-def _alike(tensors: Sequence[Tensor]) -> bool:
-    """Whether C may read some tensors one number after another: floats that lie alike in memory, without a gap."""
-    p, *others = tensors
-    layout = torch.channels_last if p.ndim == 4 and not p.is_contiguous() else torch.contiguous_format
-    in_place = p.is_contiguous(memory_format=layout) and all(
-        t.is_cpu and t.dtype == torch.float32 for t in tensors
-    )
-    return in_place and all(other.stride() == p.stride() and other.shape == p.shape for other in others)
 
 
 def _arguments(tensors: Sequence[Sequence[Tensor]]) -> SgdArguments:
