@@ -126,7 +126,7 @@ def _tensors(sizes: dict[str, int], images: int, dtype: torch.dtype) -> dict[str
         **{name: torch.randn(count).to(dtype) for name, count in images_of.items()},
         **{name: torch.ones(count) for name, count in floats.items()},
         "argmax": torch.zeros(pooled if sizes["POOL"] > 1 else 1, dtype=torch.uint8),
-        "dropped": torch.zeros(images * (out * ((out * outputs + 7) // 8) + 4), dtype=torch.uint8),
+        "dropped": torch.zeros(images * (out * ((out * outputs + 31) // 32 * 4) + 4), dtype=torch.uint8),
     }
 
 

@@ -33,6 +33,13 @@ static __attribute__((noinline)) void emulated_add_pairs(float *sum, const uint1
 #define ADD_PAIRS(sum, from, factors)                                                                          \
     emulated_add_pairs((float *)&(sum), from, (const uint16_t *)&(factors), sizeof(sum) / sizeof(float))
 #define WIDEN_LANES(to, from) ((to) = __builtin_convertvector(from, __typeof__(to)))
+static __attribute__((noinline)) void emulated_widen(uint32_t *to, const uint16_t *from, int lanes, uint16_t mask)
+{
+    for (int lane = 0; lane < lanes; lane++)
+        to[lane] = mask >> lane & 1 ? from[lane] : 0;
+}
+#define WIDEN_SOME_LANES(to, from, mask)                                                                       \
+    emulated_widen((uint32_t *)&(to), (const uint16_t *)&(from), sizeof(to) / 4, mask)
 static __attribute__((noinline)) void emulated_round_lanes(uint16_t *to, const float *from, int lanes)
 {
     for (int lane = 0; lane < lanes; lane++)

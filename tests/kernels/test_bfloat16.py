@@ -37,7 +37,12 @@ def far(ours: Tensor, theirs: Tensor) -> float:
     return float(((ours.double() - theirs).norm() / theirs.norm()).detach())
 
 
-EMULATED = ({"side": 13, "dropout": 0.3}, {"side": 9, "dropout": 0.3}, {"side": 8, "dropout": 0.3})
+EMULATED = (
+    {"side": 13, "dropout": 0.3},
+    {"side": 9, "dropout": 0.3},
+    {"side": 8, "dropout": 0.3},
+    {"side": 12, "dropout": 0.3},
+)
 """Cases that are tried on every processor, with its missing instructions in plain C."""
 
 
@@ -67,6 +72,8 @@ def products(
         (16, 16, 26, 3, 2, 0),
         (16, 10, 12, 3, 1, 0),
         (8, 5, 13, 3, 2, 0),
+        (15, 15, 9, 3, 1, 0),
+        (9, 11, 12, 3, 2, 0),
         (3, 17, 9, 5, 1, 0),
         (17, 33, 7, 3, 1, 0),
         (40, 48, 6, 1, 1, 0),

@@ -59,6 +59,24 @@ def test_processors_with_narrower_vectors_compute_the_same(
         compiler.library.cache_clear()
 
 
+ODD = functools.partial(
+    models.Flexible, early1=9, early2=15, transition=11, late1=13, late2=15, late3=10, early_separable=True
+)
+
+
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("network", [ODD, functools.partial(ODD, early_separable=False)])
+def test_vectors_that_are_not_full_compute_the_same(
+    network: Any, halves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "in_halves", lambda: halves)  # of 512 bits, where the processor has them
+    compiler.library.cache_clear()
+    try:
+        compare(lambda: network(dropout=0.0))
+    finally:
+        compiler.library.cache_clear()
+
+
 def compare(network: Any, image: tuple[int, int, int] = IMAGE) -> None:
     """Assert that logits, gradients and running statistics are those of double precision."""
     torch.manual_seed(1)

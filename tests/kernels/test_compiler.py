@@ -220,7 +220,7 @@ def test_where_the_cache_cannot_be_written_another_folder_serves(
 def test_what_computes_something_else_is_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = compiler._compile
     changes = [
-        ("depthwise.h", "sum += LOADED(from - TAP_OFFSET", "sum -= LOADED(from - TAP_OFFSET"),
+        ("depthwise.h", "sum += given_channels(from - TAP_OFFSET", "sum -= given_channels(from - TAP_OFFSET"),
         ("block.c", "sums[k] += weights[k]", "sums[k] += 2 * weights[k]"),
         ("block.c", "int row = 0; row < OUT", "int row = 1; row < OUT"),
     ]

@@ -88,7 +88,7 @@ static inline void max_pool(const float *restrict rows, float *restrict output, 
                 index = (greater & p) | (~greater & index);
             }
             numbers dropped = (numbers)maximum == INT32_MIN; /* the bits of the negative zero */
-            CHANNELS_AT(output + u * CO, v) = maximum;
+            SET_CHANNELS(output + u * CO, v, maximum);
             store_numbers((dropped & SQUARE) | (~dropped & index), argmax + u * CO + FIRST(v));
         }
 }
@@ -101,7 +101,7 @@ static inline void average_pool(const float *restrict rows, float *restrict outp
             channels sum = GIVEN_CHANNELS(rows + u * POOL * CO, v);
             for (int p = 1; p < SQUARE; p++)
                 sum += GIVEN_CHANNELS(rows + (p / POOL * OUT + u * POOL + p % POOL) * CO, v);
-            CHANNELS_AT(output + u * CO, v) = sum * (1.0f / SQUARE);
+            SET_CHANNELS(output + u * CO, v, sum * (1.0f / SQUARE));
         }
 }
 
@@ -206,7 +206,7 @@ static inline void finish_images(const struct block_arguments *a, const float *f
                         if (limit)
                             value = without_dropped(value, bits, u * CO + FIRST(v), NEGATIVE_ZERO);
                         if (POOL > 1)
-                            CHANNELS_AT(rows + (r * OUT + u) * CO, v) = value;
+                            SET_CHANNELS(rows + (r * OUT + u) * CO, v, value);
                         else
                             store_channels(value, output + to + u * CO + FIRST(v));
                     }
@@ -271,7 +271,7 @@ void score(const struct block_arguments *a)
                             value += channels_of(a->other + (((int64_t)i * OUT + row) * OUT + u) * CO + FIRST(v));
                         value = RELU_LAST ? relu(value) : value;
                         if (POOL > 1)
-                            CHANNELS_AT(rows + (row % POOL * OUT + u) * CO, v) = value;
+                            SET_CHANNELS(rows + (row % POOL * OUT + u) * CO, v, value);
                         else
                             store_channels(value, output + (((int64_t)i * OUT + row) * OUT + u) * CO + FIRST(v));
                     }

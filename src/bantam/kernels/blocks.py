@@ -80,7 +80,7 @@ class Block(Compiled):
 
     def bytes_of_dropped(self, side: int) -> int:
         """Of an image whose map, in front of the pooling, has this side: see `dropout.h`."""
-        return side * ((side * self.outputs + 7) // 8) + 4
+        return side * ((side * self.outputs + 31) // 32 * 4) + 4
 
     def usual(self) -> bool:
         """Whether its layers are in a state that C computes."""

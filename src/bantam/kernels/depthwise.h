@@ -1,6 +1,5 @@
 /* The three products of a depthwise convolution, which computes every channel by itself, in floats: a vector of channels
  * after another, with its sums in registers. See `block.c` and `depthwise.c`, which say what the sizes are. */
-#define LOADED(pointer) (*(const channels *)(pointer))
 /* Of the input, the pixel under the kernel's first tap. */
 #define UNDER(row, column) (((row) * SIDE + (column)) * STRIDE)
 /* From there to the one under a tap. */
@@ -31,15 +30,15 @@ ALONE void convolve_row(const float *restrict image, const float *restrict packe
     for (int v = 0; v < CHANNEL_VECTORS; v++) {
         const float *from = image + UNDER(row, 0) * CO + FIRST(v);
         channels weight[TAPS], start = {0};
-        UNROLLED(tap, TAPS) weight[tap] = LOADED(packed + tap * CO + FIRST(v));
+        UNROLLED(tap, TAPS) weight[tap] = given_channels(packed + tap * CO + FIRST(v));
         if (bias)
-            start = LOADED(bias + FIRST(v));
+            start = given_channels(bias + FIRST(v));
         float *to = result + FIRST(v);
         ONE_BY_ONE for (int u = 0; u < OUT; u++, to += CO, from += STRIDE * CO) {
             SOMEWHERE(from);
             channels sum = start;
-            UNROLLED(tap, TAPS) sum += LOADED(from + TAP_OFFSET(tap) * CO) * weight[tap];
-            *(channels *)to = sum;
+            UNROLLED(tap, TAPS) sum += given_channels(from + TAP_OFFSET(tap) * CO) * weight[tap];
+            set_channels(sum, to);
         }
     }
 }
@@ -57,13 +56,13 @@ ALONE void taps_gradient(const float *restrict image, const float *restrict fram
                 const float *behind = frame + (FRAME_START + UNDER(row, 0)) * CO + FIRST(v);
                 ONE_BY_ONE for (int column = 0; column < OUT; column++, from += STRIDE * CO, behind += STRIDE * CO) {
                     SOMEWHERE(from);
-                    const channels gradient = LOADED(behind);
+                    const channels gradient = given_channels(behind);
                     UNROLLED(u, SUMS)
                         if (first + u < TAPS)
-                            sum[u] += gradient * LOADED(from + TAP_OFFSET(first + u) * CO);
+                            sum[u] += gradient * given_channels(from + TAP_OFFSET(first + u) * CO);
                 }
             }
-            UNROLLED(u, SUMS) if (first + u < TAPS) *(channels *)(to + (first + u) * CO + FIRST(v)) = sum[u];
+            UNROLLED(u, SUMS) if (first + u < TAPS) set_channels(sum[u], to + (first + u) * CO + FIRST(v));
         }
 }
 
@@ -73,7 +72,7 @@ static INLINE void gradient_of_row(const float *restrict frame, const float *res
 {
     for (int v = 0; v < CHANNEL_VECTORS; v++) {
         channels weight[TAPS];
-        UNROLLED(tap, TAPS) weight[tap] = LOADED(packed + tap * CO + FIRST(v));
+        UNROLLED(tap, TAPS) weight[tap] = given_channels(packed + tap * CO + FIRST(v));
         UNROLLED(phase, STRIDE) {
             const float *from = frame + (FRAME_START + row * SIDE + PHASE(phase) + PADDING) * CO + FIRST(v);
             ONE_BY_ONE for (int u = PHASE(phase); u < IMAGE_SIDE; u += STRIDE, from += STRIDE * CO) {
@@ -82,9 +81,9 @@ static INLINE void gradient_of_row(const float *restrict frame, const float *res
                 UNROLLED(back, TAPS) { /* from the last tap on: in the order of the gradients in memory */
                     const int tap = TAPS - 1 - back, down = tap / KERNEL - row_phase, across = tap % KERNEL - phase;
                     if (down >= 0 && down % STRIDE == 0 && across >= 0 && across % STRIDE == 0)
-                        sum += LOADED(from - TAP_OFFSET(tap) * CO) * weight[tap];
+                        sum += given_channels(from - TAP_OFFSET(tap) * CO) * weight[tap];
                 }
-                *(channels *)(to + u * CO + FIRST(v)) = sum;
+                set_channels(sum, to + u * CO + FIRST(v));
             }
         }
     }

@@ -1,6 +1,7 @@
 /* Dropout: which elements of a map are dropped, one bit each. The forward pass draws them, the backward pass reads them:
- * that takes less time than to draw them once more. A row of a map begins at a byte. */
-enum { ROW_OF_BITS = (OUT * CO + 7) / 8, BITS_BEYOND = 4 };
+ * that takes less time than to draw them once more. A row of a map is two halves of so many bits, a multiple of what is
+ * drawn at a time: there may be some at its end that belong to no element. */
+enum { HALF = (OUT * CO + 31) / 32 * 16, ROW_OF_BITS = HALF / 4, BITS_BEYOND = 4 };
 /* Four bytes are read and written at a time: beyond an image's last row there are as many that belong to no other. */
 enum { IMAGE_OF_BITS = OUT * ROW_OF_BITS + BITS_BEYOND };
 static INLINE uint8_t *row_of_bits(uint8_t *dropped, int image, int row)
@@ -63,7 +64,7 @@ static INLINE uint32_t less(words x, uint32_t limit)
  * serve two elements: a counter, mixed as MurmurHash3 ends (A. Appleby), with a key in between. */
 static inline void draw_dropped(uint8_t *restrict row_bits, uint64_t seed, int image, int row, uint32_t limit)
 {
-    enum { HALF = (OUT * CO + 1) / 2, WHOLE = LANES % 8 == 0 && HALF % LANES == 0 };
+    enum { WHOLE = LANES % 8 == 0 };
     const uint64_t key = (seed ^ ((uint64_t)image << 32 | (uint32_t)image)) * 0x9e3779b97f4a7c15;
     const uint32_t first = (uint32_t)(key >> 32) + row * HALF, second = (uint32_t)key;
     words counter;
@@ -75,13 +76,8 @@ static inline void draw_dropped(uint8_t *restrict row_bits, uint64_t seed, int i
         words random = (counter ^ counter >> 16) * 0x85ebca6b + second;
         random = (random ^ random >> 13) * 0xc2b2ae35;
         random ^= random >> 16;
-        uint32_t low = LOWER_LESS(random, limit), high = UPPER_LESS(random, limit);
-        if (u + LANES > HALF) { /* the counters beyond are of the next row */
-            low &= (1u << (HALF - u)) - 1;
-            high &= (1u << (OUT * CO - HALF - u > 0 ? OUT * CO - HALF - u : 0)) - 1;
-        }
-        add_bits(row_bits, u, LANES, WHOLE, low);
-        add_bits(row_bits, u + HALF, LANES, WHOLE, high);
+        add_bits(row_bits, u, LANES, WHOLE, LOWER_LESS(random, limit));
+        add_bits(row_bits, u + HALF, LANES, WHOLE, UPPER_LESS(random, limit));
     }
 }
 
@@ -89,7 +85,7 @@ static inline void draw_dropped(uint8_t *restrict row_bits, uint64_t seed, int i
 static INLINE channels without_dropped(channels x, const uint8_t *row, int at, channels instead)
 {
     const uint32_t bits = some_bits(row, at, WIDTH, CO % WIDTH == 0 && WIDTH % 8 == 0);
-#if defined(__AVX512F__) && CO >= 16
+#if defined(__AVX512F__) && (CO >= 16 || NOT_FULL)
     __asm__("vmovaps %1, %0%{%2%}" : "+v"(x) : "v"(instead), "Yk"((uint16_t)bits));
     return x;
 #else

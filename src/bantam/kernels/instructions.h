@@ -12,6 +12,9 @@
     __asm__("vdpbf16ps %1%{1to16%}, %2, %0" : "+v"(sum) : "m"(*(const one_pair *)(from)), "v"(factors))
 /* As many numbers of 16 bits as a register has lanes to the lower halves of those: gcc would take six instructions. */
 #define WIDEN_LANES(to, from) __asm__("vpmovzxwd %1, %0" : "=v"(to) : "m"(from))
+/* Those in a mask, and zeros. */
+#define WIDEN_SOME_LANES(to, from, mask)                                                                       \
+    __asm__("vpmovzxwd %1, %0%{%2%}%{z%}" : "=v"(to) : "m"(from), "Yk"(mask))
 /* A register of floats to one of as many bfloat16, and sum += pairs of `factors` times pairs of `values`. */
 #define ROUND_LANES(to, values) __asm__("vcvtneps2bf16 %1, %0" : "=v"(to) : "v"(values))
 #define ADD_PAIRS_OF(sum, values, factors)                                                                     \
