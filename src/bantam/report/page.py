@@ -234,6 +234,11 @@ def while_running(folder: Path) -> None:
     _written[folder] = (time.monotonic(), time.monotonic() - started)
 
 
+def prepare() -> None:
+    """Do what any page needs, so that the next one is written sooner."""
+    _template()
+
+
 def render(report: Report) -> str:
     """The page as HTML that needs nothing beside itself; it unpacks its figures and Plotly."""
     plots: list[go.Figure] = []

@@ -5,7 +5,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -39,6 +39,9 @@ MAX_CRASHES = 3
 
 LOOK_SECONDS = 0.5
 """Between two looks at the study."""
+
+PAGE_SECONDS = 20.0
+"""After which a search that goes on gets a page: one that is over by then gets it at its end."""
 
 
 def search(config: DictConfig, context: HydraContext, launcher: Launcher, arguments: list[str]) -> None:
@@ -117,7 +120,7 @@ def _show(search: Search, study: Study, workers: dict[int, BaseProcess], listed:
     """Keep the live table up to date until the search is done, and print a line for each trial that ends."""
     started, side_by_side = time.monotonic(), _side_by_side(search)
     shown = trials.ended(listed)
-    page = Thread()
+    pages = Pages(search, started)
     logged = _log_sizes(search)
     try:
         table = Live(console=terminal.console, transient=True, refresh_per_second=2)
@@ -129,16 +132,13 @@ def _show(search: Search, study: Study, workers: dict[int, BaseProcess], listed:
                     shown |= ended
                     line.was_written()
                     trials.write(search.folder, listed)  # for whoever looks before the end
-                    if search.config.report and not page.is_alive():
-                        page = Thread(target=_write_page, args=(search.folder,), daemon=True)
-                        page.start()
+                pages.look(bool(ended), len(workers))
                 summary = terminal.summary(search, listed, time.monotonic() - started, side_by_side)
                 table.update(terminal.progress(search, listed, summary))
                 line.update(f"{search.name}: {summary}")
     finally:
         _show_tracebacks(search, logged)
-    if page.is_alive():
-        page.join()
+    pages.join()
 
 
 TRACEBACK = re.compile(rb"Traceback \(most recent call last\):\n(?:[ \t].*\n|\n(?=[ \t]))*\S.*\n")
@@ -163,11 +163,46 @@ def _show_tracebacks(search: Search, seen: dict[Path, int]) -> None:
         seen[log] = seen.get(log, 0) + end
 
 
-def _write_page(folder: Path) -> None:
-    """Write the report of a search that goes on, in a thread: the live table does not wait for it."""
-    from bantam.report import page
+class Pages:
+    """The report of a search that goes on, written in a thread: the live table does not wait for it."""
 
-    page.while_running(folder)
+    def __init__(self, search: Search, started: float) -> None:
+        """`started` is the time on `time.monotonic` at which the search began, or went on."""
+        self.search, self.started = search, started
+        self.thread, self.due, self.most = Thread(), False, 0
+        self.prepared = not search.config.report
+
+    def look(self, ended: bool, workers: int) -> None:
+        """Take notice of trials that have ended, and of how many workers there are."""
+        self.due |= ended and bool(self.search.config.report)
+        self.most = max(self.most, workers)
+        if self.thread.is_alive():
+            return
+        if self.due and time.monotonic() - self.started > PAGE_SECONDS:
+            self.due, self.prepared = False, True
+            self._start(self._write)
+        elif not self.prepared and workers < self.most:  # the last trials: a core has nothing to do
+            self.prepared = True
+            self._start(self._prepare)
+
+    def join(self) -> None:
+        """Wait for a page that is being written."""
+        if self.thread.is_alive():
+            self.thread.join()
+
+    def _start(self, what: Callable[[], None]) -> None:
+        self.thread = Thread(target=what, daemon=True)
+        self.thread.start()
+
+    def _write(self) -> None:
+        from bantam.report import page
+
+        page.while_running(self.search.folder)
+
+    def _prepare(self) -> None:
+        from bantam.report import page
+
+        page.prepare()
 
 
 def _looks(search: Search, study: Study, workers: dict[int, BaseProcess], started: float) -> Iterator[Trials]:
