@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,12 @@ def networks(folder: Path) -> tuple[dict[str, Callable[[Any], Any]], torch.Tenso
         found["Bantam's blocks"] = FromBytes(prepared.scoring_model, prepared.data).eval()
     for name, file in (("ONNX Runtime, float32", FLOAT), ("ONNX Runtime, int8", INT8)):
         session = Session((folder / file).read_bytes(), name)
-        found[name] = lambda images, session=session: session(images.numpy())
+        found[name] = partial(_of_arrays, session)
     return found, as_pictures(prepared.data.held_out_images)
+
+
+def _of_arrays(session: Session, images: torch.Tensor) -> Any:
+    return session(images.numpy())
 
 
 @torch.no_grad()

@@ -109,7 +109,10 @@ class Line:
         with (self.folder / "output.txt").open("ab") as stream:
             return subprocess.Popen(
                 [sys.executable, *self.words],
-                **{"cwd": self.folder, "env": environment, "stdout": stream, "stderr": stream},
+                cwd=self.folder,
+                env=environment,
+                stdout=stream,
+                stderr=stream,
                 preexec_fn=self._set_limit,
             )
 

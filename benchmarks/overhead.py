@@ -112,13 +112,13 @@ def timed(call: Any, times: int) -> float:
     return statistics.median(took)
 
 
-def look(search: Search, study: optuna.Study) -> None:
+def look(search: Search, study: optuna.Study, shown: set[int]) -> None:
     """What the watching process does every half second, as `watch._looks` and `watch._show` do it."""
     listed = trials.requeue(study)
     watch.hopeless(search, listed, ())
     watch.missing(search, trials.count(listed))
-    terminal.show_ended(listed, trials.ended(listed))
-    terminal.progress(search, listed, 1.0, 2)
+    terminal.show_ended(listed, shown)
+    terminal.progress(search, listed, terminal.summary(search, listed, 1.0, 2))
 
 
 def measure(count: int, storage: str, turns: int) -> tuple[float, float, float, float]:
@@ -131,7 +131,8 @@ def measure(count: int, storage: str, turns: int) -> tuple[float, float, float, 
         study = open_study(search)
         fill(search, study, count)
         opened = timed(lambda: open_study(search).get_trials(deepcopy=False), 1)
-        looked = timed(lambda: look(search, study), turns)
+        shown = trials.ended(trials.read(study))
+        looked = timed(lambda: look(search, study, shown), turns)
         pauses = []
         for sampler, done in (("random", turns + 1), ("multivariate_tpe", 2 * turns + 2)):
             search = searching(folder, address, sampler, count + done)

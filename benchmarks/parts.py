@@ -64,8 +64,8 @@ def copy_rate(mebibytes: int = 64) -> float:
 def measure(model: nn.Module, images: int, repeats: int = 9) -> dict[str, Part]:
     """The parts of all blocks of a network whose blocks are in C, for so many images."""
     parts = {name: Part() for name in FUNCTIONS}
-    for block in model.modules():
-        for shape in block.libraries if isinstance(block, Block) else ():
+    for block in (module for module in model.modules() if isinstance(module, Block)):
+        for shape in block.libraries:
             for name, part in _of_block(block, shape, images, repeats):
                 parts[name].seconds += part.seconds
                 parts[name].operations += part.operations

@@ -114,8 +114,8 @@ def shapes(overrides: list[str]) -> list[tuple[str, dict[str, int]]]:
     groups = ("model", "optimizer", "scheduler", "augmentation", "data")
     prepared = prepare(cfg, RunInfo(Path("none"), dict.fromkeys(groups, "that"), 1, None))
     found: list[tuple[str, dict[str, int]]] = []
-    for module in prepared.training_model.modules():
-        for shape in module.libraries if isinstance(module, Block | Chain) else ():
+    for module in (each for each in prepared.training_model.modules() if isinstance(each, Block | Chain)):
+        for shape in module.libraries:
             sizes = module.sizes(shape)
             parts = sizes if isinstance(sizes, list) else [sizes] if sizes else []
             found += [("block.c" if isinstance(module, Block) else "separable.c", part) for part in parts]

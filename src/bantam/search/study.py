@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -310,8 +311,8 @@ def hopeless(search: Search, listed: Sequence[FrozenTrial], before: Collection[i
     `before` are the numbers of the trials that had ended when the command line was typed: they do not count.
     """
     states = trials.states(listed)
-    new = [(trial, state) for trial, state in zip(listed, states, strict=True) if trial.number not in before]
-    failures = [trial for trial, state in new if state == "failed"]
+    failed = (trial for trial, state in zip(listed, states, strict=True) if state == "failed")
+    failures = [trial for trial in failed if trial.number not in before]
     rate, n_trials = search.settings.max_failure_rate, search.settings.n_trials
     if len(failures) > rate * n_trials:
         first = failures[0]
@@ -320,8 +321,9 @@ def hopeless(search: Search, listed: Sequence[FrozenTrial], before: Collection[i
             f"allows; the first, {first.number}: {trials.reason(first, 'failed')}"
         )
     counted = ("over budget", *trials.FINISHED)
-    ended = [(trial, state) for trial, state in new if state in counted]
-    last = [trial for trial, state in ended[-MAX_OVER_BUDGET:] if state == "over budget"]
+    backwards = zip(reversed(listed), reversed(states), strict=True)  # of many trials the last ones will do
+    ended = ((trial, state) for trial, state in backwards if state in counted and trial.number not in before)
+    last = [trial for trial, state in islice(ended, MAX_OVER_BUDGET) if state == "over budget"]
     if len(last) == MAX_OVER_BUDGET:
         over = [key for key in budget.COSTS if any(trial.constraints.get(key, 0) > 0 for trial in last)]
         smallest = {key: min(t.user_attrs[key] for t in last if t.constraints.get(key, 0) > 0) for key in over}

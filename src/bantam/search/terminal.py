@@ -34,7 +34,7 @@ def show_ended(listed: Sequence[FrozenTrial], shown: set[int]) -> set[int]:
     """Print a line for every trial that has ended and is not among those shown; returns their numbers."""
     ended = set()
     for trial, state in zip(listed, trials.states(listed), strict=True):
-        if not trial.state.is_finished() or trial.number in shown or state == "surplus":
+        if trial.number in shown or not trial.state.is_finished() or state == "surplus":
             continue
         ended.add(trial.number)
         value = trials.objective(trial, state)
