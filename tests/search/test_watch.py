@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 from searches import LINE, SPACE, Finished, Postgresql, stored, wait_for, workers
 
 from bantam.overrides import override
+from bantam.report import page
 from bantam.search import faults, processes, terminal, trials, watch
 from bantam.search.space import Search
 from bantam.search.study import open_study
@@ -301,6 +302,28 @@ def test_a_worker_whose_machine_cannot_train_stops_the_search_with_its_sentence(
     )
     summary = json.loads((wanted.folder / "summary.json").read_text())
     assert summary["ended_by"] == str(error.value)
+
+
+def test_a_page_takes_no_time_from_a_short_search(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    written, now = list[str](), [0.0]
+    monkeypatch.setattr(page, "while_running", lambda folder: written.append(folder.name))
+    monkeypatch.setattr(page, "prepare", lambda: written.append("prepared"))
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    search = SimpleNamespace(config=SimpleNamespace(report=True), folder=tmp_path / "study")
+    pages = watch.Pages(search, 0.0)  # type: ignore[arg-type]
+
+    def look(ended: bool, workers: int) -> list[str]:
+        pages.look(ended, workers)
+        pages.join()
+        return written
+
+    assert look(False, 0) == look(True, 2) == look(True, 2) == []
+    assert look(False, 1) == look(True, 1) == ["prepared"]  # a worker has ended, so a core has nothing to do
+    now[0] = 30.0
+    assert look(False, 1) == look(False, 1) == ["prepared", "study"]
+    search.config.report = False
+    pages = watch.Pages(search, 0.0)  # type: ignore[arg-type]
+    assert look(True, 2) == look(True, 1) == ["prepared", "study"]
 
 
 @pytest.mark.whole

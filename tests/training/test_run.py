@@ -82,6 +82,17 @@ def test_the_objective_is_of_the_validation_images_where_some_are_held_out(
     assert (result["split"], result["scored_images"], result["train_images"]) == ("validation", 500, 3500)
 
 
+def test_a_result_says_where_the_processor_was_told_to_use_smaller_vectors(
+    composed: Compose, few: Few, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    train(composed(*SMALL, *few), at(tmp_path / "0"))
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    train(composed(*SMALL, *few), at(tmp_path / "1"))
+    free, told = (files.read_result(tmp_path / name)["processor"] for name in "01")
+    assert told == f"{free} (ATEN_CPU_CAPABILITY=avx2)"
+
+
 def test_divergence_is_recorded(composed: Compose, few: Few, tmp_path: Path) -> None:
     cfg = composed(*few, "optimizer.lr=1e30")
     objective = train(cfg, at(tmp_path))

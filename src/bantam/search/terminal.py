@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ COLOURS = {"complete": "green", "failed": "red"}
 """Of states; all others are yellow."""
 
 VERDICT_COLOURS = {"met": "green", "not met": "red"}
+
+
+RECENT = 100
+"""Of so many trials, the last to be finished, the time that is left is estimated."""
 
 
 def show_ended(listed: Sequence[FrozenTrial], shown: set[int]) -> set[int]:
@@ -74,7 +79,9 @@ def summary(search: Search, listed: Sequence[FrozenTrial], elapsed: float, side_
     counts = trials.count(listed)
     done = sum(counts[state] for state in trials.FINISHED)
     goal = study.wanted(search, counts)
-    took = [trials.seconds(t) or 0.0 for t, state in zip(listed, states, strict=True) if state in trials.FINISHED]
+    backwards = zip(reversed(listed), reversed(states), strict=True)
+    recent = islice((trial for trial, state in backwards if state in trials.FINISHED), RECENT)
+    took = [trials.seconds(trial) or 0.0 for trial in recent]
     left = (goal - done) * sum(took) / len(took) / side_by_side if took else None
     line = [
         f"{done} of {goal} trials",

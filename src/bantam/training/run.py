@@ -262,7 +262,10 @@ def _identity(info: RunInfo, seed: int | None) -> dict[str, Any]:
 def _processor(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor())
+    name = str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor())
+    # PyTorch and the C code round otherwise where they are told to use smaller vectors than it has.
+    limit = os.environ.get("ATEN_CPU_CAPABILITY")
+    return f"{name} (ATEN_CPU_CAPABILITY={limit})" if limit else name
 
 
 def refuse(error: Exception, info: RunInfo, seed: int | None) -> None:
