@@ -7,16 +7,31 @@ The folder is one whose trials were trained to their end. A replay takes `--tria
 random order and shows them to the pruner epoch by epoch, one trial after the other, as a search does.
 Printed, over all orders: the share of all epochs that was trained, how often the best of the taken
 trials was given up, and by how many points the best that was left is below it.
+
+    python train.py -m hparams_search=optuna hydra/sweeper/pruner=none seed=2 data.split_seed=2 …
+    python benchmarks/pruners.py multirun/<study> --epochs 270 --fresh multirun/<the same on another seed>
+
+With `--epochs` every pruner may train so many epochs, and takes as many trials as fit, as a search of so many
+minutes does. With `--fresh`, a study with the same settings on another seed and other validation images, the
+winner counts for what it reaches there, so that no pruner is praised for the luck of many trials.
 """
 
 import argparse
 import csv
+import math
 import statistics
 from pathlib import Path
 
 import numpy as np
 import optuna
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, PercentilePruner, SuccessiveHalvingPruner
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    PercentilePruner,
+    SuccessiveHalvingPruner,
+)
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -25,16 +40,21 @@ LAST_EPOCHS = 5
 """The objective is the mean of so many."""
 
 
-def curves(folder: Path) -> list[list[float]]:
-    """Validation accuracy by epoch, in percent, of every trial that has all its epochs."""
-    found = []
+def curves(folder: Path) -> dict[str, list[float]]:
+    """Validation accuracy by epoch, in percent, of every trial that has all its epochs, by number."""
+    found = {}
     for history in sorted(folder.glob("*/history.csv")):
         with history.open(newline="") as stream:
             accuracies = [row["validation_accuracy"] for row in csv.DictReader(stream)]
         if all(accuracies):
-            found.append([float(accuracy) for accuracy in accuracies])
-    longest = max(map(len, found), default=0)
-    return [curve for curve in found if len(curve) == longest]
+            found[history.parent.name] = [float(accuracy) for accuracy in accuracies]
+    longest = max(map(len, found.values()), default=0)
+    return {number: curve for number, curve in found.items() if len(curve) == longest}
+
+
+def objective(curve: list[float]) -> float:
+    """Mean of the last epochs."""
+    return statistics.fmean(curve[-LAST_EPOCHS:])
 
 
 def candidates(epochs: int) -> dict[str, BasePruner]:
@@ -44,7 +64,8 @@ def candidates(epochs: int) -> dict[str, BasePruner]:
         by_name[f"median n_warmup_steps={warmup}"] = MedianPruner(5, warmup)
     for warmup in (3, 5):
         by_name[f"percentile=75 n_warmup_steps={warmup}"] = PercentilePruner(75, 5, warmup)
-    for resource in (1, 3, 4, 5, 6, 7):
+    by_name["none"] = NopPruner()
+    for resource in (1, 2, 3, 4, 5, 6, 7):
         by_name[f"successive_halving min_resource={resource}"] = SuccessiveHalvingPruner(resource, 2)
     for resource in (4, 5):
         pruner = SuccessiveHalvingPruner(resource, 3)
@@ -54,12 +75,17 @@ def candidates(epochs: int) -> dict[str, BasePruner]:
     return by_name
 
 
-def replay(pruner: BasePruner, taken: list[list[float]]) -> tuple[int, float, bool]:
-    """Epochs trained, points lost against the best of the taken trials, and whether that one was given up."""
+def replay(pruner: BasePruner, order: list[list[float]], epochs: float = math.inf) -> tuple[int, int, int]:
+    """Trials begun, epochs trained, and the place in the order of the best of those that were left.
+
+    No trial is begun when so many epochs have been trained.
+    """
     study = optuna.create_study(direction="maximize", pruner=pruner)
-    objectives = [statistics.fmean(curve[-LAST_EPOCHS:]) for curve in taken]
-    left, trained = [], 0
-    for curve, objective in zip(taken, objectives, strict=True):
+    left, trained, begun = dict[int, float](), 0, 0
+    for i, curve in enumerate(order):
+        if trained >= epochs:
+            break
+        begun += 1
         trial = study.ask()
         for epoch, accuracy in enumerate(curve, 1):
             trained += 1
@@ -68,40 +94,75 @@ def replay(pruner: BasePruner, taken: list[list[float]]) -> tuple[int, float, bo
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
                 break
         else:
-            study.tell(trial, objective)
-            left.append(objective)
-    lost = max(objectives) - max(left)
-    return trained, lost, lost > 0
+            left[i] = objective(curve)
+            study.tell(trial, left[i])
+    return begun, trained, max(left, key=left.__getitem__)
+
+
+Row = tuple[str, ...]
+
+
+def by_trials(pruner: BasePruner, orders: list[list[list[float]]]) -> Row:
+    """For as many trials: epochs trained, how often the best was given up, and the points that this lost."""
+    trained, lost = [], []
+    for order in orders:
+        _, epochs, best = replay(pruner, order)
+        trained.append(epochs / sum(map(len, order)))
+        lost.append(max(map(objective, order)) - objective(order[best]))
+    missed = statistics.fmean(points > 0 for points in lost)
+    return (
+        f"{100 * statistics.fmean(trained):.0f}",
+        f"{100 * missed:.0f}",
+        f"{statistics.fmean(lost):.3f}",
+        f"{max(lost):.3f}",
+    )
+
+
+def by_epochs(pruner: BasePruner, orders: list[list[list[float]]], worth: list[list[float]], epochs: int) -> Row:
+    """For as many epochs, means over the orders: trials begun, the winner's objective, and what it is worth."""
+    found = [replay(pruner, order, epochs) for order in orders]
+    seen = [objective(order[best]) for order, (_, _, best) in zip(orders, found, strict=True)]
+    reached = [values[best] for values, (_, _, best) in zip(worth, found, strict=True)]
+    error = statistics.stdev(reached) / math.sqrt(len(reached))
+    return (
+        f"{statistics.fmean(begun for begun, _, _ in found):.0f}",
+        f"{statistics.fmean(seen):.3f}",
+        f"{statistics.fmean(reached):.3f} ± {error:.3f}",
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="+", help="studies or multiruns trained without pruning")
+    parser.add_argument("folder", type=Path, help="a study or a multirun trained without pruning")
     parser.add_argument("--trials", type=int, default=30, help="curves in a replay")
     parser.add_argument("--orders", type=int, default=50, help="replays of each pruner")
+    parser.add_argument("--epochs", type=int, help="epochs that a replay may train, instead of --trials")
+    parser.add_argument("--fresh", type=Path, help="the same trials on another seed, for what a winner is worth")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    whole = [curve for folder in arguments.folder for curve in curves(folder)]
-    if len(whole) < 2:
-        parser.error(f"{arguments.folder[0]} has no two trials that were trained to their end")
-    count, epochs = min(arguments.trials, len(whole)), len(whole[0])
-    table = Table(box=None, title=f"{count} of {len(whole)} curves of {epochs} epochs, {arguments.orders} orders")
+    found = curves(arguments.folder)
+    fresh = curves(arguments.fresh) if arguments.fresh else found
+    numbers = [number for number in found if number in fresh]
+    if len(numbers) < 2:
+        parser.error(f"{arguments.folder} has no two trials that were trained to their end")
+    whole, worth = [found[number] for number in numbers], [objective(fresh[number]) for number in numbers]
+    count = len(whole) if arguments.epochs else min(arguments.trials, len(whole))
+    random = np.random.default_rng(0)
+    orders = [random.permutation(len(whole))[:count] for _ in range(arguments.orders)]
+    taken = [[whole[i] for i in order] for order in orders]
+    what = f"{arguments.epochs} epochs" if arguments.epochs else f"{count} trials"
+    table = Table(box=None, title=f"{what} of {len(whole)} curves of {len(whole[0])} epochs, {len(orders)} orders")
     table.add_column("pruner", no_wrap=True)
-    for column in ("epochs\ntrained, %", "best\ngiven up, %", "points lost,\nmean", "\nmost"):
+    columns = ("epochs\ntrained, %", "best\ngiven up, %", "points lost,\nmean", "\nmost")
+    for column in ("trials", "best, %", "on a fresh seed, %") if arguments.epochs else columns:
         table.add_column(column, justify="right", no_wrap=True)
     console = Console()
-    for name, pruner in track(candidates(epochs).items(), "replaying", console=console, transient=True):
-        random = np.random.default_rng(0)
-        orders = [random.permutation(len(whole))[:count] for _ in range(arguments.orders)]
-        seen = [replay(pruner, [whole[i] for i in order]) for order in orders]
-        trained, lost, missed = zip(*seen, strict=True)
-        table.add_row(
-            name,
-            f"{100 * statistics.fmean(trained) / (count * epochs):.0f}",
-            f"{100 * statistics.fmean(missed):.0f}",
-            f"{statistics.fmean(lost):.3f}",
-            f"{max(lost):.3f}",
-        )
+    for name, pruner in track(candidates(len(whole[0])).items(), "replaying", console=console, transient=True):
+        if arguments.epochs:
+            valued = [[worth[i] for i in order] for order in orders]
+            table.add_row(name, *by_epochs(pruner, taken, valued, arguments.epochs))
+        else:
+            table.add_row(name, *by_trials(pruner, taken))
     console.print(table)
 
 

@@ -63,7 +63,7 @@ def lengths(source: str, sizes: dict[str, int], images: int) -> dict[str, int]:
     numbers |= {"convolved": images * out**2 * outputs}
     numbers |= {"statistics": 2 * outputs, "in_statistics": 2 * inputs}
     numbers |= {"sums": 2 * 2 * outputs, "in_sums": 2 * 2 * inputs}  # of double precision
-    bits = images * (out * ((out * outputs + 7) // 8) + 4)
+    bits = images * (out * ((out * outputs + 31) // 32 * 4) + 4)
     return {name: 4 * count for name, count in numbers.items()} | {
         "argmax": pooled if pool > 1 else 0,
         "dropped": bits,

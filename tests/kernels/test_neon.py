@@ -79,6 +79,19 @@ def test_a_step_is_that_of_the_layers(network: str, request: pytest.FixtureReque
             assert (ours[name].double() - value).abs().max() <= 1e-4 * value.abs().max(), name
 
 
+def test_what_dropout_drops_has_no_gradient() -> None:
+    torch.manual_seed(1)
+    norm = nn.BatchNorm2d(5)
+    model = nn.Sequential(nn.Conv2d(1, 5, 3, bias=False), norm, nn.ReLU(), nn.Dropout(0.3))
+    fused = fuse(model, IMAGE).model
+    assert fused is not None
+    y = fused.train()(torch.randn(8, *IMAGE))
+    y.sum().backward()
+    kept = (y != 0).sum((0, 2, 3))
+    assert 0.3 < kept.sum() / y.numel() < 0.4  # of what ReLU leaves
+    torch.testing.assert_close(norm.bias.grad, kept / 0.7)
+
+
 def test_what_is_wrong_is_seen() -> None:
     sizes = {"SIDE": 6, "CI": 2, "CO": 5, "KERNEL": 3, "RELU_FIRST": 1, "POOL": 2, "BFLOAT16": 0, "MATRIX_UNIT": 0}
     library = compiler.library("block.c", selfcheck.compare, **sizes)

@@ -21,6 +21,7 @@ from bantam.kernels import compiler, selfcheck
 from bantam.kernels.blocks import Block
 from bantam.models import Dropout
 compiler.FLAGS = sys.argv[2].split()
+compiler.in_halves = lambda: True  # then no vector of floats has a mask, behind which sanitizers see nothing
 change = sys.argv[3].split(" → ")
 compiled = compiler._compile
 def changed(command, folder):

@@ -315,12 +315,14 @@ def test_a_page_takes_no_time_from_a_short_search(monkeypatch: pytest.MonkeyPatc
     def look(ended: bool, workers: int) -> list[str]:
         pages.look(ended, workers)
         pages.join()
-        return written
+        return [*written]
 
-    assert look(False, 0) == look(True, 2) == look(True, 2) == []
-    assert look(False, 1) == look(True, 1) == ["prepared"]  # a worker has ended, so a core has nothing to do
+    assert [look(False, 0), look(True, 2), look(True, 2)] == [[]] * 3
+    assert look(False, 1) == ["prepared"]  # a worker has ended, so a core has nothing to do
+    assert look(True, 1) == ["prepared"]
     now[0] = 30.0
-    assert look(False, 1) == look(False, 1) == ["prepared", "study"]
+    assert look(False, 1) == ["prepared", "study"]
+    assert look(False, 1) == ["prepared", "study"]
     search.config.report = False
     pages = watch.Pages(search, 0.0)  # type: ignore[arg-type]
     assert look(True, 2) == look(True, 1) == ["prepared", "study"]

@@ -12,7 +12,7 @@ from single_runs import at, history, train
 
 from bantam.training import folder as files
 from bantam.training.evaluate import evaluate
-from bantam.training.run import _state, run
+from bantam.training.run import LIMITING, _state, run
 from bantam.training.setup import prepare, prepare_finished
 from bantam.training.status import Line
 
@@ -82,15 +82,17 @@ def test_the_objective_is_of_the_validation_images_where_some_are_held_out(
     assert (result["split"], result["scored_images"], result["train_images"]) == ("validation", 500, 3500)
 
 
-def test_a_result_says_where_the_processor_was_told_to_use_smaller_vectors(
+def test_a_result_says_what_was_to_be_left_of_the_processor(
     composed: Compose, few: Few, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    for name in LIMITING:
+        monkeypatch.delenv(name, raising=False)
     train(composed(*SMALL, *few), at(tmp_path / "0"))
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     train(composed(*SMALL, *few), at(tmp_path / "1"))
     free, told = (files.read_result(tmp_path / name)["processor"] for name in "01")
-    assert told == f"{free} (ATEN_CPU_CAPABILITY=avx2)"
+    assert told == f"{free} (ATEN_CPU_CAPABILITY=avx2, ONEDNN_MAX_CPU_ISA=AVX2)"
 
 
 def test_divergence_is_recorded(composed: Compose, few: Few, tmp_path: Path) -> None:

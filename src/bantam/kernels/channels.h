@@ -56,7 +56,6 @@ static INLINE void set_channels(channels x, float *to) { *(channels *)to = x; }
 #if BFLOAT16
 typedef uint32_t bits_of_channels __attribute__((vector_size(4 * WIDTH)));
 typedef element half_channels __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
-typedef element eight_halves __attribute__((vector_size(16)));
 static INLINE channels channels_of(const element *from)
 {
     bits_of_channels bits;
@@ -72,12 +71,12 @@ static INLINE channels channels_of(const element *from)
 static INLINE void store_channels(channels x, element *to)
 {
 #if NOT_FULL
-    half_channels half; /* in two that overlap: with a mask AMD's processors take longer */
+    enum { L = CO - 8 }; /* eight and the last eight, which overlap: with a mask AMD's processors take longer */
+    half_channels half, last;
     ROUND_LANES(half, x);
-    enum { L = CO - 8 };
-    eight_halves last = __builtin_shufflevector(half, half, L, L + 1, L + 2, L + 3, L + 4, L + 5, L + 6, L + 7);
-    memcpy(to, &half, sizeof last);
-    memcpy(to + L, &last, sizeof last);
+    last = SHUFFLED(half_channels, half, half, L, L + 1, L + 2, L + 3, L + 4, L + 5, L + 6, L + 7, 0, 0, 0, 0, 0, 0, 0, 0);
+    memcpy(to, &half, 8 * sizeof(element));
+    memcpy(to + L, &last, 8 * sizeof(element));
 #elif CO >= 8
     ROUND_LANES(*(half_channels *)to, x);
 #else

@@ -17,6 +17,12 @@
 #if BFLOAT16
 #include "instructions.h"
 typedef uint16_t element;
+/* Compilers name the same instruction differently. */
+#if defined(__clang__)
+#define SHUFFLED(type, above, below, ...) __builtin_shufflevector(above, below, __VA_ARGS__)
+#else
+#define SHUFFLED(type, above, below, ...) __builtin_shuffle(above, below, (type){__VA_ARGS__})
+#endif
 static INLINE float as_float(element x)
 {
     union { uint32_t bits; float number; } value = {.bits = (uint32_t)x << 16};

@@ -13,12 +13,6 @@ static inline pairs paired(const element *first, const element *second)
     WIDEN_LANES(high, *(const halves *)second);
     return low | high << 16;
 }
-/* Compilers name the same instruction differently. */
-#if defined(__clang__)
-#define SHUFFLED(type, above, below, ...) __builtin_shufflevector(above, below, __VA_ARGS__)
-#else
-#define SHUFFLED(type, above, below, ...) __builtin_shuffle(above, below, (type){__VA_ARGS__})
-#endif
 /* The same of pixels that have 16 channels: what lies side by side. */
 typedef uint16_t two_pixels __attribute__((vector_size(64), aligned(2)));
 static inline pairs paired_neighbours(const element *first)

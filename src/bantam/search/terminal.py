@@ -32,7 +32,7 @@ VERDICT_COLOURS = {"met": "green", "not met": "red"}
 
 
 RECENT = 100
-"""Of so many trials, the last to be finished, the time that is left is estimated."""
+"""From so many trials that are finished, those with the highest numbers, the time that is left is estimated."""
 
 
 def show_ended(listed: Sequence[FrozenTrial], shown: set[int]) -> set[int]:

@@ -103,9 +103,10 @@ def watch(search: Search, study: Study) -> None:
         _show(search, study, workers, listed)
     except processes.Stopped as stopped:
         processes.stop_workers(workers.values())
-        outcome.write(search, trials.requeue(study), stopped.signal.name)
+        listed = trials.requeue(study)
+        outcome.write(search, listed, stopped.signal.name)
         terminal.show_interruption(search, stopped.signal.name)
-        if (search.folder / "report.html").exists():  # it says that the search is running
+        if trials.ended(listed):
             write_report(search)
         raise SystemExit(128 + stopped.signal) from None
     except BaseException as error:

@@ -259,13 +259,17 @@ def _identity(info: RunInfo, seed: int | None) -> dict[str, Any]:
     }
 
 
+LIMITING = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
+"""Variables that tell PyTorch, and with it the C code, which instructions of the processor to leave."""
+
+
 def _processor(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor())
-    # PyTorch and the C code round otherwise where they are told to use smaller vectors than it has.
-    limit = os.environ.get("ATEN_CPU_CAPABILITY")
-    return f"{name} (ATEN_CPU_CAPABILITY={limit})" if limit else name
+    # PyTorch and the C code round otherwise where they are told not to use all that it has.
+    told = [f"{key}={os.environ[key]}" for key in LIMITING if os.environ.get(key)]
+    return f"{name} ({', '.join(told)})" if told else name
 
 
 def refuse(error: Exception, info: RunInfo, seed: int | None) -> None:
