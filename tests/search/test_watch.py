@@ -305,8 +305,13 @@ def test_a_worker_whose_machine_cannot_train_stops_the_search_with_its_sentence(
 
 
 def test_a_page_takes_no_time_from_a_short_search(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    written, now = list[str](), [0.0]
-    monkeypatch.setattr(page, "while_running", lambda folder: written.append(folder.name))
+    written, now, too_soon = list[str](), [0.0], [True, False]
+
+    def while_running(folder: Path) -> bool:
+        written.append(folder.name)
+        return not too_soon.pop(0)
+
+    monkeypatch.setattr(page, "while_running", while_running)
     monkeypatch.setattr(page, "prepare", lambda: written.append("prepared"))
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     search = SimpleNamespace(config=SimpleNamespace(report=True), folder=tmp_path / "study")
@@ -321,11 +326,13 @@ def test_a_page_takes_no_time_from_a_short_search(monkeypatch: pytest.MonkeyPatc
     assert look(False, 1) == ["prepared"]  # a worker has ended, so a core has nothing to do
     assert look(True, 1) == ["prepared"]
     now[0] = 30.0
-    assert look(False, 1) == ["prepared", "study"]
-    assert look(False, 1) == ["prepared", "study"]
+    assert look(False, 1) == ["prepared", "study"]  # too soon after the last one: tried again
+    assert look(False, 1) == ["prepared", "study", "study"]
+    assert look(False, 1) == ["prepared", "study", "study"]
     search.config.report = False
     pages = watch.Pages(search, 0.0)  # type: ignore[arg-type]
-    assert look(True, 2) == look(True, 1) == ["prepared", "study"]
+    assert look(True, 2) == ["prepared", "study", "study"]
+    assert look(True, 1) == ["prepared", "study", "study"]
 
 
 @pytest.mark.whole

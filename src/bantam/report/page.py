@@ -219,8 +219,8 @@ _written: dict[Path, tuple[float, float]] = {}
 """When the page of a running search was written last, and how many seconds that took."""
 
 
-def while_running(folder: Path) -> None:
-    """Write the report of a search that goes on, unless that was done just now; it never raises.
+def while_running(folder: Path) -> bool:
+    """Write the report of a search that goes on, and return False where that was done just now; it never raises.
 
     Call it whenever trials have ended. A page waits until `PAUSE` seconds have passed, and longer where
     writing it would take more than its `SHARE` of the time.
@@ -228,10 +228,11 @@ def while_running(folder: Path) -> None:
     started = time.monotonic()
     last, took = _written.get(folder, (-math.inf, 0.0))
     if started - last < max(PAUSE, took / SHARE):
-        return
+        return False
     with suppress(Exception):  # the search matters more; when it ends, what is wrong is said
         write([folder], running=True)
     _written[folder] = (time.monotonic(), time.monotonic() - started)
+    return True
 
 
 def prepare() -> None:

@@ -196,14 +196,17 @@ class Pages:
         self.thread.start()
 
     def _write(self) -> None:
-        from bantam.report import page
+        with suppress(Exception):  # when the search ends, what is wrong is said
+            from bantam.report import page
 
-        page.while_running(self.search.folder)
+            if not page.while_running(self.search.folder):
+                self.due = True
 
     def _prepare(self) -> None:
-        from bantam.report import page
+        with suppress(Exception):  # likewise
+            from bantam.report import page
 
-        page.prepare()
+            page.prepare()
 
 
 def _looks(search: Search, study: Study, workers: dict[int, BaseProcess], started: float) -> Iterator[Trials]:
