@@ -18,7 +18,7 @@ from torch import nn
 
 from bantam.kernels import compiler
 from bantam.kernels.arguments import BlockArguments
-from bantam.kernels.blocks import Block
+from bantam.kernels.blocks import Block, bytes_of_dropped
 
 FUNCTIONS = {
     "convolution: product": "products_forward",
@@ -126,7 +126,7 @@ def _tensors(sizes: dict[str, int], images: int, dtype: torch.dtype) -> dict[str
         **{name: torch.randn(count).to(dtype) for name, count in images_of.items()},
         **{name: torch.ones(count) for name, count in floats.items()},
         "argmax": torch.zeros(pooled if sizes["POOL"] > 1 else 1, dtype=torch.uint8),
-        "dropped": torch.zeros(images * (out * ((out * outputs + 31) // 32 * 4) + 4), dtype=torch.uint8),
+        "dropped": torch.zeros(images * bytes_of_dropped(out, outputs), dtype=torch.uint8),
     }
 
 

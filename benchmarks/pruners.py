@@ -12,8 +12,8 @@ trials was given up, and by how many points the best that was left is below it.
     python benchmarks/pruners.py multirun/<study> --epochs 270 --fresh multirun/<the same on another seed>
 
 With `--epochs` every pruner may train so many epochs, and takes as many trials as fit, as a search of so many
-minutes does. With `--fresh`, a study with the same settings on another seed and other validation images, the
-winner counts for what it reaches there, so that no pruner is praised for the luck of many trials.
+minutes does. The study of `--fresh` has the same settings on another seed and other validation images: the winner
+counts for what it reaches there, so that no pruner is praised for the luck of many trials.
 """
 
 import argparse
@@ -50,6 +50,11 @@ def curves(folder: Path) -> dict[str, list[float]]:
             found[history.parent.name] = [float(accuracy) for accuracy in accuracies]
     longest = max(map(len, found.values()), default=0)
     return {number: curve for number, curve in found.items() if len(curve) == longest}
+
+
+def pooled(folders: list[Path]) -> dict[tuple[int, str], list[float]]:
+    """The curves of several, by the place of the folder and the number of the trial."""
+    return {(i, number): curve for i, folder in enumerate(folders) for number, curve in curves(folder).items()}
 
 
 def objective(curve: list[float]) -> float:
@@ -133,18 +138,22 @@ def by_epochs(pruner: BasePruner, orders: list[list[list[float]]], worth: list[l
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="a study or a multirun trained without pruning")
+    parser.add_argument("folder", type=Path, nargs="+", help="studies or multiruns trained without pruning")
     parser.add_argument("--trials", type=int, default=30, help="curves in a replay")
     parser.add_argument("--orders", type=int, default=50, help="replays of each pruner")
     parser.add_argument("--epochs", type=int, help="epochs that a replay may train, instead of --trials")
-    parser.add_argument("--fresh", type=Path, help="the same trials on another seed, for what a winner is worth")
+    parser.add_argument(
+        "--fresh", type=Path, nargs="+", help="the same trials, in the same order, on another seed"
+    )
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    found = curves(arguments.folder)
-    fresh = curves(arguments.fresh) if arguments.fresh else found
+    if (arguments.epochs is None) != (arguments.fresh is None):
+        parser.error("--epochs and --fresh belong together")
+    found = pooled(arguments.folder)
+    fresh = pooled(arguments.fresh) if arguments.fresh else found
     numbers = [number for number in found if number in fresh]
     if len(numbers) < 2:
-        parser.error(f"{arguments.folder} has no two trials that were trained to their end")
+        parser.error(f"{arguments.folder[0]} has no two trials that were trained to their end")
     whole, worth = [found[number] for number in numbers], [objective(fresh[number]) for number in numbers]
     count = len(whole) if arguments.epochs else min(arguments.trials, len(whole))
     random = np.random.default_rng(0)

@@ -14,6 +14,7 @@ import pytest
 
 from bantam.kernels import compiler
 from bantam.kernels.arguments import MuonArguments
+from bantam.kernels.blocks import bytes_of_dropped
 
 FOLDER = Path(compiler.__file__).parent
 HARNESS = Path(__file__).parent / "kernels" / "harness.c"
@@ -63,10 +64,9 @@ def lengths(source: str, sizes: dict[str, int], images: int) -> dict[str, int]:
     numbers |= {"convolved": images * out**2 * outputs}
     numbers |= {"statistics": 2 * outputs, "in_statistics": 2 * inputs}
     numbers |= {"sums": 2 * 2 * outputs, "in_sums": 2 * 2 * inputs}  # of double precision
-    bits = images * (out * ((out * outputs + 31) // 32 * 4) + 4)
     return {name: 4 * count for name, count in numbers.items()} | {
         "argmax": pooled if pool > 1 else 0,
-        "dropped": bits,
+        "dropped": images * bytes_of_dropped(out, outputs),
     }
 
 

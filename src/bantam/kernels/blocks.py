@@ -16,6 +16,11 @@ MOST_DROPPED = 0.99
 """C decides on an element by 16 random bits, too few to tell apart rates near 1."""
 
 
+def bytes_of_dropped(side: int, channels: int) -> int:
+    """Of an image whose map, in front of the pooling, has this side: see `dropout.h`."""
+    return side * ((side * channels + 31) // 32 * 4) + 4
+
+
 class Block(Compiled):
     """A convolution, batch norm, perhaps ReLU before or behind it, dropout and pooling: one function.
 
@@ -77,10 +82,6 @@ class Block(Compiled):
     def side_of_output(self, side: int) -> int:
         """That of the convolution, in front of the pooling, for inputs of this side."""
         return (side + 2 * self.padding - self.kernel) // self.stride + 1
-
-    def bytes_of_dropped(self, side: int) -> int:
-        """Of an image whose map, in front of the pooling, has this side: see `dropout.h`."""
-        return side * ((side * self.outputs + 31) // 32 * 4) + 4
 
     def usual(self) -> bool:
         """Whether its layers are in a state that C computes."""
@@ -178,7 +179,7 @@ class _Block(torch.autograd.Function):
         p = block.dropout[0].p if block.dropout else 0.0
         # Where there is a max-pool, `argmax` says which elements are dropped.
         drops = p > 0 and not max_pool
-        dropped = block.bytes("dropped", drops * images * block.bytes_of_dropped(out), ctx.fresh)
+        dropped = block.bytes("dropped", drops * images * bytes_of_dropped(out, block.outputs), ctx.fresh)
         # Which elements are dropped follows from a number of PyTorch's generator.
         ctx.dropout = (int(torch.randint(2**63 - 1, ())) if p else 0, round(p * 2**16), 1 / (1 - p))
         weight = weight.contiguous(memory_format=torch.channels_last)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bantam.kernels.arguments import BlockArguments
-from bantam.kernels.blocks import Block
+from bantam.kernels.blocks import Block, bytes_of_dropped
 from bantam.kernels.compiled import Calls, Joined, storages
 
 
@@ -120,7 +120,7 @@ def allocated(
         output = convolved // block.pool
         max_pool = block.pool > 1 and not block.average
         numbers = images * output**2 * block.outputs
-        dropped = images * block.bytes_of_dropped(convolved)
+        dropped = images * bytes_of_dropped(convolved, block.outputs)
         where = {
             "convolved": room(images, convolved, convolved, block.outputs),
             "output": room(images, output, output, block.outputs),
