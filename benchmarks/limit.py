@@ -5,10 +5,10 @@
 
 The limit is the rate at which PyTorch multiplies two 1024×1024 matrices here, on as many threads. The
 step's operations are those of the convolutions and linear layers, forward and backward (no
-gradient with respect to the images). The parts come from PyTorch's profiler over whole steps of
-training, as shares of the time that the same steps take without it; what is left is Python and
-whatever waits between operations. Augmentation, many small operations that the profiler would make look longer, is
-timed without it.
+gradient with respect to the images), by their definition: blocks in float32 that take fewer of them to the
+same end can be at more than 100 %. The parts come from PyTorch's profiler over whole steps of training, as
+shares of the time that the same steps take without it; what is left is Python and whatever waits between
+operations. Augmentation, many small operations that the profiler would make look longer, is timed without it.
 
 What the blocks in C take is told part by part too (see `parts.py`), each beside its own limit: its operations
 at the rate of that product, or the bytes that it moves at the rate at which PyTorch copies memory, whichever

@@ -2,7 +2,8 @@
 
 `parts.c` is appended to `block.c` and compiled with the sizes of each block, so a part is the same code as in
 training. It runs over a whole batch on one thread. Its limit is what takes longer: its operations at the rate of
-a matrix product, or its bytes at the rate at which memory is copied.
+a matrix product, or its bytes at the rate at which memory is copied. Where a 3×3 convolution takes four ninths
+of the multiplications (see `winograd_products.h`), those are its operations.
 """
 
 import ctypes
@@ -88,7 +89,7 @@ def _of_block(block: Block, shape: torch.Size, images: int, repeats: int) -> Ite
         images=images,
         threads=1,
     )
-    amounts, seconds = _amounts(sizes, images, tensors), {}
+    amounts, seconds = _amounts(sizes, images, tensors, library.multiplications() / 4), {}
     for name, function in FUNCTIONS.items():
         if "input" in name and sizes["CI"] == 1:  # nobody asks for the gradient of the images
             continue
@@ -130,11 +131,16 @@ def _tensors(sizes: dict[str, int], images: int, dtype: torch.dtype) -> dict[str
     }
 
 
-def _amounts(sizes: dict[str, int], images: int, tensors: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """Operations and bytes of each part: of the whole images that it reads and writes, once each."""
+def _amounts(
+    sizes: dict[str, int], images: int, tensors: dict[str, Any], multiplications: float
+) -> dict[str, tuple[int, int]]:
+    """Operations and bytes of each part: of the whole images that it reads and writes, once each.
+
+    For an output and two channels there are so many multiplications, each with a sum: the kernel's, or fewer.
+    """
     size = {name: tensor.nbytes for name, tensor in tensors.items()}
     out = (sizes["SIDE"] - sizes["KERNEL"]) // sizes["STRIDE"] + 1
-    product = 2 * images * out**2 * sizes["KERNEL"] ** 2 * sizes["CI"] * sizes["CO"]
+    product = round(2 * images * out**2 * multiplications * sizes["CI"] * sizes["CO"])
     after = size["output"] + size["argmax"]
     return {
         "convolution: product": (product, size["input"]),

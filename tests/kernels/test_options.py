@@ -1,6 +1,7 @@
 """Blocks with padding, a stride, a bias, an average: of drawn sizes they are what PyTorch's layers compute."""
 
 import copy
+import platform
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from layer_results import results
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bantam.kernels import compiler
 from bantam.kernels.fuse import fuse
 
 TOLERANCE = 1e-5
@@ -77,6 +79,24 @@ def blocks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, int, int]]:
     return nn.Sequential(*layers), (inputs, side, side)
 
 
+@st.composite
+def wide_blocks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, int, int]]:
+    """A block whose products take fewer multiplications, and channels, height and width of its images."""
+    torch.manual_seed(draw(st.integers(0, 999)))
+    lanes = draw(st.sampled_from([4, 8, 16]))
+    inputs, outputs = draw(st.integers(lanes, 2 * lanes + 5)), draw(st.integers(lanes, 4 * lanes + 5))
+    padding = draw(st.integers(0, 3))
+    least = max(1, 6 - 2 * padding)
+    side = draw(st.integers(least, least + 9))
+    norm = nn.BatchNorm2d(outputs)
+    nn.init.uniform_(norm.weight, 0.5, 2)
+    nn.init.normal_(norm.bias)
+    middle = draw(st.sampled_from([[norm, nn.ReLU()], [nn.ReLU(), norm]]))
+    pool = draw(st.sampled_from([nn.Identity(), nn.MaxPool2d(2), nn.AvgPool2d(3)]))
+    layers = [nn.Conv2d(inputs, outputs, 3, padding=padding, bias=draw(st.booleans())), *middle, pool]
+    return nn.Sequential(*layers), (inputs, side, side)
+
+
 fifteen = settings(
     max_examples=15,
     deadline=None,
@@ -109,6 +129,24 @@ def test_a_block_with_a_sum_computes_what_pytorchs_layers_compute(
 ) -> None:
     model, image = drawn
     compare(model, image, images, threads)
+
+
+@pytest.mark.whole
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("without", ["", "-mno-avx512f", "-mno-avx"])
+@fifteen
+@given(drawn=wide_blocks(), images=st.integers(4, 9), threads=st.integers(1, 2))
+def test_a_block_of_many_channels_computes_what_pytorchs_layers_compute(
+    without: str, drawn: tuple[nn.Sequential, tuple[int, int, int]], images: int, threads: int
+) -> None:
+    if without and platform.machine() != "x86_64":
+        pytest.skip("of a processor with other instructions")
+    model, image = drawn
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "FLAGS", [*compiler.FLAGS, *([without] if without else [])])
+        compiler.library.cache_clear()
+        compare(model, image, images, threads)
+    compiler.library.cache_clear()
 
 
 def compare(model: nn.Module, image: tuple[int, int, int], images: int, threads: int, exact: bool = False) -> None:

@@ -53,6 +53,8 @@ for case in sys.argv[1].split(", "):
 BLOCKS = [
     "block.c SIDE=28 CI=1 CO=9 KERNEL=3 RELU_FIRST=1 POOL=1",
     "block.c SIDE=13 CI=17 CO=5 KERNEL=3 RELU_FIRST=0 POOL=2",
+    "block.c SIDE=9 CI=16 CO=20 KERNEL=3 RELU_FIRST=1 POOL=2",
+    "block.c SIDE=8 CI=19 CO=16 KERNEL=3 RELU_FIRST=0 POOL=1 PADDING=1 BIAS=1",
     "block.c SIDE=3 CI=2 CO=33 KERNEL=3 RELU_FIRST=0 POOL=1",
     "block.c SIDE=7 CI=16 CO=16 KERNEL=1 RELU_FIRST=1 POOL=3",
     "block.c SIDE=9 CI=3 CO=7 KERNEL=3 RELU_FIRST=0 POOL=2 PADDING=1 BIAS=1",
@@ -125,6 +127,6 @@ def test_nothing_is_read_or_written_out_of_bounds(bfloat16: int, matrix_unit: in
     ],
 )
 def test_the_sanitizers_see_what_is_wrong(bfloat16: int, change: str, message: str, tmp_path: Path) -> None:
-    done = sanitized(tmp_path, [f"{BLOCKS[2]} BFLOAT16={bfloat16} MATRIX_UNIT={bfloat16}"], change)
+    done = sanitized(tmp_path, [f"{BLOCKS[4]} BFLOAT16={bfloat16} MATRIX_UNIT={bfloat16}"], change)
     assert done.returncode != 0
     assert any(text in done.stderr for text in message.split("|"))

@@ -22,6 +22,7 @@ FLOATS = [
     ("block.c", BLOCK | FORMS[1] | {"STRIDE": 2, "RELU": 0, "BFLOAT16": 0, "MATRIX_UNIT": 0}),
     ("block.c", BLOCK | FORMS[1] | {"CI": 17, "STRIDE": 2, "DEPTHWISE": 1, "BFLOAT16": 0, "MATRIX_UNIT": 0}),
     ("block.c", BLOCK | FORMS[1] | {"POOL": 1, "AVERAGE": 0, "SUM": 1, "BFLOAT16": 0, "MATRIX_UNIT": 0}),
+    ("block.c", BLOCK | FORMS[0] | {"SIDE": 9, "CI": 40, "CO": 33, "BFLOAT16": 0, "MATRIX_UNIT": 0}),
     ("block.c", BLOCK | FORMS[1] | {"CO": 13, "AVERAGE": 0, "BFLOAT16": 0, "MATRIX_UNIT": 0}),
     ("depthwise.c", {"SIDE": 9, "CHANNELS": 17, "KERNEL": 3, "BFLOAT16": 0}),
     ("depthwise.c", {"SIDE": 9, "CHANNELS": 11, "KERNEL": 3, "BFLOAT16": 0}),

@@ -169,6 +169,9 @@ void backward(const struct block_arguments *a)
     for (int t = 1; t < threads; t++)
         for (int w = 0; w < WEIGHTS; w++)
             weights[w] += weights[(size_t)t * WEIGHTS + w];
+#if WINOGRAD
+    weights_from_places(weights);
+#endif
     for (int o = 0; o < CO; o++)
         for (int tap = 0; tap < TAPS; tap++)
             for (int c = 0; c < INPUTS; c++)

@@ -12,8 +12,8 @@
  * their maximum; BFLOAT16, 1 for images in bfloat16, and MATRIX_UNIT, 1 for a processor that multiplies those in tiles.
  * What has a default below or in `shape.h`, most blocks do not have.
  *
- * What differs between the two kinds of number is in `numbers.h`; the convolution's products are in `vectors.h` and, by
- * the matrix unit, in `tiles.h`; the way back is in `backward.h`.
+ * What differs between the two kinds of number is in `numbers.h`; the convolution's products are in `convolution_products.h`,
+ * those of 3×3 and many channels in `winograd_products.h` and, by the matrix unit, in `tiles.h`; the way back is in `backward.h`.
  */
 #include "numbers.h"
 #include "arguments.h"
@@ -52,6 +52,13 @@
 #include "tiles.h"
 #else
 #include "vectors.h"
+/* Of fewer channels than lanes what is taken to places would not fill a vector. */
+#define WINOGRAD (!BFLOAT16 && KERNEL == 3 && STRIDE == 1 && CI >= LANES && CO >= LANES && OUT >= 4)
+#if WINOGRAD
+#include "winograd_products.h"
+#else
+#include "convolution_products.h"
+#endif
 #endif
 
 /* The input's image `i` with its padding, and with as many numbers as are read of it: beyond its own end any numbers
@@ -110,6 +117,7 @@ static inline void average_pool(const float *restrict rows, float *restrict outp
 #define IN_THREADS _Pragma("omp parallel num_threads(threads)")
 #define EACH_IMAGE(i) _Pragma("omp for schedule(static, SHARE) nowait") for (int i = 0; i < images; i++)
 
+#if !DEPTHWISE && !WINOGRAD
 /* Put a weight where the convolutions read it: of `row` and `column` of the kernel, from channel `in` to `out` of so
  * many; forward as it is, backward turned by 180°, inputs and outputs exchanged. */
 #define DEFINE_PACK(NAME, IN, OUTPUTS, WEIGHT)                                                                 \
@@ -123,7 +131,6 @@ static inline void average_pool(const float *restrict rows, float *restrict outp
                         for (int copy = 0; copy < COPIES(IN); copy++)                                          \
                             packed[PACKED_INDEX(IN, OUTPUTS, row, column, in, out, copy)] = rounded(WEIGHT);   \
     }
-#if !DEPTHWISE
 DEFINE_PACK(pack_forward, CI, CO, weight[((out * KERNEL + row) * KERNEL + column) * CI + in])
 DEFINE_PACK(pack_backward, CO, CI, weight[(in * TAPS + TAPS - 1 - row * KERNEL - column) * CI + out])
 #endif
