@@ -66,15 +66,16 @@ def candidates(epochs: int) -> dict[str, BasePruner]:
     """The pruners to compare, under their configuration's names."""
     by_name: dict[str, BasePruner] = {}
     for warmup in (1, 3, 5, 7, 10):
-        by_name[f"median n_warmup_steps={warmup}"] = MedianPruner(5, warmup)
-    for warmup in (3, 5):
-        by_name[f"percentile=75 n_warmup_steps={warmup}"] = PercentilePruner(75, 5, warmup)
+        by_name[f"median n_startup_trials=5 n_warmup_steps={warmup}"] = MedianPruner(5, warmup)
+    for startup, warmup in ((2, 1), (2, 2), (3, 1), (5, 1), (5, 3), (5, 5)):
+        pruner = PercentilePruner(75, startup, warmup)
+        by_name[f"percentile n_startup_trials={startup} n_warmup_steps={warmup}"] = pruner
     by_name["none"] = NopPruner()
     for resource in (1, 2, 3, 4, 5, 6, 7):
         by_name[f"successive_halving min_resource={resource}"] = SuccessiveHalvingPruner(resource, 2)
     for resource in (4, 5):
-        pruner = SuccessiveHalvingPruner(resource, 3)
-        by_name[f"successive_halving min_resource={resource} reduction_factor=3"] = pruner
+        halving = SuccessiveHalvingPruner(resource, 3)
+        by_name[f"successive_halving min_resource={resource} reduction_factor=3"] = halving
     for resource in (1, 3):
         by_name[f"hyperband min_resource={resource}"] = HyperbandPruner(resource, epochs, 2)
     return by_name

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import SuccessiveHalvingPruner, WilcoxonPruner
+from optuna.pruners import PercentilePruner, WilcoxonPruner
 from optuna.trial import TrialState
 from rich.console import Console
 from rich.progress import track
@@ -134,7 +134,7 @@ RULES: dict[str, Rule] = {
 
 def replay(rule: Rule, taken: list[list[list[float]]], count: int, epochs: int) -> tuple[int, int, int]:
     """Trials that were begun, those that had all of `count` seeds, and the place of the winner in `taken`."""
-    study = optuna.create_study(direction="maximize", pruner=SuccessiveHalvingPruner(5, 2))
+    study = optuna.create_study(direction="maximize", pruner=PercentilePruner(75, 2, 1))
     whole: dict[int, list[float]] = {}
     trained = begun = 0
     for place, runs in enumerate(taken):

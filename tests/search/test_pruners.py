@@ -64,6 +64,7 @@ def test_networks_are_compared_by_the_cost_that_is_an_objective() -> None:
     [
         ("none", "NopPruner"),
         ("median", "MedianPruner"),
+        ("percentile", "PercentilePruner"),
         ("successive_halving", "SuccessiveHalvingPruner"),
         ("hyperband", "HyperbandPruner"),
         ("dominated", "Dominated"),
