@@ -276,8 +276,8 @@ def _side_by_side(search: Search) -> int:
 
 def finish(search: Search, study: Study) -> None:
     """Write what was found, print how to run it, and confirm it where that is asked for."""
-    outcome.keep_best_weights(search, study)
     listed = trials.read(study)
+    outcome.keep_best_weights(search, listed)
     left = missing(search, trials.count(listed))
     outcome.remove_leftovers(search, listed)
     found = outcome.write(search, listed, "timeout" if left > 0 else "enough")

@@ -85,11 +85,11 @@ def run_trials(search: Search, until: float) -> None:
     settled: set[int] = set()
     while True:
         listed = trials.requeue(study)
+        outcome.keep_best_weights(search, listed, settled)
         enough = missing(search, trials.count(listed)) <= 0 or hopeless(search, listed, before)
         if enough or interrupt.asked or processes.abandoned() or time.monotonic() > until:
             return
         run_trial(search, study, study.ask(), interrupt)
-        outcome.keep_best_weights(search, study, settled)
 
 
 def run_trial(search: Search, study: Study, trial: Trial, interrupt: Interrupt) -> None:
