@@ -8,20 +8,12 @@ import sys
 from bantam import cluster, config
 from bantam.search import processes, sweeper
 
-NEEDED = (
-    "bantam.search.worker",
-    "alembic.command",
-    "alembic.config",
-    "alembic.migration",
-    "alembic.script",
-    "optuna.storages._rdb.models",
-    "sqlalchemy.dialects.sqlite",
-)
-"""Our own, and what Optuna's storage imports when it is first used."""
-
 with processes.imports():
-    for name in NEEDED:
-        importlib.import_module(name)
+    importlib.import_module("bantam.search.worker")
+    # Optuna imports much of a storage when it is first used, and it is quicker the next time: this one is in memory.
+    storage = importlib.import_module("optuna.storages").RDBStorage("sqlite://")
+    storage.remove_session()
+    storage.engine.dispose()
     for module in (config, sweeper, cluster):
         module.register()
 if "multiprocessing.forkserver" in sys.orig_argv[-1]:
