@@ -10,7 +10,7 @@ from bantam.search import processes, sweeper
 
 with processes.imports():
     importlib.import_module("bantam.search.worker")
-    # Optuna imports much of a storage when it is first used, and it is quicker the next time: this one is in memory.
+    # A storage imports much when it is first used, and is quicker the next time: this one is in memory.
     storage = importlib.import_module("optuna.storages").RDBStorage("sqlite://")
     storage.remove_session()
     storage.engine.dispose()
