@@ -325,7 +325,9 @@ def test_a_short_search_writes_a_page_when_a_core_has_nothing_to_do(
 
     assert [look(False, 0), look(True, 2), look(True, 2)] == [[]] * 3
     assert look(False, 0) == []  # all have ended: the page at the end comes at once
+    monkeypatch.delitem(sys.modules, "optuna.importance", raising=False)
     assert look(False, 1) == ["study"]  # too soon after the last one: tried again
+    assert "optuna.importance" in sys.modules
     assert look(False, 1) == ["study"] * 2
     assert look(False, 1) == ["study"] * 2  # nothing is new
     now[0] = 30.0

@@ -1,5 +1,6 @@
 """The process that watches a search: it starts workers, replaces those that end, and shows what they do."""
 
+import importlib
 import math
 import re
 import signal
@@ -194,6 +195,7 @@ class Pages:
 
             if not page.while_running(self.search.folder):
                 self.due = True
+            importlib.import_module("optuna.importance")  # which only the page of some more trials may need
 
 
 def _looks(search: Search, study: Study, workers: dict[int, BaseProcess], started: float) -> Iterator[Trials]:
