@@ -45,7 +45,7 @@ def test_the_best_trial_loses_its_weights_when_it_is_no_longer_the_best(searchin
         weights.parent.mkdir()
         weights.touch()
         study.tell(trial, value)
-        outcome.keep_best_weights(wanted, study, settled)
+        outcome.keep_best_weights(wanted, trials.read(study), settled)
         kept.append([path.parent.name for path in wanted.folder.glob(f"*/{record.WEIGHTS}")])
     assert kept == [["0"], ["1"], ["1"], ["3"]]
     assert settled == {0, 1, 2}

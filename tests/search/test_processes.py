@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import subprocess
@@ -124,6 +125,28 @@ def test_a_signal_to_the_group_leaves_the_workers_to_who_watches(tmp_path: Path)
     os.killpg(process.pid, signal.SIGTERM)  # the process that forks workers is in its group too
     assert process.wait(60) == 0
     assert "back" in (tmp_path / "worker.log").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_what_workers_are_forked_from_ends_without_taking_apart_what_it_has_imported() -> None:
+    lines = "import atexit; atexit.register(print, 'taken apart', flush=True); import bantam.search.preloaded"
+    for server, output in (("", "taken apart\n"), ("import multiprocessing.forkserver; ", "")):
+        done = subprocess.run([sys.executable, "-c", server + lines], capture_output=True, text=True, check=True)
+        assert done.stdout == output
+
+
+def test_imports_are_not_looked_at_for_unused_objects() -> None:
+    before = gc.get_freeze_count()
+    try:
+        with processes.imports():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > before
+        with pytest.raises(ImportError), processes.imports():
+            raise ImportError
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
 
 
 def test_workers_are_forked_without_the_compiler_which_takes_long_to_import() -> None:

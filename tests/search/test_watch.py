@@ -304,15 +304,16 @@ def test_a_worker_whose_machine_cannot_train_stops_the_search_with_its_sentence(
     assert summary["ended_by"] == str(error.value)
 
 
-def test_a_page_takes_no_time_from_a_short_search(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    written, now, too_soon = list[str](), [0.0], [True, False]
+def test_a_short_search_writes_a_page_when_a_core_has_nothing_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    written, now, too_soon = list[str](), [0.0], [True, False, False]
 
     def while_running(folder: Path) -> bool:
         written.append(folder.name)
         return not too_soon.pop(0)
 
     monkeypatch.setattr(page, "while_running", while_running)
-    monkeypatch.setattr(page, "prepare", lambda: written.append("prepared"))
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     search = SimpleNamespace(config=SimpleNamespace(report=True), folder=tmp_path / "study")
     pages = watch.Pages(search, 0.0)  # type: ignore[arg-type]
@@ -323,16 +324,17 @@ def test_a_page_takes_no_time_from_a_short_search(monkeypatch: pytest.MonkeyPatc
         return [*written]
 
     assert [look(False, 0), look(True, 2), look(True, 2)] == [[]] * 3
-    assert look(False, 1) == ["prepared"]  # a worker has ended, so a core has nothing to do
-    assert look(True, 1) == ["prepared"]
+    assert look(False, 0) == []  # all have ended: the page at the end comes at once
+    monkeypatch.delitem(sys.modules, "optuna.importance", raising=False)
+    assert look(False, 1) == ["study"]  # too soon after the last one: tried again
+    assert "optuna.importance" in sys.modules
+    assert look(False, 1) == ["study"] * 2
+    assert look(False, 1) == ["study"] * 2  # nothing is new
     now[0] = 30.0
-    assert look(False, 1) == ["prepared", "study"]  # too soon after the last one: tried again
-    assert look(False, 1) == ["prepared", "study", "study"]
-    assert look(False, 1) == ["prepared", "study", "study"]
+    assert look(True, 2) == ["study"] * 3
     search.config.report = False
     pages = watch.Pages(search, 0.0)  # type: ignore[arg-type]
-    assert look(True, 2) == ["prepared", "study", "study"]
-    assert look(True, 1) == ["prepared", "study", "study"]
+    assert look(True, 2) == look(True, 1) == ["study"] * 3
 
 
 @pytest.mark.whole

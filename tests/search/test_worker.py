@@ -318,14 +318,15 @@ def test_networks_that_are_alike_are_counted_once(
     searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted = []
-    count = costs.count
+    count = costs._count
 
     def watched(cfg: DictConfig, choices: Mapping[str, Any]) -> tuple[list[budget.Layer], dict[str, int]]:
         counted.append(int(cfg.model.width))
         return count(cfg, choices)
 
     search = searching(space=("optimizer.lr=interval(0.01,0.1)", "model.width=range(8,10)"))
-    monkeypatch.setattr(costs, "count", watched)
+    monkeypatch.setattr(costs, "_counted", {})
+    monkeypatch.setattr(costs, "_count", watched)
     for width, lr in ((8, 0.01), (9, 0.01), (8, 0.02), (9, 0.03)):
         found, excess = worker.count_costs(search, {"model.width": width, "optimizer.lr": lr})
         assert found["parameters"] - 10_000 + 1 == excess["parameters"]

@@ -11,9 +11,10 @@ from conftest import SMALL
 from omegaconf import DictConfig, OmegaConf
 from single_runs import at
 
+from bantam import budget
 from bantam.budget import OverBudget
 from bantam.kernels import compiler
-from bantam.training import terminal
+from bantam.training import costs, terminal
 from bantam.training.folder import STATE, write_checkpoint
 from bantam.training.setup import RunInfo, prepare, prepare_resumed
 
@@ -90,6 +91,32 @@ def test_every_limit_names_cost_excess_key_and_remedy(
     with pytest.raises(OverBudget) as caught:
         prepare(composed("data=mnist5k", *overrides), info)
     assert str(caught.value) == message
+
+
+def test_a_network_is_counted_once_and_another_one_or_another_image_again(
+    composed: Compose, info: RunInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted, count = list[torch.nn.Module](), budget.layers
+
+    def listed(model: torch.nn.Module, image: tuple[int, int, int]) -> list[budget.Layer]:
+        counted.append(model)
+        return count(model, image)
+
+    monkeypatch.setattr(costs, "_counted", {})
+    monkeypatch.setattr(budget, "layers", listed)
+    found = [
+        costs.count(composed("data=mnist5k", *overrides), info.choices)[1]
+        for overrides in (
+            ["model.width=5"],
+            ["model.width=5", "optimizer.lr=0.01"],
+            ["model.width=6"],
+            ["model.width=5", "data.side=32"],
+        )
+    ]
+    assert len(counted) == 3
+    assert found[0] == found[1]
+    assert found[0]["parameters"] < found[2]["parameters"]
+    assert found[0]["multiply_adds"] < found[3]["multiply_adds"]
 
 
 def test_null_does_not_limit(composed: Compose, info: RunInfo) -> None:

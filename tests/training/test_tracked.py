@@ -9,10 +9,10 @@ from omegaconf import DictConfig
 from single_runs import at, history
 
 from bantam.trackers import Entry, Record, notes_in
-from bantam.training import setup
+from bantam.training import saved, setup
 from bantam.training.run import run
 from bantam.training.setup import prepare
-from bantam.training.tracked import group_name, parent_of
+from bantam.training.tracked import follow, group_name, parent_of
 
 Compose = Callable[..., DictConfig]
 
@@ -65,6 +65,15 @@ def train(
 
 
 EPOCHS = [("epoch 1",), ("epoch 2",), ("epoch 3",)]
+
+
+def test_without_a_tracker_nothing_is_read_from_the_folder(
+    composed: Compose, few: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[Path]()
+    monkeypatch.setattr(saved, "load", read.append)
+    follow(prepare(composed(*few), at(tmp_path))).begin([])
+    assert read == []
 
 
 def test_a_tracker_is_told_three_things(train: Callable[..., float], tmp_path: Path) -> None:

@@ -235,11 +235,6 @@ def while_running(folder: Path) -> bool:
     return True
 
 
-def prepare() -> None:
-    """Do what any page needs, so that the next one is written sooner."""
-    _template()
-
-
 def render(report: Report) -> str:
     """The page as HTML that needs nothing beside itself; it unpacks its figures and Plotly."""
     plots: list[go.Figure] = []

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from bantam import budget, option_files
@@ -20,6 +19,7 @@ from bantam.overrides import command_line, override
 from bantam.own import code
 from bantam.search import distributions, seeds, trials
 from bantam.search.space import Search
+from bantam.search.trials import Trials
 from bantam.training import folder as files
 from bantam.training import saved
 
@@ -57,12 +57,11 @@ def result(search: Search, listed: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return [] if found is None else [found]
 
 
-def keep_best_weights(search: Search, study: Study, settled: set[int] | None = None) -> None:
+def keep_best_weights(search: Search, listed: Trials, settled: set[int] | None = None) -> None:
     """Delete the weights and checkpoints of all trials that have ended, except those of the result.
 
     `settled` holds the numbers of those that are deleted already, and gets those that are deleted now.
     """
-    listed = trials.read(study)
     settled = set() if settled is None else settled
     kept = {trial.number for trial in result(search, listed)}
     if search.settings.seeds > 1:  # what is queued again takes over the seeds that are trained

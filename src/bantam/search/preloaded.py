@@ -1,26 +1,21 @@
 """What all workers need, imported and registered with Hydra before the first of them is forked."""
 
-import gc
+import atexit
 import importlib
+import os
+import sys
 
 from bantam import cluster, config
-from bantam.search import sweeper
+from bantam.search import processes, sweeper
 
-NEEDED = (
-    "bantam.search.worker",
-    "alembic.command",
-    "alembic.config",
-    "alembic.migration",
-    "alembic.script",
-    "optuna.storages._rdb.models",
-    "sqlalchemy.dialects.sqlite",
-)
-"""Our own, and what Optuna's storage imports when it is first used."""
-
-gc.disable()  # what is imported stays: not to be looked at, here or in a worker
-for name in NEEDED:
-    importlib.import_module(name)
-for module in (config, sweeper, cluster):
-    module.register()
-gc.freeze()
-gc.enable()
+with processes.imports():
+    importlib.import_module("bantam.search.worker")
+    # A storage imports much when it is first used, and is quicker the next time: this one is in memory.
+    storage = importlib.import_module("optuna.storages").RDBStorage("sqlite://")
+    storage.remove_session()
+    storage.engine.dispose()
+    for module in (config, sweeper, cluster):
+        module.register()
+if "multiprocessing.forkserver" in sys.orig_argv[-1]:
+    # Whoever reads the output of a search waits for the end of this process too: nothing is taken apart then.
+    atexit.register(os._exit, 0)

@@ -44,8 +44,6 @@ class Search:
     """The option of each group in it, as in model=v2."""
     notes: list[str] = field(default_factory=list)
     """What `check` has changed, a sentence each."""
-    counted: dict[tuple[str, tuple[int, int, int]], dict[str, int]] = field(default_factory=dict)
-    """What networks cost, by their configuration and the shape of an image: many trials have the same."""
 
     @property
     def hydra(self) -> DictConfig:

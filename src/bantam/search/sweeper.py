@@ -234,6 +234,6 @@ class BantamSweeper(Sweeper):
             return
         with errors.in_one_sentence(Path(self.config.hydra.sweep.dir)):
             processes.preload()
-            from bantam.search import watch
-
+            with processes.imports():
+                from bantam.search import watch
             watch.search(self.config, self.hydra_context, self.launcher, arguments)

@@ -180,9 +180,9 @@ def same(trial: FrozenTrial, state: str) -> Ending:
 def end(study: Study, number: int, how: Ending) -> bool:
     """Tell the storage how a trial ended; returns False where others have ended it before."""
     try:
-        trial = study.get_trials(deepcopy=False)[number]
+        trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
         for key, value in how.notes.items():
-            study._storage.set_trial_user_attr(trial._trial_id, key, value)
+            study._storage.set_trial_user_attr(trial_id, key, value)
         study.tell(number, how.values, state=how.state)
     except (UpdateFinishedTrialError, ValueError):
         if not study.get_trials(deepcopy=False)[number].state.is_finished():

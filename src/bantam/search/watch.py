@@ -1,11 +1,12 @@
 """The process that watches a search: it starts workers, replaces those that end, and shows what they do."""
 
+import importlib
 import math
 import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -41,7 +42,7 @@ LOOK_SECONDS = 0.5
 """Between two looks at the study."""
 
 PAGE_SECONDS = 20.0
-"""After which a search that goes on gets a page: one that is over by then gets it at its end."""
+"""After which a search that goes on gets a page; a shorter one when a core has nothing to do, and at its end."""
 
 
 def search(config: DictConfig, context: HydraContext, launcher: Launcher, arguments: list[str]) -> None:
@@ -133,7 +134,7 @@ def _show(search: Search, study: Study, workers: dict[int, BaseProcess], listed:
                     shown |= ended
                     line.was_written()
                     trials.write(search.folder, listed)  # for whoever looks before the end
-                pages.look(bool(ended), len(workers))
+                pages.look(bool(ended), sum(worker.exitcode is None for worker in workers.values()))
                 summary = terminal.summary(search, listed, time.monotonic() - started, side_by_side)
                 table.update(terminal.progress(search, listed, summary))
                 line.update(f"{search.name}: {summary}")
@@ -171,29 +172,22 @@ class Pages:
         """`started` is the time on `time.monotonic` at which the search began, or went on."""
         self.search, self.started = search, started
         self.thread, self.due, self.most = Thread(), False, 0
-        self.prepared = not search.config.report
 
     def look(self, ended: bool, workers: int) -> None:
-        """Take notice of trials that have ended, and of how many workers there are."""
+        """Take notice of trials that have ended, and of how many workers are at work."""
         self.due |= ended and bool(self.search.config.report)
         self.most = max(self.most, workers)
-        if self.thread.is_alive():
-            return
-        if self.due and time.monotonic() - self.started > PAGE_SECONDS:
-            self.due, self.prepared = False, True
-            self._start(self._write)
-        elif not self.prepared and workers < self.most:  # the last trials: a core has nothing to do
-            self.prepared = True
-            self._start(self._prepare)
+        # In the last trials a core has nothing to do: what a page needs is imported then, not at the end.
+        timely = 0 < workers < self.most or time.monotonic() - self.started > PAGE_SECONDS
+        if self.due and timely and not self.thread.is_alive():
+            self.due = False
+            self.thread = Thread(target=self._write, daemon=True)
+            self.thread.start()
 
     def join(self) -> None:
         """Wait for a page that is being written."""
         if self.thread.is_alive():
             self.thread.join()
-
-    def _start(self, what: Callable[[], None]) -> None:
-        self.thread = Thread(target=what, daemon=True)
-        self.thread.start()
 
     def _write(self) -> None:
         with suppress(Exception):  # when the search ends, what is wrong is said
@@ -201,12 +195,7 @@ class Pages:
 
             if not page.while_running(self.search.folder):
                 self.due = True
-
-    def _prepare(self) -> None:
-        with suppress(Exception):  # likewise
-            from bantam.report import page
-
-            page.prepare()
+            importlib.import_module("optuna.importance")  # which only the page of some more trials may need
 
 
 def _looks(search: Search, study: Study, workers: dict[int, BaseProcess], started: float) -> Iterator[Trials]:
@@ -289,8 +278,8 @@ def _side_by_side(search: Search) -> int:
 
 def finish(search: Search, study: Study) -> None:
     """Write what was found, print how to run it, and confirm it where that is asked for."""
-    outcome.keep_best_weights(search, study)
     listed = trials.read(study)
+    outcome.keep_best_weights(search, listed)
     left = missing(search, trials.count(listed))
     outcome.remove_leftovers(search, listed)
     found = outcome.write(search, listed, "timeout" if left > 0 else "enough")

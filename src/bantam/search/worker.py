@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import GPSampler, NSGAIIISampler, NSGAIISampler
 from optuna.study import Study
@@ -26,7 +26,6 @@ from bantam.search.study import ending, hopeless, load, missing
 from bantam.search.trials import STOPPED, SURPLUS, Ending
 from bantam.snapshot import Snapshot
 from bantam.training import costs
-from bantam.training.build import image_shape
 
 NEVER_TRAINED = float("-inf")
 """The accuracy of a network over the budget for a sampler that learns from completed trials only."""
@@ -86,11 +85,11 @@ def run_trials(search: Search, until: float) -> None:
     settled: set[int] = set()
     while True:
         listed = trials.requeue(study)
+        outcome.keep_best_weights(search, listed, settled)
         enough = missing(search, trials.count(listed)) <= 0 or hopeless(search, listed, before)
         if enough or interrupt.asked or processes.abandoned() or time.monotonic() > until:
             return
         run_trial(search, study, study.ask(), interrupt)
-        outcome.keep_best_weights(search, study, settled)
 
 
 def run_trial(search: Search, study: Study, trial: Trial, interrupt: Interrupt) -> None:
@@ -220,12 +219,9 @@ def count_costs(search: Search, settings: dict[str, Any]) -> tuple[dict[str, int
     """
     try:
         cfg, info = space.compose(search, settings)
-        network = (OmegaConf.to_yaml(cfg.model, resolve=True), image_shape(cfg))
-        if network not in search.counted:
-            _, search.counted[network] = costs.count(cfg, info.choices)
+        _, found = costs.count(cfg, info.choices)
     except ValueError:
         return {}, {}
-    found = search.counted[network]
     return found, budget.excess(found, cfg.budget)
 
 

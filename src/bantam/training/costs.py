@@ -32,8 +32,20 @@ def check_budget(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer],
     )
 
 
+_counted: dict[tuple[str, tuple[int, int, int]], tuple[list[budget.Layer], dict[str, int]]] = {}
+"""What this process has counted, by the configuration of a network and the shape of an image: trials share it."""
+
+
 def count(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer], dict[str, int]]:
-    """The layers and the costs of the network, which is run on the meta device where it is large."""
+    """The layers and the costs of the network, counted once."""
+    network = (OmegaConf.to_yaml(cfg.model, resolve=True), image_shape(cfg))
+    if network not in _counted:
+        _counted[network] = _count(cfg, choices)
+    return _counted[network]
+
+
+def _count(cfg: DictConfig, choices: Choices) -> tuple[list[budget.Layer], dict[str, int]]:
+    """The network is run on the meta device where it is large."""
     model, shape = _without_values(cfg, choices), image_shape(cfg)
     if budget.count(model) <= budget.SMALL and math.prod(shape) <= budget.SMALL:
         model = _network(cfg, choices, "cpu")

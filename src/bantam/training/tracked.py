@@ -34,7 +34,7 @@ def follow(prepared: Prepared) -> "Tracked":
     parent = None if info.job is None else parent_of(folder)
     entry = Entry(
         name=entry_name(folder, parent, info.name, seed),
-        group=group_name(folder, info.name),
+        group=group_name(folder, info.name) if prepared.trackers else "",  # reads the folder
         settings=saved.shown(prepared.cfg),
         layers=[asdict(row) for row in prepared.layers],
         folder=folder,
