@@ -1,7 +1,9 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_folders import of_seeds, one, write_run
+from scipy import stats
 
 from bantam.report import analysis, folders, groups, runs
 from bantam.report.groups import Group
@@ -82,3 +84,26 @@ def test_what_was_scored_on_other_images_is_not_compared(tmp_path: Path) -> None
     )
     said = analysis.comparison([], [one_group, other])
     assert said == "Not compared, because other images were scored: v2 (10,000 test images of MNIST)."
+
+
+@pytest.mark.parametrize("count", [4, 5, 9])
+@pytest.mark.parametrize("rising", [0.0, 0.05, -0.3, 1e3])
+def test_a_trend_is_as_sure_as_that_of_scipy(count: int, rising: float) -> None:
+    noise = np.random.default_rng(count).normal(99, 0.1, count)
+    values = [float(value) + rising * place for place, value in enumerate(noise)]
+    wanted = stats.linregress(range(count), values)
+    assert analysis.trend(values) == pytest.approx((wanted.slope, wanted.pvalue), rel=1e-6, abs=1e-12)
+
+
+def test_a_straight_line_is_a_trend(tmp_path: Path) -> None:
+    slope, p = analysis.trend([98.0, 98.5, 99.0, 99.5])
+    assert (slope, p) == (pytest.approx(0.5), pytest.approx(0, abs=1e-6))
+    for name, last, sentence in (
+        ("rising", [98.0, 98.101, 98.2, 98.301, 98.4], "it still rises at the end, by 0.10 points an epoch"),
+        ("falling", [98.4, 98.301, 98.2, 98.101, 98.0], "it falls at the end, by 0.10 points an epoch"),
+        ("level", [98.1, 98.2, 98.1, 98.2, 98.1], None),
+    ):
+        group = one(
+            tmp_path / name, *last, last_accuracies=last, settings={"target": {"accuracy": 99.0, "last_epochs": 5}}
+        )
+        assert topics(group).get("Trend") == sentence

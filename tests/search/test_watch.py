@@ -304,7 +304,7 @@ def test_a_worker_whose_machine_cannot_train_stops_the_search_with_its_sentence(
     assert summary["ended_by"] == str(error.value)
 
 
-def test_a_short_search_writes_a_page_when_a_core_has_nothing_to_do(
+def test_a_short_search_writes_a_page_with_its_last_trials(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     written, now, too_soon = list[str](), [0.0], [True, False, False]
@@ -318,23 +318,20 @@ def test_a_short_search_writes_a_page_when_a_core_has_nothing_to_do(
     search = SimpleNamespace(config=SimpleNamespace(report=True), folder=tmp_path / "study")
     pages = watch.Pages(search, 0.0)  # type: ignore[arg-type]
 
-    def look(ended: bool, workers: int) -> list[str]:
-        pages.look(ended, workers)
+    def look(ended: bool, last: bool) -> list[str]:
+        pages.look(ended, last)
         pages.join()
         return [*written]
 
-    assert [look(False, 0), look(True, 2), look(True, 2)] == [[]] * 3
-    assert look(False, 0) == []  # all have ended: the page at the end comes at once
-    monkeypatch.delitem(sys.modules, "optuna.importance", raising=False)
-    assert look(False, 1) == ["study"]  # too soon after the last one: tried again
-    assert "optuna.importance" in sys.modules
-    assert look(False, 1) == ["study"] * 2
-    assert look(False, 1) == ["study"] * 2  # nothing is new
+    assert [look(False, False), look(True, False), look(True, False)] == [[]] * 3
+    assert look(False, True) == ["study"]  # too soon after the last one: tried again
+    assert look(False, True) == ["study"] * 2
+    assert look(False, True) == ["study"] * 2  # nothing is new
     now[0] = 30.0
-    assert look(True, 2) == ["study"] * 3
+    assert look(True, False) == ["study"] * 3
     search.config.report = False
     pages = watch.Pages(search, 0.0)  # type: ignore[arg-type]
-    assert look(True, 2) == look(True, 1) == ["study"] * 3
+    assert look(True, False) == look(True, True) == ["study"] * 3
 
 
 @pytest.mark.whole

@@ -63,7 +63,7 @@ class MedianPruner(Pruner):
 
 @dataclass
 class PercentilePruner(Pruner):
-    """Prunes a trial whose best accuracy so far is below that of `percentile` % of the others at the same epoch."""
+    """Prunes a trial whose best accuracy so far is below that of `percentile` % of the others at that epoch."""
 
     _target_: str = "optuna.pruners.PercentilePruner"
     percentile: float = ranged(75.0, least=0, most=100)

@@ -1,6 +1,5 @@
 """The process that watches a search: it starts workers, replaces those that end, and shows what they do."""
 
-import importlib
 import math
 import re
 import signal
@@ -42,7 +41,7 @@ LOOK_SECONDS = 0.5
 """Between two looks at the study."""
 
 PAGE_SECONDS = 20.0
-"""After which a search that goes on gets a page; a shorter one when a core has nothing to do, and at its end."""
+"""After which a search that goes on gets a page; a shorter one with its last trials, and at its end."""
 
 
 def search(config: DictConfig, context: HydraContext, launcher: Launcher, arguments: list[str]) -> None:
@@ -134,7 +133,8 @@ def _show(search: Search, study: Study, workers: dict[int, BaseProcess], listed:
                     shown |= ended
                     line.was_written()
                     trials.write(search.folder, listed)  # for whoever looks before the end
-                pages.look(bool(ended), sum(worker.exitcode is None for worker in workers.values()))
+                counts = trials.count(listed)
+                pages.look(bool(ended), counts["running"] > 0 and missing(search, counts) <= 0)
                 summary = terminal.summary(search, listed, time.monotonic() - started, side_by_side)
                 table.update(terminal.progress(search, listed, summary))
                 line.update(f"{search.name}: {summary}")
@@ -171,14 +171,13 @@ class Pages:
     def __init__(self, search: Search, started: float) -> None:
         """`started` is the time on `time.monotonic` at which the search began, or went on."""
         self.search, self.started = search, started
-        self.thread, self.due, self.most = Thread(), False, 0
+        self.thread, self.due = Thread(), False
 
-    def look(self, ended: bool, workers: int) -> None:
-        """Take notice of trials that have ended, and of how many workers are at work."""
+    def look(self, ended: bool, last: bool) -> None:
+        """Take notice of trials that have ended, and of whether those that run are the last ones."""
         self.due |= ended and bool(self.search.config.report)
-        self.most = max(self.most, workers)
-        # In the last trials a core has nothing to do: what a page needs is imported then, not at the end.
-        timely = 0 < workers < self.most or time.monotonic() - self.started > PAGE_SECONDS
+        # With the last trials a core will have nothing to do: what a page needs is imported then, not at the end.
+        timely = last or time.monotonic() - self.started > PAGE_SECONDS
         if self.due and timely and not self.thread.is_alive():
             self.due = False
             self.thread = Thread(target=self._write, daemon=True)
@@ -195,7 +194,6 @@ class Pages:
 
             if not page.while_running(self.search.folder):
                 self.due = True
-            importlib.import_module("optuna.importance")  # which only the page of some more trials may need
 
 
 def _looks(search: Search, study: Study, workers: dict[int, BaseProcess], started: float) -> Iterator[Trials]:
