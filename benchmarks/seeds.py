@@ -22,11 +22,13 @@ from pathlib import Path
 import numpy as np
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import PercentilePruner, WilcoxonPruner
+from optuna.pruners import WilcoxonPruner
 from optuna.trial import TrialState
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from bantam.search.pruners import SuccessiveHalving
 
 LAST_EPOCHS = 5
 """The objective is the mean of so many."""
@@ -134,7 +136,7 @@ RULES: dict[str, Rule] = {
 
 def replay(rule: Rule, taken: list[list[list[float]]], count: int, epochs: int) -> tuple[int, int, int]:
     """Trials that were begun, those that had all of `count` seeds, and the place of the winner in `taken`."""
-    study = optuna.create_study(direction="maximize", pruner=PercentilePruner(75, 2, 1))
+    study = optuna.create_study(direction="maximize", pruner=SuccessiveHalving(min_resource=5, reduction_factor=2))
     whole: dict[int, list[float]] = {}
     trained = begun = 0
     for place, runs in enumerate(taken):

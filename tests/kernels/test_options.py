@@ -2,6 +2,9 @@
 
 import copy
 import platform
+import shlex
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -80,10 +83,9 @@ def blocks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, int, int]]:
 
 
 @st.composite
-def wide_blocks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, int, int]]:
+def wide_blocks(draw: st.DrawFn, lanes: int) -> tuple[nn.Sequential, tuple[int, int, int]]:
     """A block whose products take fewer multiplications, and channels, height and width of its images."""
     torch.manual_seed(draw(st.integers(0, 999)))
-    lanes = draw(st.sampled_from([4, 8, 16]))
     inputs, outputs = draw(st.integers(lanes, 2 * lanes + 5)), draw(st.integers(lanes, 4 * lanes + 5))
     padding = draw(st.integers(0, 3))
     least = max(1, 6 - 2 * padding)
@@ -133,20 +135,40 @@ def test_a_block_with_a_sum_computes_what_pytorchs_layers_compute(
 
 @pytest.mark.whole
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("without", ["", "-mno-avx512f", "-mno-avx"])
+@pytest.mark.parametrize(
+    ("without", "halves", "lanes"),
+    [("", False, 16), ("", True, 8), ("-mno-avx512f", False, 8), ("-mno-avx", False, 4)],
+)
 @fifteen
-@given(drawn=wide_blocks(), images=st.integers(4, 9), threads=st.integers(1, 2))
+@given(data=st.data(), images=st.integers(4, 9), threads=st.integers(1, 2))
 def test_a_block_of_many_channels_computes_what_pytorchs_layers_compute(
-    without: str, drawn: tuple[nn.Sequential, tuple[int, int, int]], images: int, threads: int
+    without: str, halves: bool, lanes: int, data: st.DataObject, images: int, threads: int
 ) -> None:
     if without and platform.machine() != "x86_64":
         pytest.skip("of a processor with other instructions")
-    model, image = drawn
+    model, image = data.draw(wide_blocks(lanes))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "FLAGS", [*compiler.FLAGS, *([without] if without else [])])
+        patch.setattr(compiler, "in_halves", lambda: halves)
         compiler.library.cache_clear()
         compare(model, image, images, threads)
     compiler.library.cache_clear()
+
+
+@pytest.mark.slow
+def test_threads_with_a_small_stack_have_room_for_many_channels() -> None:
+    script = (
+        "import torch; from torch import nn; from bantam.kernels.fuse import fuse; torch.set_num_threads(2)\n"
+        "model = nn.Sequential(nn.Conv2d(360, 360, 3, padding=1), nn.BatchNorm2d(360), nn.ReLU())\n"
+        "fused = fuse(model.to(memory_format=torch.channels_last), (360, 22, 22)).model\n"
+        "fused(torch.randn(4, 360, 22, 22)).sum().backward(); print('done')"
+    )
+    # Without a limit of its own a thread has two mebibytes.
+    command = f"ulimit -s unlimited && exec {sys.executable} -c {shlex.quote(script)}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    if "ulimit" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.stdout == "done\n", done.stderr
 
 
 def compare(model: nn.Module, image: tuple[int, int, int], images: int, threads: int, exact: bool = False) -> None:

@@ -64,8 +64,7 @@ def test_networks_are_compared_by_the_cost_that_is_an_objective() -> None:
     [
         ("none", "NopPruner"),
         ("median", "MedianPruner"),
-        ("percentile", "PercentilePruner"),
-        ("successive_halving", "SuccessiveHalvingPruner"),
+        ("successive_halving", "SuccessiveHalving"),
         ("hyperband", "HyperbandPruner"),
         ("dominated", "Dominated"),
     ],
@@ -73,3 +72,57 @@ def test_networks_are_compared_by_the_cost_that_is_an_objective() -> None:
 def test_every_pruner_can_be_built(option: str, name: str) -> None:
     node = hydra("hparams_search=optuna", f"hydra/sweeper/pruner={option}")
     assert type(pruners.build(node.sweeper.pruner)).__name__ == name
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "far_behind", "pruned"),
+    [
+        ((40.0,), 1.5, True),  # errs 60 times in a hundred, the worst completed trial 30 times
+        ((55.1,), 1.5, False),
+        ((54.9,), 1.5, True),
+        ((54.9,), 2.0, False),
+        ((40.0,), None, False),
+        ((40.0, 71.0), 1.5, False),  # until the second epoch the worst completed trial is at 80
+        ((72.0, 60.0), 1.5, False),  # its best counts
+        ((40.0, 69.0), 1.5, True),
+        ((40.0, 40.0, 40.0), 1.5, False),  # only one completed trial has reported so late an epoch
+    ],
+)
+def test_a_trial_that_is_far_behind_every_completed_one_is_pruned_before_a_rung(
+    accuracies: tuple[float, ...], far_behind: float | None, pruned: bool
+) -> None:
+    study = optuna.create_study(direction="maximize")
+    pruner = pruners.SuccessiveHalving(far_behind, min_resource=5, reduction_factor=2)
+    study.pruner = pruner
+
+    def told(*reported: float, state: TrialState = TrialState.COMPLETE) -> None:
+        trial = study.ask()
+        for epoch, accuracy in enumerate(reported, 1):
+            trial.report(accuracy, epoch)
+        study.tell(trial, reported[-1] if state == TrialState.COMPLETE else None, state)
+
+    told(99.0, 99.5, state=TrialState.PRUNED)  # was not completed
+    told(70.0, 80.0)
+    now = study.ask()
+    now.report(1.0, 1)
+    assert not now.should_prune()  # one completed trial is too few
+    study.tell(now, state=TrialState.FAIL)
+    told(90.0, 85.0, 95.0)
+    study.add_trial(create_trial(value=float("-inf")))  # a network over the budget, as some samplers are told
+    now = study.ask()
+    for epoch, accuracy in enumerate(accuracies, 1):
+        now.report(accuracy, epoch)
+    assert now.should_prune() == pruned
+
+
+def test_at_a_rung_the_worse_half_is_pruned_though_not_far_behind() -> None:
+    study = optuna.create_study(
+        direction="maximize", pruner=pruners.SuccessiveHalving(1.5, min_resource=2, reduction_factor=2)
+    )
+    for accuracy, pruned in ((90.0, False), (91.0, False), (89.0, True)):
+        trial = study.ask()
+        trial.report(accuracy, 1)
+        assert not trial.should_prune()
+        trial.report(accuracy, 2)
+        assert trial.should_prune() == pruned
+        study.tell(trial, None if pruned else accuracy, TrialState.PRUNED if pruned else TrialState.COMPLETE)

@@ -32,7 +32,7 @@ from bantam.search.space import Search, compose, known_settings
         (("hydra.sweeper.timeout=-1",), SPACE, "hydra.sweeper.timeout is -1.0: it must be above 0"),
         (("hydra.sweeper.max_failure_rate=2",), SPACE, "hydra.sweeper.max_failure_rate is 2.0: it must be"),
         (("hydra.sweeper.direction=minimize",), SPACE, "hydra.sweeper.direction must be maximize"),
-        ((TWO[0],), SPACE, "hydra.sweeper.pruner is PercentilePruner, which knows one objective, and"),
+        ((TWO[0],), SPACE, "hydra.sweeper.pruner is SuccessiveHalving, which knows one objective, and"),
         ((TWO[0], "hydra/sweeper/pruner=median"), SPACE, "hydra.sweeper.pruner is MedianPruner"),
         ((*TWO, "hydra.sweeper.confirm.top=3"), SPACE, "hydra.sweeper.confirm.top is 3, but with two objectives"),
         (

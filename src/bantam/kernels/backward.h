@@ -170,7 +170,7 @@ void backward(const struct block_arguments *a)
         for (int w = 0; w < WEIGHTS; w++)
             weights[w] += weights[(size_t)t * WEIGHTS + w];
 #if WINOGRAD
-    weights_from_places(weights);
+    transform_to_weights(weights);
 #endif
     for (int o = 0; o < CO; o++)
         for (int tap = 0; tap < TAPS; tap++)

@@ -52,8 +52,9 @@
 #include "tiles.h"
 #else
 #include "vectors.h"
-/* Of fewer channels than lanes what is taken to places would not fill a vector. */
-#define WINOGRAD (!BFLOAT16 && KERNEL == 3 && STRIDE == 1 && CI >= LANES && CO >= LANES && OUT >= 4)
+/* Fewer channels than lanes would not fill a vector; and what is transformed is to be small beside the stack of a thread. */
+#define WINOGRAD                                                                                               \
+    (!BFLOAT16 && KERNEL == 3 && STRIDE == 1 && CI >= LANES && CO >= LANES && OUT >= 4 && OUT * (CI + CO) <= 4096)
 #if WINOGRAD
 #include "winograd_products.h"
 #else

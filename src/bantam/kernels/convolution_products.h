@@ -1,6 +1,5 @@
 /* The three products of a block's convolution in vector registers, tap by tap, of floats or of bfloat16: see `block.c` and
- * `vectors.h`. */
-/* `convolve` brings so many rows at a time, as wide as they are in the output, their channels side by side. */
+ * `vectors.h`. `convolve` brings so many rows at a time, as wide as they are in the output, their channels side by side. */
 enum { ROWS = 1, RESULT_WIDTH = OUT, RESULT_CHANNELS = CO, RESULT = OUT * CO };
 enum { WEIGHTS = TAPS * CI * PADDED(CO) };
 #define WEIGHT_INDEX(tap, in, out) (((tap)*CI + (in)) * PADDED(CO) + (out))

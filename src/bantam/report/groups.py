@@ -135,9 +135,8 @@ def interval(before: Group, after: Group, confidence: float) -> tuple[float, flo
     if min(len(before.ended), len(after.ended)) > 1:
         if max(before.deviation or 0.0, after.deviation or 0.0) < SAME:
             return None
-        from scipy import (
-            stats,  # takes longer to import than a page to write: where no seeds are compared, not at all
-        )
+        # Takes longer to import than a page to write: not where no seeds are compared.
+        from scipy import stats
 
         welch = stats.ttest_ind(after.objectives, before.objectives, equal_var=False)
         ends = welch.confidence_interval(confidence)
@@ -145,9 +144,8 @@ def interval(before: Group, after: Group, confidence: float) -> tuple[float, flo
         errors = [standard_error(g.mean or 0.0, g.ended[0].scored_images) for g in (before, after)]
         if math.isnan(sum(errors)):
             return None
-        margin = statistics.NormalDist().inv_cdf(0.5 + confidence / 2) * math.hypot(
-            *errors
-        )  # of 0 and 100 % it is none
+        # Of 0 and 100 % it is none.
+        margin = statistics.NormalDist().inv_cdf(0.5 + confidence / 2) * math.hypot(*errors)
         ends = (after.mean or 0.0) - old - margin, (after.mean or 0.0) - old + margin
     return max(-old, float(ends[0])), min(100 - old, float(ends[1]))
 

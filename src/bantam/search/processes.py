@@ -53,12 +53,14 @@ else:
 @contextmanager
 def imports() -> Iterator[None]:
     """Import what stays: Python does not look for unused objects among it, now or later, here or in a fork."""
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if enabled:
+            gc.enable()
 
 
 def preload() -> None:

@@ -1,4 +1,6 @@
-"""Pruners: building the one that is asked for, and one for two objectives."""
+"""Pruners: building the one that is asked for, the default, and one for two objectives."""
+
+from typing import Any
 
 import optuna
 from hydra.utils import instantiate
@@ -23,6 +25,35 @@ def build(conf: DictConfig, cost: str = "parameters") -> BasePruner:
     if isinstance(pruner, Dominated):
         pruner.cost = cost
     return pruner
+
+
+class SuccessiveHalving(optuna.pruners.SuccessiveHalvingPruner):
+    """Optuna's, which also prunes a trial between its rungs, or before the first, where it is far behind.
+
+    That is where its error, 100 % less its best accuracy so far, is more than `far_behind` times that of every
+    completed trial after as many epochs, of two at least. With None only rungs count.
+    """
+
+    def __init__(self, far_behind: float | None = 1.5, **rungs: Any) -> None:
+        """`rungs` are Optuna's own arguments."""
+        super().__init__(**rungs)
+        self.far_behind = far_behind
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether a trial that has just reported an epoch is to end there."""
+        if super().prune(study, trial):  # which notes what it needs for other trials
+            return True
+        epoch = trial.last_step
+        if self.far_behind is None or epoch is None:
+            return False
+        completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        errors = [_error(other, epoch) for other in completed if epoch in other.intermediate_values]
+        return len(errors) >= 2 and _error(trial, epoch) > self.far_behind * max(errors)
+
+
+def _error(trial: FrozenTrial, epoch: int) -> float:
+    """The lowest until that epoch, in percent."""
+    return 100 - max(accuracy for step, accuracy in trial.intermediate_values.items() if step <= epoch)
 
 
 class Dominated(BasePruner):

@@ -62,27 +62,12 @@ class MedianPruner(Pruner):
 
 
 @dataclass
-class PercentilePruner(Pruner):
-    """Prunes a trial whose best accuracy so far is below that of `percentile` % of the others at that epoch."""
-
-    _target_: str = "optuna.pruners.PercentilePruner"
-    percentile: float = ranged(75.0, least=0, most=100)
-    """Of the trials that were completed; 50 makes it the median pruner."""
-    n_startup_trials: int = ranged(2, least=0)
-    """Trials that are completed before any is pruned."""
-    n_warmup_steps: int = ranged(1, least=0)
-    """The first epoch after which a trial may be pruned."""
-    interval_steps: int = ranged(1, least=1)
-    """Epochs between two decisions."""
-    n_min_trials: int = ranged(1, least=1)
-    """Completed trials that must have reached an epoch before others are pruned there."""
-
-
-@dataclass
 class SuccessiveHalvingPruner(Pruner):
-    """Prunes, at every rung, all trials but the best; each rung lasts longer."""
+    """Prunes, at every rung, all trials but the best, each rung longer; between rungs, what is far behind."""
 
-    _target_: str = "optuna.pruners.SuccessiveHalvingPruner"
+    _target_: str = "bantam.search.pruners.SuccessiveHalving"
+    far_behind: float | None = ranged(1.5, least=1)
+    """After any epoch, a trial is pruned whose error is more than this many times the worst completed trial's."""
     min_resource: int = ranged(5, least=1)
     """Epochs of the first rung: before its first step down a high learning rate looks worse than it ends."""
     reduction_factor: int = ranged(2, least=2)
@@ -133,7 +118,7 @@ class SearchConf(OptunaSweeperConf):
 
     _target_: str = launch.SWEEPER
     defaults: list[Any] = field(
-        default_factory=lambda: [{"sampler": "multivariate_tpe"}, {"pruner": "percentile"}]
+        default_factory=lambda: [{"sampler": "multivariate_tpe"}, {"pruner": "successive_halving"}]
     )
     direction: Any = Direction.maximize
     """Only maximize, since the objective is an accuracy; costs are minimized."""
@@ -175,7 +160,6 @@ def register() -> None:
     for name, node in {
         "none": NoPruner,
         "median": MedianPruner,
-        "percentile": PercentilePruner,
         "successive_halving": SuccessiveHalvingPruner,
         "hyperband": HyperbandPruner,
         "dominated": DominatedPruner,

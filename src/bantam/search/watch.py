@@ -140,7 +140,7 @@ def _show(search: Search, study: Study, workers: dict[int, BaseProcess], listed:
                 line.update(f"{search.name}: {summary}")
     finally:
         _show_tracebacks(search, logged)
-    pages.join()
+        pages.join()  # before the one at the end
 
 
 TRACEBACK = re.compile(rb"Traceback \(most recent call last\):\n(?:[ \t].*\n|\n(?=[ \t]))*\S.*\n")
@@ -176,7 +176,7 @@ class Pages:
     def look(self, ended: bool, last: bool) -> None:
         """Take notice of trials that have ended, and of whether those that run are the last ones."""
         self.due |= ended and bool(self.search.config.report)
-        # With the last trials a core will have nothing to do: what a page needs is imported then, not at the end.
+        # With the last trials, not behind them: there whoever waits would wait for the imports too.
         timely = last or time.monotonic() - self.started > PAGE_SECONDS
         if self.due and timely and not self.thread.is_alive():
             self.due = False
