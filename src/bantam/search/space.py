@@ -262,7 +262,9 @@ def compose(search: Search, settings: dict[str, Any]) -> tuple[DictConfig, setup
                 if name not in search.space.groups:
                     OmegaConf.update(cfg, key_of(name), distributions.value(value), merge=False)
         except OmegaConfBaseException as error:
-            raise ValueError(" ".join(str(error).split())) from error
+            said = f"{key_of(name)}={settings[name]} is refused: {str(error).splitlines()[0]}"
+            remedy = "; between several values of a choice there are commas" if " " in str(settings[name]) else ""
+            raise ValueError(f"{said}{remedy}") from error
     return cfg, setup.RunInfo(search.folder, choices, search.settings.n_jobs or -1, None)
 
 
