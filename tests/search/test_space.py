@@ -62,7 +62,11 @@ from bantam.search.space import Search, compose, known_settings
             "scheduler.step_size='2 3' is refused: Value '2 3' of type 'str' could not be converted to Integer; "
             "between several values of a choice there are commas",
         ),
-        ((), ("optimizer.lr=choice(0.1,no)",), "optimizer.lr=no is refused: Value 'no' of type 'str' could not be"),
+        (
+            (),
+            ("optimizer.lr=choice(0.1,no)",),
+            "optimizer.lr=no is refused: Value 'no' of type 'str' could not be",
+        ),
         (("hydra/sweeper/sampler=grid",), SPACE, "hydra.sweeper.sampler cannot be built: GridSampler only"),
         (("hydra.sweeper.sampler._target_=os.getcwd",), SPACE, "hydra.sweeper.sampler cannot be built"),
         (("hydra.sweeper.pruner._target_=os.getcwd",), SPACE, "hydra.sweeper.pruner cannot be built"),

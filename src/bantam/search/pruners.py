@@ -47,8 +47,9 @@ class SuccessiveHalving(optuna.pruners.SuccessiveHalvingPruner):
         if self.far_behind is None or epoch is None:
             return False
         completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        errors = [_error(other, epoch) for other in completed if epoch in other.intermediate_values]
-        return len(errors) >= 2 and _error(trial, epoch) > self.far_behind * max(errors)
+        reached = [other for other in completed if epoch in other.intermediate_values]
+        error = _error(trial, epoch)
+        return len(reached) >= 2 and all(error > self.far_behind * _error(other, epoch) for other in reached)
 
 
 def _error(trial: FrozenTrial, epoch: int) -> float:
