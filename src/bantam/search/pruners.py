@@ -31,7 +31,7 @@ class SuccessiveHalving(optuna.pruners.SuccessiveHalvingPruner):
     """Optuna's, which also prunes a trial between its rungs, or before the first, where it is far behind.
 
     That is where its error, 100 % less its best accuracy so far, is more than `far_behind` times that of every
-    completed trial after as many epochs, of two at least. With None only rungs count.
+    completed trial after as many epochs, two at least, of two trials at least. With None only rungs count.
     """
 
     def __init__(self, far_behind: float | None = 1.5, **rungs: Any) -> None:
@@ -44,7 +44,7 @@ class SuccessiveHalving(optuna.pruners.SuccessiveHalvingPruner):
         if super().prune(study, trial):  # which notes what it needs for other trials
             return True
         epoch = trial.last_step
-        if self.far_behind is None or epoch is None:
+        if self.far_behind is None or epoch is None or epoch < 2:  # the statistics of batch norm are few after one
             return False
         completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         reached = [other for other in completed if epoch in other.intermediate_values]
