@@ -137,7 +137,7 @@ def test_a_block_with_a_sum_computes_what_pytorchs_layers_compute(
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("without", "halves", "lanes"),
-    [("", False, 16), ("", True, 8), ("-mno-avx512f", False, 8), ("-mno-avx", False, 4)],
+    [("", False, 16), ("", False, 9), ("", True, 8), ("-mno-avx512f", False, 8), ("-mno-avx", False, 4)],
 )
 @fifteen
 @given(data=st.data(), images=st.integers(4, 9), threads=st.integers(1, 2))

@@ -52,9 +52,11 @@
 #include "tiles.h"
 #else
 #include "vectors.h"
-/* Fewer channels than lanes would not fill a vector; and what is transformed is to be small beside the stack of a thread. */
+/* Fewer channels than lanes would not fill a vector, or half of one of 16; and what is transformed is to be small beside the
+ * stack of a thread. */
+#define ENOUGH(channels) ((channels) >= LANES || (LANES == 16 && (channels) > 8))
 #define WINOGRAD                                                                                               \
-    (!BFLOAT16 && KERNEL == 3 && STRIDE == 1 && CI >= LANES && CO >= LANES && OUT >= 4 && OUT * (CI + CO) <= 4096)
+    (!BFLOAT16 && KERNEL == 3 && STRIDE == 1 && ENOUGH(CI) && ENOUGH(CO) && OUT >= 4 && OUT * (CI + CO) <= 4096)
 #if WINOGRAD
 #include "winograd_products.h"
 #else

@@ -15,12 +15,33 @@ enum { ELEMENTS = 16, ROWS = 2 };
 enum { RESULT_WIDTH = OUT, RESULT_CHANNELS = CO, RESULT = ROWS * OUT * CO };
 enum { READ = (SIDE * SIDE + OUT % 2 * (SIDE + 1)) * CI, FRAME_END = IMAGE_SIDE % 2 * (SIDE + 1) * CO };
 
-/* For vectors of channels, of which the last may overlap the one before, the first channel. */
+/* For vectors of channels, of which the last may overlap the one before, the first channel. Of 16 lanes one may be more than
+ * there are channels: it is not full then. */
 #define EACH_VECTOR_OF(in, channels)                                                                           \
     for (int v = 0, in = 0; v < VECTORS(channels);                                                             \
          v++, in = v * LANES < (channels)-LANES ? v * LANES : (channels)-LANES)
 #define VECTOR_AT(pointer) (*(vector *)(pointer))
 #define LOADED(pointer) (*(const vector *)(pointer))
+#if LANES == 16
+static INLINE vector channels_at(const float *from, const int channels)
+{
+    if (channels >= LANES)
+        return LOADED(from);
+    return __builtin_ia32_loadups512_mask((const void *)from, (vector){0}, (1 << channels) - 1);
+}
+static INLINE void put_channels(vector x, float *to, const int channels)
+{
+    if (channels >= LANES)
+        VECTOR_AT(to) = x;
+    else
+        __builtin_ia32_storeups512_mask((void *)to, x, (1 << channels) - 1);
+}
+#else
+static INLINE vector channels_at(const float *from, const int channels) { (void)channels; return LOADED(from); }
+static INLINE void put_channels(vector x, float *to, const int channels) { (void)channels; VECTOR_AT(to) = x; }
+#endif
+/* From one square's transformed inputs to the next one's. */
+#define INPUT_ROW(channels) ((channels) < LANES ? LANES : (channels))
 
 /* The transforms take a square's columns, then its rows: four inputs, two gradients of outputs or three weights to one of four
  * elements, and four elements to one of two outputs or of three gradients of weights. */
@@ -71,7 +92,7 @@ DEFINE_PACK(pack_forward, CI, CO, FORWARD_WEIGHT)
 DEFINE_PACK(pack_backward, CO, CI, BACKWARD_WEIGHT)
 
 /* What `squares` neighbours read of `channels`, in four rows of the input or the frame from `x` on, as elements × squares
- * × channels. */
+ * × INPUT_ROW(channels). */
 static INLINE void transform_inputs(const float *restrict x, float *restrict to, const int squares, const int channels)
 {
     for (int square = 0; square < squares; square++)
@@ -81,11 +102,12 @@ static INLINE void transform_inputs(const float *restrict x, float *restrict to,
                 vector line[4];
                 UNROLLED(row, 4) {
                     const float *d = from + row * SIDE * channels;
-                    line[row] = input_element(column, LOADED(d), LOADED(d + channels), LOADED(d + 2 * channels),
-                                              LOADED(d + 3 * channels));
+                    line[row] = input_element(column, channels_at(d, channels), channels_at(d + channels, channels),
+                                              channels_at(d + 2 * channels, channels),
+                                              channels_at(d + 3 * channels, channels));
                 }
                 UNROLLED(row, 4)
-                    VECTOR_AT(to + ((4 * row + column) * squares + square) * channels + c)
+                    VECTOR_AT(to + ((4 * row + column) * squares + square) * INPUT_ROW(channels) + c)
                         = input_element(row, line[0], line[1], line[2], line[3]);
             }
         }
@@ -108,9 +130,9 @@ static INLINE void transform_to_outputs(const float *restrict sums, float *restr
                 }
                 float *to = y + (2 * square + column) * channels + c;
                 if (2 * square + column < columns) {
-                    VECTOR_AT(to) = output_of(0, line[0], line[1], line[2], line[3]);
+                    put_channels(output_of(0, line[0], line[1], line[2], line[3]), to, channels);
                     if (second_row)
-                        VECTOR_AT(to + next) = output_of(1, line[0], line[1], line[2], line[3]);
+                        put_channels(output_of(1, line[0], line[1], line[2], line[3]), to + next, channels);
                 }
             }
         }
@@ -145,12 +167,12 @@ static INLINE void transform_to_outputs(const float *restrict sums, float *restr
 
 /* Neighbouring squares, from four rows at `x` to two at `y`. */
 #define DEFINE_SQUARES(NAME, IN, OUTPUTS, WIDE)                                                                \
-    DEFINE_PRODUCTS(NAME##_products, WIDE, GROUP(VECTORS(OUTPUTS)), IN, IN, 1, (WIDE) * (IN), ELEMENT_ROW(OUTPUTS), \
+    DEFINE_PRODUCTS(NAME##_products, WIDE, GROUP(VECTORS(OUTPUTS)), IN, INPUT_ROW(IN), 1, (WIDE)*INPUT_ROW(IN), ELEMENT_ROW(OUTPUTS), \
                   (IN)*ELEMENT_ROW(OUTPUTS), ELEMENT_ROW(OUTPUTS), (WIDE)*ELEMENT_ROW(OUTPUTS), 0)             \
     static inline void NAME(const float *restrict x, const float *restrict w, float *restrict y, int next,     \
                             int columns, int second_row)                                                       \
     {                                                                                                          \
-        float inputs[ELEMENTS * (WIDE) * (IN)] LINES, sums[ELEMENTS * (WIDE)*ELEMENT_ROW(OUTPUTS)] LINES;      \
+        float inputs[ELEMENTS * (WIDE)*INPUT_ROW(IN)] LINES, sums[ELEMENTS * (WIDE)*ELEMENT_ROW(OUTPUTS)] LINES; \
         transform_inputs(x, inputs, WIDE, IN);                                                                 \
         for (int out = 0; out < (OUTPUTS); out += GROUP(VECTORS(OUTPUTS)) * LANES)                             \
             NAME##_products(inputs, w + out, sums + out);                                                      \
@@ -193,8 +215,8 @@ static inline void transform_gradients(const float *restrict from, float *restri
         EACH_VECTOR_OF(c, CO) {
             const float *a = from + 2 * square * CO + c, *b = a + SIDE * CO;
             UNROLLED(column, 4) {
-                vector above = gradient_element(column, LOADED(a), LOADED(a + CO));
-                vector below = gradient_element(column, LOADED(b), LOADED(b + CO));
+                vector above = gradient_element(column, channels_at(a, CO), channels_at(a + CO, CO));
+                vector below = gradient_element(column, channels_at(b, CO), channels_at(b + CO, CO));
                 UNROLLED(row, 4)
                     VECTOR_AT(to + ((4 * row + column) * SQUARES(OUT) + square) * ROW + c) = gradient_element(row, above, below);
             }
@@ -205,7 +227,7 @@ static inline void transform_gradients(const float *restrict from, float *restri
 enum { WEIGHTS = ELEMENTS * CI * ELEMENT_ROW(CO) };
 #define WEIGHT_INDEX(tap, in, out) (((tap)*CI + (in)) * ELEMENT_ROW(CO) + (out))
 #define DEFINE_GRADIENT(NAME, WIDE)                                                                            \
-    DEFINE_PRODUCTS(NAME, WIDE, GROUP(VECTORS(CO)), SQUARES(OUT), 1, CI, SQUARES(OUT) * CI, ELEMENT_ROW(CO),   \
+    DEFINE_PRODUCTS(NAME, WIDE, GROUP(VECTORS(CO)), SQUARES(OUT), 1, INPUT_ROW(CI), SQUARES(OUT) * INPUT_ROW(CI), ELEMENT_ROW(CO), \
                   SQUARES(OUT) * ELEMENT_ROW(CO), ELEMENT_ROW(CO), CI *ELEMENT_ROW(CO), 1)
 DEFINE_GRADIENT(wide_gradient, WIDE_OF(CI, CO))
 DEFINE_GRADIENT(narrow_gradient, NARROW_OF(CI, CO))
@@ -213,7 +235,7 @@ DEFINE_GRADIENT(narrow_gradient, NARROW_OF(CI, CO))
 /* Add to that gradient what an image brings. */
 static inline void weight_gradient(const float *restrict x, const float *restrict frame, float *restrict grad_weight)
 {
-    float inputs[ELEMENTS * SQUARES(OUT) * CI] LINES, gradients[ELEMENTS * SQUARES(OUT) * ELEMENT_ROW(CO)] LINES;
+    float inputs[ELEMENTS * SQUARES(OUT) * INPUT_ROW(CI)] LINES, gradients[ELEMENTS * SQUARES(OUT) * ELEMENT_ROW(CO)] LINES;
     if (ELEMENT_ROW(CO) > CO)
         memset(gradients, 0, sizeof gradients);
     for (int row = 0; row < OUT; row += ROWS) {
