@@ -193,11 +193,11 @@ def test_the_same_command_line_in_a_second_terminal_joins_the_search(
 @pytest.mark.whole
 def test_timeout_lets_running_trials_end(bantam: Bantam, tmp_path: Path) -> None:
     done = bantam(
-        "train.py", *LINE, "hydra.sweeper.timeout=1", "hydra.sweeper.n_jobs=1", "hydra.sweeper.n_trials=9"
+        "train.py", *LINE, "hydra.sweeper.timeout=1", "hydra.sweeper.n_jobs=1", "hydra.sweeper.n_trials=99"
     )
     counts = trials.count(stored(tmp_path).trials)
     assert counts["running"] == 0
-    assert counts["complete"] <= 1
+    assert counts["complete"] < 99
     assert done.returncode == (0 if counts["complete"] else 1)
 
 
