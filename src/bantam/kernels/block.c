@@ -46,22 +46,22 @@
 #if BFLOAT16
 #include "pairs.h"
 #endif
-#if DEPTHWISE
-#include "depthwise_products.h"
-#elif MATRIX_UNIT
-#include "tiles.h"
-#else
-#include "vectors.h"
 /* Fewer channels than lanes would not fill a vector, or half of one of 16; and what is transformed is to be small beside the
  * stack of a thread. */
 #define ENOUGH(channels) ((channels) >= LANES || (LANES == 16 && (channels) > 8))
 #define WINOGRAD                                                                                               \
-    (!BFLOAT16 && KERNEL == 3 && STRIDE == 1 && ENOUGH(CI) && ENOUGH(CO) && OUT >= 4 && OUT * (CI + CO) <= 4096)
-#if WINOGRAD
+    (!BFLOAT16 && !DEPTHWISE && KERNEL == 3 && STRIDE == 1 && ENOUGH(CI) && ENOUGH(CO) && OUT >= 4             \
+     && OUT * (CI + CO) <= 4096)
+#if DEPTHWISE
+#include "depthwise_products.h"
+#elif MATRIX_UNIT
+#include "tiles.h"
+#elif WINOGRAD
+#include "vectors.h"
 #include "winograd_products.h"
 #else
+#include "vectors.h"
 #include "convolution_products.h"
-#endif
 #endif
 
 /* The input's image `i` with its padding, and with as many numbers as are read of it: beyond its own end any numbers
