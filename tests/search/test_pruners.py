@@ -114,6 +114,33 @@ def test_a_trial_that_is_far_behind_every_completed_one_is_pruned_before_a_rung(
     assert now.should_prune() == pruned
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "far_behind", "pruned"),
+    [
+        ((80.0, 80.0, 84.9), 1.5, True),  # errs 15.1 times in a hundred, the best completed trial 10 times
+        ((80.0, 80.0, 85.1), 1.5, False),
+        ((80.0, 80.0, 84.9), 2.0, False),
+        ((80.0, 80.0, 84.9), None, False),
+        ((80.0, 86.0, 84.9), 1.5, False),  # its best counts
+        ((80.0, 80.0), 1.5, False),  # up to the rung it is compared with the worst
+        ((80.0, 80.0, 84.9, 84.9), 1.5, False),  # no completed trial has reported so late an epoch
+    ],
+)
+def test_past_the_first_rung_a_trial_is_compared_with_the_best_completed_one(
+    accuracies: tuple[float, ...], far_behind: float | None, pruned: bool
+) -> None:
+    study = optuna.create_study(direction="maximize")
+    pruner = pruners.SuccessiveHalving(far_behind, min_resource=2, reduction_factor=10)
+    for value, *reported in ((92.0, 70.0, 80.0, 90.0), (91.0, 90.0, 95.0, 97.0)):  # the best by its objective
+        study.add_trial(create_trial(value=value, intermediate_values=dict(enumerate(reported, 1))))
+    study.add_trial(create_trial(value=float("-inf")))
+    study.pruner = pruner
+    now = study.ask()
+    for epoch, accuracy in enumerate(accuracies, 1):
+        now.report(accuracy, epoch)
+    assert now.should_prune() == pruned
+
+
 def test_at_a_rung_the_worse_half_is_pruned_though_not_far_behind() -> None:
     study = optuna.create_study(
         direction="maximize", pruner=pruners.SuccessiveHalving(1.5, min_resource=2, reduction_factor=2)

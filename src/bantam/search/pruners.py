@@ -30,8 +30,9 @@ def build(conf: DictConfig, cost: str = "parameters") -> BasePruner:
 class SuccessiveHalving(optuna.pruners.SuccessiveHalvingPruner):
     """Optuna's, which also prunes a trial between its rungs, or before the first, where it is far behind.
 
-    That is where its error, 100 % less its best accuracy so far, is more than `far_behind` times that of every
-    completed trial after as many epochs, two at least, of two trials at least. With None only rungs count.
+    That is where its error, 100 % less its best accuracy so far, is more than `far_behind` times that of completed
+    trials after as many epochs: up to the first rung that of every one, of two at least, from epoch 2 on; past it
+    that of the best one. With None only rungs count.
     """
 
     def __init__(self, far_behind: float | None = 1.5, **rungs: Any) -> None:
@@ -48,8 +49,12 @@ class SuccessiveHalving(optuna.pruners.SuccessiveHalvingPruner):
             return False
         completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         reached = [other for other in completed if epoch in other.intermediate_values]
+        if epoch > (self._min_resource or 0) * self._reduction_factor**self._min_early_stopping_rate:
+            reached = sorted(reached, key=lambda other: float(other.value or 0.0))[-1:]
+        elif len(reached) < 2:
+            return False
         error = _error(trial, epoch)
-        return len(reached) >= 2 and all(error > self.far_behind * _error(other, epoch) for other in reached)
+        return bool(reached) and all(error > self.far_behind * _error(other, epoch) for other in reached)
 
 
 def _error(trial: FrozenTrial, epoch: int) -> float:
