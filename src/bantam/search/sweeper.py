@@ -67,8 +67,8 @@ class SuccessiveHalvingPruner(Pruner):
 
     _target_: str = "bantam.search.pruners.SuccessiveHalving"
     far_behind: float | None = ranged(1.5, least=1)
-    """From epoch 2 on, a trial is pruned whose error is more than this many times the worst completed trial's; past
-    the first rung, the best one's."""
+    """Prunes where the error is more than this many times that of every completed trial after as many epochs, of
+    two at least; past the first rung, that of the best one."""
     min_resource: int = ranged(5, least=1)
     """Epochs of the first rung: before its first step down a high learning rate looks worse than it ends."""
     reduction_factor: int = ranged(2, least=2)

@@ -56,7 +56,8 @@ def search(config: DictConfig, context: HydraContext, launcher: Launcher, argume
     try:
         search.folder.mkdir(parents=True, exist_ok=True)
         try:
-            study = open_study(search)
+            with processes.imports():  # as the first use of a database does
+                study = open_study(search)
         except ValueError:
             with suppress(OSError):  # it holds something
                 search.folder.rmdir()
