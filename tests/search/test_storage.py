@@ -1,4 +1,6 @@
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,29 @@ def test_a_server_is_not_waited_for_for_ever(
     monkeypatch.setattr(storage.Patient, "get_all_studies", storage._patient(refuse))
     with pytest.raises(OperationalError, match="connection refused"):
         study._storage.get_all_studies()
+
+
+def test_an_sqlite_file_can_be_read_while_another_process_is_about_to_write(
+    searching: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "LOCK_SECONDS", 0)
+    monkeypatch.setattr(storage, "AWAY_SECONDS", -1)
+    search = searching()
+    study = open_study(search)
+    study.enqueue_trial({})
+    database = storage.open_storage(search.hydra, wait=True)
+    study_id = database.get_study_id_from_name("search")
+    database.remove_session()
+    with closing(sqlite3.connect(search.folder / "study.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert [trial.number for trial in database.get_all_trials(study_id)] == [0]
+        assert database.get_study_user_attrs(study_id)["definition"]
+        with pytest.raises((OperationalError, StorageInternalError)):  # it waits for the lock, here no second
+            database.create_new_trial(study_id)
+        database.remove_session()
+        other.execute("ROLLBACK")
+    assert database.create_new_trial(study_id)
+    database.remove_session()
 
 
 def test_a_file_that_cannot_be_used_is_not_waited_for(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ class Patient(RDBStorage):
     """A storage that waits for its server, which may be restarted while a search goes on."""
 
 
-_waiting = threading.local()
+_calls = threading.local()
+"""In each thread, the name of the storage's method that runs; None where none does."""
 
 
 def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,15 +42,21 @@ def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def call(self: Patient, *arguments: Any, **named: Any) -> Any:
-        if getattr(_waiting, "inside", False):
+        if getattr(_calls, "method", None):
             return method(self, *arguments, **named)
-        _waiting.inside = True
+        _calls.method = method.__name__
         try:
             return _call_until_answered(self, functools.partial(method, self, *arguments, **named))
         finally:
-            _waiting.inside = False
+            _calls.method = None
 
     return call
+
+
+def _only_reads() -> bool:
+    """Whether the method of the storage that runs in this thread writes nothing."""
+    name = getattr(_calls, "method", None) or ""
+    return name.startswith("get_") or name == "_get_trials"
 
 
 def _call_until_answered(storage: Patient, call: Callable[[], Any]) -> Any:
@@ -125,7 +132,7 @@ def open_storage(hydra: DictConfig, wait: bool = False) -> BaseStorage:
                 what = f"hydra.sweeper.storage={shown(url)} cannot be opened: {reason}"
                 raise ValueError(f"{what}; {remedy}") from error
     if sqlite:
-        _lock_before_reading(storage)
+        _lock_before_writing(storage)
     return storage
 
 
@@ -135,11 +142,12 @@ def _is_race(error: Exception) -> bool:
     return isinstance(error, IntegrityError) or exists
 
 
-def _lock_before_reading(storage: RDBStorage) -> None:
-    """Have SQLite lock at the beginning of a transaction.
+def _lock_before_writing(storage: RDBStorage) -> None:
+    """Have SQLite lock at the beginning of a transaction that will write.
 
     Optuna reads and then writes within one transaction, to claim a trial for example. SQLite locks at the first
-    write only, so that two processes would claim the same one.
+    write only, so that two processes would claim the same one. Whoever only reads does not lock: he who waits for
+    a lock sleeps longer and longer, and a search reads more than it writes.
     """
 
     @event.listens_for(storage.engine, "connect")
@@ -148,7 +156,7 @@ def _lock_before_reading(storage: RDBStorage) -> None:
 
     @event.listens_for(storage.engine, "begin")
     def lock(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql("BEGIN" if _only_reads() else "BEGIN IMMEDIATE")
 
     storage.remove_session()
     storage.engine.dispose()  # the connections that were made before
