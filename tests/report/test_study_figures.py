@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,18 @@ def test_a_study_is_rebuilt_of_its_completed_trials(tmp_path: Path) -> None:
     assert (pruned.x[:2], pruned.y[:2]) == ((1, 2), (60.0, 70.0))
     front = figures["Accuracy and size"].plot.data[0]
     assert [*zip(front.x, front.y, strict=True)] == [(3000, 99.0)]
+
+
+def test_no_figure_of_a_search_imports_matplotlib_which_can_still_be_had(tmp_path: Path) -> None:
+    write_study(tmp_path / "study", (97.0, 98.0, 99.0))
+    program = (
+        "import sys; from pathlib import Path; from bantam.report import folders, study_figures\n"
+        f"found, _ = study_figures.draw(folders.read_study(Path({str(tmp_path / 'study')!r})))\n"
+        "assert 'Settings side by side' in [figure.title for figure in found]\n"
+        "assert not [name for name in sys.modules if name.startswith('matplotlib')]\n"
+        "from matplotlib import pyplot"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf")])

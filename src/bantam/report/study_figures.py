@@ -2,7 +2,9 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
@@ -44,6 +46,22 @@ def draw(study: Study) -> tuple[list[Figure], list[str]]:
         optuna.logging.set_verbosity(verbosity)  # a search may go on in this process
     found = [history(study), sizes(study), intermediate(study), *of_optuna]
     return [each for each in found if isinstance(each, Figure)], [each for each in found if isinstance(each, str)]
+
+
+@contextmanager
+def _without_matplotlib() -> Iterator[None]:
+    """What is imported meanwhile finds no matplotlib, which takes Optuna a third of a second to import.
+
+    It would draw its figures with that too, and nobody asks it to.
+    """
+    modules: dict[str, Any] = sys.modules
+    hidden = [name for name in ("matplotlib", "matplotlib.pyplot") if name not in modules]
+    modules.update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        for name in hidden:
+            modules.pop(name, None)
 
 
 def rebuild(study: Study) -> optuna.Study:
@@ -212,7 +230,8 @@ def parallel(study: Study, rebuilt: optuna.Study) -> Figure | None:
     done, keys = sorted(study.completed, key=lambda t: t.number), _differing(study)
     if len(done) < 2 or not keys:
         return None
-    plot = visualization.plot_parallel_coordinate(rebuilt, params=keys)
+    with _without_matplotlib():
+        plot = visualization.plot_parallel_coordinate(rebuilt, params=keys)
     names = ["accuracy", *map(text, sorted(keys))]  # in Optuna's order, which cuts long ones
     lines = {}
     for t, line in zip(done, plot.data, strict=False):
