@@ -262,13 +262,14 @@ def _rerun_overrides(job_dir: str) -> tuple[str | None, list[str]]:
 
 
 hydra_main: Any = sys.modules["hydra.main"]  # the module: `hydra.main` is its function
-_plain_run_hydra = hydra_main._run_hydra
+run_hydra: Callable[..., None] = hydra_main._run_hydra
+"""What a command line is given to; in a worker of a search it is not Hydra, which would compose it again."""
 
 
 def _run_hydra(*positional: Any, **named: Any) -> None:
     """Hydra's own, except for how it shows which of its options do not go together."""
     try:
-        _plain_run_hydra(*positional, **named)
+        run_hydra(*positional, **named)
     except BrokenPipeError:
         end_unread()
     except ValueError as error:

@@ -28,7 +28,7 @@ class Snapshot(ConfigRepository):
 
         `networks` are those of one's own, as far as they were read before.
         """
-        self.folders = Folders()
+        self.search_path, self.folders = search_path, Folders()
         self.networks = source.typed(overrides.typed()) if networks is None else networks
         super().__init__(search_path)
 

@@ -1,15 +1,19 @@
+import pickle
+import shutil
 from pathlib import Path
 
 import pytest
 from commands import PROJECT
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.execution_policy import execution_whitelist
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from bantam import snapshot
+from bantam import config, snapshot
 from bantam.search import composition
 
 
@@ -71,3 +75,30 @@ def test_another_search_in_the_process_and_other_multiruns_compose_their_own(tmp
             assert found.hydra.sweep.dir == str(tmp_path)
         basic = multirun(loader, "epochs=3")
         assert loader.load_sweep_config(basic, ["epochs=4", "optimizer.lr=0.5"]).epochs == 4
+
+
+def test_a_worker_composes_from_the_options_that_it_was_given(tmp_path: Path) -> None:
+    conf = tmp_path / "conf"
+    shutil.copytree(PROJECT / "conf", conf)
+    with initialize_config_dir(str(conf)):
+        loader: ConfigLoaderImpl = GlobalHydra.instance().config_loader()  # type: ignore[assignment]
+        options = snapshot.take(loader)
+        search = multirun(loader, "hparams_search=optuna")
+        typed = ["hparams_search=optuna"]
+        loader.load_sweep_config(search, typed)
+        handed_on = pickle.loads(pickle.dumps((search, options, composition.composed)))
+    shutil.rmtree(conf)
+    whole = HydraConfig.instance().cfg
+    try:
+        with execution_whitelist(config.WHITELIST):  # as @hydra.main does
+            context = composition.context(*handed_on)
+        assert [*composition.composed] == [("hparams_search=optuna",)]
+        for overrides in ([*typed, "model.width=9"], [*typed, "model=skeleton", "model.width=9"]):
+            job = context.config_loader.load_sweep_config(handed_on[0], overrides)
+            assert (job.model.width, job.hydra.job.name) == (9, search.hydra.job.name)
+        assert len(composition.composed) == 2
+        assert HydraConfig.get().sweeper.study_name == "optuna"
+        assert [type(each).__name__ for each in context.callbacks.callbacks] == ["Preflight"]
+    finally:
+        HydraConfig.instance().cfg = whole
+        GlobalHydra.instance().clear()

@@ -22,7 +22,7 @@ def started_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
         script, log = tmp_path / "script.py", tmp_path / "worker.log"
         script.write_text(f"import os, signal, sys, time\n{lines}\n")
         monkeypatch.setattr(sys, "argv", [str(script), "seed=3"])
-        return processes.start_worker(log, 12.5), log
+        return processes.start_worker(log, print, 12.5), log
 
     return start
 
@@ -40,15 +40,14 @@ def test_a_worker_is_the_same_command_line_in_a_session_of_its_own(
 ) -> None:
     worker, log = started_worker(
         "own = os.getsid(0) == os.getpid()\n"
-        "from bantam.search import processes\n"
-        "if __name__ == '__main__': print(sys.argv[1:], processes.task, own)\n"
+        "from bantam import errors\n"
+        "if __name__ == '__main__': errors.run_hydra(task_function=(sys.argv[1:], own), config_name='config')\n"
         "print('torch' in sys.modules, file=sys.stderr)\n"
         "sys.exit(3)"
     )
     worker.join(120)
     assert worker.exitcode == 3
-    assert log.read_text().split("\n")[-3:-1] == ["['seed=3'] 12.5 True", str(sys.platform == "linux")]
-    assert processes.task is None
+    assert log.read_text().split("\n")[-3:-1] == ["12.5 (['seed=3'], True)", str(sys.platform == "linux")]
 
 
 def test_a_stopped_worker_requeues_its_trial_first(
@@ -79,14 +78,14 @@ def watcher(folder: Path, works: str, watches: str) -> subprocess.Popen[bytes]:
     """A process, in a group of its own, that starts `worker` and then watches; the lines are what either does."""
     script, log = folder / "script.py", folder / "worker.log"
     script.write_text(
-        "import os, signal, sys, time\n"
+        "import multiprocessing, os, signal, sys, time\n"
         "from pathlib import Path\n"
         "from bantam.search import processes\n"
-        "if __name__ == '__main__' and processes.task:\n"
+        "if __name__ == '__main__' and multiprocessing.parent_process():\n"
         f"{textwrap.indent(works, '    ')}\n"
         "elif __name__ == '__main__':\n"
         "    signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
-        "    worker = processes.start_worker(Path('worker.log'), 'a task')\n"
+        "    worker = processes.start_worker(Path('worker.log'), print, 'a task')\n"
         f"{textwrap.indent(watches, '    ')}\n"
     )
     process = subprocess.Popen([sys.executable, str(script)], cwd=folder, start_new_session=True)

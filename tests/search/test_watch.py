@@ -288,7 +288,7 @@ def test_a_worker_whose_machine_cannot_train_stops_the_search_with_its_sentence(
 ) -> None:
     wanted = searching("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", space=SPACE[:1])
 
-    def start(log: Path, task: object) -> SimpleNamespace:
+    def start(log: Path, *handed_on: object) -> SimpleNamespace:
         log.write_text("Trial 0\nOSError: [Errno 28] No space left on device: 'history.csv'\n")
         return SimpleNamespace(exitcode=faults.EXIT_CODE, is_alive=lambda: False, join=lambda seconds: None)
 

@@ -1,18 +1,25 @@
-"""Has Hydra compose a search whose fixed keys only some options have, and once what its trials have in common."""
+"""Hydra in a search: keys that only some options have, what trials have in common, and what workers compose."""
 
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import wraps
 from typing import Any
 
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.execution_policy import _get_active_execution_whitelist
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import ConfigCompositionException
-from hydra.types import RunMode
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
+from bantam import snapshot
 from bantam.launch import SWEEPER
+from bantam.snapshot import Snapshot
 
 _plain: Any = ConfigLoaderImpl._load_configuration_impl
 
@@ -72,13 +79,14 @@ def _searched(cfg: DictConfig, typed: Sequence[Override]) -> set[str]:
 _plain_job: Any = ConfigLoaderImpl.load_sweep_config
 
 
-class _Composed(dict[tuple[str, ...], DictConfig]):
+class Composed(dict[tuple[str, ...], DictConfig]):
     """By their overrides, what jobs of one multirun have in common."""
 
     multirun: DictConfig | None = None
 
 
-_composed = _Composed()
+composed = Composed()
+"""Of this process."""
 
 MAX_COMPOSED = 100
 """Compositions that are kept: of a key without a dot every value is another one."""
@@ -96,15 +104,27 @@ def _compose_job(self: ConfigLoaderImpl, master_config: DictConfig, sweep_overri
         return _plain_job(self, master_config, sweep_overrides)  # type: ignore[no-any-return]
     values = [item for item in typed if _is_of_option(item)]
     common = [str(item.input_line) for item in typed if item not in values]
-    if _composed.multirun is not master_config or len(_composed) >= MAX_COMPOSED:
-        _composed.clear()
-        _composed.multirun = master_config
-    if tuple(common) not in _composed:
-        _composed[tuple(common)] = _plain_job(self, master_config, common)
-    job = deepcopy(_composed[tuple(common)])
+    if composed.multirun is not master_config or len(composed) >= MAX_COMPOSED:
+        composed.clear()
+        composed.multirun = master_config
+    if tuple(common) not in composed:
+        composed[tuple(common)] = _plain_job(self, master_config, common)
+    job = deepcopy(composed[tuple(common)])
     self._apply_overrides_to_config(values, job)
     job.hydra.overrides.task = [item.input_line for item in typed if not item.is_hydra_override()]
     return job
+
+
+def context(config: DictConfig, options: Snapshot, known: Composed) -> HydraContext:
+    """Make Hydra in this process what it is in the one that has composed a search; `known` is its `composed`."""
+    composed.clear()
+    composed.update(known)
+    composed.multirun = config
+    loader = ConfigLoaderImpl(options.search_path)
+    snapshot.give(loader, options)
+    GlobalHydra.instance().initialize(Hydra(str(config.hydra.job.name), loader))
+    HydraConfig.instance().set_config(config)
+    return HydraContext(loader, Callbacks(config), _get_active_execution_whitelist())
 
 
 def register() -> None:

@@ -13,15 +13,14 @@ import runpy
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-task: Any = None
-"""In a worker, what the process that watches has handed on to it; None in every other process."""
+from bantam import errors
 
 STOP_SECONDS = 60
 """How long a worker may take to requeue its trial before it is killed."""
@@ -77,23 +76,25 @@ def preload() -> None:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start_worker(log: Path, task: Any) -> BaseProcess:
-    """Start a worker: this very command line, with a task, which can be pickled; it writes to `log`."""
+def start_worker(log: Path, work: Callable[[Any, Any], None], task: Any) -> BaseProcess:
+    """Start a worker: this very command line, but `work` gets what Hydra would; it writes to `log`.
+
+    `work` is called with the task, which can be pickled, and with what a job does: train.py's own function.
+    """
     preload()
     log.touch()
-    worker = CONTEXT.Process(target=_enter, args=(sys.argv, log, task))
+    worker = CONTEXT.Process(target=_enter, args=(sys.argv, log, work, task))
     worker.start()
     return worker
 
 
-def _enter(arguments: list[str], log: Path, handed_on: Any) -> None:
-    global task
+def _enter(arguments: list[str], log: Path, work: Callable[[Any, Any], None], task: Any) -> None:
     if hasattr(os, "setsid"):
         os.setsid()  # so that Ctrl-C reaches only who watches
     with log.open("ab") as stream:
         for output in (1, 2):
             os.dup2(stream.fileno(), output)
-    task = handed_on
+    errors.run_hydra = lambda **named: work(task, named["task_function"])
     sys.argv = arguments
     try:
         if hasattr(signal, "pthread_sigmask"):

@@ -16,7 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper.config import Direction, OptunaSweeperConf, TPESamplerConfig
 from omegaconf import II, MISSING, DictConfig, OmegaConf, open_dict, read_write
 
-from bantam import errors, launch, snapshot
+from bantam import errors, launch
 from bantam.overrides import override
 from bantam.ranges import ranged
 from bantam.search import composition, processes
@@ -195,28 +195,19 @@ class BantamSweeper(Sweeper):
         """Take the keys of `SearchConf`, which `setup` gets again with the rest of the configuration."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what a search needs; a worker has the configuration and options of the process that watches."""
-        if processes.task:
-            self.config = processes.task.config
-            snapshot.give(hydra_context.config_loader, processes.task.snapshot)
-        else:
-            self.config = config
-            _resolve_once(config)
+        """Keep what a search needs."""
+        self.config = config
+        _resolve_once(config)
         self.hydra_context = hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(
             config=self.config, hydra_context=hydra_context, task_function=task_function
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Search as the command line says; what goes wrong is one sentence, in a worker a traceback in its log."""
+        """Search as the command line says; what goes wrong is one sentence."""
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
-        if processes.task:
-            from bantam.search import worker  # loads PyTorch and Optuna
-
-            worker.work(processes.task, self.hydra_context, self.launcher)
-            return
         with errors.in_one_sentence(Path(self.config.hydra.sweep.dir)):
             processes.preload()
             with processes.imports():

@@ -27,11 +27,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from bantam import errors, snapshot, tracking
 from bantam.search import confirm, outcome, processes, storage, terminal, trials
 from bantam.search.checks import check
+from bantam.search.composition import composed
 from bantam.search.faults import EXIT_CODE
 from bantam.search.space import Search, known_settings, read
 from bantam.search.study import ending, hopeless, missing, open_study
 from bantam.search.trials import Ending, Silence, Trials
-from bantam.search.worker import Task
+from bantam.search.worker import Task, work
 from bantam.training import saved
 
 MAX_CRASHES = 3
@@ -202,7 +203,9 @@ def _looks(search: Search, study: Study, workers: dict[int, BaseProcess], starte
     until = started + (search.settings.timeout or math.inf)
     options = snapshot.take(search.context.config_loader)
     found = getattr(search.launcher, "found", {})
-    task = Task(search.config, search.space, search.fixed, search.plain, search.choices, options, until, found)
+    task = Task(
+        search.config, search.space, search.fixed, search.plain, search.choices, options, composed, until, found
+    )
     silence = Silence(search.settings.heartbeat)
     listed = trials.read(study)
     before = trials.ended(listed)
@@ -222,7 +225,7 @@ def _looks(search: Search, study: Study, workers: dict[int, BaseProcess], starte
         if wanted > 0 and not late:
             for slot in range(min(_side_by_side(search), wanted + counts["running"])):
                 if slot not in workers:
-                    workers[slot] = processes.start_worker(_log(search, slot), task)
+                    workers[slot] = processes.start_worker(_log(search, slot), work, task)
         elif not workers:
             idle_since = min(idle_since, time.monotonic())
             # Others may still be at work on this study; what shows no heartbeat will be ended.

@@ -1,5 +1,6 @@
 """A worker: asks Optuna for settings, counts the network, launches a job and reports what it reached."""
 
+import os
 import signal
 import time
 import warnings
@@ -8,8 +9,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext
+from hydra.core.plugins import Plugins
+from hydra.types import TaskFunction
 from omegaconf import DictConfig
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import GPSampler, NSGAIIISampler, NSGAIISampler
@@ -18,7 +19,8 @@ from optuna.trial import Trial, TrialState
 
 from bantam import budget
 from bantam.cluster import RayLauncher
-from bantam.search import distributions, outcome, processes, samplers, seeds, space, trials
+from bantam.launch import LAUNCHER
+from bantam.search import composition, distributions, outcome, processes, samplers, seeds, space, trials
 from bantam.search.conditions import Space
 from bantam.search.faults import EXIT_CODE, MachineFault, killed, raise_machine_fault
 from bantam.search.space import Search
@@ -41,6 +43,7 @@ class Task:
     plain: DictConfig
     choices: dict[str, Any]
     snapshot: Snapshot
+    composed: composition.Composed
     until: float
     """The time on `time.monotonic` after which no trial is begun; the processes of a machine share that clock."""
     cluster: dict[str, str]
@@ -61,8 +64,16 @@ class Interrupt:
             raise KeyboardInterrupt
 
 
-def work(task: Task, context: HydraContext, launcher: Launcher) -> None:
-    """Be a worker of the process that has handed on the task; exits with `EXIT_CODE` where this machine cannot."""
+def work(task: Task, task_function: TaskFunction) -> None:
+    """Be a worker of the process that has handed on the task; exits with `EXIT_CODE` where this machine cannot.
+
+    `task_function` is what a job does, of train.py.
+    """
+    os.environ[LAUNCHER] = str(os.getpid())
+    context = composition.context(task.config, task.snapshot, task.composed)
+    launcher = Plugins.instance().instantiate_launcher(
+        config=task.config, hydra_context=context, task_function=task_function
+    )
     if isinstance(launcher, RayLauncher):
         launcher.found = task.cluster
     try:
