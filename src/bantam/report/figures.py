@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
+import plotly.io as pio
 
 from bantam.report.groups import Group, same_images
 from bantam.report.numbers import listed, plural, shown
@@ -57,6 +58,9 @@ STYLE = go.layout.Template(
     data={"heatmap": [{"showscale": False, "xgap": 2, "ygap": 2}]},
 )
 """What all figures have in common."""
+
+pio.templates.default = "none"
+"""Plotly's own style, which the page replaces, would be made anew for every figure: four fifths of its time."""
 
 
 @dataclass(frozen=True)
