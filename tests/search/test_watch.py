@@ -191,14 +191,18 @@ def test_the_same_command_line_in_a_second_terminal_joins_the_search(
 
 
 @pytest.mark.whole
-def test_timeout_lets_running_trials_end(bantam: Bantam, tmp_path: Path) -> None:
-    done = bantam(
-        "train.py", *LINE, "hydra.sweeper.timeout=1", "hydra.sweeper.n_jobs=1", "hydra.sweeper.n_trials=99"
-    )
+def test_timeout_lets_the_running_trial_end_and_begins_no_other(
+    started: Callable[..., Forked], bantam: Bantam, tmp_path: Path
+) -> None:
+    seconds = 5
+    process = started(f"hydra.sweeper.timeout={seconds}", "hydra.sweeper.n_jobs=1", "hydra.sweeper.n_trials=99")
+    bantam.wait_until_held("0")
+    time.sleep(seconds)  # the search began before
+    bantam.let_go()
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
     counts = trials.count(stored(tmp_path).trials)
-    assert counts["running"] == 0
-    assert counts["complete"] < 99
-    assert done.returncode == (0 if counts["complete"] else 1)
+    assert (counts["complete"], counts["running"]) == (1, 0)
 
 
 @pytest.mark.whole
