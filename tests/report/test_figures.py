@@ -5,10 +5,11 @@ from importlib.resources import files
 from pathlib import Path
 
 import plotly.graph_objects as go
+import plotly.io as pio
 import pytest
 from made_folders import of_seeds, one, write_run
 
-from bantam.report import figures, runs, study_figures
+from bantam.report import figures, page, runs, study_figures
 from bantam.report.figures import Figure
 from bantam.report.groups import Group
 
@@ -149,3 +150,16 @@ def test_a_label_of_an_upright_line_stands_beside_it_within_the_picture() -> Non
     label, outside = plot.layout.annotations
     assert (label.text, label.yanchor, label.textangle) == ("budget", "top", -90)
     assert outside.yanchor == "bottom"
+
+
+def test_figures_are_made_without_plotlys_own_style_which_others_keep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+    curves = page.figures.curves
+    monkeypatch.setattr(
+        page.figures, "curves", lambda given: [made.append(pio.templates.default), curves(given)][1]
+    )
+    write_run(tmp_path)
+    page.render(page.read([tmp_path]))
+    assert (made, pio.templates.default) == (["none"], "plotly")

@@ -8,7 +8,8 @@ import html
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,8 +60,19 @@ STYLE = go.layout.Template(
 )
 """What all figures have in common."""
 
-pio.templates.default = "none"
-"""Plotly's own style, which the page replaces, would be made anew for every figure: four fifths of its time."""
+
+@contextmanager
+def without_style() -> Iterator[None]:
+    """Figures that are made meanwhile do not get Plotly's own style, which the page replaces.
+
+    It would be made anew for every figure: four fifths of the time of that.
+    """
+    before = pio.templates.default
+    pio.templates.default = "none"
+    try:
+        yield
+    finally:
+        pio.templates.default = before
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,7 @@ class Report:
     sections: list[Section]
 
 
+@figures.without_style()
 def read(given: Sequence[Path], running: bool = False) -> Report:
     """All that a report of some folders shows. Raises ValueError for a folder that does not exist."""
     found = folders.gather(given)
@@ -235,6 +236,7 @@ def while_running(folder: Path) -> bool:
     return True
 
 
+@figures.without_style()
 def render(report: Report) -> str:
     """The page as HTML that needs nothing beside itself; it unpacks its figures and Plotly."""
     plots: list[go.Figure] = []
