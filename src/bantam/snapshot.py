@@ -13,7 +13,7 @@ from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 
 from bantam import option_files, overrides
-from bantam.own import source
+from bantam.own import code, source
 from bantam.own.source import OwnNetworks, Typed
 
 
@@ -126,6 +126,9 @@ def take(loader: ConfigLoader) -> Snapshot:
 
 
 def give(loader: ConfigLoader, snapshot: Snapshot) -> None:
-    """Have Hydra compose from a snapshot that another process has taken."""
+    """Have Hydra compose from a snapshot that another process has taken; its networks may be imported here too."""
     impl: Any = loader
     impl.repository = snapshot
+    for own in snapshot.networks.values():
+        if not isinstance(own, str):  # why it cannot be had
+            code.allow(own)

@@ -1,5 +1,6 @@
 import pickle
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,15 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.execution_policy import execution_whitelist
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobRuntime
 from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from bantam import config, snapshot
+from bantam.own import code
 from bantam.search import composition
+from bantam.training import costs
 
 
 def multirun(loader: ConfigLoaderImpl, *overrides: str) -> DictConfig:
@@ -30,6 +34,16 @@ TRIALS = (
     ["hparams_search=optuna", "optimizer.lr=0.03", "optimizer.lr=0.04", "hydra.sweep.subdir=5/seed_2"],
     ["hparams_search=optuna", "+model.more=0.2", "optimizer.lr=0.03"],
     ["hparams_search=optuna", "data.root='a b'", "scheduler=one_cycle", "scheduler.warmup=0.25"],
+    ["hparams_search=optuna", "optimizer.lr=0.1", "optimizer={lr: 0.5}", "model.width=9"],
+    ["hparams_search=optuna", "optimizer.lr=0.1", "optimizer[lr]=0.5", "target.accuracy=90", "model.width=9"],
+    [
+        "hparams_search=optuna",
+        "target.accuracy=90",
+        "target={accuracy: 50}",
+        "optimizer={lr: 0.5}",
+        "optimizer.lr=3",
+    ],
+    ["optimizer.lr=0.5", "hparams_search=optuna", "optimizer=adamw", "model.width=9", "model=skeleton"],
 )
 
 
@@ -49,8 +63,8 @@ def test_a_trial_is_composed_as_by_hydra_though_what_trials_have_in_common_is_co
                 assert OmegaConf.to_container(found) == OmegaConf.to_container(expected)
                 assert OmegaConf.is_struct(found) == OmegaConf.is_struct(expected)
                 assert OmegaConf.is_readonly(found.hydra) == OmegaConf.is_readonly(expected.hydra)
-        # Six of the seven once, and the one that adds a key each time.
-        assert len(composed) == 8
+        # Each once, and the one that adds a key each time.
+        assert len(composed) == len(TRIALS) + 1
         found.optimizer.lr = 7.0
         assert loader.load_sweep_config(search, ["hparams_search=optuna"]).optimizer.lr != 7.0
 
@@ -77,28 +91,49 @@ def test_another_search_in_the_process_and_other_multiruns_compose_their_own(tmp
         assert loader.load_sweep_config(basic, ["epochs=4", "optimizer.lr=0.5"]).epochs == 4
 
 
-def test_a_worker_composes_from_the_options_that_it_was_given(tmp_path: Path) -> None:
-    conf = tmp_path / "conf"
+NETWORK = """
+from torch import nn
+
+class Tiny(nn.Sequential):
+    def __init__(self, width: int = 4, classes: int = 10) -> None:
+        super().__init__(nn.Conv2d(1, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+"""
+
+
+def test_a_worker_composes_from_the_options_that_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf, mine = tmp_path / "conf", tmp_path / "mine.py"
     shutil.copytree(PROJECT / "conf", conf)
+    mine.write_text(NETWORK)
+    typed = ["hparams_search=optuna", f"model={mine}:Tiny", "hydra.job.name=trial_${hydra.job.num}"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *typed])
     with initialize_config_dir(str(conf)):
         loader: ConfigLoaderImpl = GlobalHydra.instance().config_loader()  # type: ignore[assignment]
         options = snapshot.take(loader)
-        search = multirun(loader, "hparams_search=optuna")
-        typed = ["hparams_search=optuna"]
-        loader.load_sweep_config(search, typed)
+        search = multirun(loader, *typed)
+        loader.load_sweep_config(search, typed[:2])
         handed_on = pickle.loads(pickle.dumps((search, options, composition.composed)))
     shutil.rmtree(conf)
-    whole = HydraConfig.instance().cfg
+    mine.unlink()
+    whole, name = HydraConfig.instance().cfg, JobRuntime.instance().get("name")
+    monkeypatch.setattr(code, "_allowed", {})  # as in a process that has composed nothing
     try:
         with execution_whitelist(config.WHITELIST):  # as @hydra.main does
-            context = composition.context(*handed_on)
-        assert [*composition.composed] == [("hparams_search=optuna",)]
-        for overrides in ([*typed, "model.width=9"], [*typed, "model=skeleton", "model.width=9"]):
+            context = composition.context(*handed_on, "train")
+        assert JobRuntime.instance().get("name") == "train"
+        assert [*composition.composed] == [tuple(typed[:2])]
+        for overrides in (
+            [*typed[:2], "model.width=9"],
+            ["hparams_search=optuna", "model=skeleton", "model.width=9"],
+        ):
             job = context.config_loader.load_sweep_config(handed_on[0], overrides)
-            assert (job.model.width, job.hydra.job.name) == (9, search.hydra.job.name)
+            assert job.model.width == 9
+            assert costs.count(job, job.hydra.runtime.choices)[1]["parameters"] > 0
         assert len(composition.composed) == 2
         assert HydraConfig.get().sweeper.study_name == "optuna"
         assert [type(each).__name__ for each in context.callbacks.callbacks] == ["Preflight"]
     finally:
+        JobRuntime.instance().set("name", name)
         HydraConfig.instance().cfg = whole
         GlobalHydra.instance().clear()

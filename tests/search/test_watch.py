@@ -558,3 +558,34 @@ def test_processes_with_other_clocks_and_time_zones_leave_each_others_trials_alo
     here.close()
     there.close()
     assert trials.count(stored(tmp_path).trials)["stopped"] == 0
+
+
+NETWORK = """
+from torch import nn
+
+class Tiny(nn.Sequential):
+    def __init__(self, width: int = 4, classes: int = 10) -> None:
+        super().__init__(nn.Conv2d(1, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+"""
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_network_of_ones_own_is_counted_and_trained_by_workers(
+    bantam: Bantam, few: tuple[str, ...], tmp_path: Path, launcher: str
+) -> None:
+    (tmp_path / "mine.py").write_text(NETWORK)
+    space = ("model=mine.py:Tiny", "model.width=4,40,900", "hydra/sweeper/sampler=grid")
+    options = (
+        f"hydra/launcher={launcher}",
+        *(["hydra.job.name=trial_${hydra.job.num}"] if launcher == "basic" else []),  # joblib's reads it too early
+        "hydra.sweep.dir=multirun/optuna",
+        "hydra.sweeper.study_name=optuna",
+        "data.validation=100",
+    )
+    done = bantam("train.py", "-m", "hydra/sweeper=bantam", *few, *space, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    listed = stored(tmp_path).trials
+    states = dict(zip((t.params["model.width"] for t in listed), trials.states(listed), strict=True))
+    assert states == {4: "complete", 40: "complete", 900: "over budget"}
+    assert all(t.user_attrs["parameters"] == 20 * t.params["model.width"] + 10 for t in listed)

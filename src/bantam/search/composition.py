@@ -1,5 +1,6 @@
 """Hydra in a search: keys that only some options have, what trials have in common, and what workers compose."""
 
+import re
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import wraps
@@ -13,7 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import ConfigCompositionException
+from hydra.core.utils import configure_log
+from hydra.errors import ConfigCompositionException, OverrideParseException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
@@ -65,7 +67,12 @@ def _is_of_option(item: Override) -> bool:
 
 
 def _group(item: Override) -> str:
-    return item.key_or_group.partition(".")[0]
+    return re.split(r"[.\[]", item.key_or_group, maxsplit=1)[0]
+
+
+def _chooses(loader: ConfigLoaderImpl, item: Override) -> bool:
+    """Whether it chooses an option of a group, which comes before all values wherever it is typed."""
+    return loader.repository.group_exists(item.key_or_group) and not isinstance(item.value(), dict)
 
 
 def _searched(cfg: DictConfig, typed: Sequence[Override]) -> set[str]:
@@ -98,11 +105,15 @@ def _compose_job(self: ConfigLoaderImpl, master_config: DictConfig, sweep_overri
 
     The trials of a search that have the same options differ in values alone; Hydra applies those last.
     """
-    typed = OverridesParser.create(config_loader=self).parse_overrides(sweep_overrides)
-    plain = all(item.type == OverrideType.CHANGE and not item.is_sweep_override() for item in typed)
+    try:
+        typed = OverridesParser.create().parse_overrides(sweep_overrides)
+        plain = all(item.type == OverrideType.CHANGE and not item.is_sweep_override() for item in typed)
+    except OverrideParseException:
+        plain = False
     if not plain or master_config.hydra.sweeper._target_ != SWEEPER:
         return _plain_job(self, master_config, sweep_overrides)  # type: ignore[no-any-return]
-    values = [item for item in typed if _is_of_option(item)]
+    whole = {_group(item) for item in typed if not _is_of_option(item) and not _chooses(self, item)}
+    values = [item for item in typed if _is_of_option(item) and _group(item) not in whole]  # their order counts
     common = [str(item.input_line) for item in typed if item not in values]
     if composed.multirun is not master_config or len(composed) >= MAX_COMPOSED:
         composed.clear()
@@ -115,15 +126,19 @@ def _compose_job(self: ConfigLoaderImpl, master_config: DictConfig, sweep_overri
     return job
 
 
-def context(config: DictConfig, options: Snapshot, known: Composed) -> HydraContext:
-    """Make Hydra in this process what it is in the one that has composed a search; `known` is its `composed`."""
+def context(config: DictConfig, options: Snapshot, known: Composed, name: str) -> HydraContext:
+    """Make Hydra in this process what it is in the one that has composed a search.
+
+    `known` is what is `composed` there, and `name` what Hydra calls the script.
+    """
     composed.clear()
     composed.update(known)
     composed.multirun = config
     loader = ConfigLoaderImpl(options.search_path)
     snapshot.give(loader, options)
-    GlobalHydra.instance().initialize(Hydra(str(config.hydra.job.name), loader))
+    GlobalHydra.instance().initialize(Hydra(name, loader))
     HydraConfig.instance().set_config(config)
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     return HydraContext(loader, Callbacks(config), _get_active_execution_whitelist())
 
 

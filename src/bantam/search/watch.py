@@ -14,6 +14,7 @@ from threading import Thread
 
 import optuna
 import torch
+from hydra.core.utils import JobRuntime
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from joblib import cpu_count
@@ -203,9 +204,8 @@ def _looks(search: Search, study: Study, workers: dict[int, BaseProcess], starte
     until = started + (search.settings.timeout or math.inf)
     options = snapshot.take(search.context.config_loader)
     found = getattr(search.launcher, "found", {})
-    task = Task(
-        search.config, search.space, search.fixed, search.plain, search.choices, options, composed, until, found
-    )
+    composing = search.space, search.fixed, search.plain, search.choices, options, composed
+    task = Task(search.config, *composing, str(JobRuntime.instance().get("name")), until, found)
     silence = Silence(search.settings.heartbeat)
     listed = trials.read(study)
     before = trials.ended(listed)

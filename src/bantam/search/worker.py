@@ -44,6 +44,8 @@ class Task:
     choices: dict[str, Any]
     snapshot: Snapshot
     composed: composition.Composed
+    script: str
+    """What Hydra calls train.py."""
     until: float
     """The time on `time.monotonic` after which no trial is begun; the processes of a machine share that clock."""
     cluster: dict[str, str]
@@ -70,7 +72,7 @@ def work(task: Task, task_function: TaskFunction) -> None:
     `task_function` is what a job does, of train.py.
     """
     os.environ[LAUNCHER] = str(os.getpid())
-    context = composition.context(task.config, task.snapshot, task.composed)
+    context = composition.context(task.config, task.snapshot, task.composed, task.script)
     launcher = Plugins.instance().instantiate_launcher(
         config=task.config, hydra_context=context, task_function=task_function
     )
