@@ -1,4 +1,5 @@
 import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 from searches import SPACE, hydra, work
 
-from bantam.search import journal, storage, trials
+from bantam.search import journal, processes, storage, trials
 from bantam.search.space import Search
 from bantam.search.study import open_study
 
@@ -134,3 +135,27 @@ def test_sqlite_on_a_network_file_system_is_warned_of(tmp_path: Path, monkeypatc
     )
     node.sweeper.storage = "journal:///net/study.log"
     assert storage.warning(node) == ""
+
+
+def test_a_signal_leaves_no_lock(
+    searching: Callable[..., Search], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = searching(in_journal(tmp_path))
+    study = open_study(wanted)
+    trial = study.ask()
+    signal.signal(signal.SIGINT, processes.stop)  # `searching` restores what was there
+    for kind in (journal.JournalFileSymlinkLock, journal.JournalFileOpenLock):
+        acquire = kind.acquire
+
+        def acquire_and_send(self: object, acquire: Callable[[object], bool] = acquire) -> bool:
+            acquired = acquire(self)
+            os.kill(os.getpid(), signal.SIGINT)
+            return acquired
+
+        monkeypatch.setattr(kind, "acquire", acquire_and_send)
+    with pytest.raises(processes.Stopped):
+        trial.set_user_attr("noted", 1)
+    monkeypatch.undo()
+    assert [*tmp_path.glob("study.log*")] == [tmp_path / "study.log"]
+    trial.set_user_attr("more", 2)
+    assert study.trials[trial.number].user_attrs == {"noted": 1, "more": 2}

@@ -1,3 +1,5 @@
+import os
+import signal
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -5,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from optuna.exceptions import StorageInternalError
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError, PendingRollbackError, SQLAlchemyError
 
-from bantam.search import storage
+from bantam.search import processes, storage
 from bantam.search.space import Search
 from bantam.search.study import open_study
 
@@ -161,3 +164,68 @@ def test_a_command_that_is_typed_while_the_server_restarts_waits_for_it(
     monkeypatch.setattr(storage, "RESTART_SECONDS", 0)
     with pytest.raises(ValueError, match="cannot be opened: connection refused"):
         storage.open_storage(wanted.hydra)
+
+
+def test_a_signal_waits_until_the_storage_has_answered_and_leaves_no_lock(
+    searching: Callable[..., Search], tmp_path: Path
+) -> None:
+    wanted = searching()
+    study = open_study(wanted)
+    database = storage.open_storage(wanted.hydra, wait=True)
+    assert isinstance(database, storage.Patient)
+    trial_id = database.create_new_trial(database.get_study_id_from_name(study.study_name))
+    left = 0
+
+    def send(*_: object) -> None:
+        nonlocal left
+        while left > 0:
+            left -= 1
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def free() -> bool:
+        with closing(sqlite3.connect(tmp_path / "study" / "study.db", timeout=0, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            return True
+
+    signal.signal(signal.SIGINT, processes.stop)  # `searching` restores what was there
+    event.listen(database.engine, "before_cursor_execute", send)
+    for name in ("first", "second"):
+        left = 1
+        with pytest.raises(processes.Stopped):
+            database.set_trial_user_attr(trial_id, name, 1)
+        assert free()
+    left = 1
+    with pytest.raises(processes.Stopped):
+        database.get_all_trials(1)
+    assert free()
+    left = 2  # whoever presses twice does not wait
+    with pytest.raises(processes.Stopped):
+        database.set_trial_user_attr(trial_id, "third", 1)
+    event.remove(database.engine, "before_cursor_execute", send)
+    database.remove_session()
+    assert database.get_trial(trial_id).user_attrs == {"first": 1, "second": 1}
+
+
+def test_a_storage_that_is_being_opened_is_opened_whole(searching: Callable[..., Search]) -> None:
+    wanted = searching()
+    open_study(wanted)
+    counts, left = [0, 0], 0
+
+    def count(*_: object) -> None:
+        nonlocal left
+        counts[-1] += 1
+        while left > 0:
+            left -= 1
+            os.kill(os.getpid(), signal.SIGINT)
+
+    signal.signal(signal.SIGINT, processes.stop)  # `searching` restores what was there
+    event.listen(Engine, "before_cursor_execute", count)
+    try:
+        storage.open_storage(wanted.hydra, wait=True)
+        counts.reverse()
+        left = 1
+        with pytest.raises(processes.Stopped):
+            storage.open_storage(wanted.hydra, wait=True)
+    finally:
+        event.remove(Engine, "before_cursor_execute", count)
+    assert counts[0] == counts[1] > 0

@@ -1,14 +1,18 @@
 """The journal of a search: a file on a shared folder to which every process appends, which needs no server."""
 
+import functools
+import inspect
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
+
+from bantam.search import processes
 
 SCHEME = "journal://"
 """How the address of a journal begins, before the path of its file."""
@@ -41,12 +45,30 @@ def open_journal(file: Path) -> JournalStorage:
             stream.seek(0)
             if not FIRST.startswith(stream.read(len(FIRST))):
                 raise ValueError(f"{refusal}: the file is there, and no journal")
-        return JournalStorage(Journal(file))
+        return Undisturbed(Journal(file))
     except OSError as error:
         remedy = "choose a file in a folder that is there and can be written"
         raise ValueError(f"{refusal} ({error.strerror}): {remedy}") from error
     except StorageInternalError as error:
         raise ValueError(f"{refusal}: {error}, so restore it, or begin another study in another file") from error
+
+
+class Undisturbed(JournalStorage):
+    """Optuna's, whose methods no signal breaks off: a lock would stay, or what it has read be half of a line's."""
+
+
+def _undisturbed(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(*arguments: Any, **named: Any) -> Any:
+        with processes.uninterrupted():
+            return method(*arguments, **named)
+
+    return call
+
+
+for _name, _method in vars(JournalStorage).items():
+    if inspect.isfunction(_method) and not _name.startswith("_"):
+        setattr(Undisturbed, _name, _undisturbed(_method))
 
 
 class Journal(JournalFileBackend):

@@ -40,7 +40,34 @@ class Stopped(KeyboardInterrupt):
 
 def stop(number: int, frame: FrameType | None) -> None:
     """A handler of signals that raises `Stopped`."""
-    raise Stopped(number)
+    interrupt(Stopped(number))
+
+
+_calls = threading.local()
+"""In each thread, whether what it does must not be broken off (`whole`), and the error that waits (`error`)."""
+
+
+def interrupt(error: KeyboardInterrupt) -> None:
+    """Raise what a signal asks for: now, or within `uninterrupted` at its end; a second one does not wait."""
+    if getattr(_calls, "whole", False) and _calls.error is None:
+        _calls.error = error
+    else:
+        raise error
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Signals wait meanwhile: what is broken off while it holds a lock would lock others out."""
+    if getattr(_calls, "whole", False):
+        yield
+        return
+    _calls.whole, _calls.error = True, None
+    try:
+        yield
+    finally:
+        _calls.whole = False
+        if _calls.error is not None:
+            raise _calls.error
 
 
 if sys.platform == "linux":

@@ -17,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 from bantam import resolve
-from bantam.search import journal
+from bantam.search import journal, processes
 
 LOCK_SECONDS = 120
 """How long a process waits for another one to be done with an SQLite file."""
@@ -31,6 +31,11 @@ RESTART_SECONDS = 15
 
 class Patient(RDBStorage):
     """A storage that waits for its server, which may be restarted while a search goes on."""
+
+    def remove_session(self) -> None:
+        """Give this thread's connection back; its transaction ends."""
+        with processes.uninterrupted():
+            super().remove_session()
 
 
 _calls = threading.local()
@@ -64,7 +69,8 @@ def _call_until_answered(storage: Patient, call: Callable[[], Any]) -> Any:
     said = False
     while True:
         try:
-            return call()
+            with processes.uninterrupted():
+                return call()
         except (SQLAlchemyError, StorageInternalError) as error:
             if not is_away(error) or time.monotonic() > until:
                 raise
@@ -116,7 +122,8 @@ def open_storage(hydra: DictConfig, wait: bool = False) -> BaseStorage:
     races, said = 0, False
     while True:
         try:
-            storage = Patient(url, **options)
+            with processes.uninterrupted():
+                storage = Patient(url, **options)
             break
         except (SQLAlchemyError, StorageInternalError, RuntimeError, ImportError, ValueError) as error:
             if _is_race(error) and races < 4:
@@ -132,7 +139,8 @@ def open_storage(hydra: DictConfig, wait: bool = False) -> BaseStorage:
                 what = f"hydra.sweeper.storage={shown(url)} cannot be opened: {reason}"
                 raise ValueError(f"{what}; {remedy}") from error
     if sqlite:
-        _lock_before_writing(storage)
+        with processes.uninterrupted():
+            _lock_before_writing(storage)
     return storage
 
 

@@ -56,7 +56,7 @@ def reporter(hydra: DictConfig) -> Callable[[int, float], bool]:
         except UpdateFinishedTrialError:
             return True  # it was taken for dead, and runs again elsewhere
         finally:
-            database.remove_session()  # Ctrl-C within a transaction would leave the storage locked
+            database.remove_session()  # an error within a transaction would leave the storage locked
 
     return should_prune
 

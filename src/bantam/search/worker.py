@@ -63,7 +63,7 @@ class Interrupt:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         if self.training:
-            raise KeyboardInterrupt
+            processes.interrupt(KeyboardInterrupt())
 
 
 def work(task: Task, task_function: TaskFunction) -> None:
