@@ -151,6 +151,11 @@ def cores(ray: DictConfig, threads: int | None) -> float:
     return float(threads or 1) if typed is None else float(typed)
 
 
+def threads_of(ray: DictConfig, typed: int | None) -> int:
+    """With how many threads a job trains: those that are `typed`, or one a core that it gets."""
+    return typed or max(1, int(cores(ray, None)))
+
+
 SHARED = ("namespace", "runtime_env", "logging_level", "log_to_driver")
 """Arguments of `ray.init` that are about what connects; others start a cluster."""
 

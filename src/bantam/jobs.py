@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from bantam import errors, ranges, resolve
+from bantam import cluster, errors, ranges, resolve
 from bantam.own import code
 from bantam.training import saved, settings, terminal
 
@@ -79,6 +79,8 @@ def show(config: DictConfig, jobs: Jobs) -> int:
                 raise ValueError("resume continues one run: leave -m out")
             ranges.validate(cfg)
             resolve.decide_data(cfg)
+            if cluster.is_used(hydra):
+                cfg.threads = cluster.threads_of(hydra.launcher.ray, cfg.threads)
             terminal.describe(prepare(cfg, info))
         except Exception as error:
             if not errors.is_meant_for_users(error):

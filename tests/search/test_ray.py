@@ -233,3 +233,15 @@ def test_a_folder_that_only_the_node_sees_is_said(tmp_path: Path) -> None:
     cluster.check_folders([tmp_path])
     with pytest.raises(cluster.NoCluster, match=f"{tmp_path} is another folder on this machine"):
         cluster.check_folders([tmp_path, tmp_path / "3"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"), [((), "1 thread"), (("hydra.launcher.ray.remote.num_cpus=3",), "3 threads")]
+)
+def test_a_dry_run_shows_the_threads_that_a_job_has_in_the_cluster(
+    bantam: Bantam, few: tuple[str, ...], typed: tuple[str, ...], shown: str
+) -> None:
+    line = (*(item for item in few if not item.startswith("threads=")), "seed=1,2", "dry_run=true")
+    done = bantam("train.py", "-m", "hydra/launcher=ray", *typed, *line)
+    assert done.returncode == 0, done.stderr
+    assert f"cpu, {shown}," in done.stdout
