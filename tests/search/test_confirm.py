@@ -381,6 +381,7 @@ def test_a_copy_of_a_trial_is_not_confirmed_beside_it(study: Path, tmp_path: Pat
     assert commands(study)[0]["experiment"] == "trial_1,trial_2"
 
 
+@pytest.mark.parametrize("front", [False, True])
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -389,11 +390,11 @@ def test_a_copy_of_a_trial_is_not_confirmed_beside_it(study: Path, tmp_path: Pat
         ("number,state,objective\n1,pruned,\n", "has no completed trial to confirm"),
     ],
 )
-def test_what_is_no_study_is_one_sentence(tmp_path: Path, content: str | None, sentence: str) -> None:
+def test_what_is_no_study_is_one_sentence(tmp_path: Path, content: str | None, sentence: str, front: bool) -> None:
     if content is not None:
         (tmp_path / "trials.csv").write_text(content)
     with pytest.raises(ValueError, match=sentence):
-        confirm.confirm(tmp_path, 3, 5, PROJECT / "train.py")
+        confirm.confirm(tmp_path, 3, 5, PROJECT / "train.py", front=front)
 
 
 @pytest.mark.parametrize("verdict", ["refused", "failed"])
@@ -428,6 +429,7 @@ def test_the_command_line_refuses_nonsense_in_one_sentence(
 ) -> None:
     for arguments, sentence in (
         (("nowhere",), "Error: nowhere is no study's folder"),
+        (("nowhere", "--front"), "Error: nowhere is no study's folder: it does not exist"),
         (("nowhere", "--top", "0"), "Error: --top is 0: it must be at least 1"),
         (("nowhere", "epochs=15", "--trials", "1", "2"), "Error: nowhere is no study's folder"),
         (("nowhere", "--seeds", "1"), "Error: --seeds is 1: it must be at least 2"),

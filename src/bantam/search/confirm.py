@@ -83,7 +83,7 @@ def confirm(
     """
     trackers = [given for given in overrides if given.startswith("tracker")]
     changes = [given for given in overrides if given not in trackers]
-    best = _choose(study, top, _front(study, changes) if front else numbers)
+    best = _choose(study, top, numbers, changes if front else None)
     with files.locked(study) as lock:
         _confirm(_plan(study, best, seeds, script, changes, trackers, lock), best, test, bool(overrides))
 
@@ -120,8 +120,10 @@ def _confirm(plan: Confirmation, best: list[tuple[int, float]], test: bool, chan
     terminal.show_test(winner.number, summary["test"], tested[0], target, f"{plan.folder}/confirm.json")
 
 
-def _choose(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, float]]:
-    """Number and objective of a study's best completed trials, or of those with the given numbers."""
+def _choose(
+    study: Path, top: int, numbers: Sequence[int], front: Sequence[str] | None = None
+) -> list[tuple[int, float]]:
+    """Number and objective of a study's best completed trials, of those with these numbers, or of its `front`."""
     if not study.is_dir():
         raise ValueError(f"{study} is no study's folder: it {'is a file' if study.exists() else 'does not exist'}")
     found = trials_csv.read(study)
@@ -132,7 +134,7 @@ def _choose(study: Path, top: int, numbers: Sequence[int]) -> list[tuple[int, fl
     done = [(t.number, t.objective or 0.0) for t in completed]
     if not done:
         raise ValueError(f"{study} has no completed trial to confirm")
-    ended = dict(done)
+    ended, numbers = dict(done), numbers if front is None else _front(study, front)
     if unknown := [number for number in numbers if number not in ended]:
         raise ValueError(f"--trials names {unknown[0]}, no completed trial of {study}: see its trials.csv")
     if not numbers and len(folders.objectives(study)) == 2:
