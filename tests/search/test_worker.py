@@ -1,5 +1,6 @@
 import csv
 import errno
+import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from optuna.trial import TrialState
 from searches import SPACE, TWO, rate, sized, wait_for, work
 
 from bantam import budget
-from bantam.search import outcome, trials, worker
+from bantam.search import outcome, processes, trials, worker
 from bantam.search.checks import check
 from bantam.search.faults import MachineFault
 from bantam.search.space import Search
@@ -331,3 +332,20 @@ def test_networks_that_are_alike_are_counted_once(
         found, excess = worker.count_costs(search, {"model.width": width, "optimizer.lr": lr})
         assert found["parameters"] - 10_000 + 1 == excess["parameters"]
     assert counted == [8, 9]
+
+
+def test_a_worker_that_gets_two_signals_ends_the_call_that_it_is_in(searching: Callable[..., Search]) -> None:
+    interrupt, ended = worker.Interrupt(), False  # `searching` restores the handlers that were there
+    interrupt.training = True
+
+    def call() -> None:
+        nonlocal ended
+        with processes.uninterrupted():
+            for number in processes.SIGNALS:
+                os.kill(os.getpid(), number)
+            ended = True
+
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    assert ended
+    assert interrupt.asked

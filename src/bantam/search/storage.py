@@ -5,7 +5,7 @@ import inspect
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,12 +29,17 @@ RESTART_SECONDS = 15
 """How long a command that has just been typed waits for one: its address may be wrong."""
 
 
+def _whole(sqlite: bool) -> AbstractContextManager[None]:
+    """Signals wait meanwhile: a lock of SQLite would stay, which a server takes back with the connection."""
+    return processes.uninterrupted() if sqlite else nullcontext()
+
+
 class Patient(RDBStorage):
     """A storage that waits for its server, which may be restarted while a search goes on."""
 
     def remove_session(self) -> None:
         """Give this thread's connection back; its transaction ends."""
-        with processes.uninterrupted():
+        with _whole(self.engine.dialect.name == "sqlite"):
             super().remove_session()
 
 
@@ -67,9 +72,10 @@ def _only_reads() -> bool:
 def _call_until_answered(storage: Patient, call: Callable[[], Any]) -> Any:
     until = time.monotonic() + AWAY_SECONDS
     said = False
+    sqlite = storage.engine.dialect.name == "sqlite"
     while True:
         try:
-            with processes.uninterrupted():
+            with _whole(sqlite):
                 return call()
         except (SQLAlchemyError, StorageInternalError) as error:
             if not is_away(error) or time.monotonic() > until:
@@ -122,7 +128,7 @@ def open_storage(hydra: DictConfig, wait: bool = False) -> BaseStorage:
     races, said = 0, False
     while True:
         try:
-            with processes.uninterrupted():
+            with _whole(sqlite):
                 storage = Patient(url, **options)
             break
         except (SQLAlchemyError, StorageInternalError, RuntimeError, ImportError, ValueError) as error:
@@ -139,7 +145,7 @@ def open_storage(hydra: DictConfig, wait: bool = False) -> BaseStorage:
                 what = f"hydra.sweeper.storage={shown(url)} cannot be opened: {reason}"
                 raise ValueError(f"{what}; {remedy}") from error
     if sqlite:
-        with processes.uninterrupted():
+        with _whole(sqlite):
             _lock_before_writing(storage)
     return storage
 

@@ -61,8 +61,8 @@ class Interrupt:
             signal.signal(number, self)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        if self.training:
+        first, self.asked = not self.asked, True
+        if self.training and first:  # who stops all processes sends a worker one signal, and who watches another
             processes.interrupt(KeyboardInterrupt())
 
 
