@@ -581,6 +581,7 @@ def test_a_network_of_ones_own_is_counted_and_trained_by_workers(
         *(["hydra.job.name=trial_${hydra.job.num}"] if launcher == "basic" else []),  # joblib's reads it too early
         "hydra.sweep.dir=multirun/optuna",
         "hydra.sweeper.study_name=optuna",
+        "hydra.sweeper.n_jobs=1",  # of several one may begin a point of the grid that another has begun
         "data.validation=100",
     )
     done = bantam("train.py", "-m", "hydra/sweeper=bantam", *few, *space, *options)
